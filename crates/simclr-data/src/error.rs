@@ -1,0 +1,69 @@
+//! What can go wrong between a folder and a batch.
+
+use std::path::PathBuf;
+
+/// Errors of reading images. Messages are lower case and say what, where, expected, got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// An operating-system error; `fs_err` puts the path into it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A path that holds no image set that is read here.
+    #[error("`{path}`: no images found: {reason}")]
+    Empty {
+        /// The path as given.
+        path: PathBuf,
+        /// What was looked for.
+        reason: String,
+    },
+    /// A data set that contradicts itself (shard, IDX header, parquet column).
+    #[error("`{path}`: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// One image that cannot be decoded: reported, counted and skipped.
+    #[error("cannot decode `{name}`: {reason}")]
+    Decode {
+        /// The sample's name (path, or shard and key).
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// More undecodable images than the configured share.
+    #[error("{bad} of {seen} images could not be decoded, more than the allowed share of {allowed}; the first: {first}")]
+    TooManyBad {
+        /// Images that failed.
+        bad: usize,
+        /// Images of the data set.
+        seen: usize,
+        /// `data.max_bad_share`.
+        allowed: f64,
+        /// The first failure, with its reason.
+        first: String,
+    },
+    /// A value of the augmentation or loader configuration that cannot be used.
+    #[error("{key} = {value}: {reason}")]
+    Config {
+        /// Configuration key.
+        key: &'static str,
+        /// The value as written.
+        value: String,
+        /// What is expected.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// The way out, for the command line to print after the message.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Empty { .. } => Some("give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files".into()),
+            Self::TooManyBad { .. } => Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+use tch as _; use torch_sys as _;

@@ -1,0 +1,137 @@
+//! Images `[B, C, S, S]` to features h `[B, F]`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{ModelError, device::Precision, params::Params};
+
+/// `[encoder]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// Architecture.
+    pub name: EncoderName,
+    /// A TorchScript module (`.pt`) used instead of `name`: `[B, C, S, S]` -> `[B, F]` or `[B, F, h, w]`.
+    pub file: Option<PathBuf>,
+    /// Width multiplier of a ResNet (paper: 1, 2, 4).
+    pub width: f64,
+    /// First layers of a ResNet.
+    pub stem: Stem,
+    /// Start the last batch norm of each residual branch at gamma 0 (google-research/simclr `resnet.py` `init_zero`).
+    pub zero_gamma: bool,
+    /// Padding of strided convolutions.
+    pub padding: Padding,
+    /// Initialisation of convolution kernels.
+    pub init: Init,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self {
+            name: EncoderName::Resnet50,
+            file: None,
+            width: 1.0,
+            stem: Stem::Auto,
+            zero_gamma: true,
+            padding: Padding::Symmetric,
+            init: Init::Official,
+        }
+    }
+}
+
+/// Architectures (spec 4.1; small ones 15.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncoderName {
+    /// Basic blocks 2,2,2,2.
+    Resnet18,
+    /// Basic blocks 3,4,6,3.
+    Resnet34,
+    /// Bottlenecks 3,4,6,3.
+    Resnet50,
+    /// Bottlenecks 3,4,23,3.
+    Resnet101,
+    /// Bottlenecks 3,8,36,3.
+    Resnet152,
+    /// Three strided convolutions, 32-64-128 (spec 15.2 C3-32): the CPU default.
+    ConvC3,
+    /// Four convolutions with pooling, 16-32-64-128 (spec 15.2 C4-16).
+    ConvC4,
+}
+
+/// `encoder.stem`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stem {
+    /// `cifar` for sides up to 32 px, else `imagenet` (google-research/simclr `resnet.py`).
+    #[default]
+    Auto,
+    /// conv 7x7/2 and max-pool 3x3/2.
+    Imagenet,
+    /// conv 3x3/1, no pooling.
+    Cifar,
+}
+
+/// `encoder.padding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Padding {
+    /// k/2 on both sides (PyTorch, torchvision weights).
+    #[default]
+    Symmetric,
+    /// TensorFlow's: (k-1)/2 before, the rest after (converted official weights).
+    Same,
+}
+
+/// `encoder.init`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// Truncated normal, variance 1 / fan-in (google-research/simclr `resnet.py`).
+    #[default]
+    Official,
+    /// He normal, fan-out (torchvision).
+    He,
+}
+
+/// Whether batch norm takes the batch's statistics (and updates its running ones) or the running ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics; running statistics are updated.
+    Train,
+    /// Running statistics; nothing is changed.
+    Eval,
+}
+
+/// An encoder f: images to h.
+#[derive(Debug)]
+pub struct Encoder {}
+
+impl Encoder {
+    /// Builds the encoder with fresh weights under the names `encoder.*`. `tch::manual_seed` decides the draws.
+    ///
+    /// # Errors
+    /// A TorchScript file that cannot be loaded or does not give features.
+    pub fn new(config: &EncoderConfig, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
+        let _ = (config, channels, size, params);
+        todo!("helper model")
+    }
+
+    /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
+    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+        let _ = (images, mode, precision);
+        todo!("helper model")
+    }
+
+    /// F.
+    pub fn feature_dim(&self) -> i64 {
+        todo!("helper model")
+    }
+
+    /// One line for people: architecture, stem, parameters.
+    pub fn describe(&self) -> String {
+        todo!("helper model")
+    }
+}

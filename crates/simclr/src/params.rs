@@ -1,0 +1,92 @@
+//! Named parameters (leaves that receive gradients) and buffers (batch-norm running statistics).
+//!
+//! A name is the checkpoint's key: `encoder.layer1.0.conv1.weight`, `head.0.weight`. Order is creation order,
+//! which is forward order, so that two runs walk the parameters alike.
+
+use tch::{Device, Kind, Tensor};
+
+/// What a parameter is; weight decay and LARS adaptation go by this, not by a name pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Convolution or dense kernel: decayed and adapted.
+    Kernel,
+    /// Bias of a convolution or dense layer: neither.
+    Bias,
+    /// Batch-norm scale (gamma): neither.
+    NormScale,
+    /// Batch-norm shift (beta): neither.
+    NormShift,
+}
+
+/// One trainable tensor, `f32`.
+#[derive(Debug)]
+pub struct Param {
+    /// Full name with prefix.
+    pub name: String,
+    /// The leaf tensor (requires grad).
+    pub tensor: Tensor,
+    /// What it is.
+    pub role: Role,
+}
+
+/// All parameters and buffers of a model, in creation order.
+#[derive(Debug)]
+pub struct Params {
+    device: Device,
+    params: Vec<Param>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+impl Params {
+    /// An empty store on `device`.
+    pub fn new(device: Device) -> Self {
+        Self { device, params: Vec::new(), buffers: Vec::new() }
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Adds a parameter with its initial value and returns a handle to the same storage.
+    pub fn add(&mut self, name: impl Into<String>, role: Role, initial: Tensor) -> Tensor {
+        let tensor = initial.to_device(self.device).to_kind(Kind::Float).detach().set_requires_grad(true);
+        let handle = tensor.shallow_clone();
+        self.params.push(Param { name: name.into(), tensor, role });
+        handle
+    }
+
+    /// Adopts an existing leaf tensor (of a TorchScript module) as a parameter.
+    pub fn adopt(&mut self, name: impl Into<String>, role: Role, leaf: Tensor) {
+        self.params.push(Param { name: name.into(), tensor: leaf, role });
+    }
+
+    /// Adds a buffer and returns a handle to the same storage.
+    pub fn add_buffer(&mut self, name: impl Into<String>, initial: Tensor) -> Tensor {
+        let tensor = initial.to_device(self.device);
+        let handle = tensor.shallow_clone();
+        self.buffers.push((name.into(), tensor));
+        handle
+    }
+
+    /// Adopts an existing buffer.
+    pub fn adopt_buffer(&mut self, name: impl Into<String>, buffer: Tensor) {
+        self.buffers.push((name.into(), buffer));
+    }
+
+    /// Parameters in creation order.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// Buffers in creation order.
+    pub fn buffers(&self) -> &[(String, Tensor)] {
+        &self.buffers
+    }
+
+    /// Parameters and buffers by name, for checkpoints and export.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let params = self.params.iter().map(|param| (param.name.as_str(), &param.tensor));
+        params.chain(self.buffers.iter().map(|(name, tensor)| (name.as_str(), tensor)))
+    }
+}

@@ -1,0 +1,44 @@
+//! What a run tells while it goes on. The library never prints: the command line implements [`Observer`].
+
+/// After every step.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct StepReport {
+    /// Step just done, from 0.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// NT-Xent.
+    pub loss: f64,
+    /// Contrastive accuracy in `[0, 1]`: the pretext task's, not a classifier's.
+    pub contrastive_accuracy: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Images (not views) per second since the last report.
+    pub images_per_second: f64,
+    /// Share of the time spent waiting for data, in `[0, 1]`.
+    pub data_wait: f64,
+}
+
+/// Receives a run's events. Every method has an empty default.
+pub trait Observer {
+    /// Facts at start, in order: (name, value) such as ("encoder", "resnet18, cifar stem, 11.2 M parameters").
+    fn start(&mut self, facts: &[(String, String)]) {
+        let _ = facts;
+    }
+    /// A step is done.
+    fn step(&mut self, report: &StepReport) {
+        let _ = report;
+    }
+    /// A sentence worth showing: health verdict, checkpoint written, bad image, online kNN.
+    fn message(&mut self, text: &str) {
+        let _ = text;
+    }
+}
+
+/// Ignores everything.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}

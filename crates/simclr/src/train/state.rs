@@ -1,0 +1,1 @@
+//! Everything that a resumed run needs: weights, batch-norm buffers, optimizer, step.
