@@ -1,0 +1,37 @@
+# Everything a person or CI runs. Each target does its own set-up; nothing is installed outside this folder.
+
+CARGO ?= cargo
+
+.PHONY: demo test build lint bench-step bench-views setup clean-demo help
+
+help: ## What can be run
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## Fetch libtorch (hash-pinned wheels; LIBTORCH or LIBTORCH_USE_PYTORCH wins)
+	@setup/libtorch.sh
+
+build: setup ## The release binary: target/release/simclr
+	$(CARGO) build --release --locked
+
+demo: build ## Fashion-MNIST from images to a verified encoder, within ten minutes on two cores
+	@setup/fashion-mnist.sh
+	@setup/demo.sh
+
+test: setup ## Every test
+	$(CARGO) test --release --locked --workspace
+
+lint: setup ## Format, clippy, documentation links, licences and advisories of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check
+
+bench-step: build ## One ResNet-18 step against PyTorch (PEER_PYTHON = a python that has torch 2.11)
+	bench/step.sh
+
+bench-views: build ## Views per second per core against lightly (PEER_PYTHON = a python that has lightly)
+	bench/views.sh
+
+clean-demo: ## Forget the demo's run
+	rm -rf runs/demo
