@@ -1,1 +1,183 @@
-use tch as _; use torch_sys as _;
+//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, and loading the
+//! CUDA half of libtorch at run time. All `unsafe` code of the project is in this crate.
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    path::{Path, PathBuf},
+};
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+/// What libtorch said, first line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ShimError(String);
+
+#[repr(C)]
+struct CModule {
+    _opaque: [u8; 0],
+}
+
+type Visit = extern "C" fn(*mut c_void, *const c_char, *mut C_tensor);
+
+unsafe extern "C" {
+    fn simclr_free(text: *mut c_char);
+    fn simclr_libtorch_folder() -> *mut c_char;
+    fn simclr_module_load(path: *const c_char, out: *mut *mut CModule) -> *mut c_char;
+    fn simclr_module_free(module: *mut CModule);
+    fn simclr_module_to(module: *mut CModule, like: *const C_tensor) -> *mut c_char;
+    fn simclr_module_forward(
+        module: *mut CModule,
+        images: *const C_tensor,
+        train: c_int,
+        bf16: c_int,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn simclr_module_tensors(
+        module: *mut CModule,
+        buffers: c_int,
+        context: *mut c_void,
+        visit: Visit,
+    ) -> *mut c_char;
+}
+
+/// Takes over a string that the shim allocated.
+fn take(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the shim returns null or a NUL-terminated malloc'ed string that is ours to free, once.
+    unsafe {
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        simclr_free(text);
+        Some(owned)
+    }
+}
+
+fn check(message: *mut c_char) -> Result<(), ShimError> {
+    take(message).map_or(Ok(()), |text| Err(ShimError(text)))
+}
+
+/// What became of `libtorch_cuda.so`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cuda {
+    /// Loaded; whether a GPU answers is for `tch::Cuda` to say.
+    Loaded,
+    /// No such file beside libtorch: a CPU build.
+    NotThere,
+    /// There, but it could not be loaded.
+    Failed(String),
+}
+
+/// The folder of the libtorch that this process runs on.
+pub fn libtorch_folder() -> PathBuf {
+    // SAFETY: takes nothing, returns an owned string.
+    PathBuf::from(take(unsafe { simclr_libtorch_folder() }).unwrap_or_default())
+}
+
+/// Loads `libtorch_cuda.so` where it lies beside libtorch, so that one binary serves CPU and GPU. Call before any tensor
+/// is made.
+pub fn load_cuda() -> Cuda {
+    let file = libtorch_folder().join("libtorch_cuda.so");
+    if !file.exists() {
+        return Cuda::NotThere;
+    }
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch_cuda registers its kernels in static initialisers, which is what is wanted; it is never unloaded.
+    match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library);
+            Cuda::Loaded
+        }
+        Err(error) => Cuda::Failed(error.to_string()),
+    }
+}
+
+/// A TorchScript module (`torch.jit.save`), for encoders that are not written here.
+#[derive(Debug)]
+pub struct ScriptModule {
+    module: *mut CModule,
+}
+
+impl ScriptModule {
+    /// Reads a `.pt` file onto the CPU.
+    ///
+    /// # Errors
+    /// Not a TorchScript file, or one of a newer version.
+    pub fn load(path: &Path) -> Result<Self, ShimError> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| ShimError(error.to_string()))?;
+        let mut module = std::ptr::null_mut();
+        // SAFETY: `path` outlives the call; `module` is written on success only, which `check` tells.
+        check(unsafe { simclr_module_load(path.as_ptr(), &mut module) })?;
+        Ok(Self { module })
+    }
+
+    /// Moves parameters and buffers to `device`. Tensors taken before keep the old storage: call this first.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn to(&mut self, device: Device) -> Result<(), ShimError> {
+        let like = Tensor::empty([0], (tch::Kind::Float, device));
+        // SAFETY: both pointers are live for the call.
+        check(unsafe { simclr_module_to(self.module, like.as_ptr()) })
+    }
+
+    /// Runs the module in training or inference mode; with `bf16` under libtorch's autocast, whose cast is part of the
+    /// graph.
+    ///
+    /// # Errors
+    /// What the module's code raised, or a result that is not one tensor.
+    pub fn forward(&self, images: &Tensor, train: bool, bf16: bool) -> Result<Tensor, ShimError> {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: pointers are live for the call; `out` is an owned tensor on success, which `from_ptr` takes over.
+        unsafe {
+            check(simclr_module_forward(
+                self.module,
+                images.as_ptr(),
+                c_int::from(train),
+                c_int::from(bf16),
+                &mut out,
+            ))?;
+            Ok(Tensor::from_ptr(out))
+        }
+    }
+
+    /// Parameters by name, sharing the module's storage.
+    ///
+    /// # Errors
+    /// What libtorch said.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, ShimError> {
+        self.tensors(0)
+    }
+
+    /// Buffers (batch-norm running statistics) by name, sharing the module's storage.
+    ///
+    /// # Errors
+    /// What libtorch said.
+    pub fn buffers(&self) -> Result<Vec<(String, Tensor)>, ShimError> {
+        self.tensors(1)
+    }
+
+    fn tensors(&self, buffers: c_int) -> Result<Vec<(String, Tensor)>, ShimError> {
+        extern "C" fn push(context: *mut c_void, name: *const c_char, tensor: *mut C_tensor) {
+            // SAFETY: `context` is the vector below, alive during the call; the name is NUL-terminated; the tensor is
+            // handed over.
+            unsafe {
+                let found = &mut *context.cast::<Vec<(String, Tensor)>>();
+                found.push((CStr::from_ptr(name).to_string_lossy().into_owned(), Tensor::from_ptr(tensor)));
+            }
+        }
+        let mut found: Vec<(String, Tensor)> = Vec::new();
+        // SAFETY: the visitor and its context fit each other and are used during the call only.
+        check(unsafe { simclr_module_tensors(self.module, buffers, (&raw mut found).cast(), push) })?;
+        Ok(found)
+    }
+}
+
+impl Drop for ScriptModule {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `simclr_module_load` and is freed once.
+        unsafe { simclr_module_free(self.module) }
+    }
+}

@@ -1,1 +1,114 @@
+// The few calls of libtorch that tch lacks, behind a C interface. No exception leaves this file: every function that
+// can fail returns nullptr on success, else a message that the caller frees with simclr_free.
+
+#include <ATen/autocast_mode.h>
+#include <dlfcn.h>
 #include <torch/script.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace {
+
+char* message(const std::string& text) {
+    char* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    std::memcpy(copy, text.c_str(), text.size() + 1);
+    return copy;
+}
+
+// c10::Error's what() carries a C++ stack; people need its first line.
+std::string first_line(const char* what) {
+    std::string text(what);
+    return text.substr(0, text.find('\n'));
+}
+
+template <typename F>
+char* guarded(F f) {
+    try {
+        f();
+        return nullptr;
+    } catch (const c10::Error& error) {
+        return message(first_line(error.what_without_backtrace()));
+    } catch (const std::exception& error) {
+        return message(first_line(error.what()));
+    } catch (...) {
+        return message("unknown C++ exception");
+    }
+}
+
+// Turns autocast on for one scope, and clears its weight cache at the end, as torch.autocast does.
+struct Autocast {
+    c10::DeviceType device;
+    bool was_enabled;
+    at::ScalarType was_type;
+    Autocast(c10::DeviceType device, at::ScalarType type)
+        : device(device),
+          was_enabled(at::autocast::is_autocast_enabled(device)),
+          was_type(at::autocast::get_autocast_dtype(device)) {
+        at::autocast::set_autocast_enabled(device, true);
+        at::autocast::set_autocast_dtype(device, type);
+        at::autocast::increment_nesting();
+    }
+    ~Autocast() {
+        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        at::autocast::set_autocast_enabled(device, was_enabled);
+        at::autocast::set_autocast_dtype(device, was_type);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+void simclr_free(char* text) { std::free(text); }
+
+// The folder of the libtorch_cpu that this process runs on.
+char* simclr_libtorch_folder() {
+    Dl_info info;
+    void* symbol = reinterpret_cast<void*>(static_cast<bool (*)(c10::DeviceType)>(&at::autocast::is_autocast_enabled));
+    if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) return message("");
+    std::string path(info.dli_fname);
+    size_t slash = path.rfind('/');
+    return message(slash == std::string::npos ? "." : path.substr(0, slash));
+}
+
+char* simclr_module_load(const char* path, torch::jit::Module** out) {
+    return guarded([&] { *out = new torch::jit::Module(torch::jit::load(path, c10::Device(c10::kCPU))); });
+}
+
+void simclr_module_free(torch::jit::Module* module) { delete module; }
+
+char* simclr_module_to(torch::jit::Module* module, const torch::Tensor* like) {
+    return guarded([&] { module->to(like->device()); });
+}
+
+char* simclr_module_forward(torch::jit::Module* module, const torch::Tensor* images, int train, int bf16,
+                            torch::Tensor** out) {
+    return guarded([&] {
+        module->train(train != 0);
+        c10::IValue result;
+        if (bf16 != 0) {
+            Autocast scope(images->device().type(), at::kBFloat16);
+            result = module->forward({*images});
+        } else {
+            result = module->forward({*images});
+        }
+        if (!result.isTensor()) throw std::runtime_error("the module does not return one tensor");
+        *out = new torch::Tensor(result.toTensor());
+    });
+}
+
+// Calls `visit` for every parameter (buffers = 0) or buffer (buffers = 1); the tensor is the callee's to keep.
+char* simclr_module_tensors(torch::jit::Module* module, int buffers, void* context,
+                            void (*visit)(void*, const char*, torch::Tensor*)) {
+    return guarded([&] {
+        auto each = [&](const auto& list) {
+            for (const auto& item : list) visit(context, item.name.c_str(), new torch::Tensor(item.value));
+        };
+        if (buffers != 0) each(module->named_buffers());
+        else each(module->named_parameters());
+    });
+}
+
+}  // extern "C"

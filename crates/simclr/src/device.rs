@@ -1,7 +1,10 @@
 //! The only file that names a backend: which device, which precision, and host pixels to a tensor.
 
 use serde::{Deserialize, Serialize};
+use simclr_shim::Cuda;
 use tch::{Device, Kind, Tensor};
+
+use crate::ConfigError;
 
 /// `train.device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,29 +53,81 @@ impl Precision {
     }
 }
 
-/// Decides the device. Call once, at start.
+/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one.
 ///
 /// # Errors
 /// Says why CUDA is not to be had, where it was asked for.
-pub fn choose_device(choice: DeviceChoice) -> Result<Device, crate::ConfigError> {
-    let _ = choice;
-    todo!("helper model")
+pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
+    if choice == DeviceChoice::Cpu {
+        return Ok(Device::Cpu);
+    }
+    let cuda = simclr_shim::load_cuda();
+    if tch::Cuda::is_available() {
+        return Ok(Device::Cuda(0));
+    }
+    if choice == DeviceChoice::Auto {
+        return Ok(Device::Cpu);
+    }
+    let reason = match cuda {
+        Cuda::Loaded => "a GPU, but none answers".to_owned(),
+        Cuda::NotThere => {
+            format!("libtorch_cuda.so in `{}`, which is a CPU build", simclr_shim::libtorch_folder().display())
+        }
+        Cuda::Failed(reason) => format!("a loadable libtorch_cuda.so ({reason})"),
+    };
+    Err(ConfigError::Value { key: "train.device".into(), value: "cuda".into(), expected: reason })
 }
 
 /// Decides the precision for `device`.
 pub fn choose_precision(choice: PrecisionChoice, device: Device) -> Precision {
-    let _ = (choice, device);
-    todo!("helper model")
+    match choice {
+        PrecisionChoice::F32 => Precision::F32,
+        PrecisionChoice::Bf16 => Precision::Bf16,
+        PrecisionChoice::Auto if multiplies_bf16(device) => Precision::Bf16,
+        PrecisionChoice::Auto => Precision::F32,
+    }
 }
 
-/// One line for people: processor or GPU model, libtorch version, threads.
+/// Whether the device multiplies bf16 in hardware; elsewhere libtorch emulates it, slower than f32.
+fn multiplies_bf16(device: Device) -> bool {
+    if device.is_cuda() {
+        // Ampere (2020) and later; the shim has no query for the compute capability, and older cards are past
+        // what the CUDA 13 build of libtorch supports (Turing runs it slowly but rightly).
+        return true;
+    }
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// One line for people: CPU or GPU, and libtorch's threads.
 pub fn describe(device: Device) -> String {
-    let _ = device;
-    todo!("helper model")
+    match device {
+        Device::Cuda(index) => format!("CUDA device {index}"),
+        Device::Cpu => format!("CPU{}, {} libtorch threads", processor(), tch::get_num_threads()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// ` (model name)` where the system tells it.
+fn processor() -> String {
+    let info = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map(|(_, name)| format!(" ({})", name.trim())).unwrap_or_default()
 }
 
 /// Host pixels `[B, C, S, S]` to a channels-last `f32` tensor on `device`.
+///
+/// # Panics
+/// If `pixels` does not fill `shape`.
 pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
-    let _ = (pixels, shape, device);
-    todo!("helper model")
+    channels_last(&Tensor::from_slice(pixels).view(shape).to_device(device))
+}
+
+/// The same values stored with channels innermost, the layout in which convolutions are fast.
+pub fn channels_last(images: &Tensor) -> Tensor {
+    images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -1,9 +1,13 @@
 //! The projection head g: h `[B, F]` to z `[B, D]`, thrown away after pretraining (spec 4.3).
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::{device::Precision, encoder::Mode, params::Params};
+use crate::{
+    device::Precision,
+    encoder::{Mode, layers::BatchNorm},
+    params::{Params, Role},
+};
 
 /// `[head]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,18 +58,78 @@ pub enum HeadNorm {
 
 /// A projection head.
 #[derive(Debug)]
-pub struct Head {}
+pub struct Head {
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    weight: Tensor, // [out, in]
+    bias: Option<Tensor>,
+    norm: Option<BatchNorm>,
+}
 
 impl Head {
-    /// Builds the head for features of width `features` under the names `head.*`.
+    /// Builds the head for features of width `features` under the names `head.{2i}.weight`, `head.{2i}.bias` (dense)
+    /// and `head.{2i+1}.*` (batch norm) of layer i. Kernels are drawn from N(0, 0.01^2), biases are 0 (official
+    /// `model_util.py`).
     pub fn new(config: &HeadConfig, features: i64, params: &mut Params) -> Self {
-        let _ = (config, features, params);
-        todo!("helper model")
+        let count = match config.kind {
+            HeadKind::None => 0,
+            HeadKind::Linear => 1,
+            HeadKind::Nonlinear => config.layers,
+        };
+        let hidden = if config.hidden > 0 { config.hidden } else { features };
+        let mut input = features;
+        let mut layers = Vec::new();
+        for index in 0..count {
+            let last = index + 1 == count;
+            let output = if last { config.out } else { hidden };
+            layers.push(Layer::new(params, index, (input, output), config.norm, last));
+            input = output;
+        }
+        Self { layers }
     }
 
     /// z `[B, D]` in f32, not normalised.
     pub fn forward(&self, h: &Tensor, mode: Mode, precision: Precision) -> Tensor {
-        let _ = (h, mode, precision);
-        todo!("helper model")
+        let mut x = h.shallow_clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, mode, precision);
+            if index + 1 < self.layers.len() {
+                x = x.relu_();
+            }
+        }
+        x.to_kind(Kind::Float)
+    }
+}
+
+impl Layer {
+    fn new(params: &mut Params, index: usize, (input, output): (i64, i64), norm: HeadNorm, last: bool) -> Self {
+        let options = (Kind::Float, tch::Device::Cpu);
+        let normed = match norm {
+            HeadNorm::All => true,
+            HeadNorm::Hidden => !last,
+            HeadNorm::None => false,
+        };
+        let (dense, norm_name) = (format!("head.{}", 2 * index), format!("head.{}", 2 * index + 1));
+        let initial = Tensor::randn([output, input], options) * 0.01;
+        let weight = params.add(format!("{dense}.weight"), Role::Kernel, initial);
+        // A batch norm takes the mean away again, so the dense layer before it has no bias.
+        let bias =
+            (!normed).then(|| params.add(format!("{dense}.bias"), Role::Bias, Tensor::zeros([output], options)));
+        let norm = match (normed, last) {
+            (false, _) => None,
+            (true, false) => Some(BatchNorm::new(params, &norm_name, output, 1.0)),
+            (true, true) => Some(BatchNorm::without_shift(params, &norm_name, output)),
+        };
+        Self { weight, bias, norm }
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+        let kind = precision.kind();
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
+        let y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
+        self.norm.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y, mode))
     }
 }

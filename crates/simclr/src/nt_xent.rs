@@ -1,7 +1,7 @@
 //! NT-Xent, the normalised temperature-scaled cross entropy (paper section 2.1; google-research/simclr `objective.py`).
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// `[loss]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,8 +40,41 @@ pub struct NtXent {
     pub accuracy: Tensor,
 }
 
+/// Added under the root of the norm, as TensorFlow's `l2_normalize` does (its default epsilon).
+const NORM_EPSILON: f64 = 1e-12;
+
 /// Computes the loss in f32, whatever the type of `z`.
+///
+/// One `[2N, 2N]` matrix of similarities; the anchor itself is masked to minus infinity before the soft-max, so no
+/// gradient flows through it, and the log-sum-exp is libtorch's, which subtracts the row maximum.
+///
+/// # Panics
+/// If `z` does not have an even number of rows: a batch is made of pairs.
 pub fn nt_xent(z: &Tensor, config: &LossConfig) -> NtXent {
-    let _ = (z, config);
-    todo!("helper model")
+    let (rows, device) = (z.size()[0], z.device());
+    assert!(rows >= 2 && rows % 2 == 0, "rows i and i + N are two views of one image, got {rows} rows");
+    let n = rows / 2;
+    let z = z.to_kind(Kind::Float);
+    let z = if config.normalize { l2_normalize(&z) } else { z };
+    let itself = Tensor::eye(rows, (Kind::Bool, device));
+    let logits = (z.matmul(&z.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY); // [2N, 2N]
+    let other_view = Tensor::arange(rows, (Kind::Int64, device)).roll([n], [0]); // row i -> i + N mod 2N
+    let mean = logits.cross_entropy_loss(&other_view, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0);
+    let loss = match config.scale {
+        LossScale::Paper => mean,
+        LossScale::Official => mean * 2.0,
+    };
+    NtXent { loss, accuracy: contrastive_accuracy(&logits.detach(), n) }
+}
+
+/// Rows to unit length, `[B, D]`.
+pub fn l2_normalize(z: &Tensor) -> Tensor {
+    let squares = (z * z).sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
+    z * squares.clamp_min(NORM_EPSILON).rsqrt()
+}
+
+/// Share of first views whose most similar second view is their own: N candidates (official `model.py`).
+fn contrastive_accuracy(logits: &Tensor, n: i64) -> Tensor {
+    let best = logits.narrow(0, 0, n).narrow(1, n, n).argmax(1, false);
+    best.eq_tensor(&Tensor::arange(n, (Kind::Int64, logits.device()))).to_kind(Kind::Float).mean(Kind::Float)
 }

@@ -1,8 +1,16 @@
 //! Images `[B, C, S, S]` to features h `[B, F]`.
 
+pub mod layers;
+mod resnet;
+mod script;
+mod small;
+
 use std::path::PathBuf;
 
+use resnet::ResNet;
+use script::ScriptEncoder;
 use serde::{Deserialize, Serialize};
+use small::SmallConv;
 use tch::Tensor;
 
 use crate::{ModelError, device::Precision, params::Params};
@@ -107,7 +115,17 @@ pub enum Mode {
 
 /// An encoder f: images to h.
 #[derive(Debug)]
-pub struct Encoder {}
+pub struct Encoder {
+    network: Network,
+    description: String,
+}
+
+#[derive(Debug)]
+enum Network {
+    ResNet(ResNet),
+    Small(SmallConv),
+    Script(ScriptEncoder),
+}
 
 impl Encoder {
     /// Builds the encoder with fresh weights under the names `encoder.*`. `tch::manual_seed` decides the draws.
@@ -115,23 +133,78 @@ impl Encoder {
     /// # Errors
     /// A TorchScript file that cannot be loaded or does not give features.
     pub fn new(config: &EncoderConfig, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
-        let _ = (config, channels, size, params);
-        todo!("helper model")
+        let imagenet_stem = config.imagenet_stem(size);
+        let network = if let Some(path) = &config.file {
+            Network::Script(ScriptEncoder::new(path, channels, size, params)?)
+        } else if let Some(resnet) = ResNet::new(config, channels, imagenet_stem, params) {
+            Network::ResNet(resnet)
+        } else {
+            let small = SmallConv::new(config, channels, params).expect("every name is a ResNet or a small encoder");
+            Network::Small(small)
+        };
+        let millions = encoder_numbers(params) as f64 / 1e6;
+        let description = match &network {
+            Network::ResNet(_) => {
+                let stem = if imagenet_stem { "imagenet" } else { "cifar" };
+                format!("{} x{}, {stem} stem, {millions:.2} M parameters", config.name.as_str(), config.width)
+            }
+            Network::Small(_) => format!("{} x{}, {millions:.2} M parameters", config.name.as_str(), config.width),
+            Network::Script(_) => format!("TorchScript module, {millions:.2} M parameters"),
+        };
+        Ok(Self { network, description })
     }
 
     /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
     pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
-        let _ = (images, mode, precision);
-        todo!("helper model")
+        match &self.network {
+            Network::ResNet(network) => network.forward(images, mode, precision),
+            Network::Small(network) => network.forward(images, mode, precision),
+            Network::Script(network) => network.forward(images, mode, precision),
+        }
     }
 
     /// F.
     pub fn feature_dim(&self) -> i64 {
-        todo!("helper model")
+        match &self.network {
+            Network::ResNet(network) => network.features(),
+            Network::Small(network) => network.features(),
+            Network::Script(network) => network.features(),
+        }
     }
 
     /// One line for people: architecture, stem, parameters.
     pub fn describe(&self) -> String {
-        todo!("helper model")
+        format!("{}, h has {} dimensions", self.description, self.feature_dim())
+    }
+}
+
+fn encoder_numbers(params: &Params) -> usize {
+    let encoder = params.params().iter().filter(|param| param.name.starts_with("encoder."));
+    encoder.map(|param| param.tensor.numel()).sum()
+}
+
+impl EncoderConfig {
+    /// Whether the first layers are ImageNet's, for views of `size` pixels.
+    pub fn imagenet_stem(&self, size: i64) -> bool {
+        match self.stem {
+            Stem::Auto => size > 32,
+            Stem::Imagenet => true,
+            Stem::Cifar => false,
+        }
+    }
+}
+
+impl EncoderName {
+    /// As written in a configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resnet18 => "resnet18",
+            Self::Resnet34 => "resnet34",
+            Self::Resnet50 => "resnet50",
+            Self::Resnet101 => "resnet101",
+            Self::Resnet152 => "resnet152",
+            Self::ConvC3 => "conv-c3",
+            Self::ConvC4 => "conv-c4",
+        }
     }
 }

@@ -1,0 +1,150 @@
+//! The rules of the house that a program can check: paths named in documents exist, rooms import only what they may,
+//! libraries do not print, recipes say what they are.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace has a root")
+}
+
+fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_below(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no .{extension} file below {}", folder.display());
+    found
+}
+
+#[test]
+fn documents_name_only_paths_that_exist() {
+    for document in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let quoted = text.split('`').skip(1).step_by(2);
+        let is_path = |word: &&str| {
+            ["crates/", "reference/", "configs/", "bench/", "setup/"].iter().any(|start| word.starts_with(start))
+                && !word.contains(['<', '*', ' '])
+        };
+        let mut checked = 0;
+        for path in quoted.filter(is_path) {
+            assert!(root().join(path).exists(), "{document} names `{path}`, which does not exist");
+            checked += 1;
+        }
+        assert!(checked > 0, "{document} names no path at all");
+    }
+}
+
+/// Which module of `simclr` may import which. `error` and `data` may be imported by all; `lib.rs` by none.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("params", &[]),
+    ("checkpoint", &[]),
+    ("device", &[]),
+    ("nt_xent", &[]),
+    ("health", &["nt_xent"]),
+    ("encoder", &["device", "params"]),
+    ("head", &["device", "encoder", "params"]),
+    ("model", &["device", "encoder", "head", "params"]),
+    ("optim", &["params"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "optim"]),
+    ("train", &["checkpoint", "config", "device", "encoder", "eval", "health", "model", "nt_xent", "optim", "params"]),
+    ("eval", &["checkpoint", "config", "device", "encoder", "head", "model", "params", "train"]),
+    ("export", &["checkpoint", "config", "device", "encoder", "eval", "model", "params", "train"]),
+];
+
+#[test]
+fn modules_import_only_what_they_may() {
+    let source = root().join("crates/simclr/src");
+    for file in files_below(&source, "rs") {
+        let relative = file.strip_prefix(&source).unwrap();
+        let room = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        if room == "lib" {
+            continue;
+        }
+        let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == room);
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("room `{room}` is not in the table"));
+        for imported in imports(&fs::read_to_string(&file).unwrap()) {
+            let fine = imported == room || imported == "error" || allowed.contains(&imported.as_str());
+            assert!(fine, "{} imports crate::{imported}, which the table does not allow", relative.display());
+        }
+    }
+}
+
+/// First path segments after `crate::`, in `use` trees and in expressions; names that start upper case are re-exports.
+fn imports(text: &str) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let before = text[..at].rsplit('\n').next().unwrap_or_default();
+        if before.trim_start().starts_with("//") || before.ends_with("$") {
+            continue;
+        }
+        let rest = &text[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(tree) => found.extend(top_level_names(tree)),
+            None => found.extend(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)),
+        }
+    }
+    found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    found
+}
+
+fn top_level_names(tree: &str) -> Vec<String> {
+    let (mut depth, mut names, mut word) = (0, Vec::new(), String::new());
+    for c in tree.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => names.push(std::mem::take(&mut word)),
+            c if depth == 0 => word.push(c),
+            _ => {}
+        }
+    }
+    names.push(word);
+    names.iter().map(|name| name.trim().split("::").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn libraries_never_print_or_exit() {
+    for library in ["crates/simclr-data/src", "crates/simclr/src", "crates/simclr-shim/src"] {
+        for file in files_below(&root().join(library), "rs") {
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for banned in ["println!", "eprintln!", "process::exit", "std::env::args", "todo!(", "unimplemented!("] {
+                assert!(!code.contains(banned), "{} uses {banned}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_file_is_a_grab_bag() {
+    for file in files_below(&root().join("crates"), "rs") {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert!(!["utils", "util", "common", "helpers", "misc"].contains(&name), "{}", file.display());
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.trim_start().starts_with("//!"), "{} does not open with what it is for", file.display());
+    }
+}
+
+#[test]
+fn every_recipe_states_source_command_time_and_result() {
+    for file in files_below(&root().join("configs"), "toml") {
+        let text = fs::read_to_string(&file).unwrap();
+        let header: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+        for wanted in ["Source:", "Command:", "Time:", "Expected:"] {
+            assert!(header.contains(wanted), "{}: the header lacks `{wanted}`", file.display());
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Post-activation ResNets with the stride in the 3x3 convolution ("v1.5"), torchvision's topology and names
+//! (spec 4.1; google-research/simclr `resnet.py`, whose one difference is a projection shortcut also in the first
+//! group of basic-block nets).
+
+use tch::Tensor;
+
+use super::{
+    EncoderConfig, EncoderName, Mode,
+    layers::{BatchNorm, Conv, global_mean, max_pool},
+};
+use crate::{device::Precision, params::Params};
+
+/// Blocks per group and whether they are bottlenecks.
+fn architecture(name: EncoderName) -> Option<([usize; 4], bool)> {
+    match name {
+        EncoderName::Resnet18 => Some(([2, 2, 2, 2], false)),
+        EncoderName::Resnet34 => Some(([3, 4, 6, 3], false)),
+        EncoderName::Resnet50 => Some(([3, 4, 6, 3], true)),
+        EncoderName::Resnet101 => Some(([3, 4, 23, 3], true)),
+        EncoderName::Resnet152 => Some(([3, 8, 36, 3], true)),
+        EncoderName::ConvC3 | EncoderName::ConvC4 => None,
+    }
+}
+
+/// A ResNet without its classifier.
+#[derive(Debug)]
+pub struct ResNet {
+    config: EncoderConfig,
+    conv1: Conv,
+    bn1: BatchNorm,
+    pool: bool,
+    blocks: Vec<Block>,
+    features: i64,
+}
+
+impl ResNet {
+    /// Builds `config.name`, or `None` where that is not a ResNet; `imagenet_stem` is resolved already.
+    pub fn new(config: &EncoderConfig, channels: i64, imagenet_stem: bool, params: &mut Params) -> Option<Self> {
+        let (groups, bottleneck) = architecture(config.name)?;
+        let base = (64.0 * config.width).round() as i64;
+        let (kernel, stride) = if imagenet_stem { (7, 2) } else { (3, 1) };
+        let style = (config.padding, config.init);
+        let conv1 = Conv::new(params, "encoder.conv1", (channels, base), (kernel, stride), style);
+        let bn1 = BatchNorm::new(params, "encoder.bn1", base, 1.0);
+        let mut blocks = Vec::new();
+        let mut input = base;
+        for (group, &count) in groups.iter().enumerate() {
+            let width = base << group;
+            for index in 0..count {
+                let stride = if group > 0 && index == 0 { 2 } else { 1 };
+                let name = format!("encoder.layer{}.{index}", group + 1);
+                let block = Block::new(params, &name, config, bottleneck, (input, width, stride));
+                input = width * if bottleneck { 4 } else { 1 };
+                blocks.push(block);
+            }
+        }
+        Some(Self { config: config.clone(), conv1, bn1, pool: imagenet_stem, blocks, features: input })
+    }
+
+    /// h `[B, F]`.
+    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+        let mut x = self.bn1.forward(&self.conv1.forward(images, precision), mode).relu_();
+        if self.pool {
+            x = max_pool(&x, self.config.padding);
+        }
+        for block in &self.blocks {
+            x = block.forward(&x, mode, precision);
+        }
+        global_mean(&x)
+    }
+
+    /// F.
+    pub fn features(&self) -> i64 {
+        self.features
+    }
+}
+
+/// A residual block: convolutions with batch norm, and a projection where shapes differ.
+#[derive(Debug)]
+struct Block {
+    layers: Vec<(Conv, BatchNorm)>,
+    shortcut: Option<(Conv, BatchNorm)>,
+}
+
+impl Block {
+    fn new(
+        params: &mut Params,
+        name: &str,
+        config: &EncoderConfig,
+        bottleneck: bool,
+        (input, width, stride): (i64, i64, i64),
+    ) -> Self {
+        let output = width * if bottleneck { 4 } else { 1 };
+        // (in, out), (kernel, stride) of each convolution.
+        let shapes: &[_] = if bottleneck {
+            &[((input, width), (1, 1)), ((width, width), (3, stride)), ((width, output), (1, 1))]
+        } else {
+            &[((input, width), (3, stride)), ((width, width), (3, 1))]
+        };
+        let style = (config.padding, config.init);
+        let mut layers = Vec::new();
+        for (index, &(channels, geometry)) in shapes.iter().enumerate() {
+            let last = index + 1 == shapes.len();
+            let gamma = if last && config.zero_gamma { 0.0 } else { 1.0 };
+            let conv = Conv::new(params, &format!("{name}.conv{}", index + 1), channels, geometry, style);
+            layers.push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
+        }
+        let shortcut = (stride != 1 || input != output).then(|| {
+            let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), style);
+            (conv, BatchNorm::new(params, &format!("{name}.downsample.1"), output, 1.0))
+        });
+        Self { layers, shortcut }
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+        let mut y = x.shallow_clone();
+        for (index, (conv, norm)) in self.layers.iter().enumerate() {
+            y = norm.forward(&conv.forward(&y, precision), mode);
+            if index + 1 < self.layers.len() {
+                y = y.relu_();
+            }
+        }
+        let short = match &self.shortcut {
+            Some((conv, norm)) => norm.forward(&conv.forward(x, precision), mode),
+            None => x.shallow_clone(),
+        };
+        (y + short).relu_()
+    }
+}

@@ -1,0 +1,56 @@
+//! Two small convolutional encoders for CPUs (spec 15.2).
+
+use tch::Tensor;
+
+use super::{
+    EncoderConfig, EncoderName, Mode,
+    layers::{BatchNorm, Conv, global_mean},
+};
+use crate::{device::Precision, params::Params};
+
+/// Convolutions 3x3 with batch norm and ReLU, then the mean over positions.
+#[derive(Debug)]
+pub struct SmallConv {
+    layers: Vec<(Conv, BatchNorm)>,
+    pooled: bool,
+    features: i64,
+}
+
+impl SmallConv {
+    /// Builds `config.name`, or `None` where that is another architecture. The width multiplier applies.
+    pub fn new(config: &EncoderConfig, channels: i64, params: &mut Params) -> Option<Self> {
+        let (widths, stride, pooled): (&[f64], i64, bool) = match config.name {
+            EncoderName::ConvC3 => (&[32.0, 64.0, 128.0], 2, false),
+            EncoderName::ConvC4 => (&[16.0, 32.0, 64.0, 128.0], 1, true),
+            _ => return None,
+        };
+        let mut layers = Vec::new();
+        let mut input = channels;
+        for (index, width) in widths.iter().enumerate() {
+            let output = (width * config.width).round() as i64;
+            let number = index + 1;
+            let style = (config.padding, config.init);
+            let conv = Conv::new(params, &format!("encoder.conv{number}"), (input, output), (3, stride), style);
+            layers.push((conv, BatchNorm::new(params, &format!("encoder.bn{number}"), output, 1.0)));
+            input = output;
+        }
+        Some(Self { layers, pooled, features: input })
+    }
+
+    /// h `[B, F]`.
+    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+        let mut x = images.shallow_clone();
+        for (index, (conv, norm)) in self.layers.iter().enumerate() {
+            x = norm.forward(&conv.forward(&x, precision), mode).relu_();
+            if self.pooled && index + 1 < self.layers.len() {
+                x = x.max_pool2d([2], [2], [0], [1], false);
+            }
+        }
+        global_mean(&x)
+    }
+
+    /// F.
+    pub fn features(&self) -> i64 {
+        self.features
+    }
+}
