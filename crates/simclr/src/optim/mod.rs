@@ -1,9 +1,19 @@
-//! Who decays ([`groups`]), how to step ([`lars`], [`sgd`], [`adamw`], [`lamb`]), how fast ([`schedule`]).
+//! Who decays ([`groups`]), how to step (`momentum`: SGD and LARS; `adam`: AdamW and LAMB), how fast ([`Schedule`]).
+
+mod adam;
+pub mod groups;
+mod momentum;
+mod schedule;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::{CheckpointError, params::Params};
+use crate::{
+    CheckpointError,
+    params::{Param, Params},
+};
+
+pub use schedule::Schedule;
 
 /// `[optim]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,58 +120,108 @@ pub enum ScheduleKind {
 
 /// An optimizer with its state, over the parameters it was built for.
 #[derive(Debug)]
-pub struct Optimizer {}
+pub struct Optimizer {
+    config: OptimConfig,
+    slots: Vec<Slot>,
+    /// Updates done; Adam's bias correction needs it.
+    steps: i64,
+    groups: String,
+}
+
+/// State of one parameter.
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    /// Momentum buffer v (SGD, LARS), or first moment m (AdamW, LAMB).
+    first: Tensor,
+    /// Second moment (AdamW, LAMB).
+    second: Option<Tensor>,
+}
 
 impl Optimizer {
     /// Zero state for `params`.
     pub fn new(config: &OptimConfig, params: &Params) -> Self {
-        let _ = (config, params);
-        todo!("helper optim")
+        let two_moments = matches!(config.kind, OptimKind::Adamw | OptimKind::Lamb);
+        let slot = |param: &Param| Slot {
+            name: param.name.clone(),
+            first: param.tensor.zeros_like().detach(),
+            second: two_moments.then(|| param.tensor.zeros_like().detach()),
+        };
+        Self {
+            config: config.clone(),
+            slots: params.params().iter().map(slot).collect(),
+            steps: 0,
+            groups: groups::table(config, params),
+        }
     }
 
-    /// One update with learning rate `lr` from the parameters' gradients, which are cleared.
+    /// One update with learning rate `lr` from the parameters' gradients, which are cleared. A parameter without a
+    /// gradient stays as it is.
+    ///
+    /// # Panics
+    /// If `params` are not the ones that this optimizer was built for.
     pub fn step(&mut self, params: &Params, lr: f64) {
-        let _ = (params, lr);
-        todo!("helper optim")
+        assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
+        self.steps += 1;
+        let (config, steps) = (&self.config, self.steps);
+        tch::no_grad(|| {
+            for (param, slot) in params.params().iter().zip(&mut self.slots) {
+                let gradient = param.tensor.grad();
+                if !gradient.defined() {
+                    continue;
+                }
+                match &mut slot.second {
+                    None => momentum::update(config, param, &gradient, &mut slot.first, lr),
+                    Some(second) => adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps),
+                }
+                param.tensor.shallow_clone().zero_grad();
+            }
+        });
     }
 
-    /// State by name (`optim.momentum.encoder.conv1.weight`, ...), for checkpoints.
+    /// State by name (`optim.first.encoder.conv1.weight`, ...), for checkpoints.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        todo!("helper optim")
+        let mut state = vec![("optim.steps".to_owned(), Tensor::from_slice(&[self.steps]))];
+        for slot in &self.slots {
+            state.push((format!("optim.first.{}", slot.name), slot.first.shallow_clone()));
+            let second = slot.second.as_ref();
+            state.extend(second.map(|second| (format!("optim.second.{}", slot.name), second.shallow_clone())));
+        }
+        state
     }
 
-    /// Puts a state back.
+    /// Puts a state back. `get` answers with a tensor of the wanted name and shape, or says what is wrong.
     ///
     /// # Errors
-    /// The name that is missing or has another shape.
-    pub fn load_state(&mut self, get: &dyn Fn(&str) -> Result<Tensor, CheckpointError>) -> Result<(), CheckpointError> {
-        let _ = get;
-        todo!("helper optim")
+    /// What `get` said.
+    pub fn load_state(
+        &mut self,
+        get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        self.steps = get("optim.steps", &[1])?.int64_value(&[0]);
+        for slot in &mut self.slots {
+            let first = get(&format!("optim.first.{}", slot.name), &slot.first.size())?;
+            slot.first.copy_(&first);
+            if let Some(second) = &mut slot.second {
+                second.copy_(&get(&format!("optim.second.{}", slot.name), &second.size())?);
+            }
+        }
+        Ok(())
     }
 
     /// The parameter groups for people: role, tensors, numbers, decay, adaptation.
-    pub fn group_table(&self) -> String {
-        todo!("helper optim")
+    pub fn group_table(&self) -> &str {
+        &self.groups
     }
 }
 
-/// Learning rate of every step, from 0.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Schedule {
-    /// Peak.
-    pub peak: f64,
-    /// Steps of linear warm-up.
-    pub warmup_steps: u64,
-    /// Step at which the cosine reaches 0.
-    pub total_steps: u64,
-    /// Shape.
-    pub kind: ScheduleKind,
+/// |t| as an f64 on the host.
+fn norm(tensor: &Tensor) -> f64 {
+    tensor.norm().to_kind(Kind::Double).double_value(&[])
 }
 
-impl Schedule {
-    /// Learning rate at `step`.
-    pub fn at(&self, step: u64) -> f64 {
-        let _ = step;
-        todo!("helper optim")
-    }
+/// The layer-wise ratio `numerator / denominator`, 1 where either is not above 0 (a zero-initialised layer must be
+/// able to leave zero).
+fn ratio_or_one(numerator: f64, denominator: f64) -> f64 {
+    if numerator > 0.0 && denominator > 0.0 { numerator / denominator } else { 1.0 }
 }

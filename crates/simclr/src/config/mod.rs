@@ -1,18 +1,23 @@
 //! The configuration as written ([`RunConfig`], TOML) and as run ([`Plan`]): the only place where units convert.
 
-use std::path::{Path, PathBuf};
+mod load;
+mod plan;
+mod validate;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{AugmentConfig, Dataset};
+use simclr_data::AugmentConfig;
 
 use crate::{
-    ConfigError,
-    device::{DeviceChoice, Precision, PrecisionChoice},
+    device::{DeviceChoice, PrecisionChoice},
     encoder::EncoderConfig,
     head::HeadConfig,
     nt_xent::LossConfig,
-    optim::{OptimConfig, Schedule},
+    optim::OptimConfig,
 };
+
+pub use plan::Plan;
 
 /// A run as written. Every key has its default here and nowhere else.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -102,61 +107,5 @@ impl Default for TrainConfig {
             knn_every: 1.0,
             knn_images: 4000,
         }
-    }
-}
-
-/// A run as executed: everything that follows from configuration, data and machine. Written, never read back as
-/// input.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
-    /// As written, with overrides.
-    pub config: RunConfig,
-    /// Images of the training set.
-    pub images: usize,
-    /// Its fingerprint.
-    pub data_fingerprint: String,
-    /// C.
-    pub channels: usize,
-    /// Whether the set has labels for the online kNN.
-    pub labelled: bool,
-    /// Full batches of an epoch.
-    pub steps_per_epoch: u64,
-    /// All steps of the run.
-    pub total_steps: u64,
-    /// Peak learning rate, warm-up and total in steps.
-    pub schedule: Schedule,
-    /// Compute precision.
-    pub precision: Precision,
-    /// Threads of the loader.
-    pub data_threads: usize,
-    /// Threads of libtorch.
-    pub torch_threads: usize,
-}
-
-impl RunConfig {
-    /// Reads a TOML file, then applies `overrides` (`"optim.lr=0.5"`).
-    ///
-    /// # Errors
-    /// Unknown keys with near names, wrong types with line and column, values out of range.
-    pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
-        let _ = (path, overrides);
-        todo!("helper optim")
-    }
-
-    /// Checks every range.
-    ///
-    /// # Errors
-    /// The key, its value and what is accepted.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        todo!("helper optim")
-    }
-
-    /// Resolves units against the data and the machine.
-    ///
-    /// # Errors
-    /// A batch larger than the data set, or values out of range.
-    pub fn resolve(&self, dataset: &Dataset, precision: Precision) -> Result<Plan, ConfigError> {
-        let _ = (dataset, precision);
-        todo!("helper optim")
     }
 }

@@ -1,0 +1,186 @@
+//! TOML file and `--set` overrides to a [`RunConfig`]; unknown keys are refused, with near names.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::RunConfig;
+use crate::ConfigError;
+
+/// Keys that a default configuration leaves out because they are unset.
+const OPTIONAL_KEYS: [&str; 2] = ["data.path", "encoder.file"];
+/// Names at least this alike (Jaro-Winkler) are suggested.
+const NEAR: f64 = 0.8;
+
+impl RunConfig {
+    /// Reads a TOML file (none: the defaults), then applies `overrides` such as `optim.lr=0.5`.
+    ///
+    /// # Errors
+    /// Unknown keys with near names, wrong types, values out of range.
+    pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
+        let place = path.unwrap_or(Path::new("--set")).to_owned();
+        let mut table = match path {
+            Some(path) => parse(path, &fs_err::read_to_string(path)?)?,
+            None => Table::new(),
+        };
+        refuse_unknown(&place, &table)?;
+        // Reading the file alone first: its errors then carry line and column.
+        if let Some(path) = path {
+            from_text(path, &fs_err::read_to_string(path)?)?;
+        }
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        refuse_unknown(Path::new("--set"), &table)?;
+        let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| ConfigError::Parse {
+            path: PathBuf::from("--set"),
+            message: error.message().to_owned(),
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration with every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is tables of plain values, which TOML can hold")
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
+    text.parse().map_err(|error: toml::de::Error| parse_error(path, text, &error))
+}
+
+fn from_text(path: &Path, text: &str) -> Result<RunConfig, ConfigError> {
+    toml::from_str(text).map_err(|error| parse_error(path, text, &error))
+}
+
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    ConfigError::Parse { path: path.to_owned(), message: format!("{place}{}", error.message()) }
+}
+
+/// Puts `section.key=value` into the table. A value that is not TOML is taken as a string, so that quotes need not be
+/// quoted for a shell.
+fn set(table: &mut Table, text: &str) -> Result<(), ConfigError> {
+    let wrong = |message: String| ConfigError::Parse { path: PathBuf::from("--set"), message };
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| wrong(format!("`{text}`: expected section.key=value")))?;
+    let value = value.trim();
+    let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
+    let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+    let (sections, last) = key.trim().rsplit_once('.').unwrap_or(("", key.trim()));
+    let mut place = table;
+    for section in sections.split('.').filter(|section| !section.is_empty()) {
+        let entry = place.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        place = entry.as_table_mut().ok_or_else(|| wrong(format!("`{key}`: `{section}` is a value, not a section")))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn refuse_unknown(path: &Path, table: &Table) -> Result<(), ConfigError> {
+    let known = known_keys();
+    for key in leaves(table, "") {
+        if !known.contains(&key) && !known.iter().any(|known| known.starts_with(&format!("{key}."))) {
+            return Err(ConfigError::UnknownKey { path: path.to_owned(), near: near(&key, &known), key });
+        }
+    }
+    Ok(())
+}
+
+/// Every key of a configuration, with its section.
+fn known_keys() -> Vec<String> {
+    let default = Value::try_from(RunConfig::default()).expect("a configuration is tables of plain values");
+    let mut keys = default.as_table().map(|table| leaves(table, "")).unwrap_or_default();
+    keys.extend(OPTIONAL_KEYS.map(str::to_owned));
+    keys
+}
+
+/// Dotted names of all values; an empty section counts as one, so that a misspelt section is seen.
+fn leaves(table: &Table, prefix: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) if !inner.is_empty() => keys.extend(leaves(inner, &key)),
+            _ => keys.push(key),
+        }
+    }
+    keys
+}
+
+/// Up to three existing keys that look like `key`, or that have its last name in another section.
+fn near(key: &str, known: &[String]) -> Vec<String> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let score = |candidate: &String| {
+        strsim::jaro_winkler(key, candidate).max(strsim::jaro_winkler(&last(key), &last(candidate)))
+    };
+    let mut scored: Vec<_> = known.iter().map(|candidate| (score(candidate), candidate)).collect();
+    scored.retain(|(score, _)| *score >= NEAR);
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, key)| format!("`{key}`")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs_err::write(&path, text).unwrap();
+        let overrides: Vec<_> = overrides.iter().map(|&text| text.to_owned()).collect();
+        RunConfig::load(Some(&path), &overrides)
+    }
+
+    #[test]
+    fn a_written_configuration_reads_back() {
+        let config = load("[loss]\ntemperature = 0.5\n", &["optim.lr=0.7", "encoder.name=resnet18"]).unwrap();
+        assert_eq!((config.loss.temperature, config.optim.lr), (0.5, 0.7));
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_name_their_neighbours() {
+        for (text, key, near) in [
+            ("[loss]\ntemprature = 0.5\n", "loss.temprature", "`loss.temperature`"),
+            ("[train]\nlr = 1\n", "train.lr", "`optim.lr`"),
+            ("[optimm]\nkind = 'lars'\n", "optimm.kind", "`optim.kind`"),
+        ] {
+            let error = load(text, &[]).unwrap_err();
+            assert!(matches!(&error, ConfigError::UnknownKey { key: found, .. } if found == key), "{error}");
+            assert!(error.hint().unwrap().contains(near), "{:?}", error.hint());
+        }
+        assert!(matches!(load("", &["loss.tau=1"]), Err(ConfigError::UnknownKey { .. })));
+    }
+
+    #[test]
+    fn wrong_types_and_broken_toml_name_the_line() {
+        let error = load("[train]\nseed = 1\nbatch = 'many'\n", &[]).unwrap_err();
+        assert!(error.to_string().contains("line 3"), "{error}");
+        assert!(load("[train\n", &[]).unwrap_err().to_string().contains("line 1"));
+        let error = load("", &["optim.kind=lasr"]).unwrap_err();
+        assert!(error.to_string().contains("lars"), "{error}");
+        assert!(load("", &["optim.lr"]).unwrap_err().to_string().contains("section.key=value"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        for (text, key) in [
+            ("loss.temperature=0", "loss.temperature"),
+            ("train.batch=1", "train.batch"),
+            ("train.epochs=0", "train.epochs"),
+            ("optim.momentum=1", "optim.momentum"),
+            ("optim.lr=-1", "optim.lr"),
+            ("data.max_bad_share=2", "data.max_bad_share"),
+            ("encoder.width=0", "encoder.width"),
+            ("head.layers=1", "head.layers"),
+            ("train.image_size=4", "train.image_size"),
+        ] {
+            let error = load("", &[text]).unwrap_err();
+            assert!(error.to_string().starts_with(key), "{text}: {error}");
+        }
+        assert!(load("", &["optim.lr=nan"]).is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! Learning rate over steps: linear warm-up, then half a cosine (spec 6.3; google-research/simclr `model_util.py`).
+
+use serde::{Deserialize, Serialize};
+
+use super::{OptimConfig, Scaling, ScheduleKind};
+
+/// Learning rate of every step, from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Peak.
+    pub peak: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Step at which the cosine reaches 0.
+    pub total_steps: u64,
+    /// Shape.
+    pub kind: ScheduleKind,
+}
+
+impl Schedule {
+    /// Scales the base rate for a batch of `batch` images and turns epochs into steps.
+    ///
+    /// The official code counts `n * epochs // batch + 1` steps; here an epoch has `n // batch` steps and the run
+    /// ends with the last of them, so the last step still has a rate above 0.
+    pub fn new(config: &OptimConfig, batch: usize, steps_per_epoch: u64, total_steps: u64) -> Self {
+        Self {
+            peak: config.scaling.apply(config.lr, batch),
+            warmup_steps: ((config.warmup_epochs * steps_per_epoch as f64).round() as u64).min(total_steps),
+            total_steps,
+            kind: config.schedule,
+        }
+    }
+
+    /// Learning rate at `step`; 0 at step 0 where there is a warm-up, as in the official code.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * step as f64 / self.warmup_steps as f64;
+        }
+        if self.kind == ScheduleKind::Constant {
+            return self.peak;
+        }
+        let cosine_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let share = (step - self.warmup_steps) as f64 / cosine_steps as f64;
+        self.peak * 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos())
+    }
+}
+
+impl Scaling {
+    /// The peak rate of a batch of `batch` images (not views).
+    pub fn apply(self, lr: f64, batch: usize) -> f64 {
+        let batch = batch as f64;
+        match self {
+            Self::Linear => lr * batch / 256.0,
+            Self::Sqrt => lr * batch.sqrt(),
+            Self::SqrtOf256 => lr * (batch / 256.0).sqrt(),
+            Self::None => lr,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spec 6.3, CIFAR: B = 512, 1000 epochs of 50,000 images, base 1.0.
+    #[test]
+    fn official_checkpoints_of_the_cosine() {
+        let schedule = Schedule { peak: 2.0, warmup_steps: 976, total_steps: 97_657, kind: ScheduleKind::Cosine };
+        let expected =
+            [(0, 0.0), (1, 0.002_049_18), (488, 1.0), (976, 2.0), (10_000, 1.957_315_36), (50_000, 0.977_791_89)];
+        for (step, lr) in expected {
+            assert!((schedule.at(step) - lr).abs() < 1e-8, "lr({step}) = {}, expected {lr}", schedule.at(step));
+        }
+        assert_eq!(schedule.at(97_657), 0.0);
+    }
+
+    #[test]
+    fn linear_and_sqrt_scaling_meet_at_4096() {
+        assert!((Scaling::Linear.apply(0.3, 4096) - 4.8).abs() < 1e-12);
+        assert!((Scaling::Sqrt.apply(0.075, 4096) - 4.8).abs() < 1e-12);
+        assert!((Scaling::Sqrt.apply(0.075, 256) - 1.2).abs() < 1e-12);
+        assert_eq!(Scaling::SqrtOf256.apply(1e-3, 256), 1e-3);
+        assert_eq!(Scaling::None.apply(0.1, 4096), 0.1);
+    }
+
+    #[test]
+    fn without_warm_up_the_first_step_has_the_peak() {
+        let schedule = Schedule { peak: 0.5, warmup_steps: 0, total_steps: 10, kind: ScheduleKind::Cosine };
+        assert_eq!(schedule.at(0), 0.5);
+        assert!((1..=10).all(|step| schedule.at(step) < schedule.at(step - 1)));
+        let constant = Schedule { kind: ScheduleKind::Constant, ..schedule };
+        assert!((0..10).all(|step| constant.at(step) == 0.5));
+    }
+}
