@@ -45,6 +45,20 @@ pub enum DataError {
         /// The first failure, with its reason.
         first: String,
     },
+    /// A batch of which fewer than two images could be decoded: there is nothing to contrast.
+    #[error("step {step}: fewer than two images of the batch could be decoded; the first failure: {first}")]
+    EmptyBatch {
+        /// Step of the run.
+        step: u64,
+        /// The first failure, with its reason.
+        first: String,
+    },
+    /// A worker thread ended before its work was done: a bug here or in a decoder.
+    #[error("the loader stopped early, at step {step}")]
+    WorkerLost {
+        /// The step that did not come.
+        step: u64,
+    },
     /// A value of the augmentation or loader configuration that cannot be used.
     #[error("{key} = {value}: {reason}")]
     Config {
@@ -62,7 +76,7 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Empty { .. } => Some("give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files".into()),
-            Self::TooManyBad { .. } => Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into()),
+            Self::TooManyBad { .. } | Self::EmptyBatch { .. } => Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into()),
             _ => None,
         }
     }

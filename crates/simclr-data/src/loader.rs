@@ -1,13 +1,33 @@
 //! Which image when, decoded and augmented ahead of the training step by worker threads.
+//!
+//! The batch of a step is a pure function of (data, configuration, seed, step): the order of an epoch is one
+//! permutation keyed by (seed, epoch), a view is keyed by (seed, epoch, image, view). So the number of threads changes
+//! nothing, and a run that resumes at step k sees what an uninterrupted one would have seen.
 
-use std::sync::Arc;
+use std::{
+    cell::RefCell,
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use crate::{AugmentConfig, Batch, DataError, Dataset};
+use crossbeam_channel::{Receiver, Sender};
+use rayon::{ThreadPool, prelude::*};
+
+use crate::{
+    AugmentConfig, Batch, DataError, Dataset,
+    augment::{self, Scratch},
+    rng::Key,
+};
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// How batches are made.
 #[derive(Debug, Clone)]
 pub struct LoaderConfig {
-    /// N: images per batch. The last, smaller batch of an epoch is dropped (`drop_remainder`).
+    /// N: images per batch. The last, smaller batch of an epoch is dropped (official `data.py`, `drop_remainder`).
     pub batch: usize,
     /// Side S of a view in pixels.
     pub size: usize,
@@ -21,7 +41,8 @@ pub struct LoaderConfig {
     pub max_bad_share: f64,
 }
 
-/// Batches of a run, step by step; the batch of a step depends on nothing but seed, step and data.
+/// Batches of a run, step by step.
+#[derive(Clone)]
 pub struct Loader {
     dataset: Arc<Dataset>,
     augment: AugmentConfig,
@@ -34,6 +55,13 @@ impl Loader {
     /// # Errors
     /// [`DataError::Config`] where the data set holds fewer images than one batch.
     pub fn new(dataset: Arc<Dataset>, augment: AugmentConfig, config: LoaderConfig) -> Result<Self, DataError> {
+        if dataset.len() < config.batch || config.batch == 0 {
+            return Err(DataError::Config {
+                key: "train.batch",
+                value: config.batch.to_string(),
+                reason: format!("expected at least 1 and at most the {} images of the data set", dataset.len()),
+            });
+        }
         Ok(Self { dataset, augment, config })
     }
 
@@ -42,35 +70,165 @@ impl Loader {
         (self.dataset.len() / self.config.batch) as u64
     }
 
-    /// Starts the workers at `first_step` (0, or where a run resumes) and ends before `end_step`.
-    pub fn batches(&self, first_step: u64, end_step: u64) -> Batches {
-        let _ = (first_step, end_step, &self.augment);
-        todo!("helper train")
+    /// Starts the workers at `first_step` (0, or where a run resumes); the last batch is that of `end_step - 1`.
+    ///
+    /// # Errors
+    /// Threads that the system does not give.
+    pub fn batches(&self, first_step: u64, end_step: u64) -> Result<Batches, DataError> {
+        let pool = worker_pool(self.config.threads)?;
+        let (sender, receiver) = crossbeam_channel::bounded(self.config.prefetch.max(1));
+        let loader = self.clone();
+        std::thread::Builder::new()
+            .name("loader".into())
+            .spawn(move || loader.produce(&pool, first_step..end_step, &sender))?;
+        Ok(Batches { receiver, next_step: first_step, end_step, waited: Duration::ZERO })
+    }
+
+    /// Makes batches until the last one, an error, or nobody listens any more.
+    fn produce(&self, pool: &ThreadPool, steps: std::ops::Range<u64>, out: &Sender<Result<Batch, DataError>>) {
+        let mut order = (u64::MAX, Vec::new());
+        let mut bad = HashSet::new();
+        for step in steps {
+            let epoch = step / self.steps_per_epoch();
+            if order.0 != epoch {
+                order = (epoch, Key::order(self.config.seed, epoch).stream().permutation(self.dataset.len()));
+            }
+            let slot = (step % self.steps_per_epoch()) as usize;
+            let ids = &order.1[slot * self.config.batch..][..self.config.batch];
+            let batch = pool.install(|| self.make(step, epoch, ids));
+            let batch = batch.and_then(|batch| self.count_bad(batch, &mut bad));
+            let failed = batch.is_err();
+            if out.send(batch).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// The batch of one step: both views of an image from one decode, images in parallel.
+    fn make(&self, step: u64, epoch: u64, ids: &[usize]) -> Result<Batch, DataError> {
+        let view = self.dataset.channels() * self.config.size * self.config.size;
+        let mut pixels = vec![0.0; 2 * ids.len() * view];
+        let (first, second) = pixels.split_at_mut(ids.len() * view);
+        let failures: Vec<Option<String>> = first
+            .par_chunks_mut(view)
+            .zip(second.par_chunks_mut(view))
+            .zip(ids)
+            .map(|((first, second), &id)| self.two_views(epoch, id, [first, second]).err().map(|e| e.to_string()))
+            .collect();
+        let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
+        if ids.len() - bad.len() < 2 {
+            let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+            return Err(DataError::EmptyBatch { step, first });
+        }
+        if !bad.is_empty() {
+            let rows = failures.iter().chain(&failures).map(Option::is_none);
+            pixels = pixels.chunks_exact(view).zip(rows).filter(|(_, good)| *good).flat_map(|(v, _)| v).copied().collect();
+        }
+        let ids = ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
+        Ok(Batch { step, epoch, ids, pixels, bad })
+    }
+
+    fn two_views(&self, epoch: u64, id: usize, views: [&mut [f32]; 2]) -> Result<(), DataError> {
+        let image = self.dataset.decode(id)?;
+        for (view, out) in views.into_iter().enumerate() {
+            let key = Key { seed: self.config.seed, epoch, image: id as u64, view: view as u64 };
+            let params = self.augment.draw(key, image.width, image.height);
+            SCRATCH.with_borrow_mut(|scratch| {
+                augment::apply(&image, &params, &self.augment, self.config.size, out, scratch);
+            });
+        }
+        Ok(())
+    }
+
+    /// Counts distinct bad images of the run, and fails above the allowed share.
+    fn count_bad(&self, batch: Batch, bad: &mut HashSet<usize>) -> Result<Batch, DataError> {
+        bad.extend(batch.bad.iter().map(|(id, _)| *id));
+        let allowed = self.config.max_bad_share;
+        if bad.len() as f64 <= allowed * self.dataset.len() as f64 {
+            return Ok(batch);
+        }
+        let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        Err(DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first })
     }
 }
 
+fn worker_pool(threads: usize) -> Result<ThreadPool, DataError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
+    pool.build().map_err(|error| DataError::Io(std::io::Error::other(error)))
+}
+
 /// The stream of batches; dropping it ends the workers.
-pub struct Batches {}
+pub struct Batches {
+    receiver: Receiver<Result<Batch, DataError>>,
+    next_step: u64,
+    end_step: u64,
+    waited: Duration,
+}
 
 impl Batches {
-    /// Seconds that `next` has waited for the workers so far.
+    /// Seconds that [`Iterator::next`] has waited for the workers so far.
     pub fn waited(&self) -> f64 {
-        todo!("helper train")
+        self.waited.as_secs_f64()
     }
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch, DataError>;
+
     fn next(&mut self) -> Option<Self::Item> {
-        todo!("helper train")
+        if self.next_step >= self.end_step {
+            return None;
+        }
+        let start = Instant::now();
+        // A closed channel before the end means that the producer panicked.
+        let batch = self.receiver.recv().unwrap_or(Err(DataError::WorkerLost { step: self.next_step }));
+        self.waited += start.elapsed();
+        self.next_step = if batch.is_ok() { self.next_step + 1 } else { self.end_step };
+        Some(batch)
     }
 }
 
-/// Decodes and prepares `indices` for evaluation with `threads` threads: `[len, C, S, S]`, in that order.
+/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order.
+///
+/// Returns the indices that could be decoded with their pixels `[len, C, S, S]`, and the others with the reason.
 ///
 /// # Errors
-/// The first image that cannot be decoded.
-pub fn evaluation_pixels(dataset: &Dataset, indices: &[usize], size: usize, threads: usize) -> Result<Vec<f32>, DataError> {
-    let _ = (dataset, indices, size, threads);
-    todo!("helper train")
+/// Threads that the system does not give.
+pub fn evaluation_pixels(
+    dataset: &Dataset,
+    indices: &[usize],
+    size: usize,
+    threads: usize,
+) -> Result<EvaluationPixels, DataError> {
+    let view = dataset.channels() * size * size;
+    let decoded: Vec<Result<Vec<f32>, DataError>> = worker_pool(threads)?.install(|| {
+        indices.par_iter().map(|&index| {
+            let image = dataset.decode(index)?;
+            let mut out = vec![0.0; view];
+            SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
+            Ok(out)
+        }).collect()
+    });
+    let mut result = EvaluationPixels::default();
+    for (&index, view) in indices.iter().zip(decoded) {
+        match view {
+            Ok(view) => {
+                result.ids.push(index);
+                result.pixels.extend(view);
+            }
+            Err(error) => result.bad.push((index, error.to_string())),
+        }
+    }
+    Ok(result)
+}
+
+/// Images prepared for evaluation.
+#[derive(Debug, Default)]
+pub struct EvaluationPixels {
+    /// Indices of the images that could be decoded, in the order asked for.
+    pub ids: Vec<usize>,
+    /// `[ids.len(), C, S, S]`.
+    pub pixels: Vec<f32>,
+    /// The others: index and reason.
+    pub bad: Vec<(usize, String)>,
 }

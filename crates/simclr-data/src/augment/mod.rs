@@ -1,24 +1,83 @@
-//! The two-view augmentation: dice first ([`params`]), then pixels (one file per operator).
+//! The two-view augmentation: dice first ([`ViewParams`]), then pixels (one file per family of operators).
+//!
+//! Order: crop and resize, flip, rotation, colour jitter, grayscale, blur, then the operators of the composition
+//! study (solarize, Sobel, noise, cutout). The first six follow the official code (google-research/simclr
+//! `data_util.py` `preprocess_for_train`, blur in `model.py`); the paper gives no order for the rest.
+//!
+//! On C channels:
+//!
+//! | operator | C = 3 | C = 1 | other C |
+//! | --- | --- | --- | --- |
+//! | crop, flip, rotation, blur, solarize, noise, cutout | each channel alike | same | same |
+//! | brightness | each channel alike | same | same |
+//! | contrast | about each channel's mean (`tensorflow`), the grey mean (`torchvision`) | same | grey = mean of channels |
+//! | saturation | HSV (`tensorflow`), blend with grey (`torchvision`) | changes nothing | distance from the largest channel; grey = mean of channels |
+//! | hue | HSV rotation | changes nothing | changes nothing: hue is a notion of three primaries |
+//! | grayscale, luma of Sobel | .2989 R + .5870 G + .1140 B | changes nothing | mean of channels |
 
+mod blur;
+mod color;
+mod config;
+mod crop;
 mod params;
+mod study;
 
-pub use params::{AugmentConfig, ViewParams};
+pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
+pub use crop::evaluation_view;
+pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 
 use crate::Image;
 
-/// Buffers that `apply` reuses between views; one per worker thread.
-#[derive(Debug, Default)]
-pub struct Scratch {}
-
-/// Makes one view: `out` receives `[C, size, size]` planar `f32` in `[0, 1]`.
-pub fn apply(image: &Image, params: &ViewParams, size: usize, out: &mut [f32], scratch: &mut Scratch) {
-    let _ = (image, params, size, out, scratch);
-    todo!("helper data-augment")
+/// Buffers that views reuse; one per worker thread.
+#[derive(Default)]
+pub struct Scratch {
+    resizer: fast_image_resize::Resizer,
+    /// One image plane of the source, where channels are resized one by one.
+    source_plane: Vec<u8>,
+    /// The resized crop, interleaved.
+    resized: Vec<u8>,
+    /// One or more planes of the view.
+    planes: Vec<f32>,
 }
 
-/// The view for evaluation: no randomness (spec 5.6). Sides up to 32 px: the image as it is, resized where its
-/// size differs; larger: shorter side resized so that a central crop of 87.5 % is `size` x `size`.
-pub fn evaluation_view(image: &Image, size: usize, out: &mut [f32], scratch: &mut Scratch) {
-    let _ = (image, size, out, scratch);
-    todo!("helper data-augment")
+/// A view while operators work on it: `channels` planes of `side` x `side`, values in `[0, 1]`.
+struct View<'a> {
+    pixels: &'a mut [f32],
+    channels: usize,
+    side: usize,
+}
+
+impl View<'_> {
+    /// Values of a plane.
+    fn area(&self) -> usize {
+        self.side * self.side
+    }
+}
+
+/// Makes one view: `out` receives `[C, size, size]` planar `f32` in `[0, 1]`.
+///
+/// # Panics
+/// If `out` is not `C * size * size` long.
+pub fn apply(
+    image: &Image,
+    params: &ViewParams,
+    config: &AugmentConfig,
+    size: usize,
+    out: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
+    crop::crop_and_resize(image, params.crop, params.flip, (config.interpolation, size), out, scratch);
+    let mut view = View { pixels: out, channels: image.channels, side: size };
+    study::rotate(&mut view, params.quarter_turns, &mut scratch.planes);
+    for &op in &params.jitter {
+        color::jitter(&mut view, op, config.color_model);
+    }
+    if params.gray {
+        color::gray(&mut view);
+    }
+    if let Some(sigma) = params.blur {
+        blur::gaussian(&mut view, sigma, &mut scratch.planes);
+    }
+    study::study_operators(&mut view, params, &mut scratch.planes);
 }

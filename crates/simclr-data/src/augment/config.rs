@@ -1,0 +1,197 @@
+//! The augmentation as configured, section `[augment]` (spec 5; google-research/simclr `data_util.py`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::DataError;
+
+/// Which operators run, how often and how strongly. Probabilities are per view.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AugmentConfig {
+    /// Random crop; off: the whole image is resized.
+    pub crop: bool,
+    /// Share of the image's area that a crop covers, from and to (paper: 0.08 to 1).
+    pub crop_scale: [f32; 2],
+    /// Aspect ratio of a crop, width / height, from and to (paper: 3/4 to 4/3).
+    pub crop_ratio: [f32; 2],
+    /// How crops are drawn.
+    pub crop_sampler: CropSampler,
+    /// How crops are resized.
+    pub interpolation: Interpolation,
+    /// Probability of a left-right flip (paper: 0.5).
+    pub flip: f32,
+    /// Strength s of the colour distortion (paper: 1 on ImageNet, 0.5 on CIFAR-10); 0 switches the jitter off.
+    pub color: f32,
+    /// Probability of the colour jitter (paper: 0.8).
+    pub jitter: f32,
+    /// Brightness, contrast, saturation, hue of the jitter at s = 1 (paper: 0.8, 0.8, 0.8, 0.2).
+    pub jitter_strengths: [f32; 4],
+    /// Multiplicative brightness (SimCLR v2) or additive (v1).
+    pub brightness: Brightness,
+    /// TensorFlow's or torchvision's definition of contrast and saturation.
+    pub color_model: ColorModel,
+    /// Probability of dropping the colour (paper: 0.2).
+    pub gray: f32,
+    /// Probability of a Gaussian blur (paper: 0.5 on ImageNet, 0 on CIFAR-10).
+    pub blur: f32,
+    /// Standard deviation of the blur in pixels of the view, from and to (paper: 0.1 to 2).
+    pub blur_sigma: [f32; 2],
+    /// Probability of solarization: values above the threshold are inverted.
+    pub solarize: f32,
+    /// Its threshold.
+    pub solarize_threshold: f32,
+    /// Probability of a rotation by 0, 90, 180 or 270 degrees.
+    pub rotate: f32,
+    /// Probability of a grey square of half the side.
+    pub cutout: f32,
+    /// Probability of Gaussian noise.
+    pub noise: f32,
+    /// Its largest standard deviation; each view draws its own from 0 up to this.
+    pub noise_sigma: f32,
+    /// Probability of the Sobel filter.
+    pub sobel: f32,
+}
+
+/// `augment.crop_sampler`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CropSampler {
+    /// torchvision's `RandomResizedCrop`.
+    Torchvision,
+    /// TensorFlow's `sample_distorted_bounding_box`, as the official code calls it.
+    Tensorflow,
+}
+
+/// `augment.interpolation`. Both average over the source pixels where a crop shrinks, as PIL does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interpolation {
+    /// Keys' cubic, a = -0.5 (official code).
+    Bicubic,
+    /// Triangle (torchvision's default).
+    Bilinear,
+}
+
+/// `augment.brightness`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Brightness {
+    /// x * f (SimCLR v2; official code at HEAD).
+    Multiplicative,
+    /// x + d (SimCLR v1).
+    Additive,
+}
+
+/// `augment.color_model` (spec 5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColorModel {
+    /// Contrast about each channel's mean, saturation in HSV.
+    Tensorflow,
+    /// Contrast about the mean of the grey image, saturation as a blend with the grey image.
+    Torchvision,
+}
+
+impl Default for AugmentConfig {
+    /// The ImageNet recipe of the official code at HEAD (SimCLR v2).
+    fn default() -> Self {
+        Self {
+            crop: true,
+            crop_scale: [0.08, 1.0],
+            crop_ratio: [3.0 / 4.0, 4.0 / 3.0],
+            crop_sampler: CropSampler::Torchvision,
+            interpolation: Interpolation::Bicubic,
+            flip: 0.5,
+            color: 1.0,
+            jitter: 0.8,
+            jitter_strengths: [0.8, 0.8, 0.8, 0.2],
+            brightness: Brightness::Multiplicative,
+            color_model: ColorModel::Tensorflow,
+            gray: 0.2,
+            blur: 0.5,
+            blur_sigma: [0.1, 2.0],
+            solarize: 0.0,
+            solarize_threshold: 0.5,
+            rotate: 0.0,
+            cutout: 0.0,
+            noise: 0.0,
+            noise_sigma: 0.1,
+            sobel: 0.0,
+        }
+    }
+}
+
+impl AugmentConfig {
+    /// Nothing but a resize: every operator off.
+    pub fn nothing() -> Self {
+        Self { crop: false, flip: 0.0, color: 0.0, jitter: 0.0, gray: 0.0, blur: 0.0, ..Self::default() }
+    }
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// The key, its value and the accepted range.
+    pub fn validate(&self) -> Result<(), DataError> {
+        let probabilities = [
+            ("augment.flip", self.flip),
+            ("augment.jitter", self.jitter),
+            ("augment.gray", self.gray),
+            ("augment.blur", self.blur),
+            ("augment.solarize", self.solarize),
+            ("augment.solarize_threshold", self.solarize_threshold),
+            ("augment.rotate", self.rotate),
+            ("augment.cutout", self.cutout),
+            ("augment.noise", self.noise),
+            ("augment.sobel", self.sobel),
+        ];
+        for (key, value) in probabilities {
+            check((0.0..=1.0).contains(&value), key, value, "a number between 0 and 1")?;
+        }
+        for strength in self.jitter_strengths {
+            let fine = strength.is_finite() && strength >= 0.0;
+            check(fine, "augment.jitter_strengths", strength, "numbers of at least 0")?;
+        }
+        check((0.0..=10.0).contains(&self.color), "augment.color", self.color, "a strength between 0 and 10")?;
+        let hue = self.jitter_strengths[3] * self.color;
+        check(hue <= 0.5, "augment.color", self.color, "a strength that shifts the hue by at most half a turn")?;
+        check((0.0..=1.0).contains(&self.noise_sigma), "augment.noise_sigma", self.noise_sigma, "between 0 and 1")?;
+        range("augment.crop_scale", self.crop_scale, 1.0)?;
+        range("augment.crop_ratio", self.crop_ratio, 100.0)?;
+        range("augment.blur_sigma", self.blur_sigma, 100.0)
+    }
+
+    /// What the colour operators do to images that do not have three channels, for the start of a run.
+    pub fn notes(&self, channels: usize) -> Vec<String> {
+        let jitters = self.jitter > 0.0 && self.color > 0.0;
+        match channels {
+            3 => Vec::new(),
+            1 if jitters => vec!["one channel: of the colour jitter, brightness and contrast act; hue, saturation and grayscale change nothing".into()],
+            1 => Vec::new(),
+            n => {
+                let mut notes = Vec::new();
+                if jitters {
+                    notes.push(format!("{n} channels: brightness and contrast act per channel, saturation towards the largest channel, hue not at all"));
+                }
+                if self.gray > 0.0 {
+                    notes.push(format!("{n} channels: grayscale is the mean of the channels"));
+                }
+                notes
+            }
+        }
+    }
+}
+
+fn check(fine: bool, key: &'static str, value: f32, expected: &str) -> Result<(), DataError> {
+    if fine {
+        return Ok(());
+    }
+    Err(DataError::Config { key, value: value.to_string(), reason: format!("expected {expected}") })
+}
+
+fn range(key: &'static str, [low, high]: [f32; 2], most: f32) -> Result<(), DataError> {
+    if 0.0 < low && low <= high && high <= most {
+        return Ok(());
+    }
+    let reason = format!("expected two numbers above 0, the first not above the second, at most {most}");
+    Err(DataError::Config { key, value: format!("[{low}, {high}]"), reason })
+}
