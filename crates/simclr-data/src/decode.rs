@@ -1,15 +1,172 @@
 //! Encoded bytes to an upright 8-bit image, as a viewer would show it.
+//!
+//! EXIF orientation is applied, palettes are expanded, 16 bits become 8 by rounding, CMYK becomes RGB. Transparency is
+//! dropped, not blended: PIL's `convert("RGB")`, through which the peers read, does the same. Tiffs of other numbers of
+//! bands keep their bands.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
+use tiff::{ColorType, decoder::DecodingResult};
+use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
+use zune_jpeg::JpegDecoder;
 
 use crate::{DataError, Image};
 
 /// Largest decoded image, in pixels: a bomb of a few kilobytes may not take the machine's memory.
-pub const MAX_PIXELS: u64 = 1 << 28;
+pub const MAX_PIXELS: u64 = 1 << 27;
+
+/// Weights of red, green and blue in a grey value, in 2^-16 (ITU-R BT.601, spec 5.3; they sum to 2^16).
+const LUMA: [u32; 3] = [19_595, 38_470, 7_471];
 
 /// Decodes JPEG, PNG, WebP, BMP or TIFF bytes (told by content, not by name) to `channels` channels.
 ///
 /// # Errors
 /// [`DataError::Decode`] with `name` and the decoder's reason.
 pub fn decode(name: &str, bytes: &[u8], channels: usize) -> Result<Image, DataError> {
-    let _ = (name, bytes, channels);
-    todo!("helper data-read")
+    let image = if is_jpeg(bytes) { decode_jpeg(bytes, channels) } else { decode_other(bytes, channels) };
+    let image = image.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })?;
+    to_channels(name, image, channels)
+}
+
+/// Bands of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
+pub fn native_channels(bytes: &[u8]) -> usize {
+    if image::guess_format(bytes).ok() != Some(ImageFormat::Tiff) {
+        return 3;
+    }
+    let color = tiff::decoder::Decoder::new(Cursor::new(bytes)).and_then(|mut decoder| decoder.colortype());
+    match color {
+        Ok(ColorType::Multiband { num_samples, .. }) => usize::from(num_samples),
+        _ => 3,
+    }
+}
+
+/// Converts to 1 (luma) or 3 (copies) channels; any other number must be there already.
+pub fn to_channels(name: &str, image: Image, channels: usize) -> Result<Image, DataError> {
+    let data = match (image.channels, channels) {
+        (have, want) if have == want => return Ok(image),
+        (1, 3) => image.data.iter().flat_map(|&grey| [grey; 3]).collect(),
+        (3, 1) => image.data.chunks_exact(3).map(luma).collect(),
+        (have, want) => {
+            let reason = format!("it has {have} channels, expected {want}");
+            return Err(DataError::Decode { name: name.to_owned(), reason });
+        }
+    };
+    Ok(Image::new(image.width, image.height, channels, data))
+}
+
+fn luma(rgb: &[u8]) -> u8 {
+    let sum: u32 = rgb.iter().zip(LUMA).map(|(&value, weight)| u32::from(value) * weight).sum();
+    ((sum + (1 << 15)) >> 16) as u8
+}
+
+fn is_jpeg(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xff, 0xd8, 0xff])
+}
+
+/// JPEG through `zune-jpeg`, straight to grey or RGB; CMYK and YCCK are converted by it.
+fn decode_jpeg(bytes: &[u8], channels: usize) -> Result<Image, String> {
+    if !jpeg_is_whole(bytes) {
+        return Err("the JPEG data is cut short".into());
+    }
+    let options = DecoderOptions::default().set_max_width(1 << 16).set_max_height(1 << 16);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|error| format!("not a readable JPEG: {error}"))?;
+    let (width, height) = decoder.dimensions().ok_or("a JPEG without dimensions")?;
+    check_size(width as u64, height as u64)?;
+    let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    let want = if grey && channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
+    let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
+    decoder.set_options(decoder.options().jpeg_set_out_colorspace(want));
+    let data = decoder.decode().map_err(|error| format!("damaged JPEG: {error}"))?;
+    let found = if want == ColorSpace::Luma { 1 } else { 3 };
+    if data.len() != width * height * found {
+        return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
+    }
+    upright(Image::new(width, height, found, data), orientation)
+}
+
+/// Whether the end-of-image marker comes after the start of the pixel data; a thumbnail inside the metadata has one too.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4).and_then(|b| b.first_chunk::<4>()) {
+        if marker == 0xda {
+            return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]);
+        }
+        at += if marker == 0xff { 1 } else { 2 + usize::from(u16::from_be_bytes([high, low])) };
+    }
+    false
+}
+
+fn decode_other(bytes: &[u8], channels: usize) -> Result<Image, String> {
+    let format = image::guess_format(bytes).map_err(|_| match bytes.len() {
+        0 => "the file is empty".to_owned(),
+        _ => "not a JPEG, PNG, WebP, BMP or TIFF image".to_owned(),
+    })?;
+    let bands = if format == ImageFormat::Tiff { native_channels(bytes) } else { 3 };
+    if bands != 3 && bands != 1 {
+        return decode_bands(bytes, bands);
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    // Room for 16-bit RGBA of the largest image; the limit on pixels is checked below, before anything is allocated.
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(MAX_PIXELS * 8);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into())?;
+    let orientation = decoder.orientation().ok();
+    let decoded = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let grey = !decoded.color().has_color();
+    let (width, height) = (width as usize, height as usize);
+    let image = match channels {
+        1 if grey => Image::new(width, height, 1, decoded.into_luma8().into_raw()),
+        4 if decoded.color().has_alpha() => Image::new(width, height, 4, decoded.into_rgba8().into_raw()),
+        _ => Image::new(width, height, 3, decoded.into_rgb8().into_raw()),
+    };
+    upright(image, orientation)
+}
+
+/// A TIFF of any number of bands, 8 or 16 bits each, interleaved.
+fn decode_bands(bytes: &[u8], bands: usize) -> Result<Image, String> {
+    let wrong = |error: tiff::TiffError| error.to_string();
+    let mut decoder = tiff::decoder::Decoder::new(Cursor::new(bytes)).map_err(wrong)?;
+    let (width, height) = decoder.dimensions().map_err(wrong)?;
+    check_size(u64::from(width) * bands as u64, height.into())?;
+    let data = match decoder.read_image().map_err(wrong)? {
+        DecodingResult::U8(data) => data,
+        DecodingResult::U16(data) => data.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect(),
+        _ => return Err("bands of other than 8 or 16 bits".into()),
+    };
+    let (width, height) = (width as usize, height as usize);
+    if data.len() != width * height * bands {
+        return Err(format!("{} values for {width}x{height} pixels of {bands} bands (planar TIFFs are not read)", data.len()));
+    }
+    Ok(Image::new(width, height, bands, data))
+}
+
+fn check_size(width: u64, height: u64) -> Result<(), String> {
+    match width.checked_mul(height) {
+        Some(0) => Err("it has no pixels".into()),
+        Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
+        _ => Err(format!("{width}x{height} pixels are more than the {MAX_PIXELS} that are decoded")),
+    }
+}
+
+/// Turns and mirrors as the camera noted.
+fn upright(image: Image, orientation: Option<Orientation>) -> Result<Image, String> {
+    let Some(orientation) = orientation.filter(|&found| found != Orientation::NoTransforms) else {
+        return Ok(image);
+    };
+    let (width, height) = (image.width as u32, image.height as u32);
+    let channels = image.channels;
+    let typed = match channels {
+        1 => image::GrayImage::from_raw(width, height, image.data).map(DynamicImage::from),
+        3 => image::RgbImage::from_raw(width, height, image.data).map(DynamicImage::from),
+        _ => image::RgbaImage::from_raw(width, height, image.data).map(DynamicImage::from),
+    };
+    let mut turned = typed.ok_or("an image whose pixels do not fill it")?;
+    turned.apply_orientation(orientation);
+    let (width, height) = (turned.width() as usize, turned.height() as usize);
+    Ok(Image::new(width, height, channels, turned.into_bytes()))
 }

@@ -1,0 +1,92 @@
+//! Relative paths to splits and classes, alike for folders and for tars of folders.
+//!
+//! `train/<class>/.../x.jpg` and `test/<class>/...` (also `val`, `validation`; also one level further down), or
+//! `<class>/.../x.jpg` without splits, or images directly in the folder, without labels.
+
+use super::{Sample, Split};
+
+/// File name endings that may be images; what a file is, is told by its content when it is decoded.
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jfif"];
+
+/// Whether a path looks like an image and no part of it is hidden.
+pub fn is_image(path: &str) -> bool {
+    let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+    let visible = path.split('/').all(|part| !part.starts_with('.'));
+    visible && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+/// The images of a split: index into `paths` and sample, and the class names of all splits, sorted.
+pub fn arrange(paths: &[String], split: Split) -> (Vec<(usize, Sample)>, Vec<String>) {
+    let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
+    let depth = split_depth(&parts);
+    let class_at = depth.map_or(0, |depth| depth + 1);
+    // A class is a folder: the last part of a path is the file.
+    let class = |parts: &[&str]| (parts.len() > class_at + 1).then(|| parts[class_at].to_owned());
+    let mut classes: Vec<String> = parts.iter().filter_map(|parts| class(parts)).collect();
+    classes.sort();
+    classes.dedup();
+    let wanted = wanted_names(&parts, depth, split);
+    let mut kept = Vec::new();
+    for (index, parts) in parts.iter().enumerate() {
+        let inside = match (depth, &wanted) {
+            (None, _) => split == Split::Train,
+            (Some(depth), wanted) => parts.get(depth).is_some_and(|part| wanted.contains(part)),
+        };
+        if inside {
+            let label = class(parts).and_then(|class| classes.binary_search(&class).ok());
+            kept.push((index, Sample { name: paths[index].clone(), label: label.map(|label| label as u32) }));
+        }
+    }
+    (kept, classes)
+}
+
+/// At which depth the folders `train` and `test` stand, if they do.
+fn split_depth(parts: &[Vec<&str>]) -> Option<usize> {
+    (0..2).find(|&depth| parts.iter().any(|parts| parts.len() > depth + 1 && parts[depth] == "train"))
+}
+
+fn wanted_names(parts: &[Vec<&str>], depth: Option<usize>, split: Split) -> Vec<&'static str> {
+    let exists = |name: &str| parts.iter().any(|parts| depth.and_then(|d| parts.get(d)) == Some(&name));
+    match split {
+        Split::Train => vec!["train"],
+        Split::Test if exists("test") => vec!["test"],
+        Split::Test => vec!["val", "validation"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(paths: &[&str], split: Split) -> Vec<(String, Option<u32>)> {
+        let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+        arrange(&paths, split).0.into_iter().map(|(_, sample)| (sample.name, sample.label)).collect()
+    }
+
+    #[test]
+    fn splits_and_classes_by_folder() {
+        let paths = ["test/cat/1.jpg", "train/ant/1.jpg", "train/cat/deep/2.jpg"];
+        assert_eq!(names(&paths, Split::Train), [("train/ant/1.jpg".into(), Some(0)), ("train/cat/deep/2.jpg".into(), Some(1))]);
+        assert_eq!(names(&paths, Split::Test), [("test/cat/1.jpg".into(), Some(1))]);
+    }
+
+    #[test]
+    fn one_folder_above_the_splits_and_val_for_test() {
+        let paths = ["set/train/a/1.png", "set/val/a/2.png"];
+        assert_eq!(names(&paths, Split::Train), [("set/train/a/1.png".into(), Some(0))]);
+        assert_eq!(names(&paths, Split::Test), [("set/val/a/2.png".into(), Some(0))]);
+    }
+
+    #[test]
+    fn without_splits_all_is_training_and_flat_has_no_labels() {
+        assert_eq!(names(&["1.jpg", "2.jpg"], Split::Train), [("1.jpg".into(), None), ("2.jpg".into(), None)]);
+        assert!(names(&["1.jpg"], Split::Test).is_empty());
+        assert_eq!(names(&["b/1.jpg", "a/1.jpg"], Split::Train)[0].1, Some(1));
+    }
+
+    #[test]
+    fn hidden_files_and_other_endings_are_no_images() {
+        assert!(is_image("a/b.JPG") && is_image("x.tiff"));
+        assert!(!is_image(".x.jpg") && !is_image("a/.hidden/x.jpg") && !is_image("x.txt") && !is_image("jpg"));
+    }
+}
