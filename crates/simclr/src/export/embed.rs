@@ -205,7 +205,12 @@ fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(folder)?;
     let failed = |error: std::io::Error| std::io::Error::new(error.kind(), format!("`{}`: {error}", folder.display()));
-    tempfile::Builder::new().prefix(".embed-").tempfile_in(folder).map_err(failed)
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".embed-");
+    // Temporary files are private by default; a table is an ordinary file, cut by the umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(failed)
 }
 
 fn place(file: NamedTempFile, out: &Path) -> Result<(), std::io::Error> {

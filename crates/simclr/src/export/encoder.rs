@@ -132,12 +132,22 @@ fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, Str
     safetensors::serialize(views, Some(metadata)).map_err(|error| other("encoder", error))
 }
 
+/// Kinds that a module of the user's may hold; our own encoders are f32 with i64 counters.
+const KINDS: [(Kind, Dtype); 8] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int, Dtype::I32),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
 fn dtype(name: &str, tensor: &Tensor) -> Result<Dtype, EvalError> {
-    match tensor.kind() {
-        Kind::Float => Ok(Dtype::F32),
-        Kind::Int64 => Ok(Dtype::I64),
-        kind => Err(other(name, format!("expected a tensor of f32 or i64, got {kind:?}"))),
-    }
+    let found = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
+    let unknown = || other(name, format!("tensors of {:?} cannot be exported", tensor.kind()));
+    found.map(|(_, dtype)| *dtype).ok_or_else(unknown)
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {
@@ -170,12 +180,8 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalE
 
 fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
     let view = file.tensor(name).ok()?;
-    let kind = match view.dtype() {
-        Dtype::F32 => Kind::Float,
-        Dtype::I64 => Kind::Int64,
-        _ => return None,
-    };
-    Tensor::f_from_data_size(view.data(), &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(), kind).ok()
+    let (kind, _) = KINDS.iter().find(|(_, dtype)| *dtype == view.dtype())?;
+    Tensor::f_from_data_size(view.data(), &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(), *kind).ok()
 }
 
 /// Eight images `[8, C, S, S]` in `[0, 1]` that no generator's state decides.
