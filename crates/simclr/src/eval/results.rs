@@ -1,0 +1,202 @@
+//! What an evaluation found: written to `results.json`, shown as a table. Accuracies are shares in `[0, 1]`.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the layout of `results.json`.
+pub const SCHEMA: u32 = 1;
+
+/// All figures of one evaluation and everything they depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of this program.
+    pub simclr: String,
+    /// What was evaluated.
+    pub run: RunFacts,
+    /// On what.
+    pub data: DataFacts,
+    /// How.
+    pub protocol: ProtocolFacts,
+    /// Trained h first, then the controls.
+    pub rows: Vec<Row>,
+    /// Whatever a reader of the table must know: unfinished run, hold-out for want of a test split, bad images.
+    pub notes: Vec<String>,
+}
+
+/// What was evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// Architecture in words.
+    pub encoder: String,
+    /// F.
+    pub feature_dim: i64,
+    /// S.
+    pub image_size: usize,
+    /// C.
+    pub channels: i64,
+    /// File name of the checkpoint, the newest of the run.
+    pub checkpoint: String,
+    /// Steps done.
+    pub step: u64,
+    /// Steps planned, where known.
+    pub total_steps: Option<u64>,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// On what it was evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// As given.
+    pub path: String,
+    /// K.
+    pub classes: usize,
+    /// Images of the training part (the bank), bad ones left out.
+    pub train_images: usize,
+    /// Images of the test part, bad ones left out.
+    pub test_images: usize,
+    /// Fingerprint of the training split.
+    pub train_fingerprint: String,
+    /// Fingerprint of the test split; none where it is a hold-out of the training split.
+    pub test_fingerprint: Option<String>,
+    /// Images that could not be decoded: name and reason.
+    pub bad: Vec<(String, String)>,
+}
+
+/// How it was evaluated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProtocolFacts {
+    /// Neighbours, as used.
+    pub knn_k: i64,
+    /// Temperature of the votes exp(sim / T); none = plain majority.
+    pub knn_temperature: Option<f64>,
+    /// The linear classifier in words.
+    pub linear: String,
+    /// Candidates for lambda.
+    pub lambdas: Vec<f64>,
+    /// Seed of subsets, hold-outs and folds.
+    pub seed: u64,
+    /// Seeds of the random-init encoders.
+    pub random_init_seeds: Vec<u64>,
+}
+
+/// One encoder or control.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// `trained h`, `random-init h`, `raw pixels`, `chance`.
+    pub name: String,
+    /// Dimensions that the classifiers saw; 0 for chance.
+    pub dimensions: i64,
+    /// kNN with all labels.
+    pub knn: Cell,
+    /// Linear classifier, one cell for each share of the labels, ascending.
+    pub linear: Vec<Cell>,
+}
+
+/// One figure: mean and spread over draws (subsets of labels, seeds of random encoders).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// Share of the training labels asked for.
+    pub share: f64,
+    /// Labels used in each draw.
+    pub labels: usize,
+    /// Test accuracy of each draw.
+    pub accuracies: Vec<f64>,
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation (n - 1); 0 for one draw.
+    pub std: f64,
+    /// Regularisation chosen in each draw; empty for kNN and chance.
+    pub lambdas: Vec<f64>,
+    /// How each fit ended; empty for kNN and chance.
+    pub fits: Vec<String>,
+}
+
+impl Cell {
+    /// Mean and standard deviation of `accuracies`.
+    pub fn of(share: f64, labels: usize, accuracies: Vec<f64>) -> Self {
+        let n = accuracies.len() as f64;
+        let mean = accuracies.iter().sum::<f64>() / n;
+        let squares: f64 = accuracies.iter().map(|a| (a - mean) * (a - mean)).sum();
+        let std = if accuracies.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 };
+        Self { share, labels, accuracies, mean, std, lambdas: Vec::new(), fits: Vec::new() }
+    }
+
+    /// Percent with one decimal, spread where there are several draws.
+    fn text(&self) -> String {
+        match self.accuracies.len() {
+            0 | 1 => format!("{:.1}", 100.0 * self.mean),
+            _ => format!("{:.1} ±{:.1}", 100.0 * self.mean, 100.0 * self.std),
+        }
+    }
+}
+
+impl Results {
+    /// The row of that name.
+    pub fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.name == name)
+    }
+
+    /// Test accuracy in percent, aligned for a terminal, notes below.
+    pub fn table(&self) -> String {
+        let mut lines = vec![self.headings()];
+        lines.extend(self.rows.iter().map(|row| {
+            let cells = std::iter::once(&row.knn).chain(&row.linear).map(Cell::text);
+            std::iter::once(row.name.clone()).chain(cells).collect()
+        }));
+        let mut text = format!("test accuracy in %, {} test images\n", self.data.test_images);
+        text.push_str(&aligned(&lines));
+        for note in &self.notes {
+            text.push_str(&format!("note: {note}\n"));
+        }
+        text
+    }
+
+    fn headings(&self) -> Vec<String> {
+        let mut headings = vec![String::new(), format!("kNN (k={})", self.protocol.knn_k)];
+        let linear = self.rows.first().map_or(&[][..], |row| &row.linear);
+        headings.extend(linear.iter().map(|cell| {
+            let draws = if cell.accuracies.len() > 1 { format!(" x{}", cell.accuracies.len()) } else { String::new() };
+            format!("linear {} % ({}{draws})", 100.0 * cell.share, cell.labels)
+        }));
+        headings
+    }
+}
+
+/// First column left, all others right.
+fn aligned(lines: &[Vec<String>]) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |line: &[String], column: usize| line.get(column).cloned().unwrap_or_default();
+    let width = |column: usize| lines.iter().map(|line| cell(line, column).chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        for (column, &width) in widths.iter().enumerate() {
+            let cell = cell(line, column);
+            text.push_str(&if column == 0 { format!("{cell:<width$}") } else { format!("   {cell:>width$}") });
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_knows_mean_and_spread() {
+        let cell = Cell::of(0.1, 60, vec![0.5, 0.6, 0.7]);
+        assert!((cell.mean - 0.6).abs() < 1e-12 && (cell.std - 0.1).abs() < 1e-12);
+        assert_eq!(cell.text(), "60.0 ±10.0");
+        assert_eq!(Cell::of(1.0, 60, vec![0.8065]).text(), "80.7");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let lines = [vec![String::new(), "kNN".into()], vec!["raw pixels".into(), "8.0 ±1.0".into()]];
+        assert_eq!(aligned(&lines), "                  kNN\nraw pixels   8.0 ±1.0\n");
+    }
+}

@@ -1,1 +1,0 @@
-//! What leaves: the encoder as safetensors with torchvision's names, features as parquet or .npy.

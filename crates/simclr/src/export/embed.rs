@@ -1,0 +1,226 @@
+//! Images to a table of h with their paths: parquet (columns `path`, `label`, `class`, `h`), or `.npy` with the paths,
+//! one a line, in a text file beside it.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema};
+use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
+use simclr_data::{Dataset, Split, dataset::Channels};
+use tch::Tensor;
+use tempfile::NamedTempFile;
+
+use super::npy::NpyWriter;
+use crate::{
+    EvalError,
+    eval::features::{BadImage, ReadOptions, load_encoder, stream},
+    train::RunFolder,
+};
+
+/// How to embed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbedOptions {
+    /// One split; none = every image of the set.
+    pub split: Option<Split>,
+    /// Images per forward pass.
+    pub batch: usize,
+    /// Decoding threads; 0 = all processors.
+    pub threads: usize,
+}
+
+impl Default for EmbedOptions {
+    fn default() -> Self {
+        Self { split: None, batch: 256, threads: 0 }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// The table.
+    pub path: PathBuf,
+    /// The file of paths beside a `.npy`.
+    pub paths_file: Option<PathBuf>,
+    /// Rows n.
+    pub images: usize,
+    /// F.
+    pub feature_dim: usize,
+    /// Images left out.
+    pub bad: Vec<BadImage>,
+}
+
+/// Writes h of every image at `data` to `out`, `.parquet` or `.npy` by its name. An existing file is replaced only once
+/// the new one is whole.
+///
+/// # Errors
+/// Another ending, no checkpoint, more bad images than the run allows, or a file that cannot be written.
+pub fn embed(
+    run: &RunFolder,
+    data: &Path,
+    out: &Path,
+    options: &EmbedOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Embedded, EvalError> {
+    let format = Format::of(out)?;
+    let frozen = load_encoder(run)?;
+    let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
+    let read = ReadOptions::of(&frozen, options.batch, options.threads);
+    let total: usize = sets.iter().map(Dataset::len).sum();
+    let mut table = Table::create(format, out, frozen.feature_dim() as usize)?;
+    let (mut before, mut bad) = (0, Vec::new());
+    for set in &sets {
+        let indices: Vec<usize> = (0..set.len()).collect();
+        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels));
+        let mut report = |done: usize, _: usize| progress(before + done, total);
+        bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
+        before += set.len();
+    }
+    let images = total - bad.len();
+    let paths_file = table.finish(out)?;
+    Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: frozen.feature_dim() as usize, bad })
+}
+
+/// One split, or all there are.
+fn open(data: &Path, split: Option<Split>, channels: Channels) -> Result<Vec<Dataset>, EvalError> {
+    let splits = match split {
+        Some(split) => vec![split],
+        None if Dataset::has_test_split(data) => vec![Split::Train, Split::Test],
+        None => vec![Split::Train],
+    };
+    Ok(splits.into_iter().map(|split| Dataset::open(data, split, channels)).collect::<Result<_, _>>()?)
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Parquet,
+    Npy,
+}
+
+impl Format {
+    fn of(out: &Path) -> Result<Self, EvalError> {
+        match out.extension().and_then(|ending| ending.to_str()) {
+            Some("parquet") => Ok(Self::Parquet),
+            Some("npy") => Ok(Self::Npy),
+            _ => Err(EvalError::Other(format!("`{}`: expected a name that ends in .parquet or .npy", out.display()))),
+        }
+    }
+}
+
+/// A table that is being written beside its destination.
+enum Table {
+    Parquet { writer: Box<ArrowWriter<NamedTempFile>>, schema: Arc<Schema> },
+    Npy { writer: NpyWriter<NamedTempFile>, paths: NamedTempFile },
+}
+
+impl Table {
+    fn create(format: Format, out: &Path, width: usize) -> Result<Self, EvalError> {
+        Ok(match format {
+            Format::Parquet => {
+                let schema = Arc::new(schema(width));
+                let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+                let writer = ArrowWriter::try_new(beside(out)?, schema.clone(), Some(properties));
+                Self::Parquet { writer: Box::new(writer.map_err(|error| parquet_error(out, error))?), schema }
+            }
+            Format::Npy => Self::Npy { writer: NpyWriter::new(beside(out)?, width)?, paths: beside(out)? },
+        })
+    }
+
+    /// Appends h `[rows, F]` of the images `rows` of `set`.
+    fn push(&mut self, set: &Dataset, rows: &[usize], h: &Tensor) -> Result<(), EvalError> {
+        let values = Vec::<f32>::try_from(h.contiguous().view([-1]))?;
+        match self {
+            Self::Parquet { writer, schema } => {
+                let batch = record_batch(schema, set, rows, values);
+                let written = batch.map_err(parquet::errors::ParquetError::from).and_then(|batch| writer.write(&batch));
+                written.map_err(|error| parquet_error(writer.inner().path(), error))
+            }
+            Self::Npy { writer, paths } => {
+                writer.push(&values)?;
+                for &row in rows {
+                    // A line break inside a name would shift every line after it.
+                    writeln!(paths, "{}", set.samples()[row].name.replace(['\n', '\r'], "\u{fffd}"))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the file and moves it to `out`; returns the file of paths, where there is one.
+    fn finish(self, out: &Path) -> Result<Option<PathBuf>, EvalError> {
+        match self {
+            Self::Parquet { writer, .. } => {
+                place(writer.into_inner().map_err(|error| parquet_error(out, error))?, out)?;
+                Ok(None)
+            }
+            Self::Npy { writer, paths } => {
+                let mut name = out.as_os_str().to_owned();
+                name.push(".paths.txt");
+                let paths_file = PathBuf::from(name);
+                place(paths, &paths_file)?;
+                place(writer.finish()?, out)?;
+                Ok(Some(paths_file))
+            }
+        }
+    }
+}
+
+fn schema(width: usize) -> Schema {
+    Schema::new(vec![
+        Field::new("path", DataType::Utf8, false),
+        Field::new("label", DataType::Int32, true),
+        Field::new("class", DataType::Utf8, true),
+        Field::new("h", DataType::FixedSizeList(element(), width as i32), false),
+    ])
+}
+
+fn element() -> Arc<Field> {
+    Arc::new(Field::new("element", DataType::Float32, false))
+}
+
+fn record_batch(
+    schema: &Arc<Schema>,
+    set: &Dataset,
+    rows: &[usize],
+    values: Vec<f32>,
+) -> Result<RecordBatch, arrow_schema::ArrowError> {
+    let samples = || rows.iter().map(|&row| &set.samples()[row]);
+    let class = |label: u32| set.classes().get(label as usize).cloned();
+    let width = (values.len() / rows.len()) as i32;
+    let h = FixedSizeListArray::try_new(element(), width, Arc::new(Float32Array::from(values)), None)?;
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(samples().map(|sample| Some(&sample.name)).collect::<StringArray>()),
+        Arc::new(samples().map(|sample| sample.label.map(|label| label as i32)).collect::<Int32Array>()),
+        Arc::new(samples().map(|sample| sample.label.and_then(class)).collect::<StringArray>()),
+        Arc::new(h),
+    ];
+    RecordBatch::try_new(schema.clone(), columns)
+}
+
+/// A temporary file in the folder of `out`: a rename within one file system is atomic.
+fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::create_dir_all(folder)?;
+    let failed = |error: std::io::Error| std::io::Error::new(error.kind(), format!("`{}`: {error}", folder.display()));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".embed-");
+    // Temporary files are private by default; a table is an ordinary file, cut by the umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(failed)
+}
+
+fn place(file: NamedTempFile, out: &Path) -> Result<(), std::io::Error> {
+    file.as_file().sync_all()?;
+    let failed = |error: tempfile::PersistError| {
+        std::io::Error::new(error.error.kind(), format!("`{}`: {}", out.display(), error.error))
+    };
+    file.persist(out).map(drop).map_err(failed)
+}
+
+fn parquet_error(path: &Path, error: impl std::fmt::Display) -> EvalError {
+    EvalError::Other(format!("`{}`: {error}", path.display()))
+}

@@ -1,0 +1,196 @@
+//! A run's encoder to one safetensors file that torchvision's model of the same name loads (all but its `fc`), with what
+//! the weights expect as metadata. The file is read back, rebuilt and compared before success is reported.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use tch::{Kind, Tensor};
+
+use crate::{
+    EvalError, ModelError,
+    checkpoint::write_atomically,
+    encoder::{EncoderConfig, Padding},
+    eval::features::{FrozenEncoder, load_encoder, load_weights},
+    train::RunFolder,
+};
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exported {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// The metadata, sorted by key.
+    pub metadata: BTreeMap<String, String>,
+    /// Largest difference between features of the run's encoder and of the one rebuilt from the file.
+    pub difference: f64,
+}
+
+/// Largest difference between features that counts as equal: the rebuilt encoder runs the same operations.
+const TOLERANCE: f64 = 1e-6;
+
+/// Prefix that the parameters have in this program and torchvision's have not.
+const PREFIX: &str = "encoder.";
+
+/// Writes the encoder of the newest checkpoint of `run` to `out` (atomically) and verifies the file.
+///
+/// # Errors
+/// No checkpoint, a file that cannot be written, or one that gives other features than the run's encoder.
+pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError> {
+    let frozen = load_encoder(run)?;
+    let metadata = metadata(&frozen);
+    let tensors = tensors(&frozen);
+    let bytes = serialise(&tensors, &metadata)?;
+    // Verified before anything at `out` is replaced; then only the bytes on disk are left to compare.
+    let difference = verify(&frozen, &bytes, out)?;
+    write_atomically(out, &bytes)?;
+    if fs_err::read(out)? != bytes {
+        return Err(EvalError::Other(format!("`{}`: the file read back differs from what was written", out.display())));
+    }
+    Ok(Exported { path: out.to_owned(), bytes: bytes.len() as u64, tensors: tensors.len(), metadata, difference })
+}
+
+/// The encoder's tensors under torchvision's names, on the CPU, sorted by name.
+fn tensors(frozen: &FrozenEncoder) -> BTreeMap<String, Tensor> {
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in frozen.model().params.named() {
+        let Some(name) = name.strip_prefix(PREFIX) else { continue };
+        if let Some(norm) = name.strip_suffix("running_var") {
+            // PyTorch's batch norm stores a counter; with a fixed momentum nothing reads it.
+            let counter = || Tensor::zeros([0i64; 0], (Kind::Int64, tch::Device::Cpu));
+            tensors.entry(format!("{norm}num_batches_tracked")).or_insert_with(counter);
+        }
+        tensors.insert(name.to_owned(), tensor.detach().to_device(tch::Device::Cpu).contiguous());
+    }
+    tensors
+}
+
+/// Everything that a user must know to feed the encoder.
+fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
+    let config = &frozen.config().encoder;
+    let origin = frozen.origin();
+    let entries = [
+        ("format", "pt".into()),
+        ("simclr.version", env!("CARGO_PKG_VERSION").into()),
+        ("simclr.architecture", architecture(config)),
+        ("simclr.description", frozen.model().encoder.describe()),
+        ("simclr.width", config.width.to_string()),
+        ("simclr.stem", stem(config, frozen.image_size()).into()),
+        ("simclr.padding", padding(config.padding).into()),
+        ("simclr.image_size", frozen.image_size().to_string()),
+        ("simclr.channels", frozen.channels().to_string()),
+        ("simclr.input_range", "[0, 1]".into()),
+        ("simclr.input_mean", "0".into()),
+        ("simclr.input_std", "1".into()),
+        ("simclr.feature_dim", frozen.feature_dim().to_string()),
+        ("simclr.step", origin.step.to_string()),
+    ];
+    let mut metadata: BTreeMap<String, String> = entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
+    if let Some(total) = origin.total_steps {
+        metadata.insert("simclr.total_steps".into(), total.to_string());
+    }
+    metadata
+}
+
+fn architecture(config: &EncoderConfig) -> String {
+    match &config.file {
+        Some(file) => format!("torchscript:{}", file.file_name().unwrap_or_default().to_string_lossy()),
+        None => config.name.as_str().into(),
+    }
+}
+
+/// The stem as built: `auto` depends on the image size, which the file's user may not know.
+fn stem(config: &EncoderConfig, size: usize) -> &'static str {
+    match (config.file.is_some() || config.name.as_str().starts_with("conv"), config.imagenet_stem(size as i64)) {
+        (true, _) => "none",
+        (false, true) => "imagenet",
+        (false, false) => "cifar",
+    }
+}
+
+fn padding(padding: Padding) -> &'static str {
+    match padding {
+        Padding::Symmetric => "symmetric",
+        Padding::Same => "same",
+    }
+}
+
+fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, EvalError> {
+    let raw = tensors.iter().map(|(name, tensor)| Ok((name.as_str(), dtype(name, tensor)?, shape(tensor), bytes_of(tensor))));
+    let raw = raw.collect::<Result<Vec<_>, EvalError>>()?;
+    let views = raw.iter().map(|(name, dtype, shape, bytes)| {
+        TensorView::new(*dtype, shape.clone(), bytes).map(|view| (*name, view)).map_err(|error| other(name, error))
+    });
+    let views = views.collect::<Result<Vec<_>, EvalError>>()?;
+    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+    safetensors::serialize(views, Some(metadata)).map_err(|error| other("encoder", error))
+}
+
+/// Kinds that a module of the user's may hold; our own encoders are f32 with i64 counters.
+const KINDS: [(Kind, Dtype); 8] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int, Dtype::I32),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+fn dtype(name: &str, tensor: &Tensor) -> Result<Dtype, EvalError> {
+    let found = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
+    let unknown = || other(name, format!("tensors of {:?} cannot be exported", tensor.kind()));
+    found.map(|(_, dtype)| *dtype).ok_or_else(unknown)
+}
+
+fn shape(tensor: &Tensor) -> Vec<usize> {
+    tensor.size().into_iter().map(|side| side as usize).collect()
+}
+
+/// The elements of a contiguous tensor, little endian as all platforms of libtorch are.
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
+}
+
+/// Rebuilds the encoder from `bytes` over other fresh weights and compares features of a fixed batch.
+fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalError> {
+    let place = out.display().to_string();
+    let file = SafeTensors::deserialize(bytes).map_err(|error| other(&place, error))?;
+    let seed = frozen.config().train.seed.wrapping_add(1);
+    let rebuilt = FrozenEncoder::random_init(frozen.config(), frozen.channels(), seed)?;
+    let own = rebuilt.model().params.named().filter(|(name, _)| name.starts_with(PREFIX));
+    load_weights(own, &place, |name| read_tensor(&file, name.strip_prefix(PREFIX)?))?;
+    let images = fixed_batch(frozen.channels(), frozen.image_size() as i64).to_device(frozen.device());
+    let difference = (frozen.forward(&images) - rebuilt.forward(&images)).abs().max().double_value(&[]);
+    if difference <= TOLERANCE {
+        Ok(difference)
+    } else {
+        Err(other(&place, format!("features of the exported encoder differ by {difference}, expected at most {TOLERANCE}")))
+    }
+}
+
+fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
+    let view = file.tensor(name).ok()?;
+    let (kind, _) = KINDS.iter().find(|(_, dtype)| *dtype == view.dtype())?;
+    Tensor::f_from_data_size(view.data(), &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(), *kind).ok()
+}
+
+/// Eight images `[8, C, S, S]` in `[0, 1]` that no generator's state decides.
+fn fixed_batch(channels: i64, size: i64) -> Tensor {
+    let numbers = Tensor::arange(8 * channels * size * size, (Kind::Double, tch::Device::Cpu));
+    // Multiples of the golden ratio, modulo 1, fill the range evenly (Weyl 1916).
+    (numbers * 0.618_033_988_749_894_9).frac().to_kind(Kind::Float).view([8, channels, size, size])
+}
+
+fn other(place: &str, error: impl std::fmt::Display) -> EvalError {
+    ModelError::File { path: place.into(), reason: error.to_string() }.into()
+}

@@ -1,0 +1,9 @@
+//! What leaves: the encoder as safetensors with torchvision's names ([`encoder`]), features as parquet or .npy
+//! ([`embed`]).
+
+pub mod embed; // images -> table of h
+pub mod encoder; // run -> encoder file, verified
+mod npy; // rows -> .npy
+
+pub use embed::{EmbedOptions, Embedded, embed};
+pub use encoder::{Exported, export_encoder};

@@ -1,0 +1,123 @@
+//! Evaluation changes no byte of the encoder, batch-norm buffers included.
+
+use simclr::{
+    RunConfig,
+    data::{DataError, Dataset, Image, Sample, dataset::Source},
+    eval::{
+        features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
+        knn::knn_predict,
+        linear::{LinearOptions, fit},
+    },
+};
+use tch::{Device, Kind, Tensor};
+
+/// Squares of `label`-dependent brightness; image 7 cannot be decoded where `broken`.
+struct Squares {
+    broken: bool,
+}
+
+impl Source for Squares {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        if self.broken && index == 7 {
+            return Err(DataError::Decode { name: name(index), reason: "cut".into() });
+        }
+        let pixel = |i: usize| (60 * (index % 3) + (i * (index + 13) * 7) % 50) as u8;
+        Ok(Image::new(16, 16, channels, (0..256 * channels).map(pixel).collect()))
+    }
+}
+
+fn name(index: usize) -> String {
+    format!("{index}.png")
+}
+
+fn squares(count: usize, broken: bool) -> Dataset {
+    let sample = |index| Sample { name: name(index), label: Some((index % 3) as u32) };
+    let classes = ["a", "b", "c"].map(String::from).to_vec();
+    Dataset::from_source((0..count).map(sample).collect(), classes, 3, Box::new(Squares { broken }))
+}
+
+fn config(encoder: &str) -> RunConfig {
+    let overrides = [format!("encoder.name=\"{encoder}\""), "train.image_size=16".into(), "train.device=\"cpu\"".into()];
+    RunConfig::load(None, &overrides).unwrap()
+}
+
+fn options(frozen: &FrozenEncoder) -> ReadOptions {
+    ReadOptions::of(frozen, 16, 2)
+}
+
+/// Every parameter and buffer, byte for byte.
+fn bytes(frozen: &FrozenEncoder) -> Vec<(String, Vec<u8>)> {
+    let of = |tensor: &Tensor| {
+        let tensor = tensor.contiguous();
+        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        bytes
+    };
+    frozen.model().params.named().map(|(name, tensor)| (name.to_owned(), of(tensor))).collect()
+}
+
+#[test]
+fn evaluation_changes_no_byte() {
+    for encoder in ["resnet18", "conv-c3"] {
+        let frozen = FrozenEncoder::random_init(&config(encoder), 3, 1).unwrap();
+        let before = bytes(&frozen);
+        assert!(before.iter().any(|(name, _)| name.ends_with("running_var")), "{encoder} has batch norm");
+        let set = squares(60, false);
+        let indices: Vec<usize> = (0..60).collect();
+        let h = features(&frozen, &set, &indices, &options(&frozen), &mut |_, _| {}).unwrap();
+        let h = &h.features[0];
+        let labels: Vec<i64> = (0..60).map(|i| i % 3).collect();
+        let labels = label_tensor(&labels, &indices);
+        knn_predict(h, &labels, h, 3, 5, Some(0.1));
+        fit(h, &labels, 3, &LinearOptions::default());
+        assert!(bytes(&frozen) == before, "{encoder} was changed");
+        assert!(!h.requires_grad());
+    }
+}
+
+#[test]
+fn features_do_not_depend_on_the_batch() {
+    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let set = squares(40, false);
+    let indices: Vec<usize> = (0..40).collect();
+    let read = |batch| {
+        let options = ReadOptions { batch, ..options(&frozen) };
+        features(&frozen, &set, &indices, &options, &mut |_, _| {}).unwrap().features.remove(0)
+    };
+    let difference = (read(40) - read(7)).abs().max().double_value(&[]);
+    assert!(difference < 1e-5, "batch norm must use running statistics: {difference}");
+}
+
+#[test]
+fn a_bad_image_is_left_out_and_named_and_too_many_are_an_error() {
+    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let set = squares(20, true);
+    let indices: Vec<usize> = (0..20).collect();
+    let mut last = (0, 0);
+    let tolerant = ReadOptions { max_bad_share: 0.06, ..options(&frozen) };
+    let read = raw_pixels(&set, &indices, &tolerant, &mut |done, of| last = (done, of)).unwrap();
+    assert_eq!(read.features[0].size(), [19, 3 * 16 * 16]);
+    assert_eq!((read.indices.len(), read.bad.len(), read.bad[0].name.as_str()), (19, 1, "7.png"));
+    assert!(!read.indices.contains(&7));
+    assert_eq!(last, (20, 20));
+    let strict = ReadOptions { max_bad_share: 0.04, ..options(&frozen) };
+    let error = raw_pixels(&set, &indices, &strict, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("7.png") && error.contains("0.04"), "{error}");
+}
+
+#[test]
+fn raw_pixels_of_large_images_are_averaged_down() {
+    let pixels = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
+    let flat = simclr::eval::features::flat_pixels(&pixels);
+    assert_eq!(flat.size(), [2, 3 * 32 * 32]);
+    let mean = pixels.narrow(2, 0, 2).narrow(3, 0, 2).mean_dim([2, 3].as_slice(), false, Kind::Float);
+    let difference = (flat.view([2, 3, 32, 32]).select(2, 0).select(2, 0) - mean).abs().max().double_value(&[]);
+    assert!(difference < 1e-6);
+}
+
+#[test]
+fn random_init_depends_on_the_seed_alone() {
+    let of = |seed| bytes(&FrozenEncoder::random_init(&config("conv-c3"), 3, seed).unwrap());
+    assert!(of(1) == of(1));
+    assert!(of(1) != of(2));
+}
