@@ -42,6 +42,14 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Removes what [`RunFolder::create`] made, if nothing else was written: a run that could not start leaves no trace.
+    pub fn remove_if_unused(&self) {
+        if !self.config_file().exists() {
+            // `remove_dir` refuses a folder that holds anything.
+            let _ = fs_err::remove_dir(self.checkpoints()).and_then(|()| fs_err::remove_dir(&self.path));
+        }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
