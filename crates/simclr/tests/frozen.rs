@@ -24,6 +24,10 @@ impl Source for Squares {
         let pixel = |i: usize| (60 * (index % 3) + (i * (index + 13) * 7) % 50) as u8;
         Ok(Image::new(16, 16, channels, (0..256 * channels).map(pixel).collect()))
     }
+
+    fn stored_bytes(&self, _: usize) -> u64 {
+        256
+    }
 }
 
 fn name(index: usize) -> String {
@@ -68,7 +72,7 @@ fn evaluation_changes_no_byte() {
         let h = &h.features[0];
         let labels: Vec<i64> = (0..60).map(|i| i % 3).collect();
         let labels = label_tensor(&labels, &indices);
-        knn_predict(h, &labels, h, 3, 5, Some(0.1));
+        let _ = knn_predict(h, &labels, h, 3, 5, Some(0.1));
         fit(h, &labels, 3, &LinearOptions::default());
         assert!(bytes(&frozen) == before, "{encoder} was changed");
         assert!(!h.requires_grad());
