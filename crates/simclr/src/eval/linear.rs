@@ -8,7 +8,7 @@
 use tch::{Kind, Tensor};
 
 use super::{
-    lbfgs::{Lbfgs, Minimum, Stop},
+    lbfgs::{Inverse, Lbfgs, Minimum, Stop},
     splits,
 };
 
@@ -197,14 +197,26 @@ fn tuning_parts(labels: &[i64], classes: usize, options: &LinearOptions) -> Vec<
 struct Problem {
     /// `[n, F]`.
     x: Tensor,
-    /// `[F, n]`, laid out for the gradient's product.
+    /// `[n, 1]`.
     labels: Tensor,
     classes: i64,
+    /// Second moments `[F, F]` for the preconditioner; none for very wide features.
+    moments: Option<Tensor>,
 }
+
+/// Rows from which the preconditioner's moments are taken: it may be approximate.
+const MOMENT_ROWS: i64 = 10_000;
+/// Widest features that are preconditioned: the factorisation costs F^3 / 3.
+const MOMENT_WIDTH: i64 = 4096;
 
 impl Problem {
     fn new(x: Tensor, labels: &Tensor, classes: i64) -> Self {
-        Self { x, labels: labels.to_kind(Kind::Int64).unsqueeze(1), classes }
+        let (n, width) = (x.size()[0], x.size()[1]);
+        let stride = (n / MOMENT_ROWS).max(1);
+        let some = x.slice(0, 0, n, stride);
+        let moments = || some.transpose(0, 1).matmul(&some) / some.size()[0] as f64;
+        let moments = (width <= MOMENT_WIDTH).then(moments);
+        Self { x, labels: labels.to_kind(Kind::Int64).unsqueeze(1), classes, moments }
     }
 
     fn origin(&self) -> Vec<f64> {
@@ -218,7 +230,35 @@ impl Problem {
     }
 
     fn solve(&self, start: Vec<f64>, lambda: f64, solver: &Lbfgs) -> Minimum {
-        solver.minimise(start, &mut |point, gradient| self.evaluate(point, lambda, gradient))
+        let factor = self.curvature(lambda);
+        let inverse = factor.as_ref().map(|factor| |vector: &[f64]| self.uncurve(factor, vector));
+        let inverse = inverse.as_ref().map(|inverse| inverse as &Inverse<'_>);
+        solver.minimise_with(start, &mut |point, gradient| self.evaluate(point, lambda, gradient), inverse)
+    }
+
+    /// Mean of p (1 - p) at W = 0, the start.
+    fn spread(&self) -> f64 {
+        let classes = self.classes as f64;
+        (1.0 - 1.0 / classes) / classes
+    }
+
+    /// Cholesky factor of spread * moments + lambda, nearly the Hessian of each class's weights at W = 0. Correlated
+    /// features make J a long valley; seen through this matrix it is a bowl, and a tenth of the iterations do.
+    fn curvature(&self, lambda: f64) -> Option<Tensor> {
+        let moments = self.moments.as_ref()?;
+        // A small ridge keeps constant and repeated features from making it singular.
+        let ridge = lambda + 1e-6 * self.spread();
+        let hessian = moments * self.spread() + Tensor::eye(moments.size()[0], (Kind::Double, moments.device())) * ridge;
+        hessian.f_linalg_cholesky(false).ok()
+    }
+
+    /// The approximate inverse Hessian times `vector`; b is independent of W, for features are centred.
+    fn uncurve(&self, factor: &Tensor, vector: &[f64]) -> Vec<f64> {
+        let (weight, bias) = self.unpack(vector);
+        let parts = [weight.cholesky_solve(factor, false), (bias / self.spread()).unsqueeze(0)];
+        let mut out = vec![0.0; vector.len()];
+        Tensor::cat(&parts, 0).view([-1]).copy_data(&mut out, vector.len());
+        out
     }
 
     /// J at `point`; its gradient goes to `gradient`.
