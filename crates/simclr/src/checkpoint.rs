@@ -1,10 +1,26 @@
 //! Named tensors and JSON sections to one safetensors file and back, atomically. Knows no model.
+//!
+//! The sections, a format version and a checksum of all tensor bytes lie in the `__metadata__` of the safetensors
+//! header, so any safetensors reader can open a checkpoint.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    path::Path,
+};
 
-use tch::Tensor;
+use safetensors::{Dtype, SafeTensors, View};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
 
 use crate::CheckpointError;
+
+/// Raised when an older program could not read a newer file.
+const VERSION: &str = "1";
+const VERSION_KEY: &str = "simclr.version";
+const CHECKSUM_KEY: &str = "simclr.crc32c";
+const SECTION_PREFIX: &str = "simclr.section.";
 
 /// What a checkpoint file holds.
 #[derive(Debug, Default)]
@@ -12,7 +28,7 @@ pub struct Checkpoint {
     /// Tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
     /// JSON sections by name (`state`, `config`, `versions`).
-    pub sections: BTreeMap<String, serde_json::Value>,
+    pub sections: BTreeMap<String, Value>,
 }
 
 impl Checkpoint {
@@ -21,8 +37,15 @@ impl Checkpoint {
     /// # Errors
     /// Full disk, missing rights; the old file is untouched.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let _ = path;
-        todo!("helper train")
+        let stored: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
+        let mut metadata = HashMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
+        metadata.insert(CHECKSUM_KEY.to_owned(), checksum(stored.iter().map(|(_, stored)| &stored.bytes[..])));
+        for (name, section) in &self.sections {
+            metadata.insert(format!("{SECTION_PREFIX}{name}"), section.to_string());
+        }
+        let bytes = safetensors::serialize(stored, Some(metadata));
+        let bytes = bytes.map_err(|error| damaged(path, format!("cannot be encoded: {error}")))?;
+        Ok(write_atomically(path, &bytes)?)
     }
 
     /// Reads and checks a file.
@@ -30,16 +53,220 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Damaged`] for a file that is cut, of another format or another version.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
-        let _ = path;
-        todo!("helper train")
+        let bytes = fs_err::read(path)?;
+        let wrong = |error: safetensors::SafeTensorError| damaged(path, format!("not a whole safetensors file: {error}"));
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        match metadata.get(VERSION_KEY).map(String::as_str) {
+            Some(VERSION) => {}
+            Some(other) => return Err(damaged(path, format!("it has format version {other}, expected {VERSION}"))),
+            None => return Err(damaged(path, "a safetensors file, but not a checkpoint of this program".into())),
+        }
+        let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
+        let mut views = file.tensors();
+        // The checksum runs over the tensors by name, as they were when it was made.
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        let found = checksum(views.iter().map(|(_, view)| view.data()));
+        if metadata.get(CHECKSUM_KEY) != Some(&found) {
+            return Err(damaged(path, "its checksum does not fit its contents".into()));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, view) in views {
+            let kind = kind_of(view.dtype())
+                .ok_or_else(|| damaged(path, format!("tensor `{name}` has the type {:?}", view.dtype())))?;
+            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+            tensors.insert(name, Tensor::from_data_size(view.data(), &shape, kind));
+        }
+        Ok(Self { tensors, sections: sections(path, &metadata)? })
+    }
+
+    /// The tensor `name`, which must have `shape`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Mismatch`] where it is missing or of another shape.
+    pub fn tensor(&self, path: &Path, name: &str, shape: &[i64]) -> Result<Tensor, CheckpointError> {
+        let mismatch = |reason: String| CheckpointError::Mismatch { path: path.to_owned(), reason };
+        let tensor = self.tensors.get(name).ok_or_else(|| mismatch(format!("tensor `{name}` is missing")))?;
+        if tensor.size() != shape {
+            return Err(mismatch(format!("tensor `{name}` has shape {:?}, expected {shape:?}", tensor.size())));
+        }
+        Ok(tensor.shallow_clone())
     }
 }
 
-/// Writes `bytes` to `path` atomically (temporary sibling, fsync, rename, fsync of the folder).
+fn damaged(path: &Path, reason: String) -> CheckpointError {
+    CheckpointError::Damaged { path: path.to_owned(), reason }
+}
+
+fn sections(path: &Path, metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Value>, CheckpointError> {
+    let mut sections = BTreeMap::new();
+    for (key, text) in metadata {
+        if let Some(name) = key.strip_prefix(SECTION_PREFIX) {
+            let value = serde_json::from_str(text).map_err(|error| damaged(path, format!("section `{name}`: {error}")))?;
+            sections.insert(name.to_owned(), value);
+        }
+    }
+    Ok(sections)
+}
+
+fn checksum<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+    format!("{:08x}", parts.fold(0, crc32c::crc32c_append))
+}
+
+const KINDS: [(Kind, Dtype); 6] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Half, Dtype::F16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Uint8, Dtype::U8),
+];
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(_, found)| *found == dtype).map(|(kind, _)| *kind)
+}
+
+/// A tensor's values in row-major order, whatever its memory layout or device.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    fn of(tensor: &Tensor) -> Self {
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+        let found = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
+        // Other types (booleans, other integers) do not occur in states; they are kept exactly as f64 if they do.
+        let (tensor, dtype) = found.map_or_else(
+            || (tensor.to_kind(Kind::Double), Dtype::F64),
+            |(_, dtype)| (tensor.shallow_clone(), *dtype),
+        );
+        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        Self { dtype, shape: tensor.size().iter().map(|&size| size as usize).collect(), bytes }
+    }
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes `bytes` to `path` atomically: temporary sibling, fsync, rename, fsync of the folder. Whatever fails, a file
+/// that was there is still there, whole.
 ///
 /// # Errors
 /// The operating system's, with the path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
-    let _ = (path, bytes);
-    todo!("helper train")
+    let with_path =
+        |error: std::io::Error| std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder).map_err(with_path)?;
+    file.write_all(bytes).map_err(with_path)?;
+    file.as_file().sync_all().map_err(with_path)?;
+    make_readable(file.as_file()).map_err(with_path)?;
+    file.persist(path).map_err(|error| with_path(error.error))?;
+    // The rename is on disk once the folder is.
+    fs_err::File::open(folder).and_then(|folder| folder.sync_all()).map_err(with_path)
+}
+
+/// Temporary files are for their owner alone; results are files like any other.
+fn make_readable(file: &std::fs::File) -> Result<(), std::io::Error> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Checkpoint {
+        let odd = [0.0f32, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-42];
+        let mut checkpoint = Checkpoint::default();
+        checkpoint.tensors.insert("odd".into(), Tensor::from_slice(&odd));
+        let image = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([1, 2, 3, 4]);
+        let channels_last = image.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        checkpoint.tensors.insert("channels_last".into(), channels_last);
+        checkpoint.tensors.insert("steps".into(), Tensor::from_slice(&[7i64]));
+        checkpoint.tensors.insert("half".into(), Tensor::from_slice(&[1.5f32]).to_kind(Kind::BFloat16));
+        checkpoint.sections.insert("state".into(), serde_json::json!({"step": 3, "text": "ä\n\""}));
+        checkpoint
+    }
+
+    fn bits(tensor: &Tensor) -> (Vec<i64>, Kind, Vec<u8>) {
+        (tensor.size(), tensor.kind(), Stored::of(tensor).bytes)
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let saved = sample();
+        saved.save(&path).unwrap();
+        let loaded = Checkpoint::load(&path).unwrap();
+        assert_eq!(saved.sections, loaded.sections);
+        assert_eq!(saved.tensors.len(), loaded.tensors.len());
+        for (name, tensor) in &saved.tensors {
+            assert_eq!(bits(tensor), bits(&loaded.tensors[name]), "{name}");
+        }
+        assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("taken");
+        fs_err::create_dir(&path).unwrap();
+        assert!(sample().save(&path).is_err(), "a folder cannot be replaced by a file");
+        assert!(path.is_dir());
+        assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn other_files_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b");
+        for (bytes, wanted) in [(&b""[..], "not a whole"), (b"garbage, longer than eight bytes", "not a whole")] {
+            fs_err::write(&path, bytes).unwrap();
+            assert!(Checkpoint::load(&path).unwrap_err().to_string().contains(wanted));
+        }
+        let foreign = safetensors::serialize([("x", Stored::of(&Tensor::from(1.0f32)))], None).unwrap();
+        fs_err::write(&path, foreign).unwrap();
+        assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("not a checkpoint"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn cut_or_altered_files_are_refused(at in 0usize..2000, flip in 1u8..=255, cut in any::<bool>()) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("c");
+            sample().save(&path).unwrap();
+            let mut bytes = fs_err::read(&path).unwrap();
+            let at = at % bytes.len();
+            if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
+            fs_err::write(&path, &bytes).unwrap();
+            // A changed byte of the header's own text may change a section's wording; a tensor never.
+            if let Ok(loaded) = Checkpoint::load(&path) {
+                for (name, tensor) in &loaded.tensors {
+                    let original = sample();
+                    let same = original.tensors.values().any(|kept| bits(kept).2 == bits(tensor).2);
+                    prop_assert!(same, "{name} changed unseen");
+                }
+            }
+        }
+    }
 }

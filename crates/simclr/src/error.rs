@@ -191,13 +191,112 @@ pub enum EvalError {
     Other(String),
 }
 
+/// Who has to act: decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The user can mend it: a path, a value, a file, the disk.
+    User,
+    /// A bug here or in libtorch.
+    Us,
+}
+
 impl ConfigError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownKey { near, .. } if !near.is_empty() => Some(format!("did you mean {}?", near.join(", "))),
+            Self::Value { key, .. } if key == "train.batch" => Some("set train.batch, or give more images".into()),
+            Self::Value { key, .. } if key == "train.device" => {
+                Some("set train.device = \"cpu\", or point LD_LIBRARY_PATH to a libtorch with CUDA".into())
+            }
             Self::Data(error) => error.hint(),
             _ => None,
         }
+    }
+}
+
+impl ModelError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File { .. } => Some("an encoder file is a module saved with torch.jit.save, without its classifier".into()),
+            _ => None,
+        }
+    }
+}
+
+impl CheckpointError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Damaged { .. } => Some("remove the damaged checkpoint to start from the beginning".into()),
+            Self::Mismatch { .. } => {
+                Some("resume with the configuration of the run folder, or start in another folder with --run".into())
+            }
+            Self::Missing { .. } => Some("the run has not written a checkpoint yet; let it train, or resume it".into()),
+            Self::Io(error) => disk_hint(error),
+        }
+    }
+}
+
+impl TrainError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Checkpoint(error) => error.hint(),
+            Self::Io(error) => disk_hint(error),
+            Self::NonFinite { .. } => {
+                Some("lower optim.lr or raise loss.temperature; the last checkpoint is from before this step".into())
+            }
+            Self::RunFolder { .. } => Some("a new run needs a new folder (--run); an old one goes on with --resume".into()),
+            Self::Torch(_) => None,
+        }
+    }
+
+    /// Who has to act.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Data(DataError::WorkerLost { .. }) => Blame::Us,
+            _ => Blame::User,
+        }
+    }
+}
+
+impl EvalError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Checkpoint(error) => error.hint(),
+            Self::Io(error) => disk_hint(error),
+            Self::Labels { .. } => Some("labels come from class folders, .cls files, or the label column of a set".into()),
+            _ => None,
+        }
+    }
+
+    /// Who has to act.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Other(_) => Blame::Us,
+            _ => Blame::User,
+        }
+    }
+}
+
+fn disk_hint(error: &std::io::Error) -> Option<String> {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            Some("free some disk space, then resume; the last checkpoint is whole".into())
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            Some("choose a folder that you may write to with --run or --out".into())
+        }
+        _ => None,
     }
 }

@@ -1,1 +1,147 @@
 //! Is it learning? Figures that need no labels, and what they mean in plain words.
+
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use crate::nt_xent::l2_normalize;
+
+/// Label-free figures of one batch.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Health {
+    /// NT-Xent of the batch, per anchor (the paper's scale).
+    pub loss: f64,
+    /// ln(2N - 1): the loss when all similarities are equal.
+    pub chance_loss: f64,
+    /// Share of first views whose nearest second view is their own, `[0, 1]`.
+    pub contrastive_accuracy: f64,
+    /// Mean |z1 - z2|^2 of positive pairs, `[0, 4]`, lower is closer (Wang & Isola 2020).
+    pub alignment: f64,
+    /// ln of the mean of exp(-2 |zi - zj|^2) over other pairs, lower is more even (Wang & Isola 2020).
+    pub uniformity: f64,
+    /// exp of the entropy of the singular values of h, 1 to F: how many dimensions are used (RankMe, Garrido et al. 2023).
+    pub effective_rank: f64,
+    /// F.
+    pub features: i64,
+    /// Mean over dimensions of the standard deviation of unit-length z, times sqrt(D): 1 when spread evenly, 0 when
+    /// collapsed.
+    pub spread: f64,
+}
+
+/// Below this share of the even spread, the views of all images have fallen together.
+const COLLAPSED_SPREAD: f64 = 0.05;
+/// A loss this close to chance, relative, has not begun to fall.
+const AT_CHANCE: f64 = 0.01;
+/// Fewer used dimensions than this share of F are worth a word.
+const NARROW_RANK: f64 = 0.05;
+
+impl Health {
+    /// Figures of `h` `[2N, F]` and `z` `[2N, D]`, rows i and i + N being views of one image.
+    pub fn of(h: &Tensor, z: &Tensor, loss: f64, contrastive_accuracy: f64) -> Self {
+        tch::no_grad(|| {
+            let n = z.size()[0] / 2;
+            let unit = l2_normalize(&z.to_kind(Kind::Float));
+            let apart = (unit.narrow(0, 0, n) - unit.narrow(0, n, n)).square();
+            let alignment = apart.sum(Kind::Double).double_value(&[]) / n as f64;
+            let spread = unit.std_dim([0i64].as_slice(), false, false).mean(Kind::Double);
+            Self {
+                loss,
+                chance_loss: ((2 * n - 1) as f64).ln(),
+                contrastive_accuracy,
+                alignment,
+                uniformity: uniformity(&unit, n),
+                effective_rank: effective_rank(h),
+                features: h.size()[1],
+                spread: spread.double_value(&[]) * (unit.size()[1] as f64).sqrt(),
+            }
+        })
+    }
+
+    /// What the figures say, in a sentence or two.
+    pub fn verdict(&self) -> String {
+        if self.spread < COLLAPSED_SPREAD {
+            return format!(
+                "collapsed: all projections point the same way (spread {:.3} of 1); lower the learning rate",
+                self.spread
+            );
+        }
+        let mut text = if self.loss > self.chance_loss * (1.0 - AT_CHANCE) {
+            format!("not learning yet: loss {:.3} is at chance ({:.3})", self.loss, self.chance_loss)
+        } else {
+            format!(
+                "learning: loss {:.3} (chance {:.3}), own view found for {:.0} % of images",
+                self.loss,
+                self.chance_loss,
+                100.0 * self.contrastive_accuracy
+            )
+        };
+        text += &format!(", h uses {:.0} of {} dimensions", self.effective_rank, self.features);
+        if self.effective_rank < NARROW_RANK * self.features as f64 {
+            text += ": few, features may be collapsing onto them";
+        }
+        text
+    }
+}
+
+fn uniformity(unit: &Tensor, n: i64) -> f64 {
+    let rows = 2 * n;
+    let squared: Tensor = 2.0 - unit.matmul(&unit.tr()) * 2.0; // |zi - zj|^2 of unit vectors
+    let potentials = (squared * -2.0).exp();
+    // Neither the view itself nor its partner: those are alignment's business.
+    let partners: f64 = (0..2).map(|side| potentials.diagonal(n * (1 - 2 * side), 0, 1).sum(Kind::Double).double_value(&[])).sum();
+    let own = potentials.diagonal(0, 0, 1).sum(Kind::Double).double_value(&[]);
+    let others = potentials.sum(Kind::Double).double_value(&[]) - own - partners;
+    (others.max(f64::MIN_POSITIVE) / (rows * (rows - 2)).max(1) as f64).ln()
+}
+
+/// exp of the entropy of the normalised singular values.
+fn effective_rank(h: &Tensor) -> f64 {
+    let h = h.to_kind(Kind::Double);
+    // Squared singular values are the eigenvalues of the smaller Gram matrix.
+    let gram = if h.size()[0] < h.size()[1] { h.matmul(&h.tr()) } else { h.tr().matmul(&h) };
+    let singular = gram.linalg_eigvalsh("L").clamp_min(0.0).sqrt();
+    let total = singular.sum(Kind::Double);
+    let share = &singular / total.clamp_min(f64::MIN_POSITIVE);
+    let entropy = -(&share * share.clamp_min(f64::MIN_POSITIVE).log()).sum(Kind::Double);
+    entropy.double_value(&[]).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
+
+    #[test]
+    fn orthogonal_features_use_every_dimension_and_equal_ones_use_one() {
+        assert!((effective_rank(&Tensor::eye(8, OPTIONS)) - 8.0).abs() < 1e-9);
+        assert!((effective_rank(&Tensor::ones([8, 5], OPTIONS)) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn equal_projections_are_called_collapsed() {
+        let health = Health::of(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
+        assert!(health.alignment.abs() < 1e-6 && health.spread < 1e-3);
+        assert!(health.uniformity.abs() < 1e-5, "all at one point: exp(0), ln 1 = 0, got {}", health.uniformity);
+        assert!(health.verdict().starts_with("collapsed"), "{}", health.verdict());
+    }
+
+    /// Two images, views at (1, 0) and (0, 1): positives coincide, others are a squared distance of 2 apart.
+    #[test]
+    fn alignment_and_uniformity_of_a_square() {
+        let z = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]).view([4, 2]);
+        let health = Health::of(&z, &z, 0.5, 1.0);
+        assert!(health.alignment.abs() < 1e-6);
+        assert!((health.uniformity + 4.0).abs() < 1e-5, "{}", health.uniformity);
+        assert!((health.chance_loss - 3f64.ln()).abs() < 1e-12);
+        assert!(health.verdict().starts_with("learning"), "{}", health.verdict());
+    }
+
+    #[test]
+    fn a_loss_at_chance_is_said() {
+        tch::manual_seed(0);
+        let z = Tensor::randn([64, 16], OPTIONS);
+        let health = Health::of(&z, &z, 63f64.ln(), 0.03);
+        assert!(health.verdict().starts_with("not learning yet"), "{}", health.verdict());
+        assert!((health.spread - 1.0).abs() < 0.1, "{}", health.spread);
+    }
+}

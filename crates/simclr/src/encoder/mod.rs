@@ -194,6 +194,13 @@ impl EncoderConfig {
     }
 }
 
+impl EncoderConfig {
+    /// Whether the encoder is one of the ResNets built here.
+    pub fn is_resnet(&self) -> bool {
+        self.file.is_none() && !matches!(self.name, EncoderName::ConvC3 | EncoderName::ConvC4)
+    }
+}
+
 impl EncoderName {
     /// As written in a configuration.
     pub fn as_str(self) -> &'static str {

@@ -11,8 +11,7 @@ use simclr_data::{
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EvalError, ModelError, RunConfig, TrainError,
-    checkpoint::Checkpoint,
+    EvalError, ModelError, RunConfig,
     device::{Precision, choose_device, to_device},
     encoder::Mode,
     model::SimClr,
@@ -50,8 +49,8 @@ pub struct Origin {
 pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
     let config = RunConfig::load(Some(&run.config_file()), &[])?;
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
-    let path = run.newest_checkpoint().map_err(from_train)?.ok_or_else(missing)?;
-    let checkpoint = Checkpoint::load(&path)?;
+    let (newest, _) = run.newest_checkpoint()?;
+    let (path, checkpoint) = newest.ok_or_else(missing)?;
     let plan = read_plan(run)?;
     let channels = plan["channels"].as_i64().filter(|channels| *channels > 0);
     let channels = channels.unwrap_or(config.data.channels.max(1) as i64);
@@ -312,17 +311,4 @@ fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalErro
 pub fn label_tensor(labels: &[i64], indices: &[usize]) -> Tensor {
     let picked: Vec<i64> = indices.iter().map(|&index| labels[index]).collect();
     Tensor::from_slice(&picked).to_kind(Kind::Int64)
-}
-
-/// A run folder's error as one of evaluation.
-pub(crate) fn from_train(error: TrainError) -> EvalError {
-    match error {
-        TrainError::Config(error) => error.into(),
-        TrainError::Data(error) => error.into(),
-        TrainError::Model(error) => error.into(),
-        TrainError::Checkpoint(error) => error.into(),
-        TrainError::Io(error) => error.into(),
-        TrainError::Torch(error) => error.into(),
-        other => EvalError::Other(other.to_string()),
-    }
 }

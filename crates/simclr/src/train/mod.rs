@@ -1,11 +1,16 @@
-//! The run: loop ([`run`]), one update ([`step`]), what is saved ([`state`]), who is told ([`observe`]).
+//! The run: its loop ([`run`]), one update ([`step`]), what is saved ([`state`]), who is told ([`observe`]).
 
+mod bad_files;
+mod events;
+mod metrics;
 pub mod observe;
+mod online_knn;
 pub mod run;
 pub mod run_folder;
+mod start;
 pub mod state;
 pub mod step;
 
-pub use observe::{Observer, StepReport};
+pub use observe::{Observer, Silent, StepReport};
 pub use run::{Outcome, pretrain};
 pub use run_folder::RunFolder;

@@ -1,5 +1,7 @@
 //! What a run tells while it goes on. The library never prints: the command line implements [`Observer`].
 
+use crate::health::Health;
+
 /// After every step.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct StepReport {
@@ -11,6 +13,8 @@ pub struct StepReport {
     pub epoch: f64,
     /// NT-Xent.
     pub loss: f64,
+    /// The loss if all similarities were equal, in the same scale.
+    pub chance_loss: f64,
     /// Contrastive accuracy in `[0, 1]`: the pretext task's, not a classifier's.
     pub contrastive_accuracy: f64,
     /// Learning rate of this step.
@@ -30,6 +34,10 @@ pub trait Observer {
     /// A step is done.
     fn step(&mut self, report: &StepReport) {
         let _ = report;
+    }
+    /// Label-free figures, every `train.health_every` steps.
+    fn health(&mut self, health: &Health) {
+        let _ = health;
     }
     /// A sentence worth showing: health verdict, checkpoint written, bad image, online kNN.
     fn message(&mut self, text: &str) {

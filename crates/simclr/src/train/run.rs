@@ -1,9 +1,36 @@
 //! The life of a run, top to bottom.
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use super::{Observer, RunFolder};
-use crate::{RunConfig, TrainError};
+use simclr_data::{
+    Batch, Dataset, Loader, LoaderConfig, Split,
+    dataset::Channels,
+};
+
+use super::{
+    Observer, RunFolder, StepReport,
+    bad_files::BadFiles,
+    metrics::Metrics,
+    online_knn::OnlineKnn,
+    start,
+    state::{capture, restore},
+    step::{Stepped, train_step},
+};
+use crate::{
+    Plan, RunConfig, TrainError,
+    device::{choose_device, choose_precision},
+    health::Health,
+    model::SimClr,
+    nt_xent::LossScale,
+    optim::Optimizer,
+};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +52,196 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let _ = (config, data, folder, observer, stop);
-    todo!("helper train")
+    // Images and plan.
+    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
+    let device = choose_device(config.train.device)?;
+    let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
+    tch::set_num_threads(plan.torch_threads as i32);
+
+    // Model and optimizer, fresh or from the newest checkpoint.
+    let shape = (plan.channels as i64, config.train.image_size as i64);
+    let model = SimClr::new(&config.encoder, &config.head, shape, config.train.seed, device, plan.precision)?;
+    let mut optimizer = Optimizer::new(&config.optim, &model.params);
+    let (newest, passed_over) = folder.newest_checkpoint()?;
+    let first_step = match &newest {
+        Some((path, checkpoint)) => restore(path, checkpoint, config, &model, &mut optimizer)?,
+        None => 0,
+    };
+    drop(newest);
+    start::save(folder, config, data, &plan, device)?;
+    observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
+    passed_over.iter().for_each(|text| observer.message(text));
+    if first_step > 0 {
+        observer.message(&format!("resumed after step {first_step} of {}", plan.total_steps));
+    }
+
+    // The loop.
+    let loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan))?;
+    let mut run = Run {
+        bad_files: BadFiles::open(folder, first_step == 0)?,
+        metrics: Metrics::open(folder, first_step)?,
+        knn: OnlineKnn::new(&plan, &dataset),
+        saved: (Instant::now(), (first_step > 0).then_some(first_step)),
+        clock: Clock::default(),
+        plan: &plan,
+        folder,
+        dataset: &dataset,
+        model: &model,
+        optimizer,
+    };
+    let mut batches = loader.batches(first_step, plan.total_steps)?;
+    while let Some(batch) = batches.next() {
+        let batch = batch?;
+        run.step(&batch, batches.waited(), observer)?;
+        if stop.load(Ordering::Relaxed) && batch.step + 1 < plan.total_steps {
+            run.save(batch.step + 1, observer)?;
+            return Ok(Outcome::Stopped);
+        }
+    }
+    run.save(plan.total_steps, observer)?;
+    Ok(Outcome::Finished)
+}
+
+fn loader_config(plan: &Plan) -> LoaderConfig {
+    let config = &plan.config;
+    LoaderConfig {
+        batch: config.train.batch,
+        size: config.train.image_size,
+        seed: config.train.seed,
+        threads: plan.data_threads,
+        prefetch: config.data.prefetch,
+        max_bad_share: config.data.max_bad_share,
+    }
+}
+
+/// A run between its first and its last step.
+struct Run<'a> {
+    plan: &'a Plan,
+    folder: &'a RunFolder,
+    dataset: &'a Dataset,
+    model: &'a SimClr,
+    optimizer: Optimizer,
+    metrics: Metrics,
+    bad_files: BadFiles,
+    knn: Option<OnlineKnn>,
+    /// When the last checkpoint was written, and the step of the newest one.
+    saved: (Instant, Option<u64>),
+    clock: Clock,
+}
+
+impl Run<'_> {
+    /// One update, its record, and what is due after it: health, online kNN, checkpoint.
+    fn step(&mut self, batch: &Batch, waited: f64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let (plan, config) = (self.plan, &self.plan.config);
+        for sentence in self.bad_files.add(self.dataset, &batch.bad)? {
+            observer.message(&sentence);
+        }
+        let lr = plan.schedule.at(batch.step);
+        let shape = (plan.channels, config.train.image_size);
+        let done = train_step(self.model, &mut self.optimizer, &config.loss, batch, shape, lr);
+        if !done.loss.is_finite() {
+            return Err(self.non_finite(batch, done.loss)?);
+        }
+        let (images_per_second, data_wait) = self.clock.tick(batch.ids.len(), waited);
+        let report = StepReport {
+            step: batch.step,
+            total_steps: plan.total_steps,
+            epoch: (batch.step + 1) as f64 / plan.steps_per_epoch as f64,
+            loss: done.loss,
+            chance_loss: chance_loss(config.loss.scale, batch.ids.len()),
+            contrastive_accuracy: done.contrastive_accuracy,
+            lr,
+            images_per_second,
+            data_wait,
+        };
+        self.metrics.step(&report)?;
+        observer.step(&report);
+        self.due(batch.step + 1, &done, observer)
+    }
+
+    fn due(&mut self, steps_done: u64, done: &Stepped, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let train = &self.plan.config.train;
+        if steps_done % train.health_every == 0 || steps_done == self.plan.total_steps {
+            let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
+            let health = Health::of(&done.h, &done.z, done.loss / scale, done.contrastive_accuracy);
+            self.metrics.health(steps_done - 1, &health)?;
+            observer.health(&health);
+        }
+        let epoch_ends = steps_done % self.plan.steps_per_epoch == 0;
+        if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
+            let accuracy = knn.accuracy(self.model, self.dataset)?;
+            self.metrics.knn(steps_done - 1, accuracy)?;
+            let epoch = steps_done / self.plan.steps_per_epoch;
+            observer.message(&format!("epoch {epoch}: online kNN on held-out training images {:.1} %", 100.0 * accuracy));
+            self.clock.restart();
+        }
+        if self.saved.0.elapsed() >= Duration::from_secs_f64(60.0 * train.checkpoint_minutes) {
+            self.save(steps_done, observer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the checkpoint of `step` unless it is there already.
+    fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.metrics.flush()?;
+        if self.saved.1 == Some(step) {
+            return Ok(());
+        }
+        let path = self.folder.checkpoint_file(step);
+        capture(&self.plan.config, self.model, &self.optimizer, step).save(&path)?;
+        self.folder.prune_checkpoints(self.plan.config.train.keep_checkpoints)?;
+        self.saved = (Instant::now(), Some(step));
+        observer.message(&format!("checkpoint after step {step}: {}", path.display()));
+        Ok(())
+    }
+
+    /// Leaves the names of the batch's images behind; the weights were not touched.
+    fn non_finite(&mut self, batch: &Batch, value: f64) -> Result<TrainError, TrainError> {
+        let names: Vec<_> = batch.ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
+        let name = format!("nonfinite-step-{}.txt", batch.step);
+        self.folder.write(&name, &(names.join("\n") + "\n"))?;
+        self.metrics.flush()?;
+        Ok(TrainError::NonFinite { what: "the loss", value, step: batch.step, dump: self.folder.path().join(name) })
+    }
+}
+
+/// ln(2N - 1) in the scale of the loss.
+fn chance_loss(scale: LossScale, images: usize) -> f64 {
+    let chance = ((2 * images - 1) as f64).ln();
+    if scale == LossScale::Official { 2.0 * chance } else { chance }
+}
+
+/// Images per second and the share of waiting, smoothed over steps.
+struct Clock {
+    last: Instant,
+    waited: f64,
+    rate: Option<(f64, f64)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { last: Instant::now(), waited: 0.0, rate: None }
+    }
+}
+
+impl Clock {
+    /// Weight of the newest step in the running means.
+    const NEWEST: f64 = 0.1;
+
+    fn tick(&mut self, images: usize, waited: f64) -> (f64, f64) {
+        let seconds = self.last.elapsed().as_secs_f64().max(1e-9);
+        let (rate, wait) = (images as f64 / seconds, ((waited - self.waited) / seconds).clamp(0.0, 1.0));
+        let (old_rate, old_wait) = self.rate.unwrap_or((rate, wait));
+        let mix = |old: f64, new: f64| old + Self::NEWEST * (new - old);
+        self.rate = Some((mix(old_rate, rate), mix(old_wait, wait)));
+        self.waited = waited;
+        self.last = Instant::now();
+        self.rate.unwrap_or((rate, wait))
+    }
+
+    /// Leaves what happened since the last step (an evaluation) out of the rate.
+    fn restart(&mut self) {
+        self.last = Instant::now();
+    }
 }

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::TrainError;
+use crate::{
+    CheckpointError, TrainError,
+    checkpoint::{Checkpoint, write_atomically},
+};
 
 /// A run's folder: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
-/// `checkpoints/step-<n>.safetensors`, `bad_files.txt`, `results.json`, `views.png`.
+/// `checkpoints/step-<n>.safetensors`, `bad_files.txt`, `results.json`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -17,8 +20,13 @@ impl RunFolder {
     /// # Errors
     /// A folder that already holds a run, or that cannot be written.
     pub fn create(path: &Path) -> Result<Self, TrainError> {
-        let _ = path;
-        todo!("helper train")
+        let folder = Self { path: path.to_owned() };
+        if folder.config_file().exists() {
+            let reason = "it holds a run already; resume it, or choose another folder";
+            return Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() });
+        }
+        fs_err::create_dir_all(folder.checkpoints())?;
+        Ok(folder)
     }
 
     /// Opens an existing one.
@@ -26,8 +34,20 @@ impl RunFolder {
     /// # Errors
     /// No run there.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        let _ = path;
-        todo!("helper train")
+        let folder = Self { path: path.to_owned() };
+        if !folder.config_file().is_file() {
+            let reason = if path.exists() { "it holds no config.toml, so it is no run folder" } else { "no such folder" };
+            return Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() });
+        }
+        Ok(folder)
+    }
+
+    /// Removes what [`RunFolder::create`] made, if nothing else was written: a run that could not start leaves no trace.
+    pub fn remove_if_unused(&self) {
+        if !self.config_file().exists() {
+            // `remove_dir` refuses a folder that holds anything.
+            let _ = fs_err::remove_dir(self.checkpoints()).and_then(|()| fs_err::remove_dir(&self.path));
+        }
     }
 
     /// The folder.
@@ -35,13 +55,90 @@ impl RunFolder {
         &self.path
     }
 
-    /// `config.toml`.
+    /// The configuration, every default written out.
     pub fn config_file(&self) -> PathBuf {
         self.path.join("config.toml")
     }
 
-    /// The newest whole checkpoint.
-    pub fn newest_checkpoint(&self) -> Result<Option<PathBuf>, TrainError> {
-        todo!("helper train")
+    /// One JSON object per step.
+    pub fn metrics_file(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Names of images that could not be decoded, with reasons.
+    pub fn bad_files(&self) -> PathBuf {
+        self.path.join("bad_files.txt")
+    }
+
+    /// What the evaluation found.
+    pub fn results_file(&self) -> PathBuf {
+        self.path.join("results.json")
+    }
+
+    /// Where checkpoints lie.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The checkpoint after `step` steps.
+    pub fn checkpoint_file(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:09}.safetensors"))
+    }
+
+    /// Writes a text file of the run atomically.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn write(&self, name: &str, text: &str) -> Result<(), TrainError> {
+        Ok(write_atomically(&self.path.join(name), text.as_bytes())?)
+    }
+
+    /// All checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// A folder that cannot be listed.
+    pub fn checkpoint_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let folder = self.checkpoints();
+        let mut files = Vec::new();
+        for entry in if folder.is_dir() { Some(fs_err::read_dir(folder)?) } else { None }.into_iter().flatten() {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("step-") && name.ends_with(".safetensors") {
+                files.push(path);
+            }
+        }
+        files.sort(); // names carry the step with leading zeros
+        Ok(files)
+    }
+
+    /// The newest whole checkpoint, with a sentence for each newer one that is damaged. `None`: none was written yet.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] where there are checkpoints and none is whole: starting anew would lose the run.
+    pub fn newest_checkpoint(&self) -> Result<(Option<(PathBuf, Checkpoint)>, Vec<String>), CheckpointError> {
+        let mut passed_over = Vec::new();
+        let mut last_error = None;
+        for path in self.checkpoint_files()?.into_iter().rev() {
+            match Checkpoint::load(&path) {
+                Ok(checkpoint) => return Ok((Some((path, checkpoint)), passed_over)),
+                Err(error) => {
+                    passed_over.push(format!("passed over: {error}"));
+                    last_error.get_or_insert(error);
+                }
+            }
+        }
+        last_error.map_or(Ok((None, Vec::new())), Err)
+    }
+
+    /// Removes all but the newest `keep` checkpoints.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn prune_checkpoints(&self, keep: usize) -> Result<(), CheckpointError> {
+        let files = self.checkpoint_files()?;
+        for old in &files[..files.len().saturating_sub(keep)] {
+            fs_err::remove_file(old)?;
+        }
+        Ok(())
     }
 }

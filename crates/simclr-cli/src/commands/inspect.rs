@@ -1,0 +1,32 @@
+//! `simclr inspect`.
+
+use std::process::ExitCode;
+
+use simclr::data::{Dataset, Split, dataset::Channels};
+
+use crate::{args::Inspect, failure::Failure};
+
+/// Describes the splits and decodes every image once.
+pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
+    let mut bad = 0;
+    for split in [Split::Train, Split::Test] {
+        if split == Split::Test && !Dataset::has_test_split(&arguments.data) {
+            continue;
+        }
+        let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
+        let labels = if set.labels().is_some() { format!("{} classes", set.classes().len()) } else { "no labels".into() };
+        let name = format!("{split:?}").to_lowercase();
+        super::print(&format!("{name}: {} images, {} channels, {labels}, fingerprint {}", set.len(), set.channels(), set.fingerprint()));
+        for index in 0..set.len() {
+            if let Err(error) = set.decode(index) {
+                bad += 1;
+                super::print(&error.to_string());
+            }
+        }
+    }
+    if bad == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let hint = "training skips them, up to data.max_bad_share of the set";
+    Err(Failure::user(format!("{bad} images cannot be decoded"), Some(hint.into())))
+}

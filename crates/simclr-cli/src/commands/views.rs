@@ -1,0 +1,80 @@
+//! `simclr views`: what the augmentation makes of the user's images, to be looked at before a long run.
+
+use std::{io::Cursor, process::ExitCode};
+
+use image::{ImageFormat, RgbImage};
+use simclr::{
+    RunConfig,
+    checkpoint::write_atomically,
+    data::{
+        Dataset, Split,
+        augment::{self, Scratch},
+        dataset::Channels,
+        rng::Key,
+    },
+};
+
+use crate::{args::Views, failure::Failure};
+
+/// Tiles smaller than this are enlarged by a whole factor, so that pixels can be seen.
+const LEGIBLE: usize = 96;
+/// White pixels between tiles.
+const GAP: usize = 4;
+
+/// Draws one row per image: the original as the evaluation sees it, then views.
+pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
+    let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
+    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let set = Dataset::open(&arguments.data, Split::Train, channels)?;
+    let rows = arguments.images.clamp(1, set.len());
+    let size = config.train.image_size;
+    let mut sheet = Sheet::new(rows, arguments.views + 1, size);
+    let (mut pixels, mut scratch) = (vec![0.0; set.channels() * size * size], Scratch::default());
+    for row in 0..rows {
+        let index = row * set.len() / rows;
+        let image = set.decode(index)?;
+        augment::evaluation_view(&image, size, &mut pixels, &mut scratch);
+        sheet.put(row, 0, &pixels, set.channels());
+        for view in 0..arguments.views {
+            // Two views an epoch, as in training.
+            let key = Key { seed: config.train.seed, epoch: view as u64 / 2, image: index as u64, view: view as u64 % 2 };
+            let params = config.augment.draw(key, image.width, image.height);
+            augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut scratch);
+            sheet.put(row, view + 1, &pixels, set.channels());
+        }
+    }
+    let mut png = Cursor::new(Vec::new());
+    sheet.image.write_to(&mut png, ImageFormat::Png).map_err(|error| Failure::user(error.to_string(), None))?;
+    write_atomically(&arguments.out, png.get_ref())?;
+    super::print(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Sheet {
+    image: RgbImage,
+    size: usize,
+    zoom: usize,
+}
+
+impl Sheet {
+    fn new(rows: usize, columns: usize, size: usize) -> Self {
+        let zoom = LEGIBLE.div_ceil(size).max(1);
+        let span = |tiles: usize| (tiles * (size * zoom + GAP) + GAP) as u32;
+        let image = RgbImage::from_pixel(span(columns), span(rows), image::Rgb([255; 3]));
+        Self { image, size, zoom }
+    }
+
+    /// Draws planar pixels: grey for one or two channels, the first three as red, green and blue otherwise.
+    fn put(&mut self, row: usize, column: usize, pixels: &[f32], channels: usize) {
+        let (area, tile) = (self.size * self.size, self.size * self.zoom);
+        let (left, top) = (GAP + column * (tile + GAP), GAP + row * (tile + GAP));
+        for y in 0..tile {
+            for x in 0..tile {
+                let at = (y / self.zoom) * self.size + x / self.zoom;
+                let value = |channel: usize| (pixels[channel * area + at] * 255.0).round() as u8;
+                let color = if channels < 3 { [value(0); 3] } else { [value(0), value(1), value(2)] };
+                self.image.put_pixel((left + x) as u32, (top + y) as u32, image::Rgb(color));
+            }
+        }
+    }
+}

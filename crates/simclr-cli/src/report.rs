@@ -1,0 +1,138 @@
+//! What a run shows: facts at start, a progress bar on a terminal or a line now and then elsewhere, sentences.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use simclr::{
+    health::Health,
+    train::{Observer, StepReport},
+};
+
+/// Seconds between lines where there is no terminal.
+const LINE_SECONDS: u64 = 10;
+
+/// Shows a run on stderr.
+pub struct Terminal {
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    started: Option<(Instant, u64)>,
+}
+
+impl Terminal {
+    /// A bar where stderr is a terminal, lines elsewhere.
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Self { bar, last_line: None, started: None }
+    }
+
+    /// Prints a line without tearing the bar.
+    #[expect(clippy::print_stderr, reason = "progress belongs to stderr")]
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Seconds left at the pace since this process started.
+    fn eta(&mut self, report: &StepReport) -> Duration {
+        let (start, first) = *self.started.get_or_insert((Instant::now(), report.step));
+        let done = report.step - first;
+        let left = report.total_steps - report.step - 1;
+        if done == 0 { Duration::ZERO } else { start.elapsed().mul_f64(left as f64 / done as f64) }
+    }
+}
+
+impl Observer for Terminal {
+    fn start(&mut self, facts: &[(String, String)]) {
+        for (name, value) in facts {
+            let value = value.replace('\n', "\n               ");
+            self.line(&format!("{name:<14} {value}"));
+        }
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let eta = clock(self.eta(report));
+        let text = format!(
+            "step {}/{}  epoch {:.2}  loss {:.3} (chance {:.3})  contrastive acc {:.0} %  lr {:.3e}  {:.0} images/s  waiting for data {:.0} %  ETA {eta}",
+            report.step + 1,
+            report.total_steps,
+            report.epoch,
+            report.loss,
+            report.chance_loss,
+            100.0 * report.contrastive_accuracy,
+            report.lr,
+            report.images_per_second,
+            100.0 * report.data_wait,
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(report.total_steps);
+            bar.set_position(report.step + 1);
+            bar.set_message(text);
+            return;
+        }
+        let due = self.last_line.is_none_or(|last| last.elapsed().as_secs() >= LINE_SECONDS);
+        if due || report.step + 1 == report.total_steps {
+            self.last_line = Some(Instant::now());
+            self.line(&text);
+        }
+    }
+
+    fn health(&mut self, health: &Health) {
+        if self.bar.is_some() || health.spread.is_nan() {
+            return;
+        }
+        // Without a terminal the verdict follows the step lines; with one the bar already moves too often.
+        if self.last_line.is_some_and(|last| last.elapsed().as_secs() < 1) {
+            self.line(&health.verdict());
+        }
+    }
+
+    fn message(&mut self, text: &str) {
+        self.line(text);
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `m:ss`, or `h:mm:ss`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds / 3600 {
+        0 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        hours => format!("{hours}:{:02}:{:02}", seconds / 60 % 60, seconds % 60),
+    }
+}
+
+/// A line on stderr whenever the stage changes.
+pub struct Stages {
+    last: String,
+}
+
+impl Stages {
+    /// Nothing shown yet.
+    pub fn new() -> Self {
+        Self { last: String::new() }
+    }
+
+    /// Shows `stage` once.
+    #[expect(clippy::print_stderr, reason = "progress belongs to stderr")]
+    pub fn show(&mut self, stage: &str) {
+        if self.last != stage {
+            self.last = stage.to_owned();
+            eprintln!("{stage}");
+        }
+    }
+}

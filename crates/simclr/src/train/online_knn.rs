@@ -1,0 +1,75 @@
+//! A kNN classifier on held-out training images while the run goes on: a hint, never a result. The test part is not
+//! touched.
+
+use simclr_data::{Dataset, loader::evaluation_pixels, rng::Key};
+use tch::{Device, Tensor};
+
+use crate::{Plan, TrainError, device::to_device, encoder::Mode, eval::knn, model::SimClr};
+
+/// Share of the images that are classified; the others are the bank.
+const QUERY_SHARE: f64 = 0.2;
+/// Neighbours and temperature (spec 8.2; k = 20 on small banks, 15.0).
+const NEIGHBOURS: i64 = 20;
+const TEMPERATURE: f64 = 0.1;
+/// Images that pass through the encoder at once.
+const CHUNK: usize = 256;
+
+/// Which images, fixed by the seed.
+pub struct OnlineKnn {
+    bank: Vec<usize>,
+    queries: Vec<usize>,
+    labels: Vec<u32>,
+    classes: i64,
+    every_steps: u64,
+    threads: usize,
+    size: usize,
+}
+
+impl OnlineKnn {
+    /// `None` where there are no labels, fewer than two classes, or the configuration switches it off.
+    pub fn new(plan: &Plan, dataset: &Dataset) -> Option<Self> {
+        let train = &plan.config.train;
+        let labels = dataset.labels().filter(|_| train.knn_every > 0.0)?;
+        let classes = labels.iter().max().map_or(0, |&most| i64::from(most) + 1);
+        let images = train.knn_images.min(dataset.len());
+        if classes < 2 || images < 10 {
+            return None;
+        }
+        // Epoch numbers of a run stay far below this one.
+        let mut order = Key::order(train.seed, u64::MAX).stream().permutation(dataset.len());
+        order.truncate(images);
+        let queries = order.split_off(((1.0 - QUERY_SHARE) * images as f64) as usize);
+        let every_steps = ((train.knn_every * plan.steps_per_epoch as f64).round() as u64).max(1);
+        let (threads, size) = (plan.data_threads, train.image_size);
+        Some(Self { bank: order, queries, labels, classes, every_steps, threads, size })
+    }
+
+    /// Whether it is due after `steps` steps.
+    pub fn is_due(&self, steps: u64) -> bool {
+        steps % self.every_steps == 0
+    }
+
+    /// Accuracy of the weighted kNN on the queries, `[0, 1]`.
+    ///
+    /// # Errors
+    /// Threads that the system does not give. Images that cannot be decoded are left out.
+    pub fn accuracy(&self, model: &SimClr, dataset: &Dataset) -> Result<f64, TrainError> {
+        let (bank, bank_labels) = self.features(model, dataset, &self.bank)?;
+        let (queries, labels) = self.features(model, dataset, &self.queries)?;
+        let k = NEIGHBOURS.min(bank_labels.size()[0]);
+        let predicted = knn::knn_predict(&bank, &bank_labels, &queries, self.classes, k, Some(TEMPERATURE));
+        Ok(knn::accuracy(&predicted, &labels))
+    }
+
+    fn features(&self, model: &SimClr, dataset: &Dataset, ids: &[usize]) -> Result<(Tensor, Tensor), TrainError> {
+        let (mut features, mut labels) = (Vec::new(), Vec::new());
+        for chunk in ids.chunks(CHUNK) {
+            let read = evaluation_pixels(dataset, chunk, self.size, self.threads)?;
+            let (size, channels) = (self.size as i64, dataset.channels() as i64);
+            let images = to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
+            features.push(tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, model.precision)).to_device(Device::Cpu));
+            labels.extend(read.ids.iter().map(|&id| i64::from(self.labels[id])));
+        }
+        Ok((Tensor::cat(&features, 0), Tensor::from_slice(&labels)))
+    }
+}

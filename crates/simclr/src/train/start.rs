@@ -1,0 +1,82 @@
+//! What a run says and writes down before its first step.
+
+use std::path::Path;
+
+use serde_json::json;
+use simclr_data::Dataset;
+use tch::Device;
+
+use super::RunFolder;
+use crate::{
+    Plan, RunConfig, TrainError,
+    device::{Precision, describe},
+    model::SimClr,
+    optim::{Optimizer, Scaling, ScheduleKind},
+};
+
+/// Writes `config.toml` (with the path of the images), `plan.json` and `environment.json`.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn save(folder: &RunFolder, config: &RunConfig, data: &Path, plan: &Plan, device: Device) -> Result<(), TrainError> {
+    let mut config = config.clone();
+    config.data.path = Some(fs_err::canonicalize(data)?);
+    let environment = json!({
+        "simclr": env!("CARGO_PKG_VERSION"),
+        "libtorch": "2.11.0",
+        "device": describe(device),
+        "libtorch_folder": simclr_shim::libtorch_folder(),
+    });
+    folder.write("plan.json", &format!("{:#}\n", json!(plan)))?;
+    folder.write("environment.json", &format!("{environment:#}\n"))?;
+    folder.write("config.toml", &config.to_toml())
+}
+
+/// The facts of the run, in the order in which a reader wants them.
+pub fn facts(
+    plan: &Plan,
+    dataset: &Dataset,
+    model: &SimClr,
+    optimizer: &Optimizer,
+    device: Device,
+) -> Vec<(String, String)> {
+    let (config, train) = (&plan.config, &plan.config.train);
+    let views = 2 * train.batch;
+    let precision = match plan.precision {
+        Precision::Bf16 => "bf16 compute, f32 weights, statistics and loss",
+        Precision::F32 => "f32",
+    };
+    let labels = match dataset.classes().len() {
+        _ if !plan.labelled => "no labels".to_owned(),
+        classes => format!("{classes} classes (labels are used by the online kNN only)"),
+    };
+    let mut facts = vec![
+        ("data", format!("{} images, {} channels, {labels}, fingerprint {}", plan.images, plan.channels, plan.data_fingerprint)),
+        ("device", format!("{}, {precision}, {} loader threads", describe(device), plan.data_threads)),
+        ("encoder", model.encoder.describe()),
+        ("head", format!("{:?}, {} layers, {} dimensions, norm {:?}", config.head.kind, config.head.layers, config.head.out, config.head.norm).to_lowercase()),
+        ("loss", format!("NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}", config.loss.temperature, ((views - 1) as f64).ln())),
+        ("learning rate", learning_rate(plan)),
+        ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
+        ("groups", optimizer.group_table().to_owned()),
+    ];
+    let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
+    facts.extend(notes.map(|note| ("note", note)));
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.
+fn learning_rate(plan: &Plan) -> String {
+    let (optim, batch, schedule) = (&plan.config.optim, plan.config.train.batch, &plan.schedule);
+    let scaled = match optim.scaling {
+        Scaling::Linear => format!("{} x {batch} / 256 = {}", optim.lr, schedule.peak),
+        Scaling::Sqrt => format!("{} x sqrt({batch}) = {}", optim.lr, schedule.peak),
+        Scaling::SqrtOf256 => format!("{} x sqrt({batch} / 256) = {}", optim.lr, schedule.peak),
+        Scaling::None => format!("{}", schedule.peak),
+    };
+    let after = match schedule.kind {
+        ScheduleKind::Cosine => "then cosine to 0",
+        ScheduleKind::Constant => "then constant",
+    };
+    format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps).to_lowercase()
+}
