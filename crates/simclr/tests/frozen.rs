@@ -1,5 +1,7 @@
 //! Evaluation changes no byte of the encoder, batch-norm buffers included.
 
+use std::sync::{Mutex, PoisonError};
+
 use simclr::{
     RunConfig,
     data::{DataError, Dataset, Image, Sample, dataset::Source},
@@ -10,6 +12,15 @@ use simclr::{
     },
 };
 use tch::{Device, Kind, Tensor};
+
+/// Freshly drawn weights, one test at a time: libtorch has one generator for all threads.
+fn random(encoder: &str, seed: u64) -> FrozenEncoder {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    // Tests run side by side: one thread each.
+    tch::set_num_threads(1);
+    FrozenEncoder::random_init(&config(encoder), 3, seed).unwrap()
+}
 
 /// Squares of `label`-dependent brightness; image 7 cannot be decoded where `broken`.
 struct Squares {
@@ -41,7 +52,8 @@ fn squares(count: usize, broken: bool) -> Dataset {
 }
 
 fn config(encoder: &str) -> RunConfig {
-    let overrides = [format!("encoder.name=\"{encoder}\""), "train.image_size=16".into(), "train.device=\"cpu\"".into()];
+    let overrides =
+        [format!("encoder.name=\"{encoder}\""), "train.image_size=16".into(), "train.device=\"cpu\"".into()];
     RunConfig::load(None, &overrides).unwrap()
 }
 
@@ -63,7 +75,7 @@ fn bytes(frozen: &FrozenEncoder) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn evaluation_changes_no_byte() {
     for encoder in ["resnet18", "conv-c3"] {
-        let frozen = FrozenEncoder::random_init(&config(encoder), 3, 1).unwrap();
+        let frozen = random(encoder, 1);
         let before = bytes(&frozen);
         assert!(before.iter().any(|(name, _)| name.ends_with("running_var")), "{encoder} has batch norm");
         let set = squares(60, false);
@@ -81,7 +93,7 @@ fn evaluation_changes_no_byte() {
 
 #[test]
 fn features_do_not_depend_on_the_batch() {
-    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let frozen = random("conv-c3", 1);
     let set = squares(40, false);
     let indices: Vec<usize> = (0..40).collect();
     let read = |batch| {
@@ -94,7 +106,7 @@ fn features_do_not_depend_on_the_batch() {
 
 #[test]
 fn a_bad_image_is_left_out_and_named_and_too_many_are_an_error() {
-    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let frozen = random("conv-c3", 1);
     let set = squares(20, true);
     let indices: Vec<usize> = (0..20).collect();
     let mut last = (0, 0);
@@ -115,13 +127,14 @@ fn raw_pixels_of_large_images_are_averaged_down() {
     let flat = simclr::eval::features::flat_pixels(&pixels);
     assert_eq!(flat.size(), [2, 3 * 32 * 32]);
     let mean = pixels.narrow(2, 0, 2).narrow(3, 0, 2).mean_dim([2, 3].as_slice(), false, Kind::Float);
-    let difference = (flat.view([2, 3, 32, 32]).select(2, 0).select(2, 0) - mean).abs().max().double_value(&[]);
+    let difference =
+        (flat.view([2, 3, 32, 32]).select(2, 0).select(2, 0) - mean).abs().max().double_value(&[]);
     assert!(difference < 1e-6);
 }
 
 #[test]
 fn random_init_depends_on_the_seed_alone() {
-    let of = |seed| bytes(&FrozenEncoder::random_init(&config("conv-c3"), 3, seed).unwrap());
+    let of = |seed| bytes(&random("conv-c3", seed));
     assert!(of(1) == of(1));
     assert!(of(1) != of(2));
 }
