@@ -1,5 +1,7 @@
 //! Evaluation changes no byte of the encoder, batch-norm buffers included.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use std::sync::{Mutex, PoisonError};
 
 use simclr::{

@@ -1,5 +1,7 @@
 //! kNN against scikit-learn's `KNeighborsClassifier(metric="cosine")` (`reference/eval.py`), and its own rules.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use simclr::eval::knn::{accuracy, default_k, knn_predict};
 use tch::{Device, Kind, Tensor};
 

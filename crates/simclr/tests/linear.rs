@@ -1,5 +1,7 @@
 //! The linear classifier against scikit-learn's `LogisticRegression` (`reference/eval.py`) at the same regularisation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use simclr::eval::{
     knn::accuracy,
     lbfgs::{Lbfgs, Stop},

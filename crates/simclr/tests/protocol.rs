@@ -1,5 +1,7 @@
 //! A run and a labelled folder to results: which rows and cells there are, and that they say what they rest on.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use simclr::{
     EvalError,
     eval::{

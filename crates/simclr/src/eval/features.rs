@@ -265,6 +265,9 @@ pub fn extract(
     Ok(Extracted { features: rows.iter().map(|rows| Tensor::cat(rows, 0)).collect(), indices: kept, bad })
 }
 
+/// Receives pixels `[B, C, S, S]` and the indices of its rows.
+pub type Receiver<'a> = dyn FnMut(&Tensor, &[usize]) -> Result<(), EvalError> + 'a;
+
 /// Decodes `indices` in order, one batch ahead of `each`, which receives pixels `[B, C, S, S]` on the device and the
 /// indices of its rows. Returns the images that could not be decoded.
 ///
@@ -274,7 +277,7 @@ pub fn stream(
     dataset: &Dataset,
     indices: &[usize],
     options: &ReadOptions,
-    each: &mut dyn FnMut(&Tensor, &[usize]) -> Result<(), EvalError>,
+    each: &mut Receiver<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<BadImage>, EvalError> {
     let shape =
