@@ -148,7 +148,8 @@ impl FrozenEncoder {
     /// h `[B, F]` of `images` `[B, C, S, S]`, on the CPU.
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let _guard = tch::no_grad_guard();
-        self.model.encoder.forward(images, Mode::Eval, Precision::F32).to_device(Device::Cpu)
+        let h = self.model.encoder.forward(images, Mode::Eval, Precision::F32);
+        h.unwrap_or_else(|error| panic!("{error}")).to_device(Device::Cpu)
     }
 }
 
