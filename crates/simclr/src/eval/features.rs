@@ -146,10 +146,12 @@ impl FrozenEncoder {
     }
 
     /// h `[B, F]` of `images` `[B, C, S, S]`, on the CPU.
-    pub fn forward(&self, images: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// A TorchScript module that fails on this batch.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
         let _guard = tch::no_grad_guard();
-        let h = self.model.encoder.forward(images, Mode::Eval, Precision::F32);
-        h.unwrap_or_else(|error| panic!("{error}")).to_device(Device::Cpu)
+        Ok(self.model.encoder.forward(images, Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
     }
 }
 
@@ -229,7 +231,7 @@ pub fn raw_pixels(
     options: &ReadOptions,
     progress: &mut Progress<'_>,
 ) -> Result<Extracted, EvalError> {
-    extract(dataset, indices, options, &[&flat_pixels], progress)
+    extract(dataset, indices, options, &[&|pixels| Ok(flat_pixels(pixels))], progress)
 }
 
 /// Pixels `[B, C, S, S]` to rows `[B, C * side * side]`.
@@ -241,6 +243,9 @@ pub fn flat_pixels(pixels: &Tensor) -> Tensor {
     pooled.contiguous().view([size[0], -1]).to_device(Device::Cpu)
 }
 
+/// Pixels `[B, C, S, S]` to rows `[B, ..]`.
+pub type Extractor<'a> = dyn Fn(&Tensor) -> Result<Tensor, EvalError> + 'a;
+
 /// Reads every image once and hands each batch to all `extractors`.
 ///
 /// # Errors
@@ -249,14 +254,16 @@ pub fn extract(
     dataset: &Dataset,
     indices: &[usize],
     options: &ReadOptions,
-    extractors: &[&dyn Fn(&Tensor) -> Tensor],
+    extractors: &[&Extractor<'_>],
     progress: &mut Progress<'_>,
 ) -> Result<Extracted, EvalError> {
     let mut rows: Vec<Vec<Tensor>> = extractors.iter().map(|_| Vec::new()).collect();
     let mut kept = Vec::with_capacity(indices.len());
     let mut each = |pixels: &Tensor, chunk: &[usize]| {
         kept.extend_from_slice(chunk);
-        rows.iter_mut().zip(extractors).for_each(|(rows, extractor)| rows.push(extractor(pixels)));
+        for (rows, extractor) in rows.iter_mut().zip(extractors) {
+            rows.push(extractor(pixels)?);
+        }
         Ok(())
     };
     let bad = stream(dataset, indices, options, &mut each, progress)?;

@@ -366,6 +366,28 @@ mod tests {
     }
 
     #[test]
+    fn single_precision_products_of_a_large_set_agree_with_double_ones() {
+        tch::manual_seed(7);
+        tch::set_num_threads(1);
+        let x = Tensor::randn([17_000, 128], (Kind::Double, tch::Device::Cpu));
+        let y = Tensor::randint(5, [17_000], (Kind::Int64, tch::Device::Cpu));
+        let single = Problem::new(&x, &y, 5);
+        assert_eq!((single.kind, single.blocks.len()), (Kind::Float, 17));
+        let halves =
+            |part: i64| Problem::new(&x.narrow(0, part * 8500, 8500), &y.narrow(0, part * 8500, 8500), 5);
+        let point: Vec<f64> = (0..single.origin().len()).map(|i| 0.1 * (i as f64 * 1.3).sin()).collect();
+        let at = |problem: &Problem| {
+            let mut gradient = problem.origin();
+            (problem.evaluate(&point, 0.0, &mut gradient), gradient)
+        };
+        let ((value, gradient), (a, b)) = (at(&single), (at(&halves(0)), at(&halves(1))));
+        assert_eq!(halves(0).kind, Kind::Double);
+        assert!((value - (a.0 + b.0) / 2.0).abs() < 1e-6);
+        let worst = gradient.iter().zip(a.1.iter().zip(&b.1)).map(|(g, (a, b))| (g - (a + b) / 2.0).abs());
+        assert!(worst.fold(0.0, f64::max) < 1e-6);
+    }
+
+    #[test]
     fn two_starts_agree() {
         let (x, y) = clusters(200, 2);
         let problem = Problem::new(&Standard::of(&x).apply(&x), &y, 3);

@@ -8,7 +8,7 @@ use simclr_data::{Dataset, Split, dataset::Channels};
 use tch::Tensor;
 
 use super::{
-    features::{self, BadImage, FrozenEncoder, ReadOptions, label_tensor, load_encoder},
+    features::{self, BadImage, Extractor, FrozenEncoder, ReadOptions, label_tensor, load_encoder},
     knn,
     linear::{self, LinearOptions},
     results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA},
@@ -244,8 +244,8 @@ impl Material {
         let read = ReadOptions::of(trained, options.batch, options.threads);
         let encoders = std::iter::once(trained).chain(controls);
         let forwards: Vec<_> = encoders.map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
-        let mut extractors: Vec<&dyn Fn(&Tensor) -> Tensor> = forwards.iter().map(|f| f as _).collect();
-        extractors.push(&features::flat_pixels);
+        let mut extractors: Vec<&Extractor<'_>> = forwards.iter().map(|f| f as _).collect();
+        extractors.push(&|pixels| Ok(features::flat_pixels(pixels)));
         let mut part = |set: &Dataset, indices: &[usize], stage: &str| {
             features::extract(set, indices, &read, &extractors, &mut |done, of| progress(stage, done, of))
         };

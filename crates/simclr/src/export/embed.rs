@@ -74,7 +74,7 @@ pub fn embed(
     let (mut before, mut bad) = (0, Vec::new());
     for set in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
-        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels));
+        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels)?);
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
         before += set.len();

@@ -190,7 +190,7 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalE
     let own = rebuilt.model().params.named().filter(|(name, _)| name.starts_with(PREFIX));
     load_weights(own, &place, |name| read_tensor(&file, name.strip_prefix(PREFIX)?))?;
     let images = fixed_batch(frozen.channels(), frozen.image_size() as i64).to_device(frozen.device());
-    let difference = (frozen.forward(&images) - rebuilt.forward(&images)).abs().max().double_value(&[]);
+    let difference = (frozen.forward(&images)? - rebuilt.forward(&images)?).abs().max().double_value(&[]);
     if difference <= TOLERANCE {
         Ok(difference)
     } else {
