@@ -2,7 +2,7 @@
 
 Run once with torch 2.11.0 and torchvision 0.26.0: python reference/model.py
 Writes crates/simclr/tests/golden/model.safetensors and script.pt. Weights and images follow from a formula that
-crates/simclr/tests/golden_model.rs repeats, so only results are stored: h, z, loss, and for every gradient its norm and
+crates/simclr/tests/golden_model.rs repeats, so only results are stored: h (its first 256 columns), z, loss, and for every gradient its norm and
 its product with a fixed vector.
 """
 import pathlib, torch, torchvision
@@ -86,8 +86,8 @@ class Both(nn.Module):
 result = {}
 cases = [
     ("conv-c3", Small("conv-c3", 3), 128, 3, 16, 6), ("conv-c4", Small("conv-c4", 1), 128, 1, 16, 6),
-    ("resnet18", resnet("resnet18", True), 512, 3, 16, 4), ("resnet50", resnet("resnet50", False), 2048, 3, 64, 4),
-    ("resnet50-same", resnet("resnet50", False), 2048, 3, 64, 4),
+    ("resnet18", resnet("resnet18", True), 512, 3, 16, 4), ("resnet50", resnet("resnet50", False), 2048, 3, 64, 12),
+    ("resnet50-same", resnet("resnet50", False), 2048, 3, 64, 12),
 ]
 for name, encoder, features, channels, size, images in cases:
     net = Both(encoder, features)
@@ -101,7 +101,7 @@ for name, encoder, features, channels, size, images in cases:
     h, z = net(x)
     loss = nt_xent(z, 0.5)
     loss.backward()
-    result[f"{name}.h"], result[f"{name}.z"], result[f"{name}.loss"] = h.detach().float(), z.detach().float(), loss.detach().reshape(1)
+    result[f"{name}.h"], result[f"{name}.z"], result[f"{name}.loss"] = h.detach().float()[:, :256], z.detach().float(), loss.detach().reshape(1)
     norms, products = [], []
     for p in net.parameters():
         norms.append(p.grad.norm())
@@ -111,7 +111,7 @@ for name, encoder, features, channels, size, images in cases:
     result[f"{name}.buffer_sums"] = torch.stack([b.sum() for b in buffers])
     net.eval()
     with torch.no_grad():
-        result[f"{name}.h_eval"] = net.encoder(x).float()
+        result[f"{name}.h_eval"] = net.encoder(x).float()[:, :256]
 
 # Ten steps of SGD with momentum on one network: the whole update, compared as a curve.
 net = Both(Small("conv-c3", 3), 128)

@@ -64,6 +64,11 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
     (found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
 }
 
+/// The goldens keep 256 columns of h.
+fn first_columns(h: &Tensor) -> Tensor {
+    h.narrow(1, 0, h.size()[1].min(256))
+}
+
 struct Case {
     name: &'static str,
     config: EncoderConfig,
@@ -76,15 +81,21 @@ fn cases() -> Vec<Case> {
         case("conv-c3", encoder(EncoderName::ConvC3, Stem::Auto, Padding::Symmetric), [6, 3, 16, 16]),
         case("conv-c4", encoder(EncoderName::ConvC4, Stem::Auto, Padding::Symmetric), [6, 1, 16, 16]),
         case("resnet18", encoder(EncoderName::Resnet18, Stem::Cifar, Padding::Symmetric), [4, 3, 16, 16]),
-        case("resnet50", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Symmetric), [4, 3, 64, 64]),
-        case("resnet50-same", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Same), [4, 3, 64, 64]),
+        case("resnet50", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Symmetric), [12, 3, 64, 64]),
+        case("resnet50-same", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Same), [12, 3, 64, 64]),
     ]
 }
 
-/// f32 against f64. Deep networks in training mode amplify rounding: a batch norm over 4 values divides by small
-/// standard deviations again and again, hence the wider tolerance of the last two cases.
+/// f32 against f64. Deep networks in training mode amplify rounding: a batch norm over a dozen values divides by
+/// small standard deviations again and again, hence the wider tolerance of the last two cases.
 fn tolerance(name: &str) -> f64 {
     if name.starts_with("resnet50") { 2e-3 } else { 2e-4 }
+}
+
+/// Rounding moves a few activations across the corner of a ReLU, and their gradients appear or vanish whole: fifty layers
+/// deep, PyTorch's own f32 gradients differ from its f64 ones by 0.3 % in norm, and by more in single tensors here.
+fn gradient_tolerance(name: &str) -> f64 {
+    if name.starts_with("resnet50") { 3e-2 } else { 1e-3 }
 }
 
 #[test]
@@ -100,7 +111,7 @@ fn forward_loss_every_gradient_and_running_statistics() {
             let difference = relative(found, get(what));
             assert!(difference < tolerance(name), "{name}.{what}: {difference}");
         };
-        far("h", &h);
+        far("h", &first_columns(&h));
         far("z", &z);
         far("loss", &loss.view(1));
         let params = model.params.params();
@@ -113,7 +124,7 @@ fn forward_loss_every_gradient_and_running_statistics() {
             let expected = |what: &str| get(what).double_value(&[at as i64]);
             let norm = expected("gradient_norms");
             // A gradient that is zero in exact arithmetic (before a batch norm) is rounding in f32.
-            let allowed = tolerance(name) * 5.0 * norm + 1e-5;
+            let allowed = gradient_tolerance(name) * norm + 1e-5;
             assert!((norms[at] - norm).abs() < allowed, "{name} {}: |g| {} expected {norm}", param.name, norms[at]);
             let (found, wanted) = (products[at], expected("gradient_products"));
             assert!((found - wanted).abs() < allowed * 5.0, "{name} {}: g.w {found} expected {wanted}", param.name);
@@ -121,7 +132,8 @@ fn forward_loss_every_gradient_and_running_statistics() {
         let sums: Vec<f64> = model.params.buffers().iter().map(|(_, b)| b.sum(Kind::Double).double_value(&[])).collect();
         far("buffer_sums", &Tensor::from_slice(&sums));
         let before: Vec<Tensor> = model.params.buffers().iter().map(|(_, buffer)| buffer.copy()).collect();
-        far("h_eval", &tch::no_grad(|| model.encoder.forward(&images(&shape, 0.3), Mode::Eval, Precision::F32).unwrap()));
+        let h = tch::no_grad(|| model.encoder.forward(&images(&shape, 0.3), Mode::Eval, Precision::F32).unwrap());
+        far("h_eval", &first_columns(&h));
         for (kept, (buffer, now)) in before.iter().zip(model.params.buffers()) {
             assert_eq!(kept, now, "{name}: inference changed {buffer}");
         }
