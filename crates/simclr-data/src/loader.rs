@@ -7,7 +7,11 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -23,6 +27,9 @@ use crate::{
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
+
+/// A batch, or why there is none and which images failed in it.
+type Made = Result<Batch, (DataError, Vec<(usize, String)>)>;
 
 /// How batches are made.
 #[derive(Debug, Clone)]
@@ -54,12 +61,19 @@ impl Loader {
     ///
     /// # Errors
     /// [`DataError::Config`] where the data set holds fewer images than one batch.
-    pub fn new(dataset: Arc<Dataset>, augment: AugmentConfig, config: LoaderConfig) -> Result<Self, DataError> {
+    pub fn new(
+        dataset: Arc<Dataset>,
+        augment: AugmentConfig,
+        config: LoaderConfig,
+    ) -> Result<Self, DataError> {
         if dataset.len() < config.batch || config.batch == 0 {
             return Err(DataError::Config {
                 key: "train.batch",
                 value: config.batch.to_string(),
-                reason: format!("expected at least 1 and at most the {} images of the data set", dataset.len()),
+                reason: format!(
+                    "expected at least 1 and at most the {} images of the data set",
+                    dataset.len()
+                ),
             });
         }
         Ok(Self { dataset, augment, config })
@@ -77,15 +91,30 @@ impl Loader {
     pub fn batches(&self, first_step: u64, end_step: u64) -> Result<Batches, DataError> {
         let pool = worker_pool(self.config.threads)?;
         let (sender, receiver) = crossbeam_channel::bounded(self.config.prefetch.max(1));
-        let loader = self.clone();
-        std::thread::Builder::new()
+        let (loader, abandoned) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let seen = Arc::clone(&abandoned);
+        let producer = std::thread::Builder::new()
             .name("loader".into())
-            .spawn(move || loader.produce(&pool, first_step..end_step, &sender))?;
-        Ok(Batches { receiver, next_step: first_step, end_step, waited: Duration::ZERO })
+            .spawn(move || loader.produce(&pool, first_step..end_step, &sender, &seen))?;
+        Ok(Batches {
+            receiver,
+            producer: Some(producer),
+            abandoned,
+            next_step: first_step,
+            end_step,
+            waited: Duration::ZERO,
+            left_out: Vec::new(),
+        })
     }
 
     /// Makes batches until the last one, an error, or nobody listens any more.
-    fn produce(&self, pool: &ThreadPool, steps: std::ops::Range<u64>, out: &Sender<Result<Batch, DataError>>) {
+    fn produce(
+        &self,
+        pool: &ThreadPool,
+        steps: std::ops::Range<u64>,
+        out: &Sender<Made>,
+        abandoned: &AtomicBool,
+    ) {
         let mut order = (u64::MAX, Vec::new());
         let mut bad = HashSet::new();
         for step in steps {
@@ -95,7 +124,7 @@ impl Loader {
             }
             let slot = (step % self.steps_per_epoch()) as usize;
             let ids = &order.1[slot * self.config.batch..][..self.config.batch];
-            let batch = pool.install(|| self.make(step, epoch, ids));
+            let batch = pool.install(|| self.make(step, epoch, ids, abandoned));
             let batch = batch.and_then(|batch| self.count_bad(batch, &mut bad));
             let failed = batch.is_err();
             if out.send(batch).is_err() || failed {
@@ -105,7 +134,7 @@ impl Loader {
     }
 
     /// The batch of one step: both views of an image from one decode, images in parallel.
-    fn make(&self, step: u64, epoch: u64, ids: &[usize]) -> Result<Batch, DataError> {
+    fn make(&self, step: u64, epoch: u64, ids: &[usize], abandoned: &AtomicBool) -> Made {
         let view = self.dataset.channels() * self.config.size * self.config.size;
         let mut pixels = vec![0.0; 2 * ids.len() * view];
         let (first, second) = pixels.split_at_mut(ids.len() * view);
@@ -113,18 +142,29 @@ impl Loader {
             .par_chunks_mut(view)
             .zip(second.par_chunks_mut(view))
             .zip(ids)
-            .map(|((first, second), &id)| self.two_views(epoch, id, [first, second]).err().map(|e| e.to_string()))
+            .map(|((first, second), &id)| match abandoned.load(Ordering::Relaxed) {
+                // Nobody will see this batch: its other images are not worth a decode.
+                true => None,
+                false => self.two_views(epoch, id, [first, second]).err().map(|error| error.to_string()),
+            })
             .collect();
         let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
         if ids.len() - bad.len() < 2 {
             let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-            return Err(DataError::EmptyBatch { step, first });
+            return Err((DataError::EmptyBatch { step, first }, bad));
         }
         if !bad.is_empty() {
             let rows = failures.iter().chain(&failures).map(Option::is_none);
-            pixels = pixels.chunks_exact(view).zip(rows).filter(|(_, good)| *good).flat_map(|(v, _)| v).copied().collect();
+            pixels = pixels
+                .chunks_exact(view)
+                .zip(rows)
+                .filter(|(_, good)| *good)
+                .flat_map(|(v, _)| v)
+                .copied()
+                .collect();
         }
-        let ids = ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
+        let ids =
+            ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
         Ok(Batch { step, epoch, ids, pixels, bad })
     }
 
@@ -140,35 +180,44 @@ impl Loader {
         Ok(())
     }
 
-    /// Counts distinct bad images of the run, and fails above the allowed share.
-    fn count_bad(&self, batch: Batch, bad: &mut HashSet<usize>) -> Result<Batch, DataError> {
+    /// Counts distinct bad images since this stream began, and fails above the allowed share.
+    fn count_bad(&self, batch: Batch, bad: &mut HashSet<usize>) -> Made {
         bad.extend(batch.bad.iter().map(|(id, _)| *id));
         let allowed = self.config.max_bad_share;
         if bad.len() as f64 <= allowed * self.dataset.len() as f64 {
             return Ok(batch);
         }
         let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-        Err(DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first })
+        Err((DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first }, batch.bad))
     }
 }
 
 fn worker_pool(threads: usize) -> Result<ThreadPool, DataError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
     pool.build().map_err(|error| DataError::Io(std::io::Error::other(error)))
 }
 
-/// The stream of batches; dropping it ends the workers.
+/// The stream of batches. Dropping it ends the workers, after the images that they are at.
 pub struct Batches {
-    receiver: Receiver<Result<Batch, DataError>>,
+    receiver: Receiver<Made>,
+    producer: Option<JoinHandle<()>>,
+    abandoned: Arc<AtomicBool>,
     next_step: u64,
     end_step: u64,
     waited: Duration,
+    left_out: Vec<(usize, String)>,
 }
 
 impl Batches {
     /// Seconds that [`Iterator::next`] has waited for the workers so far.
     pub fn waited(&self) -> f64 {
         self.waited.as_secs_f64()
+    }
+
+    /// After an error: the images of the batch that failed which could not be decoded, index and reason.
+    pub fn left_out(&self) -> &[(usize, String)] {
+        &self.left_out
     }
 }
 
@@ -181,10 +230,24 @@ impl Iterator for Batches {
         }
         let start = Instant::now();
         // A closed channel before the end means that the producer panicked.
-        let batch = self.receiver.recv().unwrap_or(Err(DataError::WorkerLost { step: self.next_step }));
+        let lost = || Err((DataError::WorkerLost { step: self.next_step }, Vec::new()));
+        let made = self.receiver.recv().unwrap_or_else(|_| lost());
         self.waited += start.elapsed();
-        self.next_step = if batch.is_ok() { self.next_step + 1 } else { self.end_step };
-        Some(batch)
+        self.next_step = if made.is_ok() { self.next_step + 1 } else { self.end_step };
+        Some(made.map_err(|(error, left_out)| {
+            self.left_out = left_out;
+            error
+        }))
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        // A producer that waits for room in the channel wakes up when the receiver is gone.
+        self.receiver = crossbeam_channel::never();
+        // A panic of the producer was reported as `WorkerLost`, or nobody asked for its batch.
+        let _ = self.producer.take().map(JoinHandle::join);
     }
 }
 
@@ -202,12 +265,15 @@ pub fn evaluation_pixels(
 ) -> Result<EvaluationPixels, DataError> {
     let view = dataset.channels() * size * size;
     let decoded: Vec<Result<Vec<f32>, DataError>> = worker_pool(threads)?.install(|| {
-        indices.par_iter().map(|&index| {
-            let image = dataset.decode(index)?;
-            let mut out = vec![0.0; view];
-            SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
-            Ok(out)
-        }).collect()
+        indices
+            .par_iter()
+            .map(|&index| {
+                let image = dataset.decode(index)?;
+                let mut out = vec![0.0; view];
+                SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
+                Ok(out)
+            })
+            .collect()
     });
     let mut result = EvaluationPixels::default();
     for (&index, view) in indices.iter().zip(decoded) {

@@ -1,0 +1,235 @@
+//! The loader's promises: a batch is a function of (data, seed, step), whatever the threads; bad images are left out and
+//! named; nothing hangs.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use simclr_data::{
+    AugmentConfig, Batch, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
+    augment::{Scratch, apply},
+    dataset::Source,
+    loader::{Batches, evaluation_pixels},
+    rng::Key,
+};
+
+const SIZE: usize = 8;
+const VIEW: usize = 3 * SIZE * SIZE;
+
+/// Random pixels of a size of their own per image; some images fail, one may make its decoder panic.
+#[derive(Default)]
+struct Noise {
+    bad: HashSet<usize>,
+    panics: Option<usize>,
+    decoded: Arc<AtomicUsize>,
+}
+
+impl Source for Noise {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        self.decoded.fetch_add(1, Ordering::SeqCst);
+        assert_ne!(Some(index), self.panics, "a decoder with a bug");
+        if self.bad.contains(&index) {
+            return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
+        }
+        Ok(image(index, channels))
+    }
+
+    fn stored_bytes(&self, index: usize) -> u64 {
+        index as u64
+    }
+}
+
+fn image(index: usize, channels: usize) -> Image {
+    let (width, height) = (9 + index % 5, 9 + index % 3);
+    let mut stream = Key { seed: 77, epoch: 0, image: index as u64, view: 0 }.stream();
+    let data = (0..width * height * channels).map(|_| stream.below(256) as u8).collect();
+    Image::new(width, height, channels, data)
+}
+
+fn dataset(images: usize, source: Noise) -> Arc<Dataset> {
+    let samples = (0..images).map(|index| Sample { name: format!("{index:04}"), label: None }).collect();
+    Arc::new(Dataset::from_source(samples, Vec::new(), 3, Box::new(source)))
+}
+
+fn config(threads: usize) -> LoaderConfig {
+    LoaderConfig { batch: 8, size: SIZE, seed: 5, threads, prefetch: 2, max_bad_share: 0.5 }
+}
+
+fn loader(images: usize, source: Noise, config: LoaderConfig) -> Loader {
+    Loader::new(dataset(images, source), AugmentConfig::default(), config).unwrap()
+}
+
+fn all(batches: Batches) -> Vec<Batch> {
+    batches.map(Result::unwrap).collect()
+}
+
+#[test]
+fn threads_change_nothing() {
+    let [one, four] =
+        [1, 4].map(|threads| all(loader(50, Noise::default(), config(threads)).batches(0, 12).unwrap()));
+    assert_eq!(one.len(), 12);
+    assert!(one == four, "1 and 4 threads differ");
+}
+
+#[test]
+fn a_stream_that_starts_later_is_the_tail_of_one_that_starts_at_0() {
+    let loader = loader(50, Noise::default(), config(2));
+    assert_eq!(loader.steps_per_epoch(), 6, "the last, smaller batch is dropped");
+    let whole = all(loader.batches(0, 20).unwrap());
+    for start in [1, 5, 6, 7, 12, 19] {
+        let tail = all(loader.batches(start, 20).unwrap());
+        assert!(whole[start as usize..] == tail, "starting at {start}");
+    }
+    assert!(all(loader.batches(20, 20).unwrap()).is_empty());
+}
+
+#[test]
+fn an_epoch_holds_every_image_once_in_an_order_of_its_own() {
+    let order = |seed| {
+        let batches =
+            all(loader(48, Noise::default(), LoaderConfig { seed, ..config(2) }).batches(0, 12).unwrap());
+        assert!(batches.iter().enumerate().all(|(step, batch)| batch.step == step as u64));
+        assert!(batches.iter().all(|batch| batch.epoch == batch.step / 6));
+        let ids: Vec<usize> = batches.into_iter().flat_map(|batch| batch.ids).collect();
+        [ids[..48].to_vec(), ids[48..].to_vec()]
+    };
+    let [first, second] = order(5);
+    for epoch in [&first, &second] {
+        let mut sorted = epoch.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..48));
+    }
+    assert_ne!(first, second, "epochs differ");
+    assert_ne!(first, order(6)[0], "seeds differ");
+}
+
+/// Every row of every batch against the augmentation called by hand.
+fn check_rows(batches: &[Batch]) {
+    let augment = AugmentConfig::default();
+    for batch in batches {
+        let n = batch.ids.len();
+        assert_eq!(batch.pixels.len(), 2 * n * VIEW);
+        for (row, pixels) in batch.pixels.chunks_exact(VIEW).enumerate() {
+            let id = batch.ids[row % n];
+            let image = image(id, 3);
+            let key = Key { seed: 5, epoch: batch.epoch, image: id as u64, view: (row / n) as u64 };
+            let mut expected = vec![0.0; VIEW];
+            let params = augment.draw(key, image.width, image.height);
+            apply(&image, &params, &augment, SIZE, &mut expected, &mut Scratch::default());
+            assert!(pixels == expected, "step {} row {row}", batch.step);
+        }
+    }
+}
+
+#[test]
+fn rows_i_and_i_plus_n_are_the_two_views_of_image_i() {
+    let batches = all(loader(20, Noise::default(), config(3)).batches(0, 4).unwrap());
+    check_rows(&batches);
+    let (first, second) = batches[0].pixels.split_at(8 * VIEW);
+    for (a, b) in first.chunks(VIEW).zip(second.chunks(VIEW)) {
+        assert!(a != b, "the two views of an image differ");
+    }
+    let again = batches[2..].iter().flat_map(|batch| batch.ids.iter().zip(batch.pixels.chunks(VIEW)));
+    let before: Vec<_> = batches[..2].iter().flat_map(|b| b.ids.iter().zip(b.pixels.chunks(VIEW))).collect();
+    let twice: Vec<_> =
+        again.filter_map(|(id, view)| Some((view, before.iter().find(|(old, _)| *old == id)?.1))).collect();
+    assert!(!twice.is_empty() && twice.iter().all(|(new, old)| new != old), "the views of two epochs differ");
+}
+
+#[test]
+fn bad_images_are_left_out_and_named_and_rows_still_fit_ids() {
+    let source = Noise { bad: [3, 4, 17].into(), ..Noise::default() };
+    let batches = all(loader(24, source, config(3)).batches(0, 6).unwrap());
+    check_rows(&batches);
+    for epoch in 0..2 {
+        let of_epoch = batches.iter().filter(|batch| batch.epoch == epoch);
+        let mut bad: Vec<usize> =
+            of_epoch.clone().flat_map(|batch| batch.bad.iter().map(|(id, _)| *id)).collect();
+        bad.sort_unstable();
+        assert_eq!(bad, [3, 4, 17]);
+        assert_eq!(of_epoch.map(|batch| batch.ids.len()).sum::<usize>(), 21);
+    }
+    let (_, reason) = batches.iter().find_map(|batch| batch.bad.first()).unwrap();
+    assert!(reason.contains("bad on purpose"), "{reason}");
+}
+
+#[test]
+fn too_many_bad_images_end_the_stream_and_are_named() {
+    let bad: HashSet<usize> = [3, 4, 17].into();
+    let stream = |max_bad_share| {
+        let source = Noise { bad: bad.clone(), ..Noise::default() };
+        loader(24, source, LoaderConfig { max_bad_share, ..config(2) }).batches(0, 30).unwrap()
+    };
+    assert_eq!(all(stream(3.0 / 24.0)).len(), 30, "the same image is counted once, however often it comes");
+    let mut batches = stream(2.0 / 24.0);
+    let mut named = HashSet::new();
+    let error = loop {
+        match batches.next().expect("an error comes before the end") {
+            Ok(batch) => named.extend(batch.bad.iter().map(|(id, _)| *id)),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, DataError::TooManyBad { bad: 3, seen: 24, .. }), "{error}");
+    named.extend(batches.left_out().iter().map(|(id, _)| *id));
+    assert_eq!(named, bad, "the images of the batch that failed are named too");
+    assert!(batches.next().is_none());
+}
+
+#[test]
+fn a_batch_of_fewer_than_two_images_is_an_error() {
+    let source = Noise { bad: (0..24).collect(), ..Noise::default() };
+    let mut batches =
+        loader(24, source, LoaderConfig { max_bad_share: 1.0, ..config(2) }).batches(0, 3).unwrap();
+    let error = batches.next().unwrap().unwrap_err();
+    assert!(matches!(error, DataError::EmptyBatch { step: 0, .. }), "{error}");
+    assert_eq!(batches.left_out().len(), 8);
+    assert!(batches.next().is_none());
+}
+
+#[test]
+fn a_panic_in_a_worker_is_an_error_not_a_hang() {
+    let source = Noise { panics: Some(11), ..Noise::default() };
+    let results: Vec<_> = loader(24, source, config(2)).batches(0, 3).unwrap().collect();
+    let lost = results.iter().filter(|result| matches!(result, Err(DataError::WorkerLost { .. })));
+    assert_eq!(lost.count(), 1, "one epoch meets every image once");
+    assert!(results.last().unwrap().is_err(), "nothing follows it");
+}
+
+#[test]
+fn a_dropped_stream_ends_its_workers() {
+    let decoded = Arc::new(AtomicUsize::new(0));
+    let source = Noise { decoded: Arc::clone(&decoded), ..Noise::default() };
+    let mut batches = loader(80, source, config(2)).batches(0, 1_000_000).unwrap();
+    batches.next().unwrap().unwrap();
+    drop(batches);
+    let at_drop = decoded.load(Ordering::SeqCst);
+    // One taken, `prefetch` waiting, one at the full channel's door, one in the making.
+    assert!((8..=8 * 5).contains(&at_drop), "{at_drop} images");
+    assert_eq!(Arc::strong_count(&decoded), 1, "the workers hold the data no more");
+}
+
+#[test]
+fn a_batch_larger_than_the_set_is_refused() {
+    let result = Loader::new(dataset(7, Noise::default()), AugmentConfig::default(), config(1));
+    let Err(error) = result else { panic!("8 images of 7 were accepted") };
+    assert!(error.to_string().contains("train.batch = 8"), "{error}");
+}
+
+#[test]
+fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
+    let source = || Noise { bad: [4].into(), ..Noise::default() };
+    let wanted = [9, 2, 4, 0, 31, 2];
+    let one = evaluation_pixels(&dataset(32, source()), &wanted, SIZE, 1).unwrap();
+    let three = evaluation_pixels(&dataset(32, source()), &wanted, SIZE, 3).unwrap();
+    assert_eq!(one.ids, [9, 2, 0, 31, 2]);
+    assert_eq!((&one.ids, &one.bad), (&three.ids, &three.bad));
+    assert!(one.pixels == three.pixels && one.pixels.len() == 5 * VIEW);
+    assert!(one.pixels[VIEW..2 * VIEW] == one.pixels[4 * VIEW..], "the same image gives the same view");
+    assert!(one.pixels[..VIEW] != one.pixels[VIEW..2 * VIEW]);
+    assert_eq!(one.bad.len(), 1);
+    assert_eq!(one.bad[0].0, 4);
+}
