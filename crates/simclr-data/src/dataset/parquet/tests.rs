@@ -38,7 +38,7 @@ fn rows() -> Vec<(u8, &'static str)> {
 fn both(folder: &Path) -> [Opened; 2] {
     let path = folder.join("train-00000.parquet");
     write(&path, &rows());
-    [u64::MAX, 0].map(|keep| open_keeping(&[path.clone()], Split::Train, keep).unwrap())
+    [u64::MAX, 0].map(|keep| open_keeping(std::slice::from_ref(&path), Split::Train, keep).unwrap())
 }
 
 #[test]
