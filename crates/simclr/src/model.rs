@@ -45,9 +45,12 @@ impl SimClr {
     }
 
     /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm sees both views together.
-    pub fn forward(&self, views: &Tensor, mode: Mode) -> (Tensor, Tensor) {
-        let h = self.encoder.forward(views, mode, self.precision);
+    ///
+    /// # Errors
+    /// See [`Encoder::forward`].
+    pub fn forward(&self, views: &Tensor, mode: Mode) -> Result<(Tensor, Tensor), ModelError> {
+        let h = self.encoder.forward(views, mode, self.precision)?;
         let z = self.head.forward(&h, mode, self.precision);
-        (h, z)
+        Ok((h, z))
     }
 }

@@ -1,5 +1,9 @@
 //! Evaluation changes no byte of the encoder, batch-norm buffers included.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
+use std::sync::{Mutex, PoisonError};
+
 use simclr::{
     RunConfig,
     data::{DataError, Dataset, Image, Sample, dataset::Source},
@@ -10,6 +14,15 @@ use simclr::{
     },
 };
 use tch::{Device, Kind, Tensor};
+
+/// Freshly drawn weights, one test at a time: libtorch has one generator for all threads.
+fn random(encoder: &str, seed: u64) -> FrozenEncoder {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    // Tests run side by side: one thread each.
+    tch::set_num_threads(1);
+    FrozenEncoder::random_init(&config(encoder), 3, seed).unwrap()
+}
 
 /// Squares of `label`-dependent brightness; image 7 cannot be decoded where `broken`.
 struct Squares {
@@ -24,6 +37,10 @@ impl Source for Squares {
         let pixel = |i: usize| (60 * (index % 3) + (i * (index + 13) * 7) % 50) as u8;
         Ok(Image::new(16, 16, channels, (0..256 * channels).map(pixel).collect()))
     }
+
+    fn stored_bytes(&self, _: usize) -> u64 {
+        256
+    }
 }
 
 fn name(index: usize) -> String {
@@ -37,7 +54,8 @@ fn squares(count: usize, broken: bool) -> Dataset {
 }
 
 fn config(encoder: &str) -> RunConfig {
-    let overrides = [format!("encoder.name=\"{encoder}\""), "train.image_size=16".into(), "train.device=\"cpu\"".into()];
+    let overrides =
+        [format!("encoder.name=\"{encoder}\""), "train.image_size=16".into(), "train.device=\"cpu\"".into()];
     RunConfig::load(None, &overrides).unwrap()
 }
 
@@ -59,7 +77,7 @@ fn bytes(frozen: &FrozenEncoder) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn evaluation_changes_no_byte() {
     for encoder in ["resnet18", "conv-c3"] {
-        let frozen = FrozenEncoder::random_init(&config(encoder), 3, 1).unwrap();
+        let frozen = random(encoder, 1);
         let before = bytes(&frozen);
         assert!(before.iter().any(|(name, _)| name.ends_with("running_var")), "{encoder} has batch norm");
         let set = squares(60, false);
@@ -68,7 +86,7 @@ fn evaluation_changes_no_byte() {
         let h = &h.features[0];
         let labels: Vec<i64> = (0..60).map(|i| i % 3).collect();
         let labels = label_tensor(&labels, &indices);
-        knn_predict(h, &labels, h, 3, 5, Some(0.1));
+        let _ = knn_predict(h, &labels, h, 3, 5, Some(0.1));
         fit(h, &labels, 3, &LinearOptions::default());
         assert!(bytes(&frozen) == before, "{encoder} was changed");
         assert!(!h.requires_grad());
@@ -77,7 +95,7 @@ fn evaluation_changes_no_byte() {
 
 #[test]
 fn features_do_not_depend_on_the_batch() {
-    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let frozen = random("conv-c3", 1);
     let set = squares(40, false);
     let indices: Vec<usize> = (0..40).collect();
     let read = |batch| {
@@ -90,7 +108,7 @@ fn features_do_not_depend_on_the_batch() {
 
 #[test]
 fn a_bad_image_is_left_out_and_named_and_too_many_are_an_error() {
-    let frozen = FrozenEncoder::random_init(&config("conv-c3"), 3, 1).unwrap();
+    let frozen = random("conv-c3", 1);
     let set = squares(20, true);
     let indices: Vec<usize> = (0..20).collect();
     let mut last = (0, 0);
@@ -111,13 +129,14 @@ fn raw_pixels_of_large_images_are_averaged_down() {
     let flat = simclr::eval::features::flat_pixels(&pixels);
     assert_eq!(flat.size(), [2, 3 * 32 * 32]);
     let mean = pixels.narrow(2, 0, 2).narrow(3, 0, 2).mean_dim([2, 3].as_slice(), false, Kind::Float);
-    let difference = (flat.view([2, 3, 32, 32]).select(2, 0).select(2, 0) - mean).abs().max().double_value(&[]);
+    let difference =
+        (flat.view([2, 3, 32, 32]).select(2, 0).select(2, 0) - mean).abs().max().double_value(&[]);
     assert!(difference < 1e-6);
 }
 
 #[test]
 fn random_init_depends_on_the_seed_alone() {
-    let of = |seed| bytes(&FrozenEncoder::random_init(&config("conv-c3"), 3, seed).unwrap());
+    let of = |seed| bytes(&random("conv-c3", seed));
     assert!(of(1) == of(1));
     assert!(of(1) != of(2));
 }

@@ -1,9 +1,13 @@
 //! kNN against scikit-learn's `KNeighborsClassifier(metric="cosine")` (`reference/eval.py`), and its own rules.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use simclr::eval::knn::{accuracy, default_k, knn_predict};
 use tch::{Device, Kind, Tensor};
 
 fn golden(name: &str) -> Tensor {
+    // Tests run side by side: one thread each.
+    tch::set_num_threads(1);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/eval.safetensors");
     let mut tensors = Tensor::read_safetensors(path).unwrap().into_iter();
     tensors.find(|(found, _)| found == name).unwrap_or_else(|| panic!("no `{name}`")).1

@@ -15,13 +15,13 @@ pub const MOMENTUM: f64 = 0.1;
 /// Standard deviation of a standard normal cut at two sigma.
 const CUT_NORMAL_STD: f64 = 0.879_625_66;
 
-/// A convolution without bias.
+/// A convolution without bias, padded by k / 2 on all sides: for odd kernels this is also the official encoder's
+/// "fixed" padding of strided convolutions (`resnet.py` `fixed_padding`: k - 1 in all, half before).
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor, // [out, in, k, k]
     kernel: i64,
     stride: i64,
-    padding: Padding,
 }
 
 impl Conv {
@@ -31,32 +31,18 @@ impl Conv {
         name: &str,
         (input, output): (i64, i64),
         (kernel, stride): (i64, i64),
-        (padding, init): (Padding, Init),
+        init: Init,
     ) -> Self {
         let weight = initial_kernel([output, input, kernel, kernel], init);
         let weight = params.add(format!("{name}.weight"), Role::Kernel, channels_last(&weight));
-        Self { weight, kernel, stride, padding }
+        Self { weight, kernel, stride }
     }
 
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
         let kind = precision.kind();
-        let (x, pad) = pad_for(x.to_kind(kind), self.kernel, self.stride, self.padding);
-        x.conv2d(&self.weight.to_kind(kind), None::<&Tensor>, [self.stride], [pad], [1], 1)
+        x.to_kind(kind).conv2d(&self.weight.to_kind(kind), None::<&Tensor>, [self.stride], [self.kernel / 2], [1], 1)
     }
-}
-
-/// Pads with zeros where TensorFlow's rule is asked for and differs from the symmetric one; the second value is what
-/// the operation then pads by itself.
-///
-/// The official encoder pads strided convolutions by k-1 in all, the odd pixel at the end (`resnet.py`
-/// `fixed_padding`). Zeros serve the max-pool too: it follows a ReLU, so no zero of the border exceeds a value.
-fn pad_for(x: Tensor, kernel: i64, stride: i64, padding: Padding) -> (Tensor, i64) {
-    if padding == Padding::Symmetric || stride == 1 || kernel == 1 {
-        return (x, kernel / 2);
-    }
-    let (before, after) = ((kernel - 1) / 2, kernel - 1 - (kernel - 1) / 2);
-    (x.constant_pad_nd([before, after, before, after]), 0)
 }
 
 fn initial_kernel(shape: [i64; 4], init: Init) -> Tensor {
@@ -132,10 +118,19 @@ fn running_statistics(params: &mut Params, name: &str, channels: i64) -> (Tensor
     (mean, var)
 }
 
-/// Max-pool 3x3/2 of the ImageNet stem, after a ReLU.
+/// Max-pool 3x3/2 of the ImageNet stem. It follows a ReLU, so zeros serve as padding.
+///
+/// TensorFlow's SAME pads (ceil(n / 2) - 1) * 2 + 3 - n pixels in all, the odd one at the end: on an even side none
+/// before and one after, where PyTorch pads one on both sides. Converted weights lose accuracy over this pixel.
 pub fn max_pool(x: &Tensor, padding: Padding) -> Tensor {
-    let (x, pad) = pad_for(x.shallow_clone(), 3, 2, padding);
-    x.max_pool2d([3], [2], [pad], [1], false)
+    if padding == Padding::Symmetric {
+        return x.max_pool2d([3], [2], [1], [1], false);
+    }
+    let [_, _, height, width] = x.size()[..] else { unreachable!("images have four dimensions") };
+    let total = |side: i64| ((side + 1) / 2 - 1) * 2 + 3 - side;
+    let sides = |side: i64| [total(side) / 2, total(side) - total(side) / 2];
+    let ([left, right], [top, bottom]) = (sides(width), sides(height));
+    x.constant_pad_nd([left, right, top, bottom]).max_pool2d([3], [2], [0], [1], false)
 }
 
 /// Mean over positions: `[B, C, H, W]` to `[B, C]` in f32.

@@ -29,7 +29,7 @@ pub struct EncoderConfig {
     pub stem: Stem,
     /// Start the last batch norm of each residual branch at gamma 0 (google-research/simclr `resnet.py` `init_zero`).
     pub zero_gamma: bool,
-    /// Padding of strided convolutions.
+    /// Padding of the stem's max-pool.
     pub padding: Padding,
     /// Initialisation of convolution kernels.
     pub init: Init,
@@ -82,14 +82,14 @@ pub enum Stem {
     Cifar,
 }
 
-/// `encoder.padding`.
+/// `encoder.padding`: of the ImageNet stem's max-pool, the one place where PyTorch and the official code differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Padding {
-    /// k/2 on both sides (PyTorch, torchvision weights).
+    /// One pixel on both sides (PyTorch, torchvision weights).
     #[default]
     Symmetric,
-    /// TensorFlow's: (k-1)/2 before, the rest after (converted official weights).
+    /// TensorFlow's: on even sides none before, one after (weights converted from the official code).
     Same,
 }
 
@@ -155,10 +155,13 @@ impl Encoder {
     }
 
     /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    ///
+    /// # Errors
+    /// Only a TorchScript module fails, with what its own code raises.
+    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
         match &self.network {
-            Network::ResNet(network) => network.forward(images, mode, precision),
-            Network::Small(network) => network.forward(images, mode, precision),
+            Network::ResNet(network) => Ok(network.forward(images, mode, precision)),
+            Network::Small(network) => Ok(network.forward(images, mode, precision)),
             Network::Script(network) => network.forward(images, mode, precision),
         }
     }

@@ -39,8 +39,8 @@ impl ResNet {
         let (groups, bottleneck) = architecture(config.name)?;
         let base = (64.0 * config.width).round() as i64;
         let (kernel, stride) = if imagenet_stem { (7, 2) } else { (3, 1) };
-        let style = (config.padding, config.init);
-        let conv1 = Conv::new(params, "encoder.conv1", (channels, base), (kernel, stride), style);
+        let init = config.init;
+        let conv1 = Conv::new(params, "encoder.conv1", (channels, base), (kernel, stride), init);
         let bn1 = BatchNorm::new(params, "encoder.bn1", base, 1.0);
         let mut blocks = Vec::new();
         let mut input = base;
@@ -97,16 +97,16 @@ impl Block {
         } else {
             &[((input, width), (3, stride)), ((width, width), (3, 1))]
         };
-        let style = (config.padding, config.init);
+        let init = config.init;
         let mut layers = Vec::new();
         for (index, &(channels, geometry)) in shapes.iter().enumerate() {
             let last = index + 1 == shapes.len();
             let gamma = if last && config.zero_gamma { 0.0 } else { 1.0 };
-            let conv = Conv::new(params, &format!("{name}.conv{}", index + 1), channels, geometry, style);
+            let conv = Conv::new(params, &format!("{name}.conv{}", index + 1), channels, geometry, init);
             layers.push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
         }
         let shortcut = (stride != 1 || input != output).then(|| {
-            let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), style);
+            let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), init);
             (conv, BatchNorm::new(params, &format!("{name}.downsample.1"), output, 1.0))
         });
         Self { layers, shortcut }

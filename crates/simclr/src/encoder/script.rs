@@ -1,6 +1,6 @@
 //! Any other network as encoder: a TorchScript module, such as a scripted or traced timm model without its classifier.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use simclr_shim::ScriptModule;
 use tch::{Kind, Tensor};
@@ -16,11 +16,12 @@ use crate::{
 #[derive(Debug)]
 pub struct ScriptEncoder {
     module: ScriptModule,
+    path: PathBuf,
     features: i64,
 }
 
 impl ScriptEncoder {
-    /// Loads `path`, adopts its parameters and buffers under `encoder.*`, and finds F by one image of zeros.
+    /// Loads `path`, adopts its parameters and buffers under `encoder.*`, and finds F by two images of zeros.
     pub fn new(path: &Path, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
         let refused = |reason: String| ModelError::File { path: path.to_owned(), reason };
         let said = |error: simclr_shim::ShimError| refused(format!("not a usable TorchScript module: {error}"));
@@ -29,13 +30,13 @@ impl ScriptEncoder {
         }
         let mut module = ScriptModule::load(path).map_err(said)?;
         module.to(params.device()).map_err(said)?;
-        let probe = Tensor::zeros([1, channels, size, size], (Kind::Float, params.device()));
+        let probe = Tensor::zeros([2, channels, size, size], (Kind::Float, params.device()));
         let out = tch::no_grad(|| module.forward(&probe, false, false)).map_err(said)?;
         let features = match out.size()[..] {
-            [1, features] | [1, features, _, _] => features,
+            [2, features] | [2, features, _, _] => features,
             ref shape => {
-                let wanted = "expected [1, F] or [1, F, h, w]";
-                return Err(refused(format!("one {channels}x{size}x{size} image gives {shape:?}, {wanted}")));
+                let wanted = "expected [2, F] or [2, F, h, w]";
+                return Err(refused(format!("two {channels}x{size}x{size} images give {shape:?}, {wanted}")));
             }
         };
         for (name, leaf) in module.parameters().map_err(said)? {
@@ -45,17 +46,17 @@ impl ScriptEncoder {
         for (name, buffer) in module.buffers().map_err(said)? {
             params.adopt_buffer(format!("encoder.{name}"), buffer);
         }
-        Ok(Self { module, features })
+        Ok(Self { module, path: path.to_owned(), features })
     }
 
     /// h `[B, F]` in f32.
     ///
-    /// # Panics
-    /// If the module, which has run once in `new`, raises an error for a batch of the same image shape.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    /// # Errors
+    /// What the module's own code raises.
+    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let out = self.module.forward(images, mode == Mode::Train, precision == Precision::Bf16);
-        let out = out.unwrap_or_else(|error| panic!("the TorchScript encoder failed on a batch: {error}"));
-        if out.dim() == 4 { global_mean(&out) } else { out.to_kind(Kind::Float) }
+        let out = out.map_err(|error| ModelError::File { path: self.path.clone(), reason: error.to_string() })?;
+        Ok(if out.dim() == 4 { global_mean(&out) } else { out.to_kind(Kind::Float) })
     }
 
     /// F.

@@ -40,6 +40,8 @@ pub struct Origin {
     pub step: u64,
     /// Training steps planned, where the run folder says so.
     pub total_steps: Option<u64>,
+    /// A sentence for each newer checkpoint that is damaged.
+    pub passed_over: Vec<String>,
 }
 
 /// Loads the newest checkpoint of `run`.
@@ -49,16 +51,19 @@ pub struct Origin {
 pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
     let config = RunConfig::load(Some(&run.config_file()), &[])?;
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
-    let (newest, _) = run.newest_checkpoint()?;
+    let (newest, passed_over) = run.newest_checkpoint()?;
     let (path, checkpoint) = newest.ok_or_else(missing)?;
     let plan = read_plan(run)?;
     let channels = plan["channels"].as_i64().filter(|channels| *channels > 0);
     let channels = channels.unwrap_or(config.data.channels.max(1) as i64);
     let frozen = FrozenEncoder::random_init(&config, channels, config.train.seed)?;
     let place = path.display().to_string();
-    load_weights(frozen.model.params.named(), &place, |name| checkpoint.tensors.get(name).map(Tensor::shallow_clone))?;
+    load_weights(frozen.model.params.named(), &place, |name| {
+        checkpoint.tensors.get(name).map(Tensor::shallow_clone)
+    })?;
     let step = checkpoint.sections.get("state").and_then(|state| state["step"].as_u64()).unwrap_or(0);
-    let origin = Origin { checkpoint: Some(path), step, total_steps: plan["total_steps"].as_u64() };
+    let origin =
+        Origin { checkpoint: Some(path), step, total_steps: plan["total_steps"].as_u64(), passed_over };
     Ok(FrozenEncoder { origin, ..frozen })
 }
 
@@ -80,7 +85,8 @@ pub fn load_weights<'a>(
 ) -> Result<(), ModelError> {
     let _guard = tch::no_grad_guard();
     for (name, target) in targets {
-        let missing = || ModelError::Names { place: place.into(), reason: format!("tensor `{name}` is missing") };
+        let missing =
+            || ModelError::Names { place: place.into(), reason: format!("tensor `{name}` is missing") };
         let value = stored(name).ok_or_else(missing)?;
         if value.size() != target.size() {
             let (expected, got) = (target.size(), value.size());
@@ -100,7 +106,7 @@ impl FrozenEncoder {
         let device = choose_device(config.train.device)?;
         let sides = (channels, config.train.image_size as i64);
         let model = SimClr::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
-        let origin = Origin { checkpoint: None, step: 0, total_steps: None };
+        let origin = Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new() };
         Ok(Self { model, config: config.clone(), channels, origin })
     }
 
@@ -140,9 +146,12 @@ impl FrozenEncoder {
     }
 
     /// h `[B, F]` of `images` `[B, C, S, S]`, on the CPU.
-    pub fn forward(&self, images: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// A TorchScript module that fails on this batch.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
         let _guard = tch::no_grad_guard();
-        self.model.encoder.forward(images, Mode::Eval, Precision::F32).to_device(Device::Cpu)
+        Ok(self.model.encoder.forward(images, Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
     }
 }
 
@@ -222,16 +231,20 @@ pub fn raw_pixels(
     options: &ReadOptions,
     progress: &mut Progress<'_>,
 ) -> Result<Extracted, EvalError> {
-    extract(dataset, indices, options, &[&flat_pixels], progress)
+    extract(dataset, indices, options, &[&|pixels| Ok(flat_pixels(pixels))], progress)
 }
 
 /// Pixels `[B, C, S, S]` to rows `[B, C * side * side]`.
 pub fn flat_pixels(pixels: &Tensor) -> Tensor {
     let size = pixels.size();
     let side = size[2].min(RAW_SIDE);
-    let pooled = if side < size[2] { pixels.adaptive_avg_pool2d([side, side]) } else { pixels.shallow_clone() };
+    let pooled =
+        if side < size[2] { pixels.adaptive_avg_pool2d([side, side]) } else { pixels.shallow_clone() };
     pooled.contiguous().view([size[0], -1]).to_device(Device::Cpu)
 }
+
+/// Pixels `[B, C, S, S]` to rows `[B, ..]`.
+pub type Extractor<'a> = dyn Fn(&Tensor) -> Result<Tensor, EvalError> + 'a;
 
 /// Reads every image once and hands each batch to all `extractors`.
 ///
@@ -241,14 +254,16 @@ pub fn extract(
     dataset: &Dataset,
     indices: &[usize],
     options: &ReadOptions,
-    extractors: &[&dyn Fn(&Tensor) -> Tensor],
+    extractors: &[&Extractor<'_>],
     progress: &mut Progress<'_>,
 ) -> Result<Extracted, EvalError> {
     let mut rows: Vec<Vec<Tensor>> = extractors.iter().map(|_| Vec::new()).collect();
     let mut kept = Vec::with_capacity(indices.len());
     let mut each = |pixels: &Tensor, chunk: &[usize]| {
         kept.extend_from_slice(chunk);
-        rows.iter_mut().zip(extractors).for_each(|(rows, extractor)| rows.push(extractor(pixels)));
+        for (rows, extractor) in rows.iter_mut().zip(extractors) {
+            rows.push(extractor(pixels)?);
+        }
         Ok(())
     };
     let bad = stream(dataset, indices, options, &mut each, progress)?;
@@ -257,6 +272,9 @@ pub fn extract(
     }
     Ok(Extracted { features: rows.iter().map(|rows| Tensor::cat(rows, 0)).collect(), indices: kept, bad })
 }
+
+/// Receives pixels `[B, C, S, S]` and the indices of its rows.
+pub type Receiver<'a> = dyn FnMut(&Tensor, &[usize]) -> Result<(), EvalError> + 'a;
 
 /// Decodes `indices` in order, one batch ahead of `each`, which receives pixels `[B, C, S, S]` on the device and the
 /// indices of its rows. Returns the images that could not be decoded.
@@ -267,10 +285,11 @@ pub fn stream(
     dataset: &Dataset,
     indices: &[usize],
     options: &ReadOptions,
-    each: &mut dyn FnMut(&Tensor, &[usize]) -> Result<(), EvalError>,
+    each: &mut Receiver<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<BadImage>, EvalError> {
-    let shape = |rows: usize| [rows as i64, dataset.channels() as i64, options.size as i64, options.size as i64];
+    let shape =
+        |rows: usize| [rows as i64, dataset.channels() as i64, options.size as i64, options.size as i64];
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
@@ -285,7 +304,10 @@ pub fn stream(
         for chunk in receiver {
             let EvaluationPixels { ids, pixels, bad: unreadable } = chunk?;
             done += ids.len() + unreadable.len();
-            let named = |(index, reason): (usize, String)| BadImage { name: dataset.samples()[index].name.clone(), reason };
+            let named = |(index, reason): (usize, String)| BadImage {
+                name: dataset.samples()[index].name.clone(),
+                reason,
+            };
             bad.extend(unreadable.into_iter().map(named));
             check_bad(&bad, indices.len(), options.max_bad_share)?;
             if !ids.is_empty() {

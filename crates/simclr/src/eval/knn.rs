@@ -44,7 +44,11 @@ pub fn knn_predict(
             vote(&similarity, &labels.take(&neighbour), classes, temperature)
         })
         .collect();
-    if predicted.is_empty() { Tensor::zeros([0], (Kind::Int64, labels.device())) } else { Tensor::cat(&predicted, 0) }
+    if predicted.is_empty() {
+        Tensor::zeros([0], (Kind::Int64, labels.device()))
+    } else {
+        Tensor::cat(&predicted, 0)
+    }
 }
 
 /// Share of equal elements of two label tensors `[Q]`, in `[0, 1]`.

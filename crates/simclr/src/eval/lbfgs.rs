@@ -57,6 +57,8 @@ const MAX_TRIALS: usize = 30;
 
 /// A function: writes its gradient at `x` and returns its value.
 type Function<'a> = dyn FnMut(&[f64], &mut [f64]) -> f64 + 'a;
+/// An approximation of the inverse Hessian, applied to a vector; fixed, symmetric, positive definite.
+pub type Inverse<'a> = dyn Fn(&[f64]) -> Vec<f64> + 'a;
 
 /// A point with its value and gradient.
 #[derive(Clone)]
@@ -69,8 +71,18 @@ struct Point {
 impl Lbfgs {
     /// Minimises `function` from `start`. `function(x, gradient)` writes the gradient and returns the value.
     pub fn minimise(&self, start: Vec<f64>, function: &mut Function<'_>) -> Minimum {
+        self.minimise_with(start, function, None)
+    }
+
+    /// The same, with the approximate inverse Hessian that the memory starts from in place of the identity.
+    pub fn minimise_with(
+        &self,
+        start: Vec<f64>,
+        function: &mut Function<'_>,
+        inverse: Option<&Inverse<'_>>,
+    ) -> Minimum {
         let mut here = evaluate(start, function);
-        let mut memory = Memory { pairs: VecDeque::new(), limit: self.history };
+        let mut memory = Memory { pairs: VecDeque::new(), limit: self.history, inverse };
         for iteration in 0..self.max_iterations {
             if max_abs(&here.gradient) < self.tolerance {
                 return here.ended(iteration, Stop::Converged);
@@ -95,28 +107,32 @@ impl Point {
     }
 }
 
-/// One remembered step s, gradient change y and 1 / (s . y).
+/// One remembered step s, gradient change y, 1 / (s . y).
 struct Pair {
     step: Vec<f64>,
     change: Vec<f64>,
     rho: f64,
+    /// y . H y for the initial H.
+    weight: f64,
 }
 
-struct Memory {
+struct Memory<'a> {
     pairs: VecDeque<Pair>,
     limit: usize,
+    inverse: Option<&'a Inverse<'a>>,
 }
 
-impl Memory {
+impl Memory<'_> {
     /// The next point along the quasi-Newton direction, or none where the line search finds no lower one.
     fn search(&self, here: &Point, function: &mut Function<'_>) -> Option<Point> {
         let direction = self.direction(&here.gradient);
-        // Without curvature a unit step has no meaning: a first move of length at most 1.
-        let first = if self.pairs.is_empty() { (1.0 / dot(&direction, &direction).sqrt()).min(1.0) } else { 1.0 };
+        // Without any notion of curvature a unit step has no meaning: a first move of length at most 1.
+        let blind = self.pairs.is_empty() && self.inverse.is_none();
+        let first = if blind { (1.0 / dot(&direction, &direction).sqrt()).min(1.0) } else { 1.0 };
         Line { here, direction: &direction, function }.wolfe(first)
     }
 
-    /// `-H g` by the two-loop recursion (algorithm 7.4), H scaled by s.y / y.y of the newest pair.
+    /// `-H g` by the two-loop recursion (algorithm 7.4), the initial H scaled to fit the newest pair (equation 7.20).
     fn direction(&self, gradient: &[f64]) -> Vec<f64> {
         let mut direction: Vec<f64> = gradient.iter().map(|g| -g).collect();
         let mut alphas = Vec::with_capacity(self.pairs.len());
@@ -125,8 +141,9 @@ impl Memory {
             add_scaled(&mut direction, -alpha, &pair.change);
             alphas.push(alpha);
         }
+        direction = self.apply(direction);
         if let Some(newest) = self.pairs.back() {
-            let scale = 1.0 / (newest.rho * dot(&newest.change, &newest.change));
+            let scale = 1.0 / (newest.rho * newest.weight);
             direction.iter_mut().for_each(|d| *d *= scale);
         }
         for (pair, alpha) in self.pairs.iter().zip(alphas.into_iter().rev()) {
@@ -134,6 +151,14 @@ impl Memory {
             add_scaled(&mut direction, alpha - beta, &pair.step);
         }
         direction
+    }
+
+    /// The initial H times a vector, before scaling.
+    fn apply(&self, vector: Vec<f64>) -> Vec<f64> {
+        match self.inverse {
+            Some(inverse) => inverse(&vector),
+            None => vector,
+        }
     }
 
     /// Keeps the pair where it has positive curvature (else H would lose positive definiteness).
@@ -146,7 +171,8 @@ impl Memory {
             if self.pairs.len() == self.limit {
                 self.pairs.pop_front();
             }
-            self.pairs.push_back(Pair { step, change, rho: 1.0 / curvature });
+            let weight = dot(&change, &self.apply(change.clone()));
+            self.pairs.push_back(Pair { step, change, rho: 1.0 / curvature, weight });
         }
     }
 }
@@ -289,6 +315,22 @@ mod tests {
         assert!(found.x.iter().all(|x| (x - 1.0).abs() < 1e-4));
         // scipy 1.x, L-BFGS-B with ten pairs: 663 iterations to the same tolerance.
         assert!(found.iterations < 800, "{}", found.iterations);
+    }
+
+    #[test]
+    fn the_true_inverse_hessian_ends_a_quadratic_at_once() {
+        let scales: Vec<f64> = (0..50).map(|i| 10f64.powf(6.0 * f64::from(i) / 49.0)).collect();
+        let mut quadratic = |x: &[f64], gradient: &mut [f64]| {
+            for i in 0..50 {
+                gradient[i] = scales[i] * (x[i] - 1.0);
+            }
+            x.iter().zip(&scales).map(|(x, s)| 0.5 * s * (x - 1.0) * (x - 1.0)).sum()
+        };
+        // Off by a factor of 3, which the newest pair mends.
+        let inverse = |v: &[f64]| v.iter().zip(&scales).map(|(v, s)| v / s / 3.0).collect();
+        let found = Lbfgs::default().minimise_with(vec![0.0; 50], &mut quadratic, Some(&inverse));
+        assert_eq!(found.stop, Stop::Converged);
+        assert!(found.iterations <= 3, "{}", found.iterations);
     }
 
     #[test]

@@ -4,14 +4,15 @@
 
 use std::path::Path;
 
-use simclr_data::{Dataset, Split, dataset::Channels};
+use simclr_data::Dataset;
 use tch::Tensor;
 
 use super::{
-    features::{self, BadImage, FrozenEncoder, ReadOptions, label_tensor, load_encoder},
+    features::{self, BadImage, Extractor, FrozenEncoder, ReadOptions, label_tensor, load_encoder},
     knn,
     linear::{self, LinearOptions},
     results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA},
+    sets::Sets,
     splits,
 };
 use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
@@ -55,9 +56,6 @@ impl Default for EvalOptions {
     }
 }
 
-/// Share of the training split that is held out where a set has no test split.
-const TEST_SHARE: f64 = 0.2;
-
 /// Receives (what is being done, done, of).
 pub type Progress<'a> = dyn FnMut(&str, usize, usize) + 'a;
 
@@ -87,7 +85,7 @@ pub fn evaluate(
     };
     results.rows = material.rows(options, progress);
     let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
-    write_atomically(&run.path().join("results.json"), &json)?;
+    write_atomically(&run.results_file(), &json)?;
     Ok(results)
 }
 
@@ -133,7 +131,9 @@ fn control_seeds(trained: &FrozenEncoder, count: usize) -> impl Iterator<Item = 
 
 impl FrozenEncoder {
     fn controls(&self, count: usize) -> Result<Vec<FrozenEncoder>, EvalError> {
-        control_seeds(self, count).map(|seed| Self::random_init(self.config(), self.channels(), seed)).collect()
+        control_seeds(self, count)
+            .map(|seed| Self::random_init(self.config(), self.channels(), seed))
+            .collect()
     }
 
     /// A TorchScript module brings its own weights: the control is the module as it was given.
@@ -142,43 +142,7 @@ impl FrozenEncoder {
     }
 }
 
-/// Training and test part of a labelled set.
-struct Sets {
-    train: Dataset,
-    /// None: the test part is held out of `train`.
-    test: Option<Dataset>,
-    train_indices: Vec<usize>,
-    test_indices: Vec<usize>,
-    train_labels: Vec<i64>,
-    test_labels: Vec<i64>,
-    seed: u64,
-}
-
 impl Sets {
-    fn open(path: &Path, channels: i64, seed: u64) -> Result<Self, EvalError> {
-        let channels = Channels::Count(channels as usize);
-        let train = Dataset::open(path, Split::Train, channels)?;
-        let train_labels = labels(&train, path)?;
-        if train.classes().len() < 2 {
-            let reason = format!("expected at least 2 classes, got {}", train.classes().len());
-            return Err(EvalError::Labels { path: path.to_owned(), reason });
-        }
-        let everything = |set: &Dataset| (0..set.len()).collect();
-        if Dataset::has_test_split(path) {
-            let test = Dataset::open(path, Split::Test, channels)?;
-            let test_labels = labels_as(&test, &train, path)?;
-            let (train_indices, test_indices) = (everything(&train), everything(&test));
-            return Ok(Self { train, test: Some(test), train_indices, test_indices, train_labels, test_labels, seed });
-        }
-        let (train_indices, test_indices) = splits::hold_out(&train_labels, train.classes().len(), TEST_SHARE, seed);
-        if test_indices.is_empty() {
-            let reason = "too few images to hold some out for testing".into();
-            return Err(EvalError::Labels { path: path.to_owned(), reason });
-        }
-        let test_labels = train_labels.clone();
-        Ok(Self { train, test: None, train_indices, test_indices, train_labels, test_labels, seed })
-    }
-
     fn facts(&self, path: &Path, material: &Material) -> DataFacts {
         DataFacts {
             path: path.display().to_string(),
@@ -190,26 +154,6 @@ impl Sets {
             bad: material.bad.iter().map(|bad| (bad.name.clone(), bad.reason.clone())).collect(),
         }
     }
-}
-
-/// Labels of all images.
-fn labels(set: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
-    let missing = || EvalError::Labels {
-        path: path.to_owned(),
-        reason: "not every image has one; evaluation needs class folders, or a set with labels".into(),
-    };
-    Ok(set.labels().ok_or_else(missing)?.into_iter().map(i64::from).collect())
-}
-
-/// Labels of `test` in the numbering of `train`, matched by class name.
-fn labels_as(test: &Dataset, train: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
-    let number_of = |name: &String| {
-        let reason = || format!("class `{name}` of the test split is not in the training split");
-        let found = train.classes().iter().position(|class| class == name);
-        found.ok_or_else(|| EvalError::Labels { path: path.to_owned(), reason: reason() })
-    };
-    let numbers = test.classes().iter().map(number_of).collect::<Result<Vec<_>, _>>()?;
-    Ok(labels(test, path)?.into_iter().map(|label| numbers[label as usize] as i64).collect())
 }
 
 /// Features of every row of the table, read once.
@@ -233,8 +177,8 @@ impl Material {
         let read = ReadOptions::of(trained, options.batch, options.threads);
         let encoders = std::iter::once(trained).chain(controls);
         let forwards: Vec<_> = encoders.map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
-        let mut extractors: Vec<&dyn Fn(&Tensor) -> Tensor> = forwards.iter().map(|f| f as _).collect();
-        extractors.push(&features::flat_pixels);
+        let mut extractors: Vec<&Extractor<'_>> = forwards.iter().map(|f| f as _).collect();
+        extractors.push(&|pixels| Ok(features::flat_pixels(pixels)));
         let mut part = |set: &Dataset, indices: &[usize], stage: &str| {
             features::extract(set, indices, &read, &extractors, &mut |done, of| progress(stage, done, of))
         };
@@ -316,7 +260,11 @@ impl Material {
                 let fit = linear::fit(&bank, &labels, self.classes as i64, &linear);
                 accuracies.push(fit.classifier.accuracy(test, &self.test_labels));
                 lambdas.push(fit.lambda);
-                fits.push(format!("{} after {} iterations", linear::ending(fit.minimum.stop), fit.minimum.iterations));
+                fits.push(format!(
+                    "{} after {} iterations",
+                    linear::ending(fit.minimum.stop),
+                    fit.minimum.iterations
+                ));
             }
         }
         Cell { lambdas, fits, ..Cell::of(share, used, accuracies) }
@@ -325,10 +273,16 @@ impl Material {
     /// Always naming the most frequent class of the training part (1 / K where classes are balanced).
     fn chance(&self, rows: &[Row]) -> Row {
         let counts = Tensor::from_slice(&self.train_labels).bincount::<Tensor>(None, self.classes as i64);
-        let accuracy = knn::accuracy(&counts.argmax(0, false).expand_as(&self.test_labels), &self.test_labels);
+        let accuracy =
+            knn::accuracy(&counts.argmax(0, false).expand_as(&self.test_labels), &self.test_labels);
         let cell = |like: &Cell| Cell::of(like.share, like.labels, vec![accuracy]);
         let linear = rows.first().map_or(Vec::new(), |row| row.linear.iter().map(cell).collect());
-        Row { name: "chance".into(), dimensions: 0, knn: Cell::of(1.0, self.train_labels.len(), vec![accuracy]), linear }
+        Row {
+            name: "chance".into(),
+            dimensions: 0,
+            knn: Cell::of(1.0, self.train_labels.len(), vec![accuracy]),
+            linear,
+        }
     }
 }
 
@@ -348,8 +302,8 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
 }
 
 fn notes(trained: &FrozenEncoder, sets: &Sets, material: &Material) -> Vec<String> {
-    let mut notes = Vec::new();
     let origin = trained.origin();
+    let mut notes = origin.passed_over.clone();
     if let Some(total) = origin.total_steps.filter(|&total| origin.step < total) {
         notes.push(format!("the run is unfinished: step {} of {total}", origin.step));
     }

@@ -157,7 +157,11 @@ impl Results {
         let mut headings = vec![String::new(), format!("kNN (k={})", self.protocol.knn_k)];
         let linear = self.rows.first().map_or(&[][..], |row| &row.linear);
         headings.extend(linear.iter().map(|cell| {
-            let draws = if cell.accuracies.len() > 1 { format!(" x{}", cell.accuracies.len()) } else { String::new() };
+            let draws = if cell.accuracies.len() > 1 {
+                format!(" x{}", cell.accuracies.len())
+            } else {
+                String::new()
+            };
             format!("linear {} % ({}{draws})", 100.0 * cell.share, cell.labels)
         }));
         headings
@@ -168,13 +172,18 @@ impl Results {
 fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |line: &[String], column: usize| line.get(column).cloned().unwrap_or_default();
-    let width = |column: usize| lines.iter().map(|line| cell(line, column).chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| lines.iter().map(|line| cell(line, column).chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for line in lines {
         for (column, &width) in widths.iter().enumerate() {
             let cell = cell(line, column);
-            text.push_str(&if column == 0 { format!("{cell:<width$}") } else { format!("   {cell:>width$}") });
+            text.push_str(&if column == 0 {
+                format!("{cell:<width$}")
+            } else {
+                format!("   {cell:>width$}")
+            });
         }
         text.truncate(text.trim_end().len());
         text.push('\n');

@@ -44,7 +44,10 @@ pub fn folds(labels: &[i64], classes: usize, folds: usize, seed: u64) -> Vec<(Ve
     let dealt = by_class(labels, classes, seed, 0).into_iter().flatten().enumerate();
     dealt.for_each(|(turn, position)| fold_of[position] = turn % folds);
     let part = |fold: usize| (0..labels.len()).partition(|&position| fold_of[position] != fold);
-    (0..folds).map(part).filter(|(fit, validate): &(Vec<usize>, Vec<usize>)| !fit.is_empty() && !validate.is_empty()).collect()
+    (0..folds)
+        .map(part)
+        .filter(|(fit, validate): &(Vec<usize>, Vec<usize>)| !fit.is_empty() && !validate.is_empty())
+        .collect()
 }
 
 fn sorted(mut positions: Vec<usize>) -> Vec<usize> {
@@ -80,7 +83,10 @@ mod tests {
         let (kept, held) = hold_out(&labels, 3, 0.2, 1);
         for class in 0..3 {
             let all = labels.iter().filter(|&&l| l == class).count();
-            assert_eq!(held.iter().filter(|&&i| labels[i] == class).count(), (all as f64 * 0.2).round() as usize);
+            assert_eq!(
+                held.iter().filter(|&&i| labels[i] == class).count(),
+                (all as f64 * 0.2).round() as usize
+            );
         }
         let mut all = [kept, held].concat();
         all.sort_unstable();

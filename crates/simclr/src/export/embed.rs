@@ -74,7 +74,7 @@ pub fn embed(
     let (mut before, mut bad) = (0, Vec::new());
     for set in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
-        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels));
+        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels)?);
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
         before += set.len();
@@ -105,7 +105,10 @@ impl Format {
         match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => Ok(Self::Parquet),
             Some("npy") => Ok(Self::Npy),
-            _ => Err(EvalError::Other(format!("`{}`: expected a name that ends in .parquet or .npy", out.display()))),
+            _ => Err(EvalError::Other(format!(
+                "`{}`: expected a name that ends in .parquet or .npy",
+                out.display()
+            ))),
         }
     }
 }
@@ -135,7 +138,8 @@ impl Table {
         match self {
             Self::Parquet { writer, schema } => {
                 let batch = record_batch(schema, set, rows, values);
-                let written = batch.map_err(parquet::errors::ParquetError::from).and_then(|batch| writer.write(&batch));
+                let written =
+                    batch.map_err(parquet::errors::ParquetError::from).and_then(|batch| writer.write(&batch));
                 written.map_err(|error| parquet_error(writer.inner().path(), error))
             }
             Self::Npy { writer, paths } => {
@@ -204,7 +208,8 @@ fn record_batch(
 fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(folder)?;
-    let failed = |error: std::io::Error| std::io::Error::new(error.kind(), format!("`{}`: {error}", folder.display()));
+    let failed =
+        |error: std::io::Error| std::io::Error::new(error.kind(), format!("`{}`: {error}", folder.display()));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".embed-");
     // Temporary files are private by default; a table is an ordinary file, cut by the umask.

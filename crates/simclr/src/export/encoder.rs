@@ -51,9 +51,18 @@ pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError
     let difference = verify(&frozen, &bytes, out)?;
     write_atomically(out, &bytes)?;
     if fs_err::read(out)? != bytes {
-        return Err(EvalError::Other(format!("`{}`: the file read back differs from what was written", out.display())));
+        return Err(EvalError::Other(format!(
+            "`{}`: the file read back differs from what was written",
+            out.display()
+        )));
     }
-    Ok(Exported { path: out.to_owned(), bytes: bytes.len() as u64, tensors: tensors.len(), metadata, difference })
+    Ok(Exported {
+        path: out.to_owned(),
+        bytes: bytes.len() as u64,
+        tensors: tensors.len(),
+        metadata,
+        difference,
+    })
 }
 
 /// The encoder's tensors under torchvision's names, on the CPU, sorted by name.
@@ -91,7 +100,8 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.feature_dim", frozen.feature_dim().to_string()),
         ("simclr.step", origin.step.to_string()),
     ];
-    let mut metadata: BTreeMap<String, String> = entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
+    let mut metadata: BTreeMap<String, String> =
+        entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
     if let Some(total) = origin.total_steps {
         metadata.insert("simclr.total_steps".into(), total.to_string());
     }
@@ -107,7 +117,10 @@ fn architecture(config: &EncoderConfig) -> String {
 
 /// The stem as built: `auto` depends on the image size, which the file's user may not know.
 fn stem(config: &EncoderConfig, size: usize) -> &'static str {
-    match (config.file.is_some() || config.name.as_str().starts_with("conv"), config.imagenet_stem(size as i64)) {
+    match (
+        config.file.is_some() || config.name.as_str().starts_with("conv"),
+        config.imagenet_stem(size as i64),
+    ) {
         (true, _) => "none",
         (false, true) => "imagenet",
         (false, false) => "cifar",
@@ -121,11 +134,18 @@ fn padding(padding: Padding) -> &'static str {
     }
 }
 
-fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, EvalError> {
-    let raw = tensors.iter().map(|(name, tensor)| Ok((name.as_str(), dtype(name, tensor)?, shape(tensor), bytes_of(tensor))));
+fn serialise(
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, EvalError> {
+    let raw = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.as_str(), dtype(name, tensor)?, shape(tensor), bytes_of(tensor))));
     let raw = raw.collect::<Result<Vec<_>, EvalError>>()?;
     let views = raw.iter().map(|(name, dtype, shape, bytes)| {
-        TensorView::new(*dtype, shape.clone(), bytes).map(|view| (*name, view)).map_err(|error| other(name, error))
+        TensorView::new(*dtype, shape.clone(), bytes)
+            .map(|view| (*name, view))
+            .map_err(|error| other(name, error))
     });
     let views = views.collect::<Result<Vec<_>, EvalError>>()?;
     let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
@@ -170,18 +190,26 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalE
     let own = rebuilt.model().params.named().filter(|(name, _)| name.starts_with(PREFIX));
     load_weights(own, &place, |name| read_tensor(&file, name.strip_prefix(PREFIX)?))?;
     let images = fixed_batch(frozen.channels(), frozen.image_size() as i64).to_device(frozen.device());
-    let difference = (frozen.forward(&images) - rebuilt.forward(&images)).abs().max().double_value(&[]);
+    let difference = (frozen.forward(&images)? - rebuilt.forward(&images)?).abs().max().double_value(&[]);
     if difference <= TOLERANCE {
         Ok(difference)
     } else {
-        Err(other(&place, format!("features of the exported encoder differ by {difference}, expected at most {TOLERANCE}")))
+        Err(other(
+            &place,
+            format!("features of the exported encoder differ by {difference}, expected at most {TOLERANCE}"),
+        ))
     }
 }
 
 fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
     let view = file.tensor(name).ok()?;
     let (kind, _) = KINDS.iter().find(|(_, dtype)| *dtype == view.dtype())?;
-    Tensor::f_from_data_size(view.data(), &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(), *kind).ok()
+    Tensor::f_from_data_size(
+        view.data(),
+        &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(),
+        *kind,
+    )
+    .ok()
 }
 
 /// Eight images `[8, C, S, S]` in `[0, 1]` that no generator's state decides.

@@ -67,7 +67,8 @@ impl OnlineKnn {
             let read = evaluation_pixels(dataset, chunk, self.size, self.threads)?;
             let (size, channels) = (self.size as i64, dataset.channels() as i64);
             let images = to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
-            features.push(tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, model.precision)).to_device(Device::Cpu));
+            let h = tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, model.precision))?;
+            features.push(h.to_device(Device::Cpu));
             labels.extend(read.ids.iter().map(|&id| i64::from(self.labels[id])));
         }
         Ok((Tensor::cat(&features, 0), Tensor::from_slice(&labels)))

@@ -139,7 +139,7 @@ impl Run<'_> {
         }
         let lr = plan.schedule.at(batch.step);
         let shape = (plan.channels, config.train.image_size);
-        let done = train_step(self.model, &mut self.optimizer, &config.loss, batch, shape, lr);
+        let done = train_step(self.model, &mut self.optimizer, &config.loss, batch, shape, lr)?;
         if !done.loss.is_finite() {
             return Err(self.non_finite(batch, done.loss)?);
         }

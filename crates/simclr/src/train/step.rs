@@ -4,6 +4,7 @@ use simclr_data::Batch;
 use tch::Tensor;
 
 use crate::{
+    ModelError,
     device::to_device,
     encoder::Mode,
     model::SimClr,
@@ -28,6 +29,9 @@ pub struct Stepped {
 ///
 /// A loss that is not a number leaves the weights as they were; the caller sees it in [`Stepped::loss`].
 ///
+/// # Errors
+/// See [`SimClr::forward`].
+///
 /// # Shapes
 /// `batch` holds `[2N, C, S, S]`, rows i and i + N being two views of one image.
 pub fn train_step(
@@ -37,15 +41,15 @@ pub fn train_step(
     batch: &Batch,
     (channels, size): (usize, usize),
     lr: f64,
-) -> Stepped {
+) -> Result<Stepped, ModelError> {
     let shape = [2 * batch.ids.len() as i64, channels as i64, size as i64, size as i64];
     let views = to_device(&batch.pixels, shape, model.params.device());
-    let (h, z) = model.forward(&views, Mode::Train);
+    let (h, z) = model.forward(&views, Mode::Train)?;
     let NtXent { loss, accuracy } = nt_xent(&z, loss);
     let value = loss.double_value(&[]);
     if value.is_finite() {
         loss.backward();
         optimizer.step(&model.params, lr);
     }
-    Stepped { loss: value, contrastive_accuracy: accuracy.double_value(&[]), h: h.detach(), z: z.detach() }
+    Ok(Stepped { loss: value, contrastive_accuracy: accuracy.double_value(&[]), h: h.detach(), z: z.detach() })
 }

@@ -1,0 +1,196 @@
+//! What leaves: the encoder file with torchvision's names, and tables of h.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
+use std::path::Path;
+
+use parquet::{
+    file::reader::{FileReader, SerializedFileReader},
+    record::RowAccessor,
+};
+use safetensors::SafeTensors;
+use simclr::{
+    EvalError, ModelError,
+    checkpoint::Checkpoint,
+    data::{Dataset, Split, dataset::Channels},
+    device::Precision,
+    encoder::Mode,
+    eval::features::{ReadOptions, features, load_encoder},
+    export::{EmbedOptions, embed, export_encoder},
+    train::RunFolder,
+};
+use tch::{Device, Kind, Tensor};
+
+mod fixtures;
+
+#[test]
+fn the_frozen_encoder_is_the_one_of_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, model) = fixtures::run(folder.path(), "conv-c3");
+    let frozen = load_encoder(&run).unwrap();
+    let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
+    let want = tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, Precision::F32)).unwrap();
+    assert_eq!(frozen.forward(&images).unwrap(), want);
+    assert_eq!((frozen.origin().step, frozen.origin().total_steps), (7, Some(9)));
+}
+
+#[test]
+fn names_are_torchvisions_and_values_the_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, model) = fixtures::run(folder.path(), "resnet18");
+    let out = folder.path().join("encoder.safetensors");
+    let exported = export_encoder(&run, &out).unwrap();
+    assert_eq!(exported.difference, 0.0);
+    let bytes = fs_err::read(&out).unwrap();
+    assert_eq!(exported.bytes, bytes.len() as u64);
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    // torchvision.models.resnet18 has 122 entries, two of them fc's.
+    assert_eq!((file.len(), exported.tensors), (120, 120));
+    assert!(file.names().iter().all(|name| !name.starts_with("encoder.") && !name.starts_with("head.")));
+    for (name, tensor) in model.params.named() {
+        let Some(name) = name.strip_prefix("encoder.") else { continue };
+        let want = Vec::<f32>::try_from(tensor.detach().contiguous().view([-1])).unwrap();
+        let want: Vec<u8> = want.into_iter().flat_map(f32::to_le_bytes).collect();
+        assert!(file.tensor(name).unwrap().data() == want, "{name}");
+    }
+    let counter = file.tensor("layer4.1.bn2.num_batches_tracked").unwrap();
+    assert_eq!((counter.shape(), counter.data()), (&[] as &[usize], &[0u8; 8][..]));
+}
+
+#[test]
+fn the_metadata_says_what_the_weights_expect() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, _) = fixtures::run(folder.path(), "resnet18");
+    let out = folder.path().join("encoder.safetensors");
+    export_encoder(&run, &out).unwrap();
+    let bytes = fs_err::read(&out).unwrap();
+    let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
+    let expected = [
+        ("architecture", "resnet18"),
+        ("stem", "cifar"),
+        ("padding", "symmetric"),
+        ("image_size", "16"),
+        ("channels", "3"),
+        ("input_range", "[0, 1]"),
+        ("input_mean", "0"),
+        ("input_std", "1"),
+        ("feature_dim", "512"),
+        ("step", "7"),
+        ("total_steps", "9"),
+        ("version", env!("CARGO_PKG_VERSION")),
+    ];
+    for (key, value) in expected {
+        assert_eq!(metadata[&format!("simclr.{key}")], value, "{key}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused_and_the_old_export_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, _) = fixtures::run(folder.path(), "conv-c3");
+    let out = folder.path().join("encoder.safetensors");
+    export_encoder(&run, &out).unwrap();
+    let before = fs_err::read(&out).unwrap();
+    let alter = |change: &dyn Fn(&mut Checkpoint)| {
+        let mut checkpoint = Checkpoint::load(&run.checkpoint_file(7)).unwrap();
+        change(&mut checkpoint);
+        checkpoint.save(&run.checkpoint_file(8)).unwrap();
+        export_encoder(&run, &out).unwrap_err()
+    };
+    let name = Checkpoint::load(&run.checkpoint_file(7)).unwrap().tensors.into_keys().next().unwrap();
+    let error = alter(&|checkpoint| drop(checkpoint.tensors.remove(&name)));
+    assert!(
+        matches!(&error, EvalError::Model(ModelError::Names { .. })) && error.to_string().contains(&name),
+        "{error}"
+    );
+    let error =
+        alter(&|checkpoint| drop(checkpoint.tensors.insert(name.clone(), Tensor::from_slice(&[1.0f32; 3]))));
+    assert!(
+        matches!(&error, EvalError::Model(ModelError::Shape { .. })) && error.to_string().contains("[3]"),
+        "{error}"
+    );
+    assert_eq!(fs_err::read(&out).unwrap(), before);
+}
+
+#[test]
+fn no_file_is_left_where_none_can_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, _) = fixtures::run(folder.path(), "conv-c3");
+    let out = folder.path().join("no such folder/encoder.safetensors");
+    let error = export_encoder(&run, &out).unwrap_err().to_string();
+    assert!(error.contains("no such folder"), "{error}");
+    assert!(!out.exists());
+}
+
+/// A labelled folder with six good images and one that is cut, and the run that embeds it.
+fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
+    let (run, _) = fixtures::run(&folder.join("run"), "conv-c3");
+    let data = folder.join("data");
+    fixtures::images(&data, 3);
+    let set = Dataset::open(&data, Split::Train, Channels::Count(3)).unwrap();
+    let frozen = load_encoder(&run).unwrap();
+    let read = ReadOptions::of(&frozen, 2, 1);
+    let h = features(&frozen, &set, &[0, 1, 2, 3, 4, 5], &read, &mut |_, _| {}).unwrap().features.remove(0);
+    let whole = fs_err::read(data.join("low/000.png")).unwrap();
+    fs_err::write(data.join("low/999.png"), &whole[..whole.len() / 2]).unwrap();
+    (run, set.samples().iter().map(|sample| sample.name.clone()).collect(), h)
+}
+
+const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1 };
+
+#[test]
+fn parquet_holds_path_label_class_and_h() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, names, h) = to_embed(folder.path());
+    let out = folder.path().join("h.parquet");
+    let written = embed(&run, &folder.path().join("data"), &out, &OPTIONS, &mut |_, _| {}).unwrap();
+    assert_eq!((written.images, written.feature_dim as i64, written.bad.len()), (6, h.size()[1], 1));
+    assert!(written.bad[0].name.contains("999.png"));
+    let reader = SerializedFileReader::new(fs_err::File::open(&out).unwrap().into_file()).unwrap();
+    let rows: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 6);
+    for (index, row) in rows.iter().enumerate() {
+        assert_eq!(row.get_string(0).unwrap(), &names[index]);
+        let label = (index / 3) as i32;
+        assert_eq!(
+            (row.get_int(1).unwrap(), row.get_string(2).unwrap().as_str()),
+            (label, ["light", "low"][index / 3])
+        );
+        let list = row.get_list(3).unwrap();
+        let got: Vec<f32> = list.elements().iter().map(|value| value.to_string().parse().unwrap()).collect();
+        let want = Vec::<f32>::try_from(h.get(index as i64)).unwrap();
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "row {index}");
+        assert_eq!(got.len(), want.len());
+    }
+    assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 3, "no temporary file stays");
+}
+
+#[test]
+fn npy_holds_h_and_its_paths_lie_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, names, h) = to_embed(folder.path());
+    let out = folder.path().join("h.npy");
+    let written = embed(&run, &folder.path().join("data"), &out, &OPTIONS, &mut |_, _| {}).unwrap();
+    let array = Tensor::read_npy(&out).unwrap();
+    assert_eq!((array.kind(), array.size()), (Kind::Float, h.size()));
+    assert!((array - h).abs().max().double_value(&[]) < 1e-5);
+    let paths = fs_err::read_to_string(written.paths_file.unwrap()).unwrap();
+    assert_eq!(paths.lines().collect::<Vec<_>>(), names);
+}
+
+#[test]
+fn another_ending_is_refused_before_anything_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let _generator = fixtures::generator();
+    let (run, _) = fixtures::run(folder.path(), "conv-c3");
+    let out = folder.path().join("h.csv");
+    let error = embed(&run, Path::new("nowhere"), &out, &OPTIONS, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains(".parquet or .npy"), "{error}");
+}

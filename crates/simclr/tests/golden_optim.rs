@@ -1,0 +1,155 @@
+//! Ten steps of every update rule against PyTorch and written-out formulas (`reference/optim.py`).
+
+use std::path::PathBuf;
+
+use simclr::{
+    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer},
+    params::{Params, Role},
+};
+use tch::{Device, Kind, Tensor};
+
+const STEPS: i64 = 10;
+const PARAMS: [(&str, &[i64], Role); 4] = [
+    ("kernel", &[4, 3], Role::Kernel),
+    ("zero_kernel", &[2, 2], Role::Kernel),
+    ("bias", &[5], Role::Bias),
+    ("scale", &[6], Role::NormScale),
+];
+
+fn wave(shape: &[i64], phase: f64, scale: f64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let values: Vec<f64> = (0..count).map(|i| scale * (phase + 0.7 * i as f64).sin()).collect();
+    Tensor::from_slice(&values).view(shape).to_kind(Kind::Float)
+}
+
+fn start() -> Params {
+    let mut params = Params::new(Device::Cpu);
+    for (name, shape, role) in PARAMS {
+        let scale = if name == "zero_kernel" { 0.0 } else { 1.0 };
+        let _ = params.add(name, role, wave(shape, 0.2, scale));
+    }
+    params
+}
+
+/// Gives `param` this gradient, through autograd: d(sum(w g)) / dw = g.
+fn set_gradient(param: &Tensor, gradient: &Tensor) {
+    (param * gradient).sum(Kind::Float).backward();
+}
+
+fn run(config: &OptimConfig, steps: i64) -> Params {
+    let params = start();
+    let mut optimizer = Optimizer::new(config, &params);
+    for step in 0..steps {
+        for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
+            set_gradient(&param.tensor, &wave(shape, 0.5 + step as f64 + name.len() as f64, 0.4));
+        }
+        optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64);
+    }
+    params
+}
+
+fn base(kind: OptimKind) -> OptimConfig {
+    OptimConfig { kind, weight_decay: 1e-2, lr_in_momentum: kind == OptimKind::Lars, ..OptimConfig::default() }
+}
+
+#[test]
+fn ten_steps_of_every_rule() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/optim.safetensors");
+    let golden = Tensor::read_safetensors(path).unwrap();
+    let lars = || base(OptimKind::Lars);
+    for (run_name, config) in [
+        ("lars", lars()),
+        ("lars_separate", OptimConfig { lars_norm: LarsNorm::Separate, ..lars() }),
+        ("lars_outside", OptimConfig { lr_in_momentum: false, ..lars() }),
+        ("lars_nesterov", OptimConfig { nesterov: true, ..lars() }),
+        ("lars_no_decay", OptimConfig { weight_decay: 0.0, ..lars() }),
+        ("sgd", base(OptimKind::Sgd)),
+        ("sgd_nesterov", OptimConfig { nesterov: true, ..base(OptimKind::Sgd) }),
+        ("adamw", base(OptimKind::Adamw)),
+        ("lamb", base(OptimKind::Lamb)),
+    ] {
+        for param in run(&config, STEPS).params() {
+            let name = format!("{run_name}.{}", param.name);
+            let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
+            let difference = (param.tensor.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+            // Values of order 1 after ten f32 updates.
+            assert!(difference < 5e-6, "{name}: {difference}");
+        }
+    }
+}
+
+/// Spec 6.1: w = (3, 4), g = (.6, .8), v = (.01, -.02), lr 1, decay 1e-4, momentum .9, trust 1e-3.
+#[test]
+fn published_step_of_lars() {
+    for (role, expected_v, expected_w) in
+        [(Role::Kernel, [0.012, -0.014], [2.988, 4.014]), (Role::NormShift, [0.609, 0.782], [2.391, 3.218])]
+    {
+        let mut params = Params::new(Device::Cpu);
+        let _ = params.add("w", role, Tensor::from_slice(&[3.0f32, 4.0]));
+        let config = OptimConfig { weight_decay: 1e-4, ..OptimConfig::default() };
+        let mut optimizer = Optimizer::new(&config, &params);
+        optimizer.load_state(&|name, _| {
+            let v = Tensor::from_slice(&[0.01f32, -0.02]);
+            Ok(if name == "optim.steps" { Tensor::from_slice(&[3i64]) } else { v })
+        }).unwrap();
+        set_gradient(&params.params()[0].tensor, &Tensor::from_slice(&[0.6f32, 0.8]));
+        optimizer.step(&params, 1.0);
+        let near = |tensor: &Tensor, expected: [f64; 2]| {
+            let found = [0, 1].map(|at| tensor.double_value(&[at]));
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{role:?}: {found:?} {expected:?}");
+        };
+        let state = optimizer.state();
+        near(&state.iter().find(|(name, _)| name == "optim.first.w").unwrap().1, expected_v);
+        near(&params.params()[0].tensor, expected_w);
+    }
+}
+
+/// A run that stops after four steps and goes on from the saved state equals one that never stopped.
+#[test]
+fn state_goes_through_save_and_load() {
+    for kind in [OptimKind::Lars, OptimKind::Adamw] {
+        let config = base(kind);
+        let params = start();
+        let mut optimizer = Optimizer::new(&config, &params);
+        for step in 0..STEPS {
+            if step == 4 {
+                let saved = optimizer.state();
+                optimizer = Optimizer::new(&config, &params);
+                let get = |name: &str| saved.iter().find(|(found, _)| found == name).unwrap().1.copy();
+                optimizer.load_state(&|name, _| Ok(get(name))).unwrap();
+            }
+            for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
+                set_gradient(&param.tensor, &wave(shape, 0.5 + step as f64 + name.len() as f64, 0.4));
+            }
+            optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64);
+        }
+        for (resumed, whole) in params.params().iter().zip(run(&config, STEPS).params()) {
+            assert_eq!(resumed.tensor, whole.tensor, "{kind:?} {}", whole.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_cleared_and_missing_ones_leave_the_weight() {
+    let params = start();
+    let mut optimizer = Optimizer::new(&base(OptimKind::Sgd), &params);
+    let before = params.params()[1].tensor.copy();
+    set_gradient(&params.params()[0].tensor, &Tensor::ones([4, 3], (Kind::Float, Device::Cpu)));
+    optimizer.step(&params, 0.1);
+    assert_eq!(params.params()[1].tensor, before);
+    let moved = params.params()[0].tensor.copy();
+    let gradient = params.params()[0].tensor.grad();
+    assert!(!gradient.defined() || gradient.abs().sum(Kind::Float).double_value(&[]) == 0.0);
+    assert_ne!(moved, start().params()[0].tensor);
+}
+
+#[test]
+fn the_group_table_names_what_is_excluded() {
+    let params = start();
+    let optimizer = Optimizer::new(&base(OptimKind::Lars), &params);
+    let table = optimizer.group_table();
+    let line = |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(line("kernels"), "kernels 2 16 1e-2 layer-wise");
+    assert_eq!(line("biases"), "biases 1 5 0e0 no");
+    assert_eq!(line("batch-norm"), "batch-norm scale, shift 1 6 0e0 no");
+}

@@ -1,0 +1,258 @@
+//! Whole runs on small synthetic image sets, through the public interface.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use simclr::{
+    CheckpointError, RunConfig, TrainError,
+    checkpoint::Checkpoint,
+    train::{Observer, Outcome, RunFolder, StepReport, pretrain},
+};
+use tch::{Kind, Tensor};
+
+/// 16x16 bitmaps whose four classes differ in the direction of a stripe, their colours in nothing but chance.
+fn image_folder(root: &Path, count: usize, labelled: bool) -> PathBuf {
+    let data = root.join("images");
+    for index in 0..count {
+        let class = index % 4;
+        let folder = if labelled { data.join(format!("class-{class}")) } else { data.clone() };
+        fs_err::create_dir_all(&folder).unwrap();
+        fs_err::write(folder.join(format!("{index:04}.bmp")), bitmap(index, class)).unwrap();
+    }
+    data
+}
+
+fn bitmap(index: usize, class: usize) -> Vec<u8> {
+    const SIDE: usize = 16;
+    let color = |salt: usize| (((index + 1) * (salt + 3) * 2_654_435_761) >> 7) as u8;
+    let mut bytes = b"BM".to_vec();
+    bytes.extend((54 + 3 * SIDE as u32 * SIDE as u32).to_le_bytes());
+    bytes.extend([0; 4]);
+    for value in [54u32, 40, SIDE as u32, SIDE as u32] {
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([1, 0, 24, 0]);
+    bytes.extend([0; 24]);
+    for y in 0..SIDE {
+        for x in 0..SIDE {
+            let along = [x, y, x + y, x + SIDE - y][class];
+            let on = usize::from((along + index) % 8 < 4);
+            bytes.extend((0..3).map(|channel| color(channel + 3 * on)));
+        }
+    }
+    bytes
+}
+
+fn config(more: &[&str]) -> RunConfig {
+    let base = [
+        "encoder.name=conv-c3", "encoder.width=0.25", "head.hidden=16", "head.out=16", "train.image_size=16",
+        "train.batch=16", "train.epochs=3", "train.threads=1", "data.threads=2", "train.precision=f32",
+        "optim.kind=adamw", "optim.lr=3e-3", "optim.scaling=none", "optim.warmup_epochs=0", "loss.temperature=1",
+        "augment.color=0.5", "augment.blur=0", "train.health_every=5", "train.knn_every=1",
+    ];
+    let overrides: Vec<_> = base.iter().chain(more).map(|&text| text.to_owned()).collect();
+    RunConfig::load(None, &overrides).unwrap()
+}
+
+/// Remembers the run, and may stop it after a step.
+#[derive(Default)]
+struct Witness<'a> {
+    reports: Vec<StepReport>,
+    messages: Vec<String>,
+    stop: Option<(u64, &'a AtomicBool)>,
+}
+
+impl Observer for Witness<'_> {
+    fn step(&mut self, report: &StepReport) {
+        self.reports.push(report.clone());
+        if let Some((_, stop)) = self.stop.filter(|(step, _)| report.step == *step) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+    fn message(&mut self, text: &str) {
+        self.messages.push(text.to_owned());
+    }
+}
+
+fn run<'a>(config: &RunConfig, data: &Path, folder: &RunFolder, stop_at: Option<u64>, stop: &'a AtomicBool) -> (Result<Outcome, TrainError>, Witness<'a>) {
+    let mut witness = Witness { stop: stop_at.map(|step| (step, stop)), ..Witness::default() };
+    let outcome = pretrain(config, data, folder, &mut witness, stop);
+    (outcome, witness)
+}
+
+fn finish(config: &RunConfig, data: &Path, folder: &RunFolder) -> Vec<StepReport> {
+    let stop = AtomicBool::new(false);
+    let (outcome, witness) = run(config, data, folder, None, &stop);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    witness.reports
+}
+
+fn newest(folder: &RunFolder) -> Checkpoint {
+    folder.newest_checkpoint().unwrap().0.unwrap().1
+}
+
+fn same_tensors(a: &Checkpoint, b: &Checkpoint) {
+    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &a.tensors {
+        let bits = |t: &Tensor| Vec::<u8>::try_from(t.contiguous().view(-1).view_dtype(Kind::Uint8)).unwrap();
+        assert_eq!(bits(tensor), bits(&b.tensors[name]), "{name}");
+    }
+}
+
+#[test]
+fn stopped_and_resumed_equals_uninterrupted_byte_for_byte() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 70, true);
+    let config = config(&[]);
+    let whole = RunFolder::create(&temp.path().join("whole")).unwrap();
+    let reports = finish(&config, &data, &whole);
+    assert_eq!(reports.len(), 12, "3 epochs of 70 / 16 = 4 steps");
+
+    let parted = RunFolder::create(&temp.path().join("parted")).unwrap();
+    let stop = AtomicBool::new(false);
+    assert_eq!(run(&config, &data, &parted, Some(4), &stop).0.unwrap(), Outcome::Stopped);
+    let rest = finish(&config, &data, &parted);
+    assert_eq!(rest[0].step, 5);
+    same_tensors(&newest(&whole), &newest(&parted));
+    for (a, b) in reports[5..].iter().zip(&rest) {
+        assert_eq!((a.loss, a.lr, a.contrastive_accuracy), (b.loss, b.lr, b.contrastive_accuracy));
+    }
+    let steps = |folder: &RunFolder| {
+        let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
+        let value = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        text.lines().map(value).filter_map(|v| Some((v["step"].as_u64()?, v["loss"].as_f64()?))).collect::<Vec<_>>()
+    };
+    assert_eq!(steps(&whole), steps(&parted), "the record has every step once");
+}
+
+#[test]
+fn loader_threads_do_not_change_the_weights() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folders = ["data.threads=1", "data.threads=4"].map(|threads| {
+        let folder = RunFolder::create(&temp.path().join(threads)).unwrap();
+        finish(&config(&[threads, "train.epochs=1"]), &data, &folder);
+        folder
+    });
+    same_tensors(&newest(&folders[0]), &newest(&folders[1]));
+}
+
+#[test]
+fn one_batch_is_overfitted_from_chance() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 32, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let config = config(&["train.batch=32", "train.epochs=150", "optim.lr=1e-2", "augment.crop_scale=[0.5, 1.0]"]);
+    let reports = finish(&config, &data, &folder);
+    let (first, last) = (&reports[0], &reports[reports.len() - 1]);
+    assert!((first.loss / 63f64.ln() - 1.0).abs() < 0.05, "at tau = 1 a fresh model is near ln(2N - 1): {}", first.loss);
+    assert!((first.chance_loss - 63f64.ln()).abs() < 1e-12);
+    assert!(last.loss < first.loss - 0.3, "{} to {}", first.loss, last.loss);
+    assert!(last.contrastive_accuracy > 3.0 * first.contrastive_accuracy.max(1.0 / 32.0), "{last:?}");
+}
+
+#[test]
+fn labels_give_an_online_knn_and_none_is_fine_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(false);
+    let data = image_folder(&temp.path().join("l"), 60, true);
+    let folder = RunFolder::create(&temp.path().join("with")).unwrap();
+    let (outcome, witness) = run(&config(&["train.epochs=2"]), &data, &folder, None, &stop);
+    outcome.unwrap();
+    assert_eq!(witness.messages.iter().filter(|text| text.contains("online kNN")).count(), 2, "{:?}", witness.messages);
+    let data = image_folder(&temp.path().join("u"), 60, false);
+    let folder = RunFolder::create(&temp.path().join("without")).unwrap();
+    let (outcome, witness) = run(&config(&["train.epochs=1"]), &data, &folder, None, &stop);
+    outcome.unwrap();
+    assert!(!witness.messages.iter().any(|text| text.contains("online kNN")));
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_passed_over_and_all_damaged_is_an_error() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let config = config(&["train.checkpoint_minutes=0", "train.epochs=2"]);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    finish(&config, &data, &folder);
+    let files = folder.checkpoint_files().unwrap();
+    assert_eq!(files.len(), 2, "keep_checkpoints");
+    let expected = newest(&folder);
+    let bytes = fs_err::read(&files[1]).unwrap();
+    fs_err::write(&files[1], &bytes[..bytes.len() / 2]).unwrap();
+    let stop = AtomicBool::new(false);
+    let (outcome, witness) = run(&config, &data, &folder, None, &stop);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert!(witness.messages.iter().any(|text| text.starts_with("passed over")), "{:?}", witness.messages);
+    same_tensors(&expected, &newest(&folder));
+    for file in folder.checkpoint_files().unwrap() {
+        fs_err::write(file, b"garbage").unwrap();
+    }
+    let error = run(&config, &data, &folder, None, &stop).0.unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
+}
+
+#[test]
+fn another_runs_checkpoint_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    finish(&config(&["train.epochs=1"]), &data, &folder);
+    let stop = AtomicBool::new(false);
+    let error = run(&config(&["train.epochs=1", "head.out=32", "train.seed=9"]), &data, &folder, None, &stop).0.unwrap_err();
+    assert!(error.to_string().contains("head.out was 16, is 32; train.seed was 0, is 9"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_names_the_images() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let stop = AtomicBool::new(false);
+    let config = config(&["optim.kind=sgd", "optim.lr=1e38", "optim.schedule=constant", "train.checkpoint_minutes=0", "head.norm=none"]);
+    let (outcome, witness) = run(&config, &data, &folder, None, &stop);
+    let TrainError::NonFinite { step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    assert_eq!(witness.reports.len() as u64, step, "steps before it were reported, this one was not");
+    let names = fs_err::read_to_string(dump).unwrap();
+    assert_eq!(names.lines().count(), 16);
+    assert!(names.lines().all(|name| data.join(name).is_file()), "{names}");
+    assert!(folder.checkpoint_files().unwrap().iter().all(|path| Checkpoint::load(path).is_ok()));
+}
+
+#[test]
+fn images_that_cannot_be_read_are_named_and_skipped() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 64, false);
+    fs_err::write(data.join("0003.bmp"), b"BM, but no bitmap").unwrap();
+    let stop = AtomicBool::new(false);
+    let folder = RunFolder::create(&temp.path().join("a")).unwrap();
+    let (outcome, witness) = run(&config(&["data.max_bad_share=0.1", "train.epochs=2"]), &data, &folder, None, &stop);
+    outcome.unwrap();
+    assert_eq!(witness.messages.iter().filter(|text| text.starts_with("skipped")).count(), 1, "{:?}", witness.messages);
+    let list = fs_err::read_to_string(folder.bad_files()).unwrap();
+    assert!(list.starts_with("0003.bmp\t") && list.lines().count() == 1, "{list}");
+    let folder = RunFolder::create(&temp.path().join("b")).unwrap();
+    let error = run(&config(&["data.max_bad_share=0.01"]), &data, &folder, None, &stop).0.unwrap_err();
+    assert!(error.to_string().contains("1 of 64 images"), "{error}");
+}
+
+#[test]
+fn the_run_folder_archives_configuration_plan_and_versions() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, true);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let config = config(&["train.epochs=1"]);
+    finish(&config, &data, &folder);
+    let mut read_back = RunConfig::load(Some(&folder.config_file()), &[]).unwrap();
+    assert_eq!(read_back.data.path.take(), Some(data.canonicalize().unwrap()));
+    assert_eq!(read_back, config);
+    let plan: serde_json::Value = serde_json::from_str(&fs_err::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
+    assert_eq!((&plan["steps_per_epoch"], &plan["images"], &plan["channels"]), (&2.into(), &40.into(), &3.into()));
+    assert!(fs_err::read_to_string(folder.path().join("environment.json")).unwrap().contains("libtorch"));
+    let events = fs_err::read_dir(folder.path()).unwrap().any(|entry| {
+        entry.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")
+    });
+    assert!(events);
+    assert!(matches!(RunFolder::create(folder.path()), Err(TrainError::RunFolder { .. })));
+}
