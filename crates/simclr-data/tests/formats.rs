@@ -1,5 +1,7 @@
 //! Each stored form of an image set, written by the test and read back: order, labels, splits, pixels.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::{
     io::{Cursor, Write},
     path::Path,
