@@ -1,3 +1,5 @@
+//! Both ways of holding a parquet set, in memory and on disk, against each other.
+
 use std::path::Path;
 
 use super::*;
