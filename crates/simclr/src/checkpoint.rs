@@ -38,12 +38,12 @@ impl Checkpoint {
     /// Full disk, missing rights; the old file is untouched.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
         let stored: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
-        let mut metadata = HashMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
+        let mut metadata = BTreeMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
         metadata.insert(CHECKSUM_KEY.to_owned(), checksum(stored.iter().map(|(_, stored)| &stored.bytes[..])));
         for (name, section) in &self.sections {
             metadata.insert(format!("{SECTION_PREFIX}{name}"), section.to_string());
         }
-        let bytes = safetensors::serialize(stored, Some(metadata));
+        let bytes = encode(stored, &metadata);
         let bytes = bytes.map_err(|error| damaged(path, format!("cannot be encoded: {error}")))?;
         Ok(write_atomically(path, &bytes)?)
     }
@@ -92,6 +92,29 @@ impl Checkpoint {
         }
         Ok(tensor.shallow_clone())
     }
+}
+
+/// A safetensors file whose bytes are the same for the same contents: the crate writes metadata in the random order of
+/// a hash map, so the metadata is put into the header here, sorted.
+///
+/// # Errors
+/// A tensor that the format cannot hold.
+pub fn encode<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+    let plain = safetensors::serialize(tensors, None)?;
+    let (length, rest) = plain.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes were split off")) as usize;
+    let (header, data) = rest.split_at(length);
+    let header = String::from_utf8_lossy(header);
+    let entries = header.trim_end().trim_start_matches('{');
+    let comma = if entries == "}" { "" } else { "," };
+    let metadata = serde_json::to_string(metadata).map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
+    let mut header = format!("{{\"__metadata__\":{metadata}{comma}{entries}");
+    // Data starts at a multiple of eight, as the format recommends.
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat())
 }
 
 fn damaged(path: &Path, reason: String) -> CheckpointError {
@@ -223,6 +246,9 @@ mod tests {
             assert_eq!(bits(tensor), bits(&loaded.tensors[name]), "{name}");
         }
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        let first = fs_err::read(&path).unwrap();
+        loaded.save(&path).unwrap();
+        assert!(first == fs_err::read(&path).unwrap(), "the same contents are the same bytes");
     }
 
     #[test]

@@ -186,7 +186,10 @@ pub enum EvalError {
         /// What is missing.
         reason: String,
     },
-    /// A solver that did not converge, or a file that could not be encoded.
+    /// Something asked for that cannot be done: an option out of range, an unknown file ending, no readable image.
+    #[error("{0}")]
+    Refused(String),
+    /// A file that could not be encoded, or differs from what was written.
     #[error("{0}")]
     Other(String),
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use simclr_data::{
-    Batch, Dataset, Loader, LoaderConfig, Split,
+    Batch, DataError, Dataset, Loader, LoaderConfig, Split,
     dataset::Channels,
 };
 
@@ -52,7 +52,10 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    // Images and plan.
+    // Images and plan. The configuration names its images from here on, so a resumed run has the same one.
+    let mut config = config.clone();
+    config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
+    let config = &config;
     let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
     let device = choose_device(config.train.device)?;
@@ -69,7 +72,7 @@ pub fn pretrain(
         None => 0,
     };
     drop(newest);
-    start::save(folder, config, data, &plan, device)?;
+    start::save(folder, &plan, device)?;
     observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
     passed_over.iter().for_each(|text| observer.message(text));
     if first_step > 0 {
@@ -101,6 +104,10 @@ pub fn pretrain(
     }
     run.save(plan.total_steps, observer)?;
     Ok(Outcome::Finished)
+}
+
+fn no_such(data: &Path) -> DataError {
+    DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
 }
 
 fn loader_config(plan: &Plan) -> LoaderConfig {

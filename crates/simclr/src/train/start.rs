@@ -1,26 +1,22 @@
 //! What a run says and writes down before its first step.
 
-use std::path::Path;
-
 use serde_json::json;
 use simclr_data::Dataset;
 use tch::Device;
 
 use super::RunFolder;
 use crate::{
-    Plan, RunConfig, TrainError,
+    Plan, TrainError,
     device::{Precision, describe},
     model::SimClr,
     optim::{Optimizer, Scaling, ScheduleKind},
 };
 
-/// Writes `config.toml` (with the path of the images), `plan.json` and `environment.json`.
+/// Writes `plan.json`, `environment.json` and, last, `config.toml`, which makes the folder a run.
 ///
 /// # Errors
 /// A folder that cannot be written.
-pub fn save(folder: &RunFolder, config: &RunConfig, data: &Path, plan: &Plan, device: Device) -> Result<(), TrainError> {
-    let mut config = config.clone();
-    config.data.path = Some(fs_err::canonicalize(data)?);
+pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), TrainError> {
     let environment = json!({
         "simclr": env!("CARGO_PKG_VERSION"),
         "libtorch": "2.11.0",
@@ -29,7 +25,7 @@ pub fn save(folder: &RunFolder, config: &RunConfig, data: &Path, plan: &Plan, de
     });
     folder.write("plan.json", &format!("{:#}\n", json!(plan)))?;
     folder.write("environment.json", &format!("{environment:#}\n"))?;
-    folder.write("config.toml", &config.to_toml())
+    folder.write("config.toml", &plan.config.to_toml())
 }
 
 /// The facts of the run, in the order in which a reader wants them.
