@@ -93,12 +93,13 @@ fn uniformity(unit: &Tensor, n: i64) -> f64 {
     (others.max(f64::MIN_POSITIVE) / (rows * (rows - 2)).max(1) as f64).ln()
 }
 
-/// exp of the entropy of the normalised singular values.
+/// exp of the entropy of the normalised singular values; NaN where h holds values that are no numbers.
 fn effective_rank(h: &Tensor) -> f64 {
     let h = h.to_kind(Kind::Double);
     // Squared singular values are the eigenvalues of the smaller Gram matrix.
     let gram = if h.size()[0] < h.size()[1] { h.matmul(&h.tr()) } else { h.tr().matmul(&h) };
-    let singular = gram.linalg_eigvalsh("L").clamp_min(0.0).sqrt();
+    let Ok(eigenvalues) = gram.f_linalg_eigvalsh("L") else { return f64::NAN };
+    let singular = eigenvalues.clamp_min(0.0).sqrt();
     let total = singular.sum(Kind::Double);
     let share = &singular / total.clamp_min(f64::MIN_POSITIVE);
     let entropy = -(&share * share.clamp_min(f64::MIN_POSITIVE).log()).sum(Kind::Double);
@@ -115,6 +116,34 @@ mod tests {
     fn orthogonal_features_use_every_dimension_and_equal_ones_use_one() {
         assert!((effective_rank(&Tensor::eye(8, OPTIONS)) - 8.0).abs() < 1e-9);
         assert!((effective_rank(&Tensor::ones([8, 5], OPTIONS)) - 1.0).abs() < 1e-6);
+    }
+
+    /// Two directions of equal weight and one of half: shares .4 .4 .2.
+    #[test]
+    fn effective_rank_of_unequal_directions() {
+        let h = Tensor::from_slice(&[2.0f32, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0]).view([3, 3]);
+        let entropy = -(2.0 * 0.4 * 0.4f64.ln() + 0.2 * 0.2f64.ln());
+        assert!((effective_rank(&h) - entropy.exp()).abs() < 1e-6);
+        // Tall and wide matrices of the same singular values agree.
+        let tall = Tensor::cat(&[&h, &Tensor::zeros([4, 3], OPTIONS)], 0);
+        assert!((effective_rank(&tall) - effective_rank(&tall.tr())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_do_not_panic() {
+        let h = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::INFINITY]).view([2, 2]);
+        let health = Health::of(&h, &Tensor::eye(2, OPTIONS), 1.0, 0.5);
+        assert!(health.effective_rank.is_nan(), "{}", health.effective_rank);
+        assert!(!health.verdict().is_empty());
+    }
+
+    #[test]
+    fn few_used_dimensions_are_said() {
+        tch::manual_seed(0);
+        let h = Tensor::randn([64, 2], OPTIONS).matmul(&Tensor::randn([2, 128], OPTIONS));
+        let health = Health::of(&h, &Tensor::randn([64, 16], OPTIONS), 1.0, 0.5);
+        assert!(health.effective_rank < 2.001, "{}", health.effective_rank);
+        assert!(health.verdict().contains("of 128 dimensions: few"), "{}", health.verdict());
     }
 
     #[test]

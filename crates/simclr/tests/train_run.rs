@@ -210,14 +210,123 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_the_images() {
     let data = image_folder(temp.path(), 40, false);
     let folder = RunFolder::create(&temp.path().join("run")).unwrap();
     let stop = AtomicBool::new(false);
-    let config = config(&["optim.kind=sgd", "optim.lr=1e38", "optim.schedule=constant", "train.checkpoint_minutes=0", "head.norm=none"]);
+    let config = config(&["optim.kind=sgd", "optim.lr=1e38", "optim.schedule=constant", "head.norm=none"]);
     let (outcome, witness) = run(&config, &data, &folder, None, &stop);
-    let TrainError::NonFinite { step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    assert_eq!(what, "the loss");
     assert_eq!(witness.reports.len() as u64, step, "steps before it were reported, this one was not");
     let names = fs_err::read_to_string(dump).unwrap();
     assert_eq!(names.lines().count(), 16);
     assert!(names.lines().all(|name| data.join(name).is_file()), "{names}");
-    assert!(folder.checkpoint_files().unwrap().iter().all(|path| Checkpoint::load(path).is_ok()));
+    assert_eq!(folder.checkpoint_files().unwrap().len(), 0, "broken weights are not saved");
+}
+
+#[test]
+fn a_gradient_that_is_no_number_stops_the_run_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let stop = AtomicBool::new(false);
+    // Logits of 1e30 still have a finite loss; the squares of its gradient overflow.
+    let (outcome, witness) = run(&config(&["loss.temperature=1e-30"]), &data, &folder, None, &stop);
+    let TrainError::NonFinite { what, step, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    assert_eq!((what, step, witness.reports.len()), ("the gradient's norm", 0, 0));
+}
+
+/// One step of an absurd length from finite weights: the weights overflow after a loss and a gradient that were fine, and
+/// the checkpoint that is due must not replace the good one.
+#[test]
+fn weights_that_overflow_are_not_saved() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let more = ["optim.kind=sgd", "optim.lr=1e300", "train.epochs=3", "train.checkpoint_minutes=0"];
+    let config = config(&[&more[..], &["optim.warmup_epochs=1"]].concat());
+    let stop = AtomicBool::new(false);
+    let (outcome, witness) = run(&config, &data, &folder, None, &stop);
+    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    assert_eq!((what, step, witness.reports.len()), ("a weight", 1, 2), "step 0 has lr 0, step 1 breaks the weights");
+    assert_eq!(fs_err::read_to_string(dump).unwrap().lines().count(), 16);
+    assert_eq!(folder.checkpoint_files().unwrap(), [folder.checkpoint_file(1)]);
+    assert_eq!(newest(&folder).sections["state"]["step"], 1);
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_does_not_push_out_a_good_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let config = config(&["train.checkpoint_minutes=0", "train.epochs=4", "train.keep_checkpoints=1"]);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let stop = AtomicBool::new(false);
+    assert_eq!(run(&config, &data, &folder, Some(2), &stop).0.unwrap(), Outcome::Stopped);
+    let killed = folder.checkpoints().join(".partial-abc");
+    for path in [&folder.checkpoint_file(7), &killed] {
+        fs_err::write(path, b"cut").unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    assert_eq!(run(&config, &data, &folder, Some(4), &stop).0.unwrap(), Outcome::Stopped);
+    assert_eq!(newest(&folder).sections["state"]["step"], 5);
+    assert!(!killed.exists(), "what a killed process left is gone");
+    finish(&config, &data, &folder);
+    assert_eq!(folder.checkpoint_files().unwrap(), [folder.checkpoint_file(8)]);
+}
+
+#[test]
+fn other_images_are_another_run() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let config = config(&["train.epochs=2"]);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let stop = AtomicBool::new(false);
+    run(&config, &data, &folder, Some(1), &stop).0.unwrap();
+    fs_err::write(data.join("0040.bmp"), bitmap(40, 0)).unwrap();
+    let before = fs_err::read(folder.checkpoint_file(2)).unwrap();
+    let stop = AtomicBool::new(false);
+    let error = run(&config, &data, &folder, None, &stop).0.unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Mismatch { .. })), "{error}");
+    assert!(error.to_string().contains("40 images") && error.to_string().contains("41 images"), "{error}");
+    assert!(before == fs_err::read(folder.checkpoint_file(2)).unwrap());
+    // The same images in another place are the same run.
+    let moved = temp.path().join("moved");
+    fs_err::remove_file(data.join("0040.bmp")).unwrap();
+    fs_err::rename(&data, &moved).unwrap();
+    finish(&config, &moved, &folder);
+}
+
+#[test]
+fn a_change_that_costs_the_last_bits_is_said() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 40, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let stop = AtomicBool::new(false);
+    run(&config(&[]), &data, &folder, Some(1), &stop).0.unwrap();
+    let stop = AtomicBool::new(false);
+    let (outcome, witness) = run(&config(&["train.threads=2"]), &data, &folder, None, &stop);
+    outcome.unwrap();
+    assert!(witness.messages.iter().any(|text| text.contains("threads changed from 1 to 2")), "{:?}", witness.messages);
+}
+
+/// LARS in bf16 on a set with an image that cannot be read, stopped in the middle of an epoch and at the end of one.
+#[test]
+fn resuming_is_exact_in_bf16_with_lars_and_bad_images() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 70, true);
+    fs_err::write(data.join("class-1/0001.bmp"), b"BM, but no bitmap").unwrap();
+    let config = config(&["optim.kind=lars", "optim.lr=0.3", "optim.warmup_epochs=1", "train.precision=bf16", "data.max_bad_share=0.1"]);
+    let whole = RunFolder::create(&temp.path().join("whole")).unwrap();
+    finish(&config, &data, &whole);
+    let parted = RunFolder::create(&temp.path().join("parted")).unwrap();
+    for last in [1, 3, 8] {
+        let stop = AtomicBool::new(false);
+        assert_eq!(run(&config, &data, &parted, Some(last), &stop).0.unwrap(), Outcome::Stopped);
+    }
+    finish(&config, &data, &parted);
+    same_tensors(&newest(&whole), &newest(&parted));
+    assert_eq!(fs_err::read_to_string(parted.bad_files()).unwrap().lines().count(), 1, "named once in four starts");
+    let events = fs_err::read_dir(parted.path()).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().file_name().to_string_lossy().contains("tfevents")
+    });
+    assert_eq!(events.count(), 4, "each start has an event file of its own");
 }
 
 #[test]
@@ -235,6 +344,8 @@ fn images_that_cannot_be_read_are_named_and_skipped() {
     let folder = RunFolder::create(&temp.path().join("b")).unwrap();
     let error = run(&config(&["data.max_bad_share=0.01"]), &data, &folder, None, &stop).0.unwrap_err();
     assert!(error.to_string().contains("1 of 64 images"), "{error}");
+    let list = fs_err::read_to_string(folder.bad_files()).unwrap();
+    assert!(list.starts_with("0003.bmp\t"), "the image that ended the run is listed too: {list}");
 }
 
 #[test]

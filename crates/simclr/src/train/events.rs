@@ -25,6 +25,16 @@ pub fn file_version(seconds: f64) -> Vec<u8> {
     event
 }
 
+/// The run goes on from `step`: TensorBoard forgets scalars of this step and later ones that an earlier file holds.
+/// Fields: wall_time = 1, step = 2, session_log = 7 { status = 1: START = 1 }.
+pub fn session_start(seconds: f64, step: u64) -> Vec<u8> {
+    let mut event = double_field(1, seconds);
+    event.push(2 << 3);
+    event.extend(varint(step));
+    event.extend(bytes_field(7, &[1 << 3, 1]));
+    event
+}
+
 /// A scalar. Fields: wall_time = 1, step = 2, summary = 5 { value = 1 { tag = 1, simple_value = 2 } }.
 pub fn scalar(seconds: f64, step: u64, tag: &str, value: f32) -> Vec<u8> {
     let mut inner = bytes_field(1, tag.as_bytes());

@@ -23,7 +23,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Goes on with the record of the first `first_step` steps; lines of later steps, which will be run again, are
-    /// dropped. TensorBoard drops them by itself: each start is an event file of its own.
+    /// dropped. Each start is an event file of its own, which tells TensorBoard to drop them too.
     ///
     /// # Errors
     /// The operating system's.
@@ -31,9 +31,11 @@ impl Metrics {
         let path = folder.metrics_file();
         drop_lines_from(&path, first_step)?;
         let lines = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-        let name = format!("events.out.tfevents.{:.0}.{}.simclr", now().floor(), std::process::id());
+        // TensorBoard reads the files of a folder in the order of their names; two starts may share a second.
+        let name = format!("events.out.tfevents.{:017.6}.{}.simclr", now(), std::process::id());
         let mut file = BufWriter::new(fs_err::File::create(folder.path().join(name))?);
         file.write_all(&events::record(&events::file_version(now())))?;
+        file.write_all(&events::record(&events::session_start(now(), first_step)))?;
         Ok(Self { lines: BufWriter::new(lines), events: file, flushed: Instant::now() })
     }
 
@@ -112,4 +114,68 @@ fn drop_lines_from(path: &Path, step: u64) -> Result<(), std::io::Error> {
         }
     }
     crate::checkpoint::write_atomically(path, kept.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(step: u64) -> StepReport {
+        StepReport {
+            step,
+            total_steps: 9,
+            epoch: 0.5,
+            loss: 3.0 + step as f64,
+            chance_loss: 4.0,
+            contrastive_accuracy: 0.25,
+            lr: 0.1,
+            images_per_second: 100.0,
+            data_wait: 0.0,
+        }
+    }
+
+    /// The payloads of a TFRecord file, each with both checksums checked.
+    fn payloads(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let (record, rest) = bytes.split_at(8 + 4 + length + 4);
+            assert_eq!(record, events::record(&record[12..12 + length]), "length and checksums fit");
+            found.push(record[12..12 + length].to_vec());
+            bytes = rest;
+        }
+        found
+    }
+
+    fn steps(folder: &RunFolder) -> Vec<u64> {
+        let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_resumed_record_has_each_step_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(temp.path()).unwrap();
+        let mut metrics = Metrics::open(&folder, 0).unwrap();
+        (0..5).for_each(|step| metrics.step(&report(step)).unwrap());
+        metrics.knn(4, 0.5).unwrap();
+        metrics.flush().unwrap();
+        drop(metrics);
+        let mut cut = fs_err::OpenOptions::new().append(true).open(folder.metrics_file()).unwrap();
+        cut.write_all(br#"{"step": 5, "lo"#).unwrap();
+        let mut metrics = Metrics::open(&folder, 3).unwrap();
+        assert_eq!(steps(&folder), [0, 1, 2]);
+        (3..6).for_each(|step| metrics.step(&report(step)).unwrap());
+        drop(metrics);
+        assert_eq!(steps(&folder), [0, 1, 2, 3, 4, 5]);
+
+        let files = fs_err::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = files.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
+        files.sort();
+        let [first, second] = &files[..] else { panic!("two starts, two files: {files:?}") };
+        let (first, second) = (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
+        assert_eq!((first.len(), second.len()), (2 + 5 * 5 + 1, 2 + 3 * 5));
+        // wall_time takes the first nine bytes; then step 3, and a session log that says START.
+        assert_eq!(second[1][9..], [0x10, 3, 0x3a, 2, 0x08, 1]);
+    }
 }

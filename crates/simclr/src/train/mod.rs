@@ -1,6 +1,7 @@
 //! The run: its loop ([`run`]), one update ([`step`]), what is saved ([`state`]), who is told ([`observe`]).
 
 mod bad_files;
+mod clock;
 mod events;
 mod metrics;
 pub mod observe;

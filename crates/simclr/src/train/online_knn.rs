@@ -49,28 +49,38 @@ impl OnlineKnn {
         steps % self.every_steps == 0
     }
 
-    /// Accuracy of the weighted kNN on the queries, `[0, 1]`.
+    /// Accuracy of the weighted kNN on the queries, `[0, 1]`; `None` where no image of the bank or none of the queries
+    /// can be decoded.
     ///
     /// # Errors
     /// Threads that the system does not give. Images that cannot be decoded are left out.
-    pub fn accuracy(&self, model: &SimClr, dataset: &Dataset) -> Result<f64, TrainError> {
-        let (bank, bank_labels) = self.features(model, dataset, &self.bank)?;
-        let (queries, labels) = self.features(model, dataset, &self.queries)?;
+    pub fn accuracy(&self, model: &SimClr, dataset: &Dataset) -> Result<Option<f64>, TrainError> {
+        let bank = self.features(model, dataset, &self.bank)?;
+        let queries = self.features(model, dataset, &self.queries)?;
+        let (Some((bank, bank_labels)), Some((queries, labels))) = (bank, queries) else { return Ok(None) };
         let k = NEIGHBOURS.min(bank_labels.size()[0]);
         let predicted = knn::knn_predict(&bank, &bank_labels, &queries, self.classes, k, Some(TEMPERATURE));
-        Ok(knn::accuracy(&predicted, &labels))
+        Ok(Some(knn::accuracy(&predicted, &labels)))
     }
 
-    fn features(&self, model: &SimClr, dataset: &Dataset, ids: &[usize]) -> Result<(Tensor, Tensor), TrainError> {
+    fn features(
+        &self,
+        model: &SimClr,
+        dataset: &Dataset,
+        ids: &[usize],
+    ) -> Result<Option<(Tensor, Tensor)>, TrainError> {
         let (mut features, mut labels) = (Vec::new(), Vec::new());
         for chunk in ids.chunks(CHUNK) {
             let read = evaluation_pixels(dataset, chunk, self.size, self.threads)?;
+            if read.ids.is_empty() {
+                continue;
+            }
             let (size, channels) = (self.size as i64, dataset.channels() as i64);
             let images = to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
             let h = tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, model.precision))?;
             features.push(h.to_device(Device::Cpu));
             labels.extend(read.ids.iter().map(|&id| i64::from(self.labels[id])));
         }
-        Ok((Tensor::cat(&features, 0), Tensor::from_slice(&labels)))
+        Ok((!features.is_empty()).then(|| (Tensor::cat(&features, 0), Tensor::from_slice(&labels))))
     }
 }

@@ -17,10 +17,11 @@ use simclr_data::{
 use super::{
     Observer, RunFolder, StepReport,
     bad_files::BadFiles,
+    clock::Clock,
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
-    state::{capture, restore},
+    state::{Resumed, capture, first_non_finite, restore},
     step::{Stepped, train_step},
 };
 use crate::{
@@ -67,16 +68,18 @@ pub fn pretrain(
     let model = SimClr::new(&config.encoder, &config.head, shape, config.train.seed, device, plan.precision)?;
     let mut optimizer = Optimizer::new(&config.optim, &model.params);
     let (newest, passed_over) = folder.newest_checkpoint()?;
-    let first_step = match &newest {
-        Some((path, checkpoint)) => restore(path, checkpoint, config, &model, &mut optimizer)?,
-        None => 0,
+    let Resumed { step: first_step, notes } = match &newest {
+        Some((path, checkpoint)) => restore(path, checkpoint, &plan, &model, &mut optimizer)?,
+        None => Resumed::default(),
     };
     drop(newest);
+    folder.remove_partial_files()?;
     start::save(folder, &plan, device)?;
     observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
     passed_over.iter().for_each(|text| observer.message(text));
     if first_step > 0 {
         observer.message(&format!("resumed after step {first_step} of {}", plan.total_steps));
+        notes.iter().for_each(|text| observer.message(text));
     }
 
     // The loop.
@@ -87,6 +90,7 @@ pub fn pretrain(
         knn: OnlineKnn::new(&plan, &dataset),
         saved: (Instant::now(), (first_step > 0).then_some(first_step)),
         clock: Clock::default(),
+        last_batch: (first_step, Vec::new()),
         plan: &plan,
         folder,
         dataset: &dataset,
@@ -95,7 +99,7 @@ pub fn pretrain(
     };
     let mut batches = loader.batches(first_step, plan.total_steps)?;
     while let Some(batch) = batches.next() {
-        let batch = batch?;
+        let batch = batch.or_else(|error| run.give_up(error, batches.left_out()))?;
         run.step(&batch, batches.waited(), observer)?;
         if stop.load(Ordering::Relaxed) && batch.step + 1 < plan.total_steps {
             run.save(batch.step + 1, observer)?;
@@ -135,6 +139,8 @@ struct Run<'a> {
     /// When the last checkpoint was written, and the step of the newest one.
     saved: (Instant, Option<u64>),
     clock: Clock,
+    /// Step and images of the newest batch, to name where numbers stop being numbers.
+    last_batch: (u64, Vec<usize>),
 }
 
 impl Run<'_> {
@@ -144,11 +150,12 @@ impl Run<'_> {
         for sentence in self.bad_files.add(self.dataset, &batch.bad)? {
             observer.message(&sentence);
         }
+        self.last_batch = (batch.step, batch.ids.clone());
         let lr = plan.schedule.at(batch.step);
         let shape = (plan.channels, config.train.image_size);
         let done = train_step(self.model, &mut self.optimizer, &config.loss, batch, shape, lr)?;
-        if !done.loss.is_finite() {
-            return Err(self.non_finite(batch, done.loss)?);
+        if let Some((what, value)) = done.non_finite() {
+            return Err(self.non_finite(what, value)?);
         }
         let (images_per_second, data_wait) = self.clock.tick(batch.ids.len(), waited);
         let report = StepReport {
@@ -177,10 +184,11 @@ impl Run<'_> {
         }
         let epoch_ends = steps_done % self.plan.steps_per_epoch == 0;
         if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
-            let accuracy = knn.accuracy(self.model, self.dataset)?;
-            self.metrics.knn(steps_done - 1, accuracy)?;
-            let epoch = steps_done / self.plan.steps_per_epoch;
-            observer.message(&format!("epoch {epoch}: online kNN on held-out training images {:.1} %", 100.0 * accuracy));
+            if let Some(accuracy) = knn.accuracy(self.model, self.dataset)? {
+                self.metrics.knn(steps_done - 1, accuracy)?;
+                let (epoch, percent) = (steps_done / self.plan.steps_per_epoch, 100.0 * accuracy);
+                observer.message(&format!("epoch {epoch}: online kNN on held-out training images {percent:.1} %"));
+            }
             self.clock.restart();
         }
         if self.saved.0.elapsed() >= Duration::from_secs_f64(60.0 * train.checkpoint_minutes) {
@@ -189,27 +197,40 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes the checkpoint of `step` unless it is there already.
+    /// Lists the images of a batch that could not be made, so that the list is whole when the run ends for them.
+    fn give_up(&mut self, error: DataError, left_out: &[(usize, String)]) -> Result<Batch, TrainError> {
+        self.bad_files.add(self.dataset, left_out)?;
+        self.metrics.flush()?;
+        Err(error.into())
+    }
+
+    /// Writes the checkpoint of `step` unless it is there already. A state with values that are no numbers is an error
+    /// and not written: the checkpoint before it is worth more.
     fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.metrics.flush()?;
         if self.saved.1 == Some(step) {
             return Ok(());
         }
+        let checkpoint = capture(self.plan, self.model, &self.optimizer, step);
+        if let Some(value) = first_non_finite(&checkpoint) {
+            return Err(self.non_finite("a weight", value)?);
+        }
         let path = self.folder.checkpoint_file(step);
-        capture(&self.plan.config, self.model, &self.optimizer, step).save(&path)?;
-        self.folder.prune_checkpoints(self.plan.config.train.keep_checkpoints)?;
+        checkpoint.save(&path)?;
+        self.folder.prune_checkpoints(step, self.plan.config.train.keep_checkpoints)?;
         self.saved = (Instant::now(), Some(step));
         observer.message(&format!("checkpoint after step {step}: {}", path.display()));
         Ok(())
     }
 
-    /// Leaves the names of the batch's images behind; the weights were not touched.
-    fn non_finite(&mut self, batch: &Batch, value: f64) -> Result<TrainError, TrainError> {
-        let names: Vec<_> = batch.ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
-        let name = format!("nonfinite-step-{}.txt", batch.step);
+    /// Leaves the names of the newest batch's images behind.
+    fn non_finite(&mut self, what: &'static str, value: f64) -> Result<TrainError, TrainError> {
+        let (step, ids) = (self.last_batch.0, &self.last_batch.1);
+        let names: Vec<_> = ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
+        let name = format!("nonfinite-step-{step}.txt");
         self.folder.write(&name, &(names.join("\n") + "\n"))?;
         self.metrics.flush()?;
-        Ok(TrainError::NonFinite { what: "the loss", value, step: batch.step, dump: self.folder.path().join(name) })
+        Ok(TrainError::NonFinite { what, value, step, dump: self.folder.path().join(name) })
     }
 }
 
@@ -217,38 +238,4 @@ impl Run<'_> {
 fn chance_loss(scale: LossScale, images: usize) -> f64 {
     let chance = ((2 * images - 1) as f64).ln();
     if scale == LossScale::Official { 2.0 * chance } else { chance }
-}
-
-/// Images per second and the share of waiting, smoothed over steps.
-struct Clock {
-    last: Instant,
-    waited: f64,
-    rate: Option<(f64, f64)>,
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self { last: Instant::now(), waited: 0.0, rate: None }
-    }
-}
-
-impl Clock {
-    /// Weight of the newest step in the running means.
-    const NEWEST: f64 = 0.1;
-
-    fn tick(&mut self, images: usize, waited: f64) -> (f64, f64) {
-        let seconds = self.last.elapsed().as_secs_f64().max(1e-9);
-        let (rate, wait) = (images as f64 / seconds, ((waited - self.waited) / seconds).clamp(0.0, 1.0));
-        let (old_rate, old_wait) = self.rate.unwrap_or((rate, wait));
-        let mix = |old: f64, new: f64| old + Self::NEWEST * (new - old);
-        self.rate = Some((mix(old_rate, rate), mix(old_wait, wait)));
-        self.waited = waited;
-        self.last = Instant::now();
-        self.rate.unwrap_or((rate, wait))
-    }
-
-    /// Leaves what happened since the last step (an evaluation) out of the rate.
-    fn restart(&mut self) {
-        self.last = Instant::now();
-    }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     CheckpointError, TrainError,
-    checkpoint::{Checkpoint, write_atomically},
+    checkpoint::{Checkpoint, PARTIAL_PREFIX, write_atomically},
 };
 
 /// A run's folder: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
@@ -130,14 +130,32 @@ impl RunFolder {
         last_error.map_or(Ok((None, Vec::new())), Err)
     }
 
-    /// Removes all but the newest `keep` checkpoints.
+    /// Removes all but the newest `keep` of the checkpoints up to `step`, which was just written. Later ones can only be
+    /// damaged files that a resumed run passed over; they must not count as the ones to keep.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn prune_checkpoints(&self, keep: usize) -> Result<(), CheckpointError> {
-        let files = self.checkpoint_files()?;
+    pub fn prune_checkpoints(&self, step: u64, keep: usize) -> Result<(), CheckpointError> {
+        let newest = self.checkpoint_file(step);
+        let files: Vec<_> = self.checkpoint_files()?.into_iter().filter(|path| *path <= newest).collect();
         for old in &files[..files.len().saturating_sub(keep)] {
             fs_err::remove_file(old)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a process that was killed while it wrote has left; call before anything is written.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn remove_partial_files(&self) -> Result<(), std::io::Error> {
+        for folder in [self.path.clone(), self.checkpoints()].iter().filter(|folder| folder.is_dir()) {
+            for entry in fs_err::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with(PARTIAL_PREFIX) {
+                    fs_err::remove_file(entry.path())?;
+                }
+            }
         }
         Ok(())
     }

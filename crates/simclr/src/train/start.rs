@@ -1,5 +1,7 @@
 //! What a run says and writes down before its first step.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 use simclr_data::Dataset;
 use tch::Device;
@@ -17,15 +19,26 @@ use crate::{
 /// # Errors
 /// A folder that cannot be written.
 pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), TrainError> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let environment = json!({
         "simclr": env!("CARGO_PKG_VERSION"),
-        "libtorch": "2.11.0",
-        "device": describe(device),
+        "libtorch": libtorch_version(),
         "libtorch_folder": simclr_shim::libtorch_folder(),
+        "device": describe(device),
+        "precision": plan.precision,
+        "torch_threads": plan.torch_threads,
+        "loader_threads": plan.data_threads,
+        "started_unix_seconds": started,
     });
     folder.write("plan.json", &format!("{:#}\n", json!(plan)))?;
     folder.write("environment.json", &format!("{environment:#}\n"))?;
     folder.write("config.toml", &plan.config.to_toml())
+}
+
+/// The version that libtorch's folder names; where it does not, the only one that torch-sys 0.24 builds against.
+fn libtorch_version() -> String {
+    let named = simclr_shim::libtorch_folder().parent().map(|folder| fs_err::read_to_string(folder.join("build-version")));
+    named.and_then(Result::ok).map_or_else(|| "2.11.0".into(), |text| text.trim().to_owned())
 }
 
 /// The facts of the run, in the order in which a reader wants them.

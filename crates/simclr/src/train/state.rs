@@ -3,33 +3,65 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tch::Tensor;
 
-use crate::{CheckpointError, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer};
+use crate::{CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer};
 
 /// A checkpoint of the run after `step` steps.
-pub fn capture(config: &RunConfig, model: &SimClr, optimizer: &Optimizer, step: u64) -> Checkpoint {
+pub fn capture(plan: &Plan, model: &SimClr, optimizer: &Optimizer, step: u64) -> Checkpoint {
     let mut checkpoint = Checkpoint::default();
     let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(owned.chain(optimizer.state()));
-    checkpoint.sections.insert("state".into(), json!({ "step": step, "seed": config.train.seed }));
-    checkpoint.sections.insert("config".into(), json!(config));
+    let mut state = facts(plan);
+    state["step"] = step.into();
+    checkpoint.sections.insert("state".into(), state);
+    checkpoint.sections.insert("config".into(), json!(plan.config));
     checkpoint.sections.insert("versions".into(), json!({ "simclr": env!("CARGO_PKG_VERSION") }));
     checkpoint
 }
 
-/// Puts a checkpoint into model and optimizer, and returns the step to go on with.
+/// What the steps to come depend on besides the configuration.
+fn facts(plan: &Plan) -> Value {
+    json!({
+        "seed": plan.config.train.seed,
+        "images": plan.images,
+        "data_fingerprint": plan.data_fingerprint,
+        "precision": plan.precision,
+        "torch_threads": plan.torch_threads,
+    })
+}
+
+/// The first value of a checkpoint that is not a number: such a state must not replace a good one.
+pub fn first_non_finite(checkpoint: &Checkpoint) -> Option<f64> {
+    let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+    let broken = checkpoint.tensors.values().find(|tensor| !finite(tensor))?;
+    Some(broken.masked_select(&broken.isfinite().logical_not()).double_value(&[0]))
+}
+
+/// Where a resumed run goes on.
+#[derive(Debug, Default)]
+pub struct Resumed {
+    /// The next step.
+    pub step: u64,
+    /// Why the rest will not be bit for bit what it would have been, where that is so.
+    pub notes: Vec<String>,
+}
+
+/// Puts a checkpoint into model and optimizer.
 ///
 /// # Errors
-/// [`CheckpointError::Mismatch`] where it is of another run: other model, data order or optimizer.
+/// [`CheckpointError::Mismatch`] where it is of another run: other model, images, data order or optimizer.
 pub fn restore(
     path: &Path,
     checkpoint: &Checkpoint,
-    config: &RunConfig,
+    plan: &Plan,
     model: &SimClr,
     optimizer: &mut Optimizer,
-) -> Result<u64, CheckpointError> {
-    refuse_other_run(path, checkpoint, config)?;
+) -> Result<Resumed, CheckpointError> {
+    let state = checkpoint.sections.get("state").cloned().unwrap_or_default();
+    refuse_other_run(path, checkpoint, &plan.config)?;
+    refuse_other_images(path, &state, &facts(plan))?;
     let mut values = Vec::new();
     for (name, tensor) in model.params.named() {
         values.push((tensor.shallow_clone(), checkpoint.tensor(path, name, &tensor.size())?));
@@ -37,8 +69,29 @@ pub fn restore(
     optimizer.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
     // Only when everything is there and fits is anything overwritten.
     tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
-    let step = checkpoint.sections.get("state").and_then(|state| state["step"].as_u64());
-    step.ok_or_else(|| CheckpointError::Damaged { path: path.to_owned(), reason: "it names no step".into() })
+    let step = state["step"].as_u64();
+    let no_step = || CheckpointError::Damaged { path: path.to_owned(), reason: "it names no step".into() };
+    Ok(Resumed { step: step.ok_or_else(no_step)?, notes: changed(&state, &facts(plan)) })
+}
+
+/// What may change with the machine, and changes the last bits of sums.
+fn changed(was: &Value, is: &Value) -> Vec<String> {
+    let names = [("precision", "compute precision"), ("torch_threads", "libtorch's threads")];
+    let other = names.iter().filter(|(key, _)| was[key] != is[key]);
+    let sentence = |(key, name): &(&str, &str)| {
+        format!("{name} changed from {} to {}: not bit for bit what an uninterrupted run gives", was[key], is[key])
+    };
+    other.map(sentence).collect()
+}
+
+/// The order of images is one of their indices: with other images it would silently be another run.
+fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), CheckpointError> {
+    if was["data_fingerprint"] == is["data_fingerprint"] {
+        return Ok(());
+    }
+    let images = |state: &Value| format!("{} images with fingerprint {}", state["images"], state["data_fingerprint"]);
+    let reason = format!("it was trained on other images: {}, the data now has {}", images(was), images(is));
+    Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
 }
 
 /// Keys that may change between a run and its resumption: they do not touch what is computed.

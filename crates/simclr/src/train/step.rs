@@ -1,7 +1,7 @@
 //! One update of Algorithm 1 (paper, section 2.1).
 
 use simclr_data::Batch;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
     ModelError,
@@ -10,6 +10,7 @@ use crate::{
     model::SimClr,
     nt_xent::{LossConfig, NtXent, nt_xent},
     optim::Optimizer,
+    params::Params,
 };
 
 /// What a step leaves behind.
@@ -19,6 +20,8 @@ pub struct Stepped {
     pub loss: f64,
     /// Contrastive accuracy, `[0, 1]`.
     pub contrastive_accuracy: f64,
+    /// Norm of the gradient of all parameters together; NaN where the loss already was no number.
+    pub gradient_norm: f64,
     /// h `[2N, F]`, without graph.
     pub h: Tensor,
     /// z `[2N, D]`, without graph.
@@ -27,7 +30,8 @@ pub struct Stepped {
 
 /// Both views of all images through f and g in one batch, NT-Xent, gradients, update.
 ///
-/// A loss that is not a number leaves the weights as they were; the caller sees it in [`Stepped::loss`].
+/// A loss or a gradient that is not a number leaves the weights as they were; the caller sees it in
+/// [`Stepped::non_finite`].
 ///
 /// # Errors
 /// See [`SimClr::forward`].
@@ -47,9 +51,29 @@ pub fn train_step(
     let (h, z) = model.forward(&views, Mode::Train)?;
     let NtXent { loss, accuracy } = nt_xent(&z, loss);
     let value = loss.double_value(&[]);
+    let mut gradient_norm = f64::NAN;
     if value.is_finite() {
         loss.backward();
-        optimizer.step(&model.params, lr);
+        gradient_norm = norm_of_gradients(&model.params);
+        if gradient_norm.is_finite() {
+            optimizer.step(&model.params, lr);
+        }
     }
-    Ok(Stepped { loss: value, contrastive_accuracy: accuracy.double_value(&[]), h: h.detach(), z: z.detach() })
+    let contrastive_accuracy = accuracy.double_value(&[]);
+    Ok(Stepped { loss: value, contrastive_accuracy, gradient_norm, h: h.detach(), z: z.detach() })
+}
+
+impl Stepped {
+    /// What is not a number, and its value.
+    pub fn non_finite(&self) -> Option<(&'static str, f64)> {
+        let figures = [("the loss", self.loss), ("the gradient's norm", self.gradient_norm)];
+        figures.into_iter().find(|(_, value)| !value.is_finite())
+    }
+}
+
+/// One number back from the device, however many parameters there are.
+fn norm_of_gradients(params: &Params) -> f64 {
+    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
+    let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
+    if norms.is_empty() { 0.0 } else { Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[]) }
 }
