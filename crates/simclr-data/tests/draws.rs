@@ -34,7 +34,9 @@ fn probabilities_of_the_paper() {
     share(count(&|p| p.gray), drawn.len(), 0.2);
     share(count(&|p| p.blur.is_some()), drawn.len(), 0.5);
     share(count(&|p| p.blur.is_some_and(|sigma| sigma < 0.575)), drawn.len(), 0.125);
-    let off = |p: &ViewParams| p.sobel || p.quarter_turns > 0 || p.solarize.is_some() || p.noise.is_some() || p.cutout.is_some();
+    let off = |p: &ViewParams| {
+        p.sobel || p.quarter_turns > 0 || p.solarize.is_some() || p.noise.is_some() || p.cutout.is_some()
+    };
     assert_eq!(count(&off), 0);
 }
 
@@ -60,7 +62,8 @@ fn strengths_scale_with_s_and_brightness_goes_by_name() {
         (found.iter().copied().fold(f32::MAX, f32::min), found.iter().copied().fold(f32::MIN, f32::max))
     };
     let near = |(low, high): (f32, f32), expected: (f32, f32)| {
-        let fine = low >= expected.0 && low < expected.0 + 0.01 && high <= expected.1 && high > expected.1 - 0.01;
+        let fine =
+            low >= expected.0 && low < expected.0 + 0.01 && high <= expected.1 && high > expected.1 - 0.01;
         assert!(fine, "{low} to {high}, expected {expected:?}");
     };
     near(range(&|op| if let Jitter::Contrast(f) = op { Some(*f) } else { None }), (0.6, 1.4));
@@ -79,7 +82,8 @@ fn crop_areas_are_uniform_in_one_sampler_and_small_ones_likelier_in_the_other() 
     let below = |crop_sampler, area: f64| {
         let config = AugmentConfig { crop_sampler, ..AugmentConfig::default() };
         let areas = draws(&config, (400, 400), 20_000);
-        let areas: Vec<f64> = areas.iter().map(|p| (p.crop.width * p.crop.height) as f64 / 160_000.0).collect();
+        let areas: Vec<f64> =
+            areas.iter().map(|p| (p.crop.width * p.crop.height) as f64 / 160_000.0).collect();
         (areas.iter().filter(|found| **found < area).count(), areas.iter().copied().fold(1.0, f64::min))
     };
     // Up to half the area nothing is rejected for its shape: a third of [0.08, 0.5] lies below 0.22.

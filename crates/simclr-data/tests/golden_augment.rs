@@ -13,7 +13,8 @@ fn goldens() -> HashMap<String, Vec<f32>> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/augment.safetensors");
     let bytes = fs_err::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let floats = |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let floats =
+        |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
@@ -24,8 +25,9 @@ fn picture(width: usize, height: usize, channels: usize) -> Image {
         for x in 0..width {
             for k in 0..channels {
                 let (x, y, k) = (x as f64, y as f64, k as f64);
-                let value =
-                    127.5 + 90.0 * (0.21 * x * (k + 1.0) + 0.13 * y).sin() + 37.0 * (0.9 * y - 0.5 * x * k).cos();
+                let value = 127.5
+                    + 90.0 * (0.21 * x * (k + 1.0) + 0.13 * y).sin()
+                    + 37.0 * (0.9 * y - 0.5 * x * k).cos();
                 data.push(value.clamp(0.0, 255.0).floor() as u8);
             }
         }
@@ -63,7 +65,9 @@ fn crops_resize_as_pillow_does() {
         [("shrink", 3, 2, 30, 26), ("grow", 10, 5, 9, 7), ("whole", 0, 0, 40, 30), ("pixel", 7, 7, 1, 1)]
     {
         let params = ViewParams { crop: Crop { x, y, width, height }, ..plain(&image) };
-        for (kind, interpolation) in [("bicubic", Interpolation::Bicubic), ("bilinear", Interpolation::Bilinear)] {
+        for (kind, interpolation) in
+            [("bicubic", Interpolation::Bicubic), ("bilinear", Interpolation::Bilinear)]
+        {
             let config = AugmentConfig { interpolation, ..AugmentConfig::nothing() };
             near(&format!("{kind}.{name}"), &view(&image, &params, &config, 16), &goldens, ONE_LEVEL);
         }
@@ -110,7 +114,12 @@ fn a_whole_view() {
     let params = ViewParams {
         crop: Crop { x: 3, y: 2, width: 30, height: 26 },
         flip: true,
-        jitter: vec![Jitter::Hue(-0.08), Jitter::Brightness(0.7), Jitter::Saturation(1.3), Jitter::Contrast(0.5)],
+        jitter: vec![
+            Jitter::Hue(-0.08),
+            Jitter::Brightness(0.7),
+            Jitter::Saturation(1.3),
+            Jitter::Contrast(0.5),
+        ],
         blur: Some(0.6),
         ..plain(&image)
     };

@@ -9,10 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_data::{
-    Batch, DataError, Dataset, Loader, LoaderConfig, Split,
-    dataset::Channels,
-};
+use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -56,7 +53,8 @@ pub fn pretrain(
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
     let config = &config;
-    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let channels =
+        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
     let device = choose_device(config.train.device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
@@ -167,7 +165,12 @@ impl Run<'_> {
         self.due(batch.step + 1, &done, observer)
     }
 
-    fn due(&mut self, steps_done: u64, done: &Stepped, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn due(
+        &mut self,
+        steps_done: u64,
+        done: &Stepped,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
         if steps_done % train.health_every == 0 || steps_done == self.plan.total_steps {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
@@ -180,7 +183,10 @@ impl Run<'_> {
             let accuracy = knn.accuracy(self.model, self.dataset)?;
             self.metrics.knn(steps_done - 1, accuracy)?;
             let epoch = steps_done / self.plan.steps_per_epoch;
-            observer.message(&format!("epoch {epoch}: online kNN on held-out training images {:.1} %", 100.0 * accuracy));
+            observer.message(&format!(
+                "epoch {epoch}: online kNN on held-out training images {:.1} %",
+                100.0 * accuracy
+            ));
             self.clock.restart();
         }
         if self.saved.0.elapsed() >= Duration::from_secs_f64(60.0 * train.checkpoint_minutes) {
@@ -209,7 +215,12 @@ impl Run<'_> {
         let name = format!("nonfinite-step-{}.txt", batch.step);
         self.folder.write(&name, &(names.join("\n") + "\n"))?;
         self.metrics.flush()?;
-        Ok(TrainError::NonFinite { what: "the loss", value, step: batch.step, dump: self.folder.path().join(name) })
+        Ok(TrainError::NonFinite {
+            what: "the loss",
+            value,
+            step: batch.step,
+            dump: self.folder.path().join(name),
+        })
     }
 }
 
