@@ -92,10 +92,10 @@ pub struct ConfigArguments {
 }
 
 impl ConfigArguments {
-    /// The flags as overrides; `--set` comes last and wins.
+    /// All overrides, `--set` first: a flag of its own wins over it.
     pub fn overrides(&self, more: &[Option<String>]) -> Vec<String> {
         let own = [key("train.image_size", self.image_size), key("train.seed", self.seed)];
-        own.iter().chain(more).flatten().chain(&self.set).cloned().collect()
+        self.set.iter().chain(own.iter().chain(more).flatten()).cloned().collect()
     }
 }
 

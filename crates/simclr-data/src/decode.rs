@@ -7,7 +7,7 @@
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
-use tiff::{ColorType, decoder::DecodingResult};
+use tiff::{ColorType, decoder::DecodingResult, tags::Tag};
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
@@ -15,6 +15,9 @@ use crate::{DataError, Image};
 
 /// Largest decoded image, in pixels: a bomb of a few kilobytes may not take the machine's memory.
 pub const MAX_PIXELS: u64 = 1 << 27;
+
+/// Largest encoded image, in bytes: [`MAX_PIXELS`] of 16-bit RGBA, stored plainly.
+pub(crate) const MAX_BYTES: u64 = MAX_PIXELS * 8;
 
 /// Weights of red, green and blue in a grey value, in 2^-16 (ITU-R BT.601, spec 5.3; they sum to 2^16).
 const LUMA: [u32; 3] = [19_595, 38_470, 7_471];
@@ -31,14 +34,29 @@ pub fn decode(name: &str, bytes: &[u8], channels: usize) -> Result<Image, DataEr
 
 /// Bands of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
 pub fn native_channels(bytes: &[u8]) -> usize {
+    bands(bytes).map_or(3, |bands| if bands.kept == 1 { 3 } else { bands.kept })
+}
+
+/// Bands of a multi-band TIFF.
+struct Bands {
+    stored: usize,
+    /// Without alpha, which comes last.
+    kept: usize,
+}
+
+fn bands(bytes: &[u8]) -> Option<Bands> {
     if image::guess_format(bytes).ok() != Some(ImageFormat::Tiff) {
-        return 3;
+        return None;
     }
-    let color = tiff::decoder::Decoder::new(Cursor::new(bytes)).and_then(|mut decoder| decoder.colortype());
-    match color {
-        Ok(ColorType::Multiband { num_samples, .. }) => usize::from(num_samples),
-        _ => 3,
-    }
+    let mut decoder = tiff::decoder::Decoder::new(Cursor::new(bytes)).ok()?;
+    let ColorType::Multiband { num_samples, .. } = decoder.colortype().ok()? else {
+        return None;
+    };
+    let stored = usize::from(num_samples);
+    let extra = decoder.find_tag(Tag::ExtraSamples).ok()?.and_then(|value| value.into_u16_vec().ok());
+    // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is a band of any other meaning.
+    let alpha = extra.is_some_and(|kinds| matches!(kinds.last(), Some(1 | 2)));
+    Some(Bands { stored, kept: stored - usize::from(alpha && stored > 1) })
 }
 
 /// Converts to 1 (luma) or 3 (copies) channels; any other number must be there already.
@@ -65,6 +83,7 @@ fn is_jpeg(bytes: &[u8]) -> bool {
 }
 
 /// JPEG through `zune-jpeg`, straight to grey or RGB; CMYK and YCCK are converted by it.
+// zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375 (turbojpeg needs cmake, nasm).
 fn decode_jpeg(bytes: &[u8], channels: usize) -> Result<Image, String> {
     if !jpeg_is_whole(bytes) {
         return Err("the JPEG data is cut short".into());
@@ -83,7 +102,7 @@ fn decode_jpeg(bytes: &[u8], channels: usize) -> Result<Image, String> {
     if data.len() != width * height * found {
         return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
     }
-    upright(Image::new(width, height, found, data), orientation)
+    Ok(upright(Image::new(width, height, found, data), orientation))
 }
 
 /// Whether the end-of-image marker comes after the start of the pixel data; a thumbnail inside the metadata has one too.
@@ -103,9 +122,8 @@ fn decode_other(bytes: &[u8], channels: usize) -> Result<Image, String> {
         0 => "the file is empty".to_owned(),
         _ => "not a JPEG, PNG, WebP, BMP or TIFF image".to_owned(),
     })?;
-    let bands = if format == ImageFormat::Tiff { native_channels(bytes) } else { 3 };
-    if bands != 3 && bands != 1 {
-        return decode_bands(bytes, bands);
+    if let Some(bands) = bands(bytes) {
+        return decode_bands(bytes, &bands);
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     // Room for 16-bit RGBA of the largest image; the limit on pixels is checked below, before anything is allocated.
@@ -124,25 +142,34 @@ fn decode_other(bytes: &[u8], channels: usize) -> Result<Image, String> {
         4 if decoded.color().has_alpha() => Image::new(width, height, 4, decoded.into_rgba8().into_raw()),
         _ => Image::new(width, height, 3, decoded.into_rgb8().into_raw()),
     };
-    upright(image, orientation)
+    Ok(upright(image, orientation))
 }
 
 /// A TIFF of any number of bands, 8 or 16 bits each, interleaved.
-fn decode_bands(bytes: &[u8], bands: usize) -> Result<Image, String> {
+fn decode_bands(bytes: &[u8], bands: &Bands) -> Result<Image, String> {
     let wrong = |error: tiff::TiffError| error.to_string();
     let mut decoder = tiff::decoder::Decoder::new(Cursor::new(bytes)).map_err(wrong)?;
     let (width, height) = decoder.dimensions().map_err(wrong)?;
-    check_size(u64::from(width) * bands as u64, height.into())?;
+    check_size(u64::from(width) * bands.stored as u64, height.into())?;
+    let turned = decoder.find_tag(Tag::Orientation).map_err(wrong)?.and_then(|value| value.into_u16().ok());
+    let orientation = turned.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     let data = match decoder.read_image().map_err(wrong)? {
         DecodingResult::U8(data) => data,
-        DecodingResult::U16(data) => data.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect(),
+        DecodingResult::U16(data) => {
+            data.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect()
+        }
         _ => return Err("bands of other than 8 or 16 bits".into()),
     };
     let (width, height) = (width as usize, height as usize);
-    if data.len() != width * height * bands {
-        return Err(format!("{} values for {width}x{height} pixels of {bands} bands (planar TIFFs are not read)", data.len()));
+    if data.len() != width * height * bands.stored {
+        let reason = format!("{} values for {width}x{height} pixels of {} bands", data.len(), bands.stored);
+        return Err(reason + " (planar TIFFs are not read)");
     }
-    Ok(Image::new(width, height, bands, data))
+    let data = match bands.stored == bands.kept {
+        true => data,
+        false => data.chunks_exact(bands.stored).flat_map(|pixel| &pixel[..bands.kept]).copied().collect(),
+    };
+    Ok(upright(Image::new(width, height, bands.kept, data), orientation))
 }
 
 fn check_size(width: u64, height: u64) -> Result<(), String> {
@@ -153,20 +180,29 @@ fn check_size(width: u64, height: u64) -> Result<(), String> {
     }
 }
 
-/// Turns and mirrors as the camera noted.
-fn upright(image: Image, orientation: Option<Orientation>) -> Result<Image, String> {
-    let Some(orientation) = orientation.filter(|&found| found != Orientation::NoTransforms) else {
-        return Ok(image);
+/// Row and column of the upright image, width and height of the stored one: where its pixel is stored (row, column).
+type StoredAt = fn(usize, usize, usize, usize) -> (usize, usize);
+
+/// Turns and mirrors as the camera noted, for any number of channels.
+fn upright(image: Image, orientation: Option<Orientation>) -> Image {
+    let (w, h) = (image.width, image.height);
+    let (turned, from): (bool, StoredAt) = match orientation {
+        None | Some(Orientation::NoTransforms) => return image,
+        Some(Orientation::FlipHorizontal) => (false, |y, x, w, _| (y, w - 1 - x)),
+        Some(Orientation::Rotate180) => (false, |y, x, w, h| (h - 1 - y, w - 1 - x)),
+        Some(Orientation::FlipVertical) => (false, |y, x, _, h| (h - 1 - y, x)),
+        Some(Orientation::Rotate90FlipH) => (true, |y, x, _, _| (x, y)),
+        Some(Orientation::Rotate90) => (true, |y, x, _, h| (h - 1 - x, y)),
+        Some(Orientation::Rotate270FlipH) => (true, |y, x, w, h| (h - 1 - x, w - 1 - y)),
+        Some(Orientation::Rotate270) => (true, |y, x, w, _| (x, w - 1 - y)),
     };
-    let (width, height) = (image.width as u32, image.height as u32);
-    let channels = image.channels;
-    let typed = match channels {
-        1 => image::GrayImage::from_raw(width, height, image.data).map(DynamicImage::from),
-        3 => image::RgbImage::from_raw(width, height, image.data).map(DynamicImage::from),
-        _ => image::RgbaImage::from_raw(width, height, image.data).map(DynamicImage::from),
-    };
-    let mut turned = typed.ok_or("an image whose pixels do not fill it")?;
-    turned.apply_orientation(orientation);
-    let (width, height) = (turned.width() as usize, turned.height() as usize);
-    Ok(Image::new(width, height, channels, turned.into_bytes()))
+    let (width, height) = if turned { (h, w) } else { (w, h) };
+    let mut data = Vec::with_capacity(image.data.len());
+    for y in 0..height {
+        for x in 0..width {
+            let (row, column) = from(y, x, w, h);
+            data.extend_from_slice(&image.data[(row * w + column) * image.channels..][..image.channels]);
+        }
+    }
+    Image::new(width, height, image.channels, data)
 }

@@ -54,12 +54,19 @@ impl Loader {
     ///
     /// # Errors
     /// [`DataError::Config`] where the data set holds fewer images than one batch.
-    pub fn new(dataset: Arc<Dataset>, augment: AugmentConfig, config: LoaderConfig) -> Result<Self, DataError> {
+    pub fn new(
+        dataset: Arc<Dataset>,
+        augment: AugmentConfig,
+        config: LoaderConfig,
+    ) -> Result<Self, DataError> {
         if dataset.len() < config.batch || config.batch == 0 {
             return Err(DataError::Config {
                 key: "train.batch",
                 value: config.batch.to_string(),
-                reason: format!("expected at least 1 and at most the {} images of the data set", dataset.len()),
+                reason: format!(
+                    "expected at least 1 and at most the {} images of the data set",
+                    dataset.len()
+                ),
             });
         }
         Ok(Self { dataset, augment, config })
@@ -85,7 +92,12 @@ impl Loader {
     }
 
     /// Makes batches until the last one, an error, or nobody listens any more.
-    fn produce(&self, pool: &ThreadPool, steps: std::ops::Range<u64>, out: &Sender<Result<Batch, DataError>>) {
+    fn produce(
+        &self,
+        pool: &ThreadPool,
+        steps: std::ops::Range<u64>,
+        out: &Sender<Result<Batch, DataError>>,
+    ) {
         let mut order = (u64::MAX, Vec::new());
         let mut bad = HashSet::new();
         for step in steps {
@@ -113,7 +125,9 @@ impl Loader {
             .par_chunks_mut(view)
             .zip(second.par_chunks_mut(view))
             .zip(ids)
-            .map(|((first, second), &id)| self.two_views(epoch, id, [first, second]).err().map(|e| e.to_string()))
+            .map(|((first, second), &id)| {
+                self.two_views(epoch, id, [first, second]).err().map(|e| e.to_string())
+            })
             .collect();
         let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
         if ids.len() - bad.len() < 2 {
@@ -122,9 +136,16 @@ impl Loader {
         }
         if !bad.is_empty() {
             let rows = failures.iter().chain(&failures).map(Option::is_none);
-            pixels = pixels.chunks_exact(view).zip(rows).filter(|(_, good)| *good).flat_map(|(v, _)| v).copied().collect();
+            pixels = pixels
+                .chunks_exact(view)
+                .zip(rows)
+                .filter(|(_, good)| *good)
+                .flat_map(|(v, _)| v)
+                .copied()
+                .collect();
         }
-        let ids = ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
+        let ids =
+            ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
         Ok(Batch { step, epoch, ids, pixels, bad })
     }
 
@@ -153,7 +174,8 @@ impl Loader {
 }
 
 fn worker_pool(threads: usize) -> Result<ThreadPool, DataError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
     pool.build().map_err(|error| DataError::Io(std::io::Error::other(error)))
 }
 
@@ -202,12 +224,15 @@ pub fn evaluation_pixels(
 ) -> Result<EvaluationPixels, DataError> {
     let view = dataset.channels() * size * size;
     let decoded: Vec<Result<Vec<f32>, DataError>> = worker_pool(threads)?.install(|| {
-        indices.par_iter().map(|&index| {
-            let image = dataset.decode(index)?;
-            let mut out = vec![0.0; view];
-            SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
-            Ok(out)
-        }).collect()
+        indices
+            .par_iter()
+            .map(|&index| {
+                let image = dataset.decode(index)?;
+                let mut out = vec![0.0; view];
+                SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
+                Ok(out)
+            })
+            .collect()
     });
     let mut result = EvaluationPixels::default();
     for (&index, view) in indices.iter().zip(decoded) {

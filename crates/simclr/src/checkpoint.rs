@@ -37,13 +37,15 @@ impl Checkpoint {
     /// # Errors
     /// Full disk, missing rights; the old file is untouched.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let stored: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
-        let mut metadata = HashMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
-        metadata.insert(CHECKSUM_KEY.to_owned(), checksum(stored.iter().map(|(_, stored)| &stored.bytes[..])));
+        let stored: Vec<_> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
+        let mut metadata = BTreeMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
+        metadata
+            .insert(CHECKSUM_KEY.to_owned(), checksum(stored.iter().map(|(_, stored)| &stored.bytes[..])));
         for (name, section) in &self.sections {
             metadata.insert(format!("{SECTION_PREFIX}{name}"), section.to_string());
         }
-        let bytes = safetensors::serialize(stored, Some(metadata));
+        let bytes = encode(stored, &metadata);
         let bytes = bytes.map_err(|error| damaged(path, format!("cannot be encoded: {error}")))?;
         Ok(write_atomically(path, &bytes)?)
     }
@@ -54,13 +56,19 @@ impl Checkpoint {
     /// [`CheckpointError::Damaged`] for a file that is cut, of another format or another version.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let bytes = fs_err::read(path)?;
-        let wrong = |error: safetensors::SafeTensorError| damaged(path, format!("not a whole safetensors file: {error}"));
+        let wrong = |error: safetensors::SafeTensorError| {
+            damaged(path, format!("not a whole safetensors file: {error}"))
+        };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         match metadata.get(VERSION_KEY).map(String::as_str) {
             Some(VERSION) => {}
-            Some(other) => return Err(damaged(path, format!("it has format version {other}, expected {VERSION}"))),
-            None => return Err(damaged(path, "a safetensors file, but not a checkpoint of this program".into())),
+            Some(other) => {
+                return Err(damaged(path, format!("it has format version {other}, expected {VERSION}")));
+            }
+            None => {
+                return Err(damaged(path, "a safetensors file, but not a checkpoint of this program".into()));
+            }
         }
         let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
         let mut views = file.tensors();
@@ -88,21 +96,52 @@ impl Checkpoint {
         let mismatch = |reason: String| CheckpointError::Mismatch { path: path.to_owned(), reason };
         let tensor = self.tensors.get(name).ok_or_else(|| mismatch(format!("tensor `{name}` is missing")))?;
         if tensor.size() != shape {
-            return Err(mismatch(format!("tensor `{name}` has shape {:?}, expected {shape:?}", tensor.size())));
+            return Err(mismatch(format!(
+                "tensor `{name}` has shape {:?}, expected {shape:?}",
+                tensor.size()
+            )));
         }
         Ok(tensor.shallow_clone())
     }
+}
+
+/// A safetensors file whose bytes are the same for the same contents: the crate writes metadata in the random order of
+/// a hash map, so the metadata is put into the header here, sorted.
+///
+/// # Errors
+/// A tensor that the format cannot hold.
+pub fn encode<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+    let plain = safetensors::serialize(tensors, None)?;
+    let (length, rest) = plain.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes were split off")) as usize;
+    let (header, data) = rest.split_at(length);
+    let header = String::from_utf8_lossy(header);
+    let entries = header.trim_end().trim_start_matches('{');
+    let comma = if entries == "}" { "" } else { "," };
+    let metadata = serde_json::to_string(metadata)
+        .map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
+    let mut header = format!("{{\"__metadata__\":{metadata}{comma}{entries}");
+    // Data starts at a multiple of eight, as the format recommends.
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat())
 }
 
 fn damaged(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Damaged { path: path.to_owned(), reason }
 }
 
-fn sections(path: &Path, metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Value>, CheckpointError> {
+fn sections(
+    path: &Path,
+    metadata: &HashMap<String, String>,
+) -> Result<BTreeMap<String, Value>, CheckpointError> {
     let mut sections = BTreeMap::new();
     for (key, text) in metadata {
         if let Some(name) = key.strip_prefix(SECTION_PREFIX) {
-            let value = serde_json::from_str(text).map_err(|error| damaged(path, format!("section `{name}`: {error}")))?;
+            let value = serde_json::from_str(text)
+                .map_err(|error| damaged(path, format!("section `{name}`: {error}")))?;
             sections.insert(name.to_owned(), value);
         }
     }
@@ -169,8 +208,9 @@ impl View for Stored {
 /// # Errors
 /// The operating system's, with the path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
-    let with_path =
-        |error: std::io::Error| std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()));
+    let with_path = |error: std::io::Error| {
+        std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder).map_err(with_path)?;
     file.write_all(bytes).map_err(with_path)?;
@@ -223,6 +263,9 @@ mod tests {
             assert_eq!(bits(tensor), bits(&loaded.tensors[name]), "{name}");
         }
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        let first = fs_err::read(&path).unwrap();
+        loaded.save(&path).unwrap();
+        assert!(first == fs_err::read(&path).unwrap(), "the same contents are the same bytes");
     }
 
     #[test]
@@ -239,7 +282,9 @@ mod tests {
     fn other_files_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b");
-        for (bytes, wanted) in [(&b""[..], "not a whole"), (b"garbage, longer than eight bytes", "not a whole")] {
+        for (bytes, wanted) in
+            [(&b""[..], "not a whole"), (b"garbage, longer than eight bytes", "not a whole")]
+        {
             fs_err::write(&path, bytes).unwrap();
             assert!(Checkpoint::load(&path).unwrap_err().to_string().contains(wanted));
         }

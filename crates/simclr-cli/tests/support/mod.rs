@@ -1,5 +1,7 @@
 //! Runs the real binary on image sets that the tests draw.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

@@ -14,6 +14,11 @@ pub fn is_cifar(files: &[PathBuf]) -> bool {
     files.iter().any(|file| is_train(file) || is_test(file))
 }
 
+/// Whether the test file is there.
+pub fn has_test(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| is_test(file))
+}
+
 fn stem(file: &Path) -> String {
     file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -29,12 +34,14 @@ fn is_test(file: &Path) -> bool {
 pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let hundred = files.iter().any(|file| ["train", "test"].contains(&stem(file).as_str()));
     let label_bytes = if hundred { 2 } else { 1 };
-    let wanted = files.iter().filter(|file| if split == Split::Train { is_train(file) } else { is_test(file) });
+    let wanted =
+        files.iter().filter(|file| if split == Split::Train { is_train(file) } else { is_test(file) });
     let (mut samples, mut pixels) = (Vec::new(), Vec::new());
     for file in wanted {
         let bytes = fs_err::read(file)?;
         if bytes.is_empty() || bytes.len() % (label_bytes + PIXELS) != 0 {
-            let reason = format!("{} bytes are no whole number of {}-byte records", bytes.len(), label_bytes + PIXELS);
+            let reason =
+                format!("{} bytes are no whole number of {}-byte records", bytes.len(), label_bytes + PIXELS);
             return Err(DataError::Format { path: file.clone(), reason });
         }
         for (index, record) in bytes.chunks_exact(label_bytes + PIXELS).enumerate() {
@@ -45,9 +52,11 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
     }
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let classes = class_names(folder, if hundred { 100 } else { 10 });
-    let out_of_range = samples.iter().find(|sample| sample.label.is_some_and(|label| label as usize >= classes.len()));
+    let out_of_range =
+        samples.iter().find(|sample| sample.label.is_some_and(|label| label as usize >= classes.len()));
     if let Some(sample) = out_of_range {
-        let reason = format!("`{}` has label {:?}, expected below {}", sample.name, sample.label, classes.len());
+        let reason =
+            format!("`{}` has label {:?}, expected below {}", sample.name, sample.label, classes.len());
         return Err(DataError::Format { path: path.to_owned(), reason });
     }
     let source = Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels };
@@ -58,6 +67,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
 fn class_names(folder: &Path, count: usize) -> Vec<String> {
     let file = folder.join(if count == 10 { "batches.meta.txt" } else { "fine_label_names.txt" });
     let text = fs_err::read_to_string(file).unwrap_or_default();
-    let names: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let names: Vec<_> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if names.len() == count { names } else { (0..count).map(|class| class.to_string()).collect() }
 }

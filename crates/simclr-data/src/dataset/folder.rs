@@ -31,7 +31,11 @@ pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
     let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
     let (kept, classes) = layout::arrange(&names, split);
     let source = Folder { files: kept.iter().map(|(index, _)| files[*index].clone()).collect() };
-    Ok(Opened { samples: kept.into_iter().map(|(_, sample)| sample).collect(), classes, source: Box::new(source) })
+    Ok(Opened {
+        samples: kept.into_iter().map(|(_, sample)| sample).collect(),
+        classes,
+        source: Box::new(source),
+    })
 }
 
 /// The name of an image relative to the root, with `/` on every system, and its path.
@@ -45,7 +49,11 @@ impl Source for Folder {
     fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         let path = &self.files[index];
         let name = path.display().to_string();
-        let bytes = fs_err::read(path).map_err(|error| DataError::Decode { name: name.clone(), reason: io_reason(&error) })?;
+        let wrong = |reason: String| DataError::Decode { name: name.clone(), reason };
+        if self.stored_bytes(index) > decode::MAX_BYTES {
+            return Err(wrong("the file is larger than any image that is decoded".into()));
+        }
+        let bytes = fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?;
         decode::decode(&name, &bytes, channels)
     }
 

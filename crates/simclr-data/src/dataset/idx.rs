@@ -11,26 +11,38 @@ use flate2::read::GzDecoder;
 use super::{Opened, Sample, Split, raw::Raw};
 use crate::DataError;
 
-/// The images file of the split, if this is an IDX set.
-pub fn find(files: &[PathBuf], split: Split) -> Option<PathBuf> {
-    let images: Vec<_> = files.iter().filter(|file| name(file).contains("images-idx3-ubyte")).collect();
-    let prefix = match split {
-        Split::Train => "train",
-        Split::Test => "t10k",
-    };
-    let ours = images.iter().find(|file| name(file).starts_with(prefix));
-    // A lone file of another name is a training set.
-    let lone = (images.len() == 1 && split == Split::Train).then(|| images[0]);
-    ours.copied().or(lone).cloned()
+/// Bytes of pixels that a file may unpack to: the largest set of this kind (EMNIST) has 0.6 GB, a gzip bomb far more.
+const MAX_BYTES: usize = 1 << 34;
+
+/// Whether one of the files holds IDX images.
+pub fn is_idx(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| is_images(file))
 }
 
-pub fn open(images: &Path) -> Result<Opened, DataError> {
+fn is_images(file: &Path) -> bool {
+    name(file).contains("images-idx3-ubyte")
+}
+
+/// The images file of the split; a lone file of another name is a training set.
+pub fn find(files: &[PathBuf], split: Split) -> Option<&PathBuf> {
+    let images: Vec<_> = files.iter().filter(|file| is_images(file)).collect();
+    let is_test = |file: &Path| name(file).starts_with("t10k") || name(file).starts_with("test");
+    match split {
+        Split::Test => images.into_iter().find(|file| is_test(file)),
+        Split::Train if images.len() == 1 => Some(images[0]),
+        Split::Train => images.into_iter().find(|file| name(file).starts_with("train")),
+    }
+}
+
+pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
+    let Some(images) = find(files, split) else {
+        return Ok(Opened::none());
+    };
     let (shape, pixels) = read(images)?;
     let [count, height, width] = shape[..] else {
         return Err(wrong(images, format!("expected 3 dimensions, found {}", shape.len())));
     };
-    let labels_file = images.with_file_name(name(images).replace("images-idx3", "labels-idx1"));
-    let labels = labels_file.exists().then(|| read_labels(&labels_file, count)).transpose()?;
+    let labels = labels_file(images).map(|file| read_labels(&file, count)).transpose()?;
     let classes = labels.iter().flatten().max().map_or(0, |&most| usize::from(most) + 1);
     let stem = name(images);
     let stem = stem.split("images-idx3").next().unwrap_or_default();
@@ -48,34 +60,58 @@ pub fn open(images: &Path) -> Result<Opened, DataError> {
 fn read_labels(path: &Path, count: usize) -> Result<Vec<u8>, DataError> {
     let (shape, labels) = read(path)?;
     if shape != [count] {
-        return Err(wrong(path, format!("expected {count} labels, one per image, found dimensions {shape:?}")));
+        return Err(wrong(
+            path,
+            format!("expected {count} labels, one per image, found dimensions {shape:?}"),
+        ));
     }
     Ok(labels)
 }
 
+/// The labels that belong to an images file, gzipped or not.
+fn labels_file(images: &Path) -> Option<PathBuf> {
+    let labels = name(images).replace("images-idx3", "labels-idx1");
+    let plain = labels.trim_end_matches(".gz");
+    [labels.clone(), plain.to_owned(), format!("{plain}.gz")]
+        .into_iter()
+        .map(|name| images.with_file_name(name))
+        .find(|file| file.exists())
+}
+
 /// Dimensions and bytes of an IDX file of unsigned bytes.
 fn read(path: &Path) -> Result<(Vec<usize>, Vec<u8>), DataError> {
-    let mut bytes = fs_err::read(path)?;
+    let bytes = fs_err::read(path)?;
     if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut plain = Vec::new();
-        let unpacked = GzDecoder::new(&bytes[..]).read_to_end(&mut plain);
-        unpacked.map_err(|error| wrong(path, format!("damaged gzip stream: {error}")))?;
-        bytes = plain;
+        parse(path, GzDecoder::new(&bytes[..]))
+    } else {
+        parse(path, &bytes[..])
     }
-    let [0, 0, 8, dimensions, ..] = bytes[..] else {
+}
+
+fn parse(path: &Path, mut stream: impl Read) -> Result<(Vec<usize>, Vec<u8>), DataError> {
+    let damaged = |error: std::io::Error| wrong(path, format!("damaged IDX file: {error}"));
+    let mut magic = [0; 4];
+    stream.read_exact(&mut magic).map_err(damaged)?;
+    let [0, 0, 8, dimensions] = magic else {
         return Err(wrong(path, "not an IDX file of unsigned bytes".into()));
     };
-    let header = 4 + 4 * usize::from(dimensions);
-    let sizes = bytes.get(4..header).ok_or_else(|| wrong(path, "the header is cut".into()))?;
-    let sizes = sizes.chunks_exact(4).map(|size| u32::from_be_bytes([size[0], size[1], size[2], size[3]]) as usize);
-    let shape: Vec<usize> = sizes.collect();
+    let mut shape = Vec::new();
+    for _ in 0..dimensions {
+        let mut size = [0; 4];
+        stream.read_exact(&mut size).map_err(damaged)?;
+        shape.push(u32::from_be_bytes(size) as usize);
+    }
     let promised = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    let found = bytes.len() - header;
-    if promised != Some(found) || found == 0 {
+    let Some(promised) = promised.filter(|&bytes| bytes > 0 && bytes <= MAX_BYTES) else {
+        return Err(wrong(path, format!("the header promises {shape:?} bytes, expected 1 to {MAX_BYTES}")));
+    };
+    let mut pixels = Vec::new();
+    stream.take(promised as u64 + 1).read_to_end(&mut pixels).map_err(damaged)?;
+    if pixels.len() != promised {
+        let found = if pixels.len() > promised { "more".into() } else { pixels.len().to_string() };
         return Err(wrong(path, format!("the header promises {shape:?} bytes, the file holds {found}")));
     }
-    bytes.drain(..header);
-    Ok((shape, bytes))
+    Ok((shape, pixels))
 }
 
 fn name(path: &Path) -> String {

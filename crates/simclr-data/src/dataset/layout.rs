@@ -3,7 +3,12 @@
 //! `train/<class>/.../x.jpg` and `test/<class>/...` (also `val`, `validation`; also one level further down), or
 //! `<class>/.../x.jpg` without splits, or images directly in the folder, without labels.
 
+use std::collections::BTreeSet;
+
 use super::{Sample, Split};
+
+/// Names of the folder of the test part, the first that exists counts (`val` and `validation` alike).
+const TEST: [&str; 3] = ["test", "val", "validation"];
 
 /// File name endings that may be images; what a file is, is told by its content when it is decoded.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jfif"];
@@ -40,17 +45,34 @@ pub fn arrange(paths: &[String], split: Split) -> (Vec<(usize, Sample)>, Vec<Str
     (kept, classes)
 }
 
-/// At which depth the folders `train` and `test` stand, if they do.
+/// Whether the paths lie in folders that are named as splits.
+pub fn has_splits(paths: &[String]) -> bool {
+    split_depth(&paths.iter().map(|path| path.split('/').collect()).collect::<Vec<_>>()).is_some()
+}
+
+/// At which depth the split folders stand, if they do: `train` together with a test folder, or alone. A folder `train`
+/// among other folders is a class (COCO has one).
 fn split_depth(parts: &[Vec<&str>]) -> Option<usize> {
-    (0..2).find(|&depth| parts.iter().any(|parts| parts.len() > depth + 1 && parts[depth] == "train"))
+    let folders = |depth: usize| {
+        let inside = parts.iter().filter(move |parts| parts.len() > depth + 1);
+        inside.map(move |parts| parts[depth]).collect::<BTreeSet<_>>()
+    };
+    let is_split = |depth: usize| {
+        let found = folders(depth);
+        found.contains("train") && (found.len() == 1 || TEST.iter().any(|name| found.contains(name)))
+    };
+    if is_split(0) {
+        return Some(0);
+    }
+    (folders(0).len() == 1 && is_split(1)).then_some(1)
 }
 
 fn wanted_names(parts: &[Vec<&str>], depth: Option<usize>, split: Split) -> Vec<&'static str> {
     let exists = |name: &str| parts.iter().any(|parts| depth.and_then(|d| parts.get(d)) == Some(&name));
     match split {
         Split::Train => vec!["train"],
-        Split::Test if exists("test") => vec!["test"],
-        Split::Test => vec!["val", "validation"],
+        Split::Test if exists(TEST[0]) => vec![TEST[0]],
+        Split::Test => TEST[1..].to_vec(),
     }
 }
 
@@ -66,7 +88,10 @@ mod tests {
     #[test]
     fn splits_and_classes_by_folder() {
         let paths = ["test/cat/1.jpg", "train/ant/1.jpg", "train/cat/deep/2.jpg"];
-        assert_eq!(names(&paths, Split::Train), [("train/ant/1.jpg".into(), Some(0)), ("train/cat/deep/2.jpg".into(), Some(1))]);
+        assert_eq!(
+            names(&paths, Split::Train),
+            [("train/ant/1.jpg".into(), Some(0)), ("train/cat/deep/2.jpg".into(), Some(1))]
+        );
         assert_eq!(names(&paths, Split::Test), [("test/cat/1.jpg".into(), Some(1))]);
     }
 
@@ -79,14 +104,37 @@ mod tests {
 
     #[test]
     fn without_splits_all_is_training_and_flat_has_no_labels() {
-        assert_eq!(names(&["1.jpg", "2.jpg"], Split::Train), [("1.jpg".into(), None), ("2.jpg".into(), None)]);
+        assert_eq!(
+            names(&["1.jpg", "2.jpg"], Split::Train),
+            [("1.jpg".into(), None), ("2.jpg".into(), None)]
+        );
         assert!(names(&["1.jpg"], Split::Test).is_empty());
         assert_eq!(names(&["b/1.jpg", "a/1.jpg"], Split::Train)[0].1, Some(1));
     }
 
     #[test]
+    fn a_class_may_be_called_train() {
+        let paths = ["car/1.jpg", "train/2.jpg"];
+        assert_eq!(
+            names(&paths, Split::Train),
+            [("car/1.jpg".into(), Some(0)), ("train/2.jpg".into(), Some(1))]
+        );
+        assert!(names(&paths, Split::Test).is_empty());
+        let below_classes = ["cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg"];
+        assert_eq!(names(&below_classes, Split::Train).len(), 3);
+    }
+
+    #[test]
+    fn a_class_that_only_the_training_part_has_keeps_its_place() {
+        let paths = ["train/a/1.png", "train/b/1.png", "test/b/2.png"];
+        assert_eq!(names(&paths, Split::Test), [("test/b/2.png".into(), Some(1))]);
+    }
+
+    #[test]
     fn hidden_files_and_other_endings_are_no_images() {
         assert!(is_image("a/b.JPG") && is_image("x.tiff"));
-        assert!(!is_image(".x.jpg") && !is_image("a/.hidden/x.jpg") && !is_image("x.txt") && !is_image("jpg"));
+        assert!(
+            !is_image(".x.jpg") && !is_image("a/.hidden/x.jpg") && !is_image("x.txt") && !is_image("jpg")
+        );
     }
 }

@@ -61,6 +61,14 @@ struct Opened {
     source: Box<dyn Source>,
 }
 
+impl Opened {
+    /// A split that the set does not have.
+    fn none() -> Self {
+        let nothing = raw::Raw { width: 1, height: 1, channels: 1, planar: false, pixels: Vec::new() };
+        Self { samples: Vec::new(), classes: Vec::new(), source: Box::new(nothing) }
+    }
+}
+
 /// The images of a set in a stable order (sorted by name; file order inside shards).
 pub struct Dataset {
     samples: Vec<Sample>,
@@ -76,10 +84,11 @@ impl Dataset {
     /// [`DataError::Empty`] where nothing readable lies at `path` or the split is missing, [`DataError::Format`]
     /// for a set that contradicts itself.
     pub fn open(path: &Path, split: Split, channels: Channels) -> Result<Self, DataError> {
-        if !path.exists() {
-            return Err(DataError::Empty { path: path.to_owned(), reason: "no such file or folder".into() });
+        if channels == Channels::Count(0) {
+            let (value, reason) = ("0".into(), "an image has at least one channel".into());
+            return Err(DataError::Config { key: "channels", value, reason });
         }
-        let Opened { samples, classes, source } = open_format(path, split)?;
+        let Opened { samples, classes, source } = Format::of(path)?.open(path, split)?;
         if samples.is_empty() {
             let reason = match split {
                 Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
@@ -94,13 +103,19 @@ impl Dataset {
         Ok(Self { samples, classes, channels, source })
     }
 
-    /// Whether `path` holds a test split of its own.
+    /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
+    /// [`Dataset::open`] reports it instead of an evaluation quietly doing without.
     pub fn has_test_split(path: &Path) -> bool {
-        open_format(path, Split::Test).is_ok_and(|opened| !opened.samples.is_empty())
+        Format::of(path).is_ok_and(|format| format.has_test_split(path))
     }
 
     /// A data set over a source, for the formats and for tests.
-    pub fn from_source(samples: Vec<Sample>, classes: Vec<String>, channels: usize, source: Box<dyn Source>) -> Self {
+    pub fn from_source(
+        samples: Vec<Sample>,
+        classes: Vec<String>,
+        channels: usize,
+        source: Box<dyn Source>,
+    ) -> Self {
         Self { samples, classes, channels, source }
     }
 
@@ -178,46 +193,75 @@ impl Fnv {
     }
 }
 
-/// Tells the format by what lies at `path`, and opens it.
-fn open_format(path: &Path, split: Split) -> Result<Opened, DataError> {
-    let files = if path.is_dir() { files_of(path)? } else { vec![path.to_owned()] };
-    let with = |extension: &str| {
-        let ours = |file: &&PathBuf| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
-        files.iter().filter(ours).cloned().collect::<Vec<_>>()
-    };
-    let mut parquets = with("parquet");
-    if parquets.is_empty() && path.join("data").is_dir() {
-        // The Hugging Face hub keeps the files of a set in `data/`.
-        let inner = files_of(&path.join("data"))?;
-        parquets = inner.into_iter().filter(|file| file.extension().is_some_and(|e| e == "parquet")).collect();
-    }
-    if !parquets.is_empty() {
-        return parquet::open(&parquets, split);
-    }
-    let tars = with("tar");
-    if !tars.is_empty() {
-        return tar::open(&tars, split);
-    }
-    if let Some(images) = idx::find(&files, split) {
-        return idx::open(&images);
-    }
-    let binaries = with("bin");
-    if cifar::is_cifar(&binaries) {
-        return cifar::open(path, &binaries, split);
-    }
-    if path.is_dir() {
-        return folder::open(path, split);
-    }
-    let reason = "a single file must be a tar shard, a parquet file, an IDX file or CIFAR binary";
-    Err(DataError::Empty { path: path.to_owned(), reason: reason.into() })
+/// How a set is stored, told by the names of the files at its path.
+enum Format {
+    Parquet(Vec<PathBuf>),
+    Tar(Vec<PathBuf>),
+    Idx(Vec<PathBuf>),
+    Cifar(Vec<PathBuf>),
+    Folder,
 }
 
-/// Files directly inside a folder, sorted.
+impl Format {
+    fn of(path: &Path) -> Result<Self, DataError> {
+        let empty = |reason: &str| DataError::Empty { path: path.to_owned(), reason: reason.into() };
+        if !path.exists() {
+            return Err(empty("no such file or folder"));
+        }
+        let files = if path.is_dir() { files_of(path)? } else { vec![path.to_owned()] };
+        let mut parquets = with_extension(&files, "parquet");
+        if parquets.is_empty() && path.join("data").is_dir() {
+            // The Hugging Face hub keeps the files of a set in `data/`.
+            parquets = with_extension(&files_of(&path.join("data"))?, "parquet");
+        }
+        let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
+        match () {
+            () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
+            () if !tars.is_empty() => Ok(Self::Tar(tars)),
+            () if idx::is_idx(&files) => Ok(Self::Idx(files)),
+            () if cifar::is_cifar(&binaries) => Ok(Self::Cifar(binaries)),
+            () if path.is_dir() => Ok(Self::Folder),
+            () => {
+                Err(empty("a single file must be a tar shard, a parquet file, an IDX file or CIFAR binary"))
+            }
+        }
+    }
+
+    fn open(&self, path: &Path, split: Split) -> Result<Opened, DataError> {
+        match self {
+            Self::Parquet(files) => parquet::open(files, split),
+            Self::Tar(files) => tar::open(files, split),
+            Self::Idx(files) => idx::open(files, split),
+            Self::Cifar(files) => cifar::open(path, files, split),
+            Self::Folder => folder::open(path, split),
+        }
+    }
+
+    fn has_test_split(&self, path: &Path) -> bool {
+        match self {
+            Self::Parquet(files) => !shards_of_split(files, Split::Test).is_empty(),
+            Self::Idx(files) => idx::find(files, Split::Test).is_some(),
+            Self::Cifar(files) => cifar::has_test(files),
+            Self::Tar(_) | Self::Folder => match self.open(path, Split::Test) {
+                Ok(opened) => !opened.samples.is_empty(),
+                Err(error) => !matches!(error, DataError::Empty { .. }),
+            },
+        }
+    }
+}
+
+fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
+    let ours = |file: &&PathBuf| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
+    files.iter().filter(ours).cloned().collect()
+}
+
+/// Files directly inside a folder, sorted, without hidden ones.
 fn files_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for entry in fs_err::read_dir(folder)? {
         let path = entry?.path();
-        if path.is_file() {
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_file() && !hidden {
             files.push(path);
         }
     }
@@ -225,20 +269,28 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(files)
 }
 
-/// Whether a shard of this name belongs to the split, where at least one shard is named `train*`; without one all
-/// belong to the training part.
+/// Whether the name of a shard starts with one of `words`.
+fn starts_with(file: &Path, words: &[&str]) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    words.iter().any(|word| name.starts_with(word))
+}
+
+/// The shards of a split, where at least one shard is named `train*`; without one all belong to the training part.
 fn shards_of_split(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
-    let starts = |file: &PathBuf, words: &[&str]| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        words.iter().any(|word| name.starts_with(word))
-    };
-    if !files.iter().any(|file| starts(file, &["train"])) {
+    if !files.iter().any(|file| starts_with(file, &["train"])) {
         return if split == Split::Train { files.to_vec() } else { Vec::new() };
     }
     let words: &[&str] = match split {
         Split::Train => &["train"],
-        Split::Test if files.iter().any(|file| starts(file, &["test"])) => &["test"],
+        Split::Test if files.iter().any(|file| starts_with(file, &["test"])) => &["test"],
         Split::Test => &["val"],
     };
-    files.iter().filter(|file| starts(file, words)).cloned().collect()
+    files.iter().filter(|file| starts_with(file, words)).cloned().collect()
+}
+
+/// Class names in label order: by value where they are numbers (`10` after `9`), else by name.
+fn sorted_classes(names: impl Iterator<Item = String>) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> =
+        names.map(|name| (name.parse().unwrap_or(i64::MAX), name)).collect();
+    names.into_iter().map(|(_, name)| name).collect()
 }

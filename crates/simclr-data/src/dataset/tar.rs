@@ -1,6 +1,7 @@
 //! Tar shards: tars of class folders, and WebDataset (`key.jpg` with its label in `key.cls`).
 //!
-//! A shard is listed once; images are then read at their offsets, from any thread, without a lock.
+//! A shard is listed once; images are then read at their offsets, from any thread, without a lock. All shards are
+//! listed for either split, so that both number the classes alike.
 
 use std::{
     collections::HashMap,
@@ -9,13 +10,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Opened, Sample, Source, Split, layout, shards_of_split};
+use super::{Opened, Sample, Source, Split, layout, shards_of_split, sorted_classes, starts_with};
 use crate::{DataError, Image, decode};
 
-/// Largest member that is read into memory.
-const MAX_MEMBER: u64 = 1 << 30;
+/// Shards that are kept open; of larger sets each read opens its shard, for the usual limit is 1024 open files.
+const MAX_OPEN: usize = 256;
+/// A tar consists of blocks; at least one of zeros marks its end.
+const BLOCK: u64 = 512;
+/// Longest class name in a `.cls` member.
+const MAX_LABEL: u64 = 1024;
 
 struct Shards {
+    paths: Vec<PathBuf>,
+    /// One per path, or none where there are more than [`MAX_OPEN`].
     files: Vec<fs_err::File>,
     members: Vec<Member>,
 }
@@ -27,63 +34,93 @@ struct Member {
     name: String,
 }
 
-pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
-    let named_by_split = shards_of_split(files, Split::Train).len() < files.len();
-    let wanted = if named_by_split { shards_of_split(files, split) } else { files.to_vec() };
-    let inner_split = if named_by_split { Split::Train } else { split };
-    let mut shards = Shards { files: Vec::new(), members: Vec::new() };
-    let mut labels = HashMap::new();
-    for path in &wanted {
-        let file = fs_err::File::open(path)?;
-        list(path, &file, shards.files.len(), &mut shards.members, &mut labels)?;
-        shards.files.push(file);
-    }
-    let names: Vec<_> = shards.members.iter().map(|member| member.name.clone()).collect();
-    let (kept, classes) = layout::arrange(&names, inner_split);
-    let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
-    let classes = if labels.is_empty() { classes } else { label_by_key(&mut samples, &order, &shards, &labels) };
-    let mut members: Vec<_> = shards.members.into_iter().map(Some).collect();
-    shards.members = order.iter().filter_map(|&index| members[index].take()).collect();
-    if wanted.len() > 1 {
-        let shard_name = |shard: usize| wanted[shard].file_stem().unwrap_or_default().to_string_lossy();
-        for (sample, member) in samples.iter_mut().zip(&shards.members) {
-            sample.name = format!("{}:{}", shard_name(member.shard), sample.name);
-        }
-    }
-    Ok(Opened { samples, classes, source: Box::new(shards) })
+#[derive(Default)]
+struct Listing {
+    members: Vec<Member>,
+    /// Contents of `.cls` members by shard and key.
+    labels: HashMap<(usize, String), String>,
 }
 
-/// Where the images of a shard lie, and the contents of its `.cls` members by (shard, key).
-fn list(
-    path: &Path,
-    file: &fs_err::File,
-    shard: usize,
-    members: &mut Vec<Member>,
-    labels: &mut HashMap<(usize, String), String>,
-) -> Result<(), DataError> {
-    let wrong = |error: std::io::Error| DataError::Format { path: path.to_owned(), reason: format!("damaged tar: {error}") };
+pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
+    let mut listing = Listing::default();
+    let mut files = Vec::new();
+    for (shard, path) in paths.iter().enumerate() {
+        let file = fs_err::File::open(path)?;
+        list(path, &file, shard, &mut listing)?;
+        if paths.len() <= MAX_OPEN {
+            files.push(file);
+        }
+    }
+    let (kept, mut classes) = members_of_split(&listing, paths, split);
+    let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+    if !listing.labels.is_empty() {
+        classes = label_by_key(&mut samples, &order, &listing);
+    }
+    let mut members: Vec<_> = listing.members.into_iter().map(Some).collect();
+    let mut members: Vec<_> = order.iter().filter_map(|&index| members[index].take()).collect();
+    for (sample, member) in samples.iter_mut().zip(&mut members) {
+        if paths.len() > 1 {
+            let shard = paths[member.shard].file_stem().unwrap_or_default().to_string_lossy();
+            sample.name = format!("{shard}:{}", sample.name);
+        }
+        member.name.clone_from(&sample.name);
+    }
+    Ok(Opened { samples, classes, source: Box::new(Shards { paths: paths.to_vec(), files, members }) })
+}
+
+/// By the folders inside, or else by the names of the shards.
+fn members_of_split(
+    listing: &Listing,
+    paths: &[PathBuf],
+    split: Split,
+) -> (Vec<(usize, Sample)>, Vec<String>) {
+    let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
+    if layout::has_splits(&names) || !paths.iter().any(|path| starts_with(path, &["train"])) {
+        return layout::arrange(&names, split);
+    }
+    let (mut kept, classes) = layout::arrange(&names, Split::Train);
+    let wanted = shards_of_split(paths, split);
+    kept.retain(|(index, _)| wanted.contains(&paths[listing.members[*index].shard]));
+    (kept, classes)
+}
+
+/// Where the images of a shard lie, and its labels.
+fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -> Result<(), DataError> {
+    let wrong = |reason: String| DataError::Format {
+        path: path.to_owned(),
+        reason: format!("damaged tar: {reason}"),
+    };
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file.file());
-    for entry in archive.entries_with_seek().map_err(wrong)? {
-        let mut entry = entry.map_err(wrong)?;
+    let mut end = 0;
+    for entry in archive.entries_with_seek().map_err(|error| wrong(error.to_string()))? {
+        let mut entry = entry.map_err(|error| wrong(error.to_string()))?;
+        let name = entry.path().map_err(|error| wrong(error.to_string()))?;
+        let name = name.to_string_lossy().trim_start_matches("./").to_owned();
+        let (offset, size) = (entry.raw_file_position(), entry.size());
+        end = offset.saturating_add(size);
+        if end > length {
+            return Err(wrong(format!("`{name}` is cut, the file ends {} bytes early", end - length)));
+        }
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let name = entry.path().map_err(wrong)?.to_string_lossy().trim_start_matches("./").to_owned();
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        if offset + size > length {
-            let reason = format!("damaged tar: `{name}` is cut, the file ends {} bytes early", offset + size - length);
-            return Err(DataError::Format { path: path.to_owned(), reason });
-        }
-        if name.ends_with(".cls") && size < 1024 {
+        if name.ends_with(".cls") && size <= MAX_LABEL {
             let mut text = String::new();
-            entry.read_to_string(&mut text).map_err(wrong)?;
-            labels.insert((shard, key(&name)), text.trim().to_owned());
+            entry.read_to_string(&mut text).map_err(|error| wrong(format!("`{name}`: {error}")))?;
+            listing.labels.insert((shard, key(&name)), text.trim().to_owned());
         } else if layout::is_image(&name) {
-            members.push(Member { shard, offset, size, name });
+            listing.members.push(Member { shard, offset, size, name });
         }
     }
-    Ok(())
+    // A shard that was cut between two members reads like a whole one, but for the end mark.
+    let mut mark = [1; BLOCK as usize];
+    match file.file().read_exact_at(&mut mark, end.next_multiple_of(BLOCK)) {
+        Ok(()) if mark.iter().all(|&byte| byte == 0) => Ok(()),
+        _ => Err(wrong(format!(
+            "no end mark after its last member, the file of {length} bytes was cut or overwritten"
+        ))),
+    }
 }
 
 /// WebDataset's key: the path up to the first dot of the file name.
@@ -92,20 +129,14 @@ fn key(name: &str) -> String {
     format!("{folder}/{}", file.split('.').next().unwrap_or_default())
 }
 
-/// Labels from `.cls` members; returns the class names, in numeric order where they are numbers.
-fn label_by_key(
-    samples: &mut [Sample],
-    order: &[usize],
-    shards: &Shards,
-    labels: &HashMap<(usize, String), String>,
-) -> Vec<String> {
-    let mut classes: Vec<String> = labels.values().cloned().collect();
-    classes.sort_by_key(|name| (name.parse::<i64>().unwrap_or(i64::MAX), name.clone()));
-    classes.dedup();
+/// Labels from `.cls` members; returns the class names of all shards.
+fn label_by_key(samples: &mut [Sample], order: &[usize], listing: &Listing) -> Vec<String> {
+    let classes = sorted_classes(listing.labels.values().cloned());
+    let label_of: HashMap<&String, u32> = classes.iter().zip(0..).collect();
     for (sample, &index) in samples.iter_mut().zip(order) {
-        let member = &shards.members[index];
-        let class = labels.get(&(member.shard, key(&member.name)));
-        sample.label = class.and_then(|class| classes.iter().position(|name| name == class)).map(|label| label as u32);
+        let member = &listing.members[index];
+        let class = listing.labels.get(&(member.shard, key(&member.name)));
+        sample.label = class.and_then(|class| label_of.get(class).copied());
     }
     classes
 }
@@ -129,12 +160,16 @@ impl Source for Shards {
 impl Shards {
     fn bytes(&self, member: &Member) -> Result<Vec<u8>, DataError> {
         let wrong = |reason: String| DataError::Decode { name: member.name.clone(), reason };
-        if member.size > MAX_MEMBER {
-            return Err(wrong(format!("{} bytes are more than is read for one image", member.size)));
+        if member.size > decode::MAX_BYTES {
+            return Err(wrong("the member is larger than any image that is decoded".into()));
         }
         let mut bytes = vec![0; member.size as usize];
-        let file = self.files[member.shard].file();
-        file.read_exact_at(&mut bytes, member.offset).map_err(|error| wrong(error.to_string()))?;
+        let read = match self.files.get(member.shard) {
+            Some(file) => file.file().read_exact_at(&mut bytes, member.offset),
+            None => fs_err::File::open(&self.paths[member.shard])
+                .and_then(|file| file.file().read_exact_at(&mut bytes, member.offset)),
+        };
+        read.map_err(|error| wrong(error.to_string()))?;
         Ok(bytes)
     }
 }

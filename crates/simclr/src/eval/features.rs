@@ -71,7 +71,7 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
 fn read_plan(run: &RunFolder) -> Result<serde_json::Value, EvalError> {
     let path = run.path().join("plan.json");
     let text = fs_err::read_to_string(&path)?;
-    serde_json::from_str(&text).map_err(|error| EvalError::Other(format!("`{}`: {error}", path.display())))
+    serde_json::from_str(&text).map_err(|error| EvalError::Refused(format!("`{}`: {error}", path.display())))
 }
 
 /// Copies a stored tensor into each of `targets`, whose names and shapes must agree.
@@ -268,7 +268,7 @@ pub fn extract(
     };
     let bad = stream(dataset, indices, options, &mut each, progress)?;
     if kept.is_empty() {
-        return Err(EvalError::Other("no image could be read".into()));
+        return Err(EvalError::Refused("no image could be read".into()));
     }
     Ok(Extracted { features: rows.iter().map(|rows| Tensor::cat(rows, 0)).collect(), indices: kept, bad })
 }

@@ -91,7 +91,7 @@ pub fn evaluate(
 
 impl EvalOptions {
     fn check(&self) -> Result<(), EvalError> {
-        let wrong = |what: &str| Err(EvalError::Other(format!("evaluation options: {what}")));
+        let wrong = |what: &str| Err(EvalError::Refused(format!("evaluation options: {what}")));
         if self.shares.is_empty() || self.shares.iter().any(|share| !(*share > 0.0 && *share <= 1.0)) {
             return wrong("expected shares of the labels above 0 and up to 1");
         }

@@ -105,7 +105,7 @@ impl Format {
         match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => Ok(Self::Parquet),
             Some("npy") => Ok(Self::Npy),
-            _ => Err(EvalError::Other(format!(
+            _ => Err(EvalError::Refused(format!(
                 "`{}`: expected a name that ends in .parquet or .npy",
                 out.display()
             ))),

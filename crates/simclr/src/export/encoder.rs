@@ -2,7 +2,7 @@
 //! the weights expect as metadata. The file is read back, rebuilt and compared before success is reported.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     EvalError, ModelError,
-    checkpoint::write_atomically,
+    checkpoint::{encode, write_atomically},
     encoder::{EncoderConfig, Padding},
     eval::features::{FrozenEncoder, load_encoder, load_weights},
     train::RunFolder,
@@ -148,8 +148,7 @@ fn serialise(
             .map_err(|error| other(name, error))
     });
     let views = views.collect::<Result<Vec<_>, EvalError>>()?;
-    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    safetensors::serialize(views, Some(metadata)).map_err(|error| other("encoder", error))
+    encode(views, metadata).map_err(|error| other("encoder", error))
 }
 
 /// Kinds that a module of the user's may hold; our own encoders are f32 with i64 counters.

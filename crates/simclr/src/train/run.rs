@@ -9,10 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_data::{
-    Batch, Dataset, Loader, LoaderConfig, Split,
-    dataset::Channels,
-};
+use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -52,8 +49,12 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    // Images and plan.
-    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    // Images and plan. The configuration names its images from here on, so a resumed run has the same one.
+    let mut config = config.clone();
+    config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
+    let config = &config;
+    let channels =
+        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
     let device = choose_device(config.train.device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
@@ -69,7 +70,7 @@ pub fn pretrain(
         None => 0,
     };
     drop(newest);
-    start::save(folder, config, data, &plan, device)?;
+    start::save(folder, &plan, device)?;
     observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
     passed_over.iter().for_each(|text| observer.message(text));
     if first_step > 0 {
@@ -101,6 +102,10 @@ pub fn pretrain(
     }
     run.save(plan.total_steps, observer)?;
     Ok(Outcome::Finished)
+}
+
+fn no_such(data: &Path) -> DataError {
+    DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
 }
 
 fn loader_config(plan: &Plan) -> LoaderConfig {
@@ -160,7 +165,12 @@ impl Run<'_> {
         self.due(batch.step + 1, &done, observer)
     }
 
-    fn due(&mut self, steps_done: u64, done: &Stepped, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn due(
+        &mut self,
+        steps_done: u64,
+        done: &Stepped,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
         if steps_done % train.health_every == 0 || steps_done == self.plan.total_steps {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
@@ -173,7 +183,10 @@ impl Run<'_> {
             let accuracy = knn.accuracy(self.model, self.dataset)?;
             self.metrics.knn(steps_done - 1, accuracy)?;
             let epoch = steps_done / self.plan.steps_per_epoch;
-            observer.message(&format!("epoch {epoch}: online kNN on held-out training images {:.1} %", 100.0 * accuracy));
+            observer.message(&format!(
+                "epoch {epoch}: online kNN on held-out training images {:.1} %",
+                100.0 * accuracy
+            ));
             self.clock.restart();
         }
         if self.saved.0.elapsed() >= Duration::from_secs_f64(60.0 * train.checkpoint_minutes) {
@@ -202,7 +215,12 @@ impl Run<'_> {
         let name = format!("nonfinite-step-{}.txt", batch.step);
         self.folder.write(&name, &(names.join("\n") + "\n"))?;
         self.metrics.flush()?;
-        Ok(TrainError::NonFinite { what: "the loss", value, step: batch.step, dump: self.folder.path().join(name) })
+        Ok(TrainError::NonFinite {
+            what: "the loss",
+            value,
+            step: batch.step,
+            dump: self.folder.path().join(name),
+        })
     }
 }
 

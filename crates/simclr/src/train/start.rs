@@ -1,26 +1,22 @@
 //! What a run says and writes down before its first step.
 
-use std::path::Path;
-
 use serde_json::json;
 use simclr_data::Dataset;
 use tch::Device;
 
 use super::RunFolder;
 use crate::{
-    Plan, RunConfig, TrainError,
+    Plan, TrainError,
     device::{Precision, describe},
     model::SimClr,
     optim::{Optimizer, Scaling, ScheduleKind},
 };
 
-/// Writes `config.toml` (with the path of the images), `plan.json` and `environment.json`.
+/// Writes `plan.json`, `environment.json` and, last, `config.toml`, which makes the folder a run.
 ///
 /// # Errors
 /// A folder that cannot be written.
-pub fn save(folder: &RunFolder, config: &RunConfig, data: &Path, plan: &Plan, device: Device) -> Result<(), TrainError> {
-    let mut config = config.clone();
-    config.data.path = Some(fs_err::canonicalize(data)?);
+pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), TrainError> {
     let environment = json!({
         "simclr": env!("CARGO_PKG_VERSION"),
         "libtorch": "2.11.0",
@@ -29,7 +25,7 @@ pub fn save(folder: &RunFolder, config: &RunConfig, data: &Path, plan: &Plan, de
     });
     folder.write("plan.json", &format!("{:#}\n", json!(plan)))?;
     folder.write("environment.json", &format!("{environment:#}\n"))?;
-    folder.write("config.toml", &config.to_toml())
+    folder.write("config.toml", &plan.config.to_toml())
 }
 
 /// The facts of the run, in the order in which a reader wants them.
@@ -51,11 +47,31 @@ pub fn facts(
         classes => format!("{classes} classes (labels are used by the online kNN only)"),
     };
     let mut facts = vec![
-        ("data", format!("{} images, {} channels, {labels}, fingerprint {}", plan.images, plan.channels, plan.data_fingerprint)),
+        (
+            "data",
+            format!(
+                "{} images, {} channels, {labels}, fingerprint {}",
+                plan.images, plan.channels, plan.data_fingerprint
+            ),
+        ),
         ("device", format!("{}, {precision}, {} loader threads", describe(device), plan.data_threads)),
         ("encoder", model.encoder.describe()),
-        ("head", format!("{:?}, {} layers, {} dimensions, norm {:?}", config.head.kind, config.head.layers, config.head.out, config.head.norm).to_lowercase()),
-        ("loss", format!("NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}", config.loss.temperature, ((views - 1) as f64).ln())),
+        (
+            "head",
+            format!(
+                "{:?}, {} layers, {} dimensions, norm {:?}",
+                config.head.kind, config.head.layers, config.head.out, config.head.norm
+            )
+            .to_lowercase(),
+        ),
+        (
+            "loss",
+            format!(
+                "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
+                config.loss.temperature,
+                ((views - 1) as f64).ln()
+            ),
+        ),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -78,5 +94,6 @@ fn learning_rate(plan: &Plan) -> String {
         ScheduleKind::Cosine => "then cosine to 0",
         ScheduleKind::Constant => "then constant",
     };
-    format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps).to_lowercase()
+    format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps)
+        .to_lowercase()
 }

@@ -51,5 +51,10 @@ pub fn train_step(
         loss.backward();
         optimizer.step(&model.params, lr);
     }
-    Ok(Stepped { loss: value, contrastive_accuracy: accuracy.double_value(&[]), h: h.detach(), z: z.detach() })
+    Ok(Stepped {
+        loss: value,
+        contrastive_accuracy: accuracy.double_value(&[]),
+        h: h.detach(),
+        z: z.detach(),
+    })
 }

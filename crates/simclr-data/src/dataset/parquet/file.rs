@@ -1,0 +1,218 @@
+//! One parquet file: its columns, all labels, and the encoded images of all rows or of one.
+
+use std::{
+    io::{self, BufReader, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow_array::{Array, ArrayRef, RecordBatch, cast::AsArray};
+use bytes::Bytes;
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
+    },
+    errors::ParquetError,
+    file::reader::{ChunkReader, Length},
+};
+
+use super::labels::{self, Label};
+use crate::DataError;
+
+const IMAGE_COLUMNS: [&str; 3] = ["image", "img", "jpg"];
+const LABEL_COLUMNS: [&str; 4] = ["label", "labels", "fine_label", "cls"];
+
+/// A parquet file whose labels have been read.
+pub struct File {
+    pub path: PathBuf,
+    /// One per row.
+    pub labels: Vec<Option<Label>>,
+    /// Names from the hub's metadata, where it has them.
+    pub class_names: Vec<String>,
+    metadata: ArrowReaderMetadata,
+    reader: At,
+    /// Index of the image column among the fields of the schema.
+    image: usize,
+}
+
+impl File {
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
+        let reader = At::open(path)?;
+        let metadata = ArrowReaderMetadata::load(&reader, Default::default());
+        let metadata = metadata.map_err(|error| wrong(format!("not a parquet file: {error}")))?;
+        let schema = metadata.schema().clone();
+        let find = |names: &[&str]| names.iter().find_map(|name| schema.index_of(name).ok());
+        let image = find(&IMAGE_COLUMNS).ok_or_else(|| {
+            let found: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            wrong(format!("no column image, img or jpg among {}", found.join(", ")))
+        })?;
+        let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
+        let mut file = Self {
+            path: path.to_owned(),
+            labels: Vec::new(),
+            class_names: Vec::new(),
+            metadata,
+            reader,
+            image,
+        };
+        match find(&LABEL_COLUMNS) {
+            Some(label) => {
+                let names = schema.metadata().get("huggingface");
+                let names = names.and_then(|text| labels::hub_class_names(text, schema.field(label).name()));
+                file.class_names = names.unwrap_or_default();
+                file.labels = file.read_labels(label)?;
+            }
+            None => file.labels = vec![None; rows],
+        }
+        if file.labels.len() != file.rows().count() {
+            return Err(wrong(format!("{} labels for {} rows", file.labels.len(), file.rows().count())));
+        }
+        Ok(file)
+    }
+
+    /// Row group and row in it, of each row.
+    pub fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let groups = self.metadata.metadata().row_groups().iter().enumerate();
+        groups.flat_map(|(group, meta)| (0..meta.num_rows().max(0) as usize).map(move |row| (group, row)))
+    }
+
+    /// Unpacked size of all columns, nearly all of it images.
+    pub fn image_bytes(&self) -> u64 {
+        self.metadata.metadata().row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum()
+    }
+
+    /// Mean unpacked size of a row of a group.
+    pub fn mean_bytes(&self, group: usize) -> u64 {
+        let group = self.metadata.metadata().row_group(group);
+        group.total_byte_size().unsigned_abs() / group.num_rows().max(1) as u64
+    }
+
+    /// The encoded images of all rows.
+    pub fn read_all(&self) -> Result<Vec<Bytes>, DataError> {
+        let mut images = Vec::new();
+        for batch in self.builder(self.image).build().map_err(|error| self.wrong(&error))? {
+            let batch = batch.map_err(|error| self.wrong(&error))?;
+            images.extend(encoded(&batch).map_err(|reason| self.format(reason))?);
+        }
+        if images.len() != self.labels.len() {
+            return Err(self.format(format!("{} images, expected {}", images.len(), self.labels.len())));
+        }
+        Ok(images)
+    }
+
+    /// The encoded image of one row.
+    pub fn read_row(&self, group: usize, row: usize) -> Result<Bytes, DataError> {
+        let builder = self.builder(self.image).with_row_groups(vec![group]).with_offset(row).with_limit(1);
+        let mut batches = builder.build().map_err(|error| self.wrong(&error))?;
+        let batch = batches.next().ok_or_else(|| self.format("a row is missing".into()))?;
+        let images =
+            encoded(&batch.map_err(|error| self.wrong(&error))?).map_err(|reason| self.format(reason))?;
+        images.into_iter().next().ok_or_else(|| self.format("a row is missing".into()))
+    }
+
+    fn read_labels(&self, column: usize) -> Result<Vec<Option<Label>>, DataError> {
+        let mut labels = Vec::with_capacity(self.rows().count().min(1 << 24));
+        for batch in self.builder(column).build().map_err(|error| self.wrong(&error))? {
+            let batch = batch.map_err(|error| self.wrong(&error))?;
+            labels.extend((0..batch.num_rows()).map(|row| labels::stored(batch.column(0), row)));
+        }
+        Ok(labels)
+    }
+
+    fn builder(&self, column: usize) -> ParquetRecordBatchReaderBuilder<At> {
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), [column]);
+        ParquetRecordBatchReaderBuilder::new_with_metadata(self.reader.clone(), self.metadata.clone())
+            .with_projection(mask)
+    }
+
+    fn wrong(&self, error: &dyn std::error::Error) -> DataError {
+        self.format(format!("damaged parquet file: {error}"))
+    }
+
+    fn format(&self, reason: String) -> DataError {
+        DataError::Format { path: self.path.clone(), reason }
+    }
+}
+
+/// The encoded images of a batch of the image column alone.
+fn encoded(batch: &RecordBatch) -> Result<Vec<Bytes>, String> {
+    let column = batch.column(0);
+    let bytes = match column.as_struct_opt() {
+        Some(parts) => parts.column_by_name("bytes").ok_or("the image column has no field `bytes`")?,
+        None => column,
+    };
+    let binary = |row| {
+        binary(bytes, row)
+            .ok_or_else(|| format!("images are stored as {}, expected bytes", bytes.data_type()))
+    };
+    (0..batch.num_rows()).map(binary).collect()
+}
+
+/// The bytes of a row; empty where the row is null, which then fails to decode and is reported.
+fn binary(column: &ArrayRef, row: usize) -> Option<Bytes> {
+    if column.is_null(row) {
+        return Some(Bytes::new());
+    }
+    if let Some(column) = column.as_binary_opt::<i32>() {
+        return Some(Bytes::copy_from_slice(column.value(row)));
+    }
+    column.as_binary_opt::<i64>().map(|column| Bytes::copy_from_slice(column.value(row)))
+}
+
+/// A file that is read at positions: threads share it without sharing a cursor.
+#[derive(Clone)]
+struct At {
+    file: Arc<fs_err::File>,
+    length: u64,
+}
+
+impl At {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = fs_err::File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self { file: Arc::new(file), length })
+    }
+}
+
+impl Length for At {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for At {
+    type T = BufReader<Cursor>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        Ok(BufReader::new(Cursor { file: self.file.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
+            return Err(ParquetError::EOF(format!(
+                "{length} bytes at {start} reach past the end at {}",
+                self.length
+            )));
+        }
+        let mut bytes = vec![0; length];
+        self.file.file().read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+/// Reads on from a position.
+struct Cursor {
+    file: Arc<fs_err::File>,
+    at: u64,
+}
+
+impl Read for Cursor {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.file().read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

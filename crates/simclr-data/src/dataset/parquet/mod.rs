@@ -1,0 +1,106 @@
+//! Parquet as the Hugging Face hub writes image sets: a column `image` of structs {bytes, path} (or of plain bytes) and
+//! an integer or text column `label`.
+//!
+//! Training reads in random order, and a page of a parquet file can only be unpacked whole. Sets of up to
+//! [`KEEP_BYTES`] are therefore unpacked once and kept encoded in memory; of larger sets each image is read from its
+//! row group, which unpacks one page (about 1 MB) and keeps memory bounded at any size.
+
+mod file;
+mod labels;
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use self::file::File;
+use super::{Opened, Sample, Source, Split, shards_of_split};
+use crate::{DataError, Image, decode};
+
+/// Encoded bytes that are kept in memory at most.
+const KEEP_BYTES: u64 = 4 << 30;
+
+pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
+    open_keeping(paths, split, KEEP_BYTES)
+}
+
+fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Opened, DataError> {
+    // The labels of all files, so that the classes are numbered alike in both splits.
+    let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let classes = labels::classes(&files)?;
+    let wanted = shards_of_split(paths, split);
+    let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
+    let mut samples = Vec::new();
+    for file in &files {
+        let stem = file.path.file_stem().unwrap_or_default().to_string_lossy();
+        let labels = labels::indices(&file.labels, &classes);
+        let named = labels.enumerate().map(|(row, label)| Sample { name: format!("{stem}/{row:06}"), label });
+        samples.extend(named);
+    }
+    let names = samples.iter().map(|sample| sample.name.clone()).collect();
+    let total: u64 = files.iter().map(File::image_bytes).sum();
+    let source: Box<dyn Source> = if total <= keep_bytes {
+        let images = files.iter().map(File::read_all).collect::<Result<Vec<_>, _>>()?.concat();
+        Box::new(Memory { images, names })
+    } else {
+        let rows = files
+            .iter()
+            .enumerate()
+            .flat_map(|(at, file)| file.rows().map(move |(group, row)| (at, group, row)));
+        Box::new(Disk { rows: rows.collect(), files, names })
+    };
+    Ok(Opened { samples, classes, source })
+}
+
+struct Memory {
+    images: Vec<Bytes>,
+    names: Vec<String>,
+}
+
+impl Source for Memory {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &self.images[index], channels)
+    }
+
+    fn stored_bytes(&self, index: usize) -> u64 {
+        self.images[index].len() as u64
+    }
+
+    fn native_channels(&self) -> usize {
+        self.images.first().map_or(3, |bytes| decode::native_channels(bytes))
+    }
+}
+
+struct Disk {
+    files: Vec<File>,
+    /// File, row group, row in the group.
+    rows: Vec<(usize, usize, usize)>,
+    names: Vec<String>,
+}
+
+impl Disk {
+    fn bytes(&self, index: usize) -> Result<Bytes, DataError> {
+        let (file, group, row) = self.rows[index];
+        let bytes = self.files[file].read_row(group, row);
+        bytes
+            .map_err(|error| DataError::Decode { name: self.names[index].clone(), reason: error.to_string() })
+    }
+}
+
+impl Source for Disk {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &self.bytes(index)?, channels)
+    }
+
+    /// The mean of the row group: the size of one image is not known before it is unpacked.
+    fn stored_bytes(&self, index: usize) -> u64 {
+        let (file, group, _) = self.rows[index];
+        self.files[file].mean_bytes(group)
+    }
+
+    fn native_channels(&self) -> usize {
+        self.bytes(0).map_or(3, |bytes| decode::native_channels(&bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! Both ways of holding a parquet set, in memory and on disk, against each other.
+
+use std::path::Path;
+
+use super::*;
+use crate::dataset::parquet::tests::fixture::{png, write};
+
+mod fixture {
+    use std::{path::Path, sync::Arc};
+
+    use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
+    use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
+
+    pub fn png(value: u8) -> Vec<u8> {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let image = image::GrayImage::from_pixel(2, 3, image::Luma([value]));
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    /// Row groups of three rows, plain bytes and text labels.
+    pub fn write(path: &Path, rows: &[(u8, &str)]) {
+        let images: Vec<_> = rows.iter().map(|row| png(row.0)).collect();
+        let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(images));
+        let labels: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.1)));
+        let batch = RecordBatch::try_from_iter([("image", images), ("label", labels)]).unwrap();
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(3));
+        let properties = properties.set_compression(Compression::SNAPPY).build();
+        let file = fs_err::File::create(path).unwrap().into_file();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
+}
+
+fn rows() -> Vec<(u8, &'static str)> {
+    (0..8).map(|row| (row * 30, ["b", "a", "c"][usize::from(row) % 3])).collect()
+}
+
+fn both(folder: &Path) -> [Opened; 2] {
+    let path = folder.join("train-00000.parquet");
+    write(&path, &rows());
+    [u64::MAX, 0].map(|keep| open_keeping(std::slice::from_ref(&path), Split::Train, keep).unwrap())
+}
+
+#[test]
+fn memory_and_disk_give_the_same_images_in_any_order_from_any_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let [memory, disk] = both(folder.path());
+    assert_eq!((memory.samples.len(), &memory.samples, &memory.classes), (8, &disk.samples, &disk.classes));
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (memory, disk) = (&memory.source, &disk.source);
+            scope.spawn(move || {
+                for index in (0..40).map(|step| (step * 5 + worker) % 8) {
+                    let image = disk.decode(index, 1).unwrap();
+                    assert_eq!(image.data, vec![index as u8 * 30; 6]);
+                    assert_eq!(image, memory.decode(index, 1).unwrap());
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn text_labels_of_the_test_part_are_numbered_as_in_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let [train, test] = ["train-0.parquet", "test-0.parquet"].map(|name| folder.path().join(name));
+    write(&train, &rows());
+    write(&test, &[(1, "c")]);
+    let opened = open(&[train, test], Split::Test).unwrap();
+    assert_eq!((opened.samples[0].label, opened.classes.len()), (Some(2), 3));
+}
+
+#[test]
+fn an_encoded_image_comes_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    write(&path, &rows());
+    let file = File::open(&path).unwrap();
+    let rows: Vec<_> = file.rows().collect();
+    assert_eq!(rows[4], (1, 1));
+    assert_eq!(file.read_row(1, 1).unwrap(), png(120));
+    assert_eq!(file.read_all().unwrap()[4], png(120));
+}

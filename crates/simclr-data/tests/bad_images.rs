@@ -1,0 +1,322 @@
+//! Images that are unusual or hostile: each gives the right picture or one clear error, never a panic.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::{io::Cursor, path::Path};
+
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
+use proptest::prelude::*;
+use simclr_data::{
+    DataError, Image,
+    decode::{MAX_PIXELS, decode},
+};
+use tiff::encoder::{TiffEncoder, colortype, colortype::ColorType};
+
+const WIDTH: u32 = 16;
+const HEIGHT: u32 = 12;
+
+fn fixture(name: &str) -> Vec<u8> {
+    fs_err::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images").join(name)).unwrap()
+}
+
+fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn reason(bytes: &[u8], channels: usize) -> String {
+    match decode("the/file.jpg", bytes, channels) {
+        Err(DataError::Decode { name, reason }) if name == "the/file.jpg" => reason,
+        other => panic!("expected a decode error, found {other:?}"),
+    }
+}
+
+fn worst(found: &[u8], expected: &[u8]) -> u8 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+/// `reference/bad_images.py` wrote the images and PIL's reading of them.
+#[test]
+fn fixtures_look_as_pil_shows_them() {
+    // JPEG decoders differ in the inverse transform and upsampling, WebP in upsampling: a few levels.
+    let cases = [
+        ("cmyk.jpg", 2),
+        ("ycck.jpg", 4),
+        ("progressive.jpg", 4),
+        ("grey.jpg", 2),
+        ("palette.png", 0),
+        ("palette8.bmp", 0),
+        ("lossy.webp", 2),
+        ("cmyk8.tif", 2),
+    ];
+    for (name, tolerance) in cases {
+        let image = decode(name, &fixture(name), 3).unwrap();
+        assert_eq!((image.width, image.height, image.channels), (16, 12, 3), "{name}");
+        let golden = fixture(&format!("{}.rgb", name.rsplit_once('.').unwrap().0));
+        let worst = worst(&image.data, &golden);
+        assert!(worst <= tolerance, "{name}: {worst} levels from PIL");
+    }
+}
+
+#[test]
+fn grey_is_itself_and_luma_weighs_as_bt_601() {
+    let grey = decode("grey.jpg", &fixture("grey.jpg"), 1).unwrap();
+    let tripled = decode("grey.jpg", &fixture("grey.jpg"), 3).unwrap();
+    assert_eq!(grey.data, tripled.data.iter().step_by(3).copied().collect::<Vec<_>>());
+    for (pixel, expected) in
+        [([255, 0, 0], 76), ([0, 255, 0], 150), ([0, 0, 255], 29), ([255, 255, 255], 255)]
+    {
+        let png = encoded(&image::RgbImage::from_pixel(1, 1, image::Rgb(pixel)).into(), ImageFormat::Png);
+        assert_eq!(decode("x", &png, 1).unwrap().data, [expected]);
+    }
+}
+
+#[test]
+fn alpha_is_dropped_not_blended() {
+    let pixel = image::RgbaImage::from_pixel(2, 1, image::Rgba([200, 100, 50, 10]));
+    let png = encoded(&pixel.into(), ImageFormat::Png);
+    assert_eq!(decode("x", &png, 3).unwrap().data, [200, 100, 50, 200, 100, 50]);
+    let pixel = image::GrayAlphaImage::from_pixel(1, 1, image::LumaA([90, 0]));
+    let png = encoded(&pixel.into(), ImageFormat::Png);
+    assert_eq!(decode("x", &png, 1).unwrap().data, [90]);
+    assert_eq!(decode("x", &png, 3).unwrap().data, [90; 3]);
+}
+
+#[test]
+fn sixteen_bits_are_rounded_to_eight() {
+    let values = [0, 127, 129, 32_767, 32_896, 65_406, 65_407, 65_535];
+    let rounded: Vec<u8> = values.iter().map(|&value| (f64::from(value) / 257.0).round() as u8).collect();
+    let wide = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(8, 1, values.to_vec()).unwrap();
+    for format in [ImageFormat::Png, ImageFormat::Tiff] {
+        let bytes = encoded(&DynamicImage::ImageLuma16(wide.clone()), format);
+        assert_eq!(decode("x", &bytes, 1).unwrap().data, rounded, "{format:?}");
+    }
+}
+
+#[test]
+fn sixteen_bit_cmyk_tiff_shows_its_colours() {
+    let mut bytes = Cursor::new(Vec::new());
+    // White, cyan, half black, full black.
+    let pixels: [u16; 16] = [0, 0, 0, 0, 65_535, 0, 0, 0, 0, 0, 0, 32_768, 0, 0, 0, 65_535];
+    TiffEncoder::new(&mut bytes).unwrap().write_image::<colortype::CMYK16>(2, 2, &pixels).unwrap();
+    let image = decode("x", &bytes.into_inner(), 3).unwrap();
+    assert!(
+        worst(&image.data, &[255, 255, 255, 0, 255, 255, 127, 127, 127, 0, 0, 0]) <= 1,
+        "{:?}",
+        image.data
+    );
+}
+
+/// TIFF of five bands, as sensors give them.
+struct FiveBands;
+
+impl ColorType for FiveBands {
+    type Inner = u8;
+    const TIFF_VALUE: tiff::tags::PhotometricInterpretation =
+        tiff::tags::PhotometricInterpretation::BlackIsZero;
+    const BITS_PER_SAMPLE: &'static [u16] = &[8; 5];
+    const SAMPLE_FORMAT: &'static [tiff::tags::SampleFormat] = &[tiff::tags::SampleFormat::Uint; 5];
+
+    fn horizontal_predict(row: &[u8], result: &mut Vec<u8>) {
+        result.extend_from_slice(row);
+    }
+}
+
+#[test]
+fn bands_stay_bands_and_other_numbers_are_errors() {
+    let mut bytes = Cursor::new(Vec::new());
+    let pixels: Vec<u8> = (0..30).collect();
+    TiffEncoder::new(&mut bytes).unwrap().write_image::<FiveBands>(3, 2, &pixels).unwrap();
+    let bytes = bytes.into_inner();
+    assert_eq!(decode("x", &bytes, 5).unwrap(), Image::new(3, 2, 5, pixels));
+    assert_eq!(simclr_data::decode::native_channels(&bytes), 5);
+    assert_eq!(reason(&bytes, 3), "it has 5 channels, expected 3");
+    assert_eq!(reason(&fixture("grey.jpg"), 5), "it has 3 channels, expected 5");
+}
+
+/// An APP1 segment with the orientation alone, put behind the start marker of a JPEG.
+fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0".to_vec();
+    exif[25] = orientation;
+    let mut bytes = jpeg[..2].to_vec();
+    bytes.extend([0xff, 0xe1]);
+    bytes.extend((exif.len() as u16 + 2).to_be_bytes());
+    bytes.extend(exif);
+    bytes.extend(&jpeg[2..]);
+    bytes
+}
+
+/// Where EXIF (CIPA DC-008, tag 274) says row 0 and column 0 of the stored image are to be seen.
+#[test]
+fn all_eight_orientations_are_made_upright() {
+    let stored = decode("grey.jpg", &fixture("grey.jpg"), 1).unwrap();
+    let at = |image: &Image, y: usize, x: usize| image.data[y * image.width + x];
+    let (w, h) = (stored.width, stored.height);
+    for orientation in 1..=8 {
+        let image = decode("x", &with_orientation(&fixture("grey.jpg"), orientation), 1).unwrap();
+        let size = if orientation >= 5 { (h, w) } else { (w, h) };
+        assert_eq!((image.width, image.height), size, "orientation {orientation}");
+        for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+            let (row, column) = match orientation {
+                1 => (y, x),                 // row 0 top, column 0 left
+                2 => (y, w - 1 - x),         // top, right
+                3 => (h - 1 - y, w - 1 - x), // bottom, right
+                4 => (h - 1 - y, x),         // bottom, left
+                5 => (x, y),                 // left, top
+                6 => (x, h - 1 - y),         // right, top
+                7 => (w - 1 - x, h - 1 - y), // right, bottom
+                _ => (w - 1 - x, y),         // left, bottom
+            };
+            assert_eq!(
+                at(&image, row, column),
+                at(&stored, y, x),
+                "orientation {orientation}, row {y}, column {x}"
+            );
+        }
+    }
+    let unknown = decode("x", &with_orientation(&fixture("grey.jpg"), 9), 1).unwrap();
+    assert_eq!(unknown, stored);
+}
+
+/// A PNG header of that size with a correct checksum, and nothing else of substance.
+fn png_of(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    encoder.write_image(&[0; 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+    bytes[16..20].copy_from_slice(&width.to_be_bytes());
+    bytes[20..24].copy_from_slice(&height.to_be_bytes());
+    let mut crc = flate2::Crc::new();
+    crc.update(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    bytes
+}
+
+/// A JPEG whose frame header claims that size.
+fn jpeg_of(width: u16, height: u16) -> Vec<u8> {
+    let mut bytes = fixture("grey.jpg");
+    let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    bytes[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+    bytes[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+    bytes
+}
+
+/// A TIFF whose tags of width and height claim `side`.
+fn tiff_of(side: u32) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    TiffEncoder::new(&mut bytes).unwrap().write_image::<colortype::RGB8>(1, 1, &[1, 2, 3]).unwrap();
+    let mut bytes = bytes.into_inner();
+    let directory = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
+    let entries = u16::from_le_bytes(bytes[directory..directory + 2].try_into().unwrap());
+    for entry in (0..usize::from(entries)).map(|entry| directory + 2 + entry * 12) {
+        if matches!(u16::from_le_bytes(bytes[entry..entry + 2].try_into().unwrap()), 256 | 257) {
+            bytes[entry + 2..entry + 4].copy_from_slice(&4u16.to_le_bytes());
+            bytes[entry + 8..entry + 12].copy_from_slice(&side.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+#[test]
+fn bombs_are_refused_by_their_headers() {
+    const { assert!(100_000u64 * 100_000 > MAX_PIXELS) };
+    for (kind, bytes) in [
+        ("png", png_of(100_000, 100_000)),
+        ("png, widest", png_of(0x7fff_ffff, 0x7fff_ffff)),
+        ("jpeg", jpeg_of(65_535, 65_535)),
+        ("tiff", tiff_of(100_000)),
+    ] {
+        let reason = reason(&bytes, 3);
+        let clear =
+            ["more than", "limit", "large", "big"].iter().any(|word| reason.to_lowercase().contains(word));
+        assert!(clear, "{kind}: {reason}");
+    }
+}
+
+#[test]
+fn hostile_files_are_one_clear_error_each() {
+    let (jpeg, progressive) = (fixture("cmyk.jpg"), fixture("progressive.jpg"));
+    let png =
+        encoded(&image::RgbImage::from_pixel(WIDTH, HEIGHT, image::Rgb([1, 2, 3])).into(), ImageFormat::Png);
+    let mut flipped = png.clone();
+    flipped[45] ^= 0x40;
+    let mut no_frame = jpeg.clone();
+    no_frame.drain(2..jpeg.len() - 2);
+    let webp = fixture("lossy.webp");
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", vec![]),
+        ("one byte", vec![0xff]),
+        ("text", b"<html><body>404 not found</body></html>".to_vec()),
+        ("gif", b"GIF89a\x01\0\x01\0\0\0\0;".to_vec()),
+        ("zeros", vec![0; 4096]),
+        ("jpeg, start alone", jpeg[..3].to_vec()),
+        ("jpeg, start and end alone", no_frame),
+        ("jpeg, half", jpeg[..jpeg.len() / 2].to_vec()),
+        ("jpeg, end marker lost", jpeg[..jpeg.len() - 2].to_vec()),
+        ("progressive jpeg, three quarters", progressive[..progressive.len() * 3 / 4].to_vec()),
+        ("jpeg, no pixels", jpeg_of(0, 0)),
+        ("png, half", png[..png.len() / 2].to_vec()),
+        ("png, signature alone", png[..8].to_vec()),
+        ("png, flipped bit", flipped),
+        ("png, no pixels", png_of(0, 12)),
+        ("webp, half", webp[..webp.len() / 2].to_vec()),
+        ("bmp, half", fixture("palette8.bmp")[..200].to_vec()),
+        ("tiff, half", fixture("cmyk8.tif")[..400].to_vec()),
+        ("tiff, no pixels", tiff_of(0)),
+        ("tiff, more pixels than can be counted", tiff_of(u32::MAX)),
+    ];
+    for (kind, bytes) in cases {
+        let reason = reason(&bytes, 3);
+        assert!(!reason.is_empty() && !reason.contains('\n'), "{kind}: {reason:?}");
+    }
+}
+
+#[test]
+fn content_counts_not_the_ending_and_one_pixel_is_an_image() {
+    let png = encoded(&image::RgbImage::from_pixel(1, 1, image::Rgb([7, 8, 9])).into(), ImageFormat::Png);
+    assert_eq!(decode("named.jpg", &png, 3).unwrap(), Image::new(1, 1, 3, vec![7, 8, 9]));
+}
+
+/// Valid files of every kind, for mutation.
+fn seeds() -> Vec<Vec<u8>> {
+    let names =
+        ["cmyk.jpg", "ycck.jpg", "progressive.jpg", "grey.jpg", "palette.png", "palette8.bmp", "lossy.webp"];
+    let mut seeds: Vec<_> = names.iter().map(|name| fixture(name)).collect();
+    seeds.push(fixture("cmyk8.tif"));
+    seeds.push(with_orientation(&fixture("progressive.jpg"), 6));
+    let wide =
+        DynamicImage::ImageRgba16(image::ImageBuffer::from_pixel(9, 5, image::Rgba([9, 999, 9999, 65_000])));
+    seeds.extend([ImageFormat::Png, ImageFormat::Tiff].map(|format| encoded(&wide, format)));
+    let lossless = image::RgbImage::from_fn(WIDTH, HEIGHT, |x, y| image::Rgb([x as u8 * 9, y as u8 * 7, 3]));
+    seeds.extend(
+        [ImageFormat::WebP, ImageFormat::Bmp].map(|format| encoded(&lossless.clone().into(), format)),
+    );
+    seeds
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changed_and_cut_files_never_panic(
+        seed in 0usize..13,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        cut in prop::option::weighted(0.3, any::<prop::sample::Index>()),
+        channels in prop::sample::select(vec![1usize, 3, 4, 5]),
+    ) {
+        let mut bytes = seeds().swap_remove(seed);
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        // A changed header may claim a large image that is still allowed; those only cost time here.
+        if let Ok(image) = decode("changed", &bytes, channels) {
+            prop_assert_eq!(image.channels, channels);
+            prop_assert_eq!(image.data.len(), image.width * image.height * channels);
+        }
+    }
+}

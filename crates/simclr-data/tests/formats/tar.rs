@@ -1,0 +1,98 @@
+//! Tars of class folders and WebDataset shards, whole and cut.
+
+use std::path::Path;
+
+use simclr_data::{DataError, Dataset, Split, dataset::Channels};
+
+use super::{firsts, names, open, png};
+
+fn tar_of(path: &Path, members: &[(&str, &[u8])]) {
+    let mut builder = ::tar::Builder::new(fs_err::File::create(path).unwrap());
+    for (name, bytes) in members {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap();
+}
+
+#[test]
+fn a_tar_of_class_folders_with_splits_and_long_names() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let long = format!("train/b/{}.png", "n".repeat(150));
+    let images = [1, 2, 3].map(png);
+    tar_of(
+        &path,
+        &[
+            ("train/a/1.png", &images[0]),
+            (&long, &images[1]),
+            ("notes.txt", b"x"),
+            ("test/b/3.png", &images[2]),
+        ],
+    );
+    let set = open(&path, Split::Train);
+    assert_eq!((names(&set), set.labels().unwrap()), (vec!["train/a/1.png", long.as_str()], vec![0, 1]));
+    assert_eq!(firsts(&set), [1, 2]);
+    assert!(Dataset::has_test_split(&path));
+    let test = open(&path, Split::Test);
+    assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![1], vec![3]));
+}
+
+#[test]
+fn webdataset_shards_number_their_classes_alike_in_both_splits() {
+    let root = tempfile::tempdir().unwrap();
+    let images = [1, 2, 3, 4].map(png);
+    let shard = |name: &str| root.path().join(name);
+    tar_of(
+        &shard("train-0.tar"),
+        &[("000.png", &images[0]), ("000.cls", b"9\n"), ("001.cls", b"2"), ("001.png", &images[1])],
+    );
+    tar_of(&shard("train-1.tar"), &[("000.png", &images[2]), ("000.cls", b"10")]);
+    tar_of(&shard("val-0.tar"), &[("000.png", &images[3]), ("000.cls", b"10")]);
+    let set = open(root.path(), Split::Train);
+    assert_eq!(set.classes(), ["2", "9", "10"]);
+    assert_eq!((set.labels().unwrap(), firsts(&set)), (vec![1, 0, 2], vec![1, 2, 3]));
+    assert_eq!(names(&set), ["train-0:000.png", "train-0:001.png", "train-1:000.png"]);
+    let test = open(root.path(), Split::Test);
+    assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![2], vec![4]));
+}
+
+#[test]
+fn cut_shards_are_refused_at_any_place() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    tar_of(&path, &[("a/1.png", &png(1)), ("a/2.png", &png(2))]);
+    let whole = fs_err::read(&path).unwrap();
+    let end = whole.len() - 1024;
+    for length in [end / 2, end / 2 + 100, end / 2 + 512 + 10, end - 512, end] {
+        fs_err::write(&path, &whole[..length]).unwrap();
+        let error = Dataset::open(&path, Split::Train, Channels::Auto).unwrap_err();
+        assert!(matches!(error, DataError::Format { .. }), "{length}: {error}");
+        assert!(
+            error.to_string().contains("set.tar") && error.to_string().contains("damaged tar"),
+            "{error}"
+        );
+    }
+    assert!(Dataset::has_test_split(&path), "a damaged set must be opened and reported, not passed over");
+}
+
+#[test]
+fn tar_images_are_read_from_many_threads() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let images: Vec<_> = (0..50).map(|value| (format!("{value:02}.png"), png(value))).collect();
+    tar_of(&path, &images.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect::<Vec<_>>());
+    let set = open(&path, Split::Train);
+    std::thread::scope(|scope| {
+        for start in 0..4 {
+            let set = &set;
+            scope.spawn(move || {
+                for index in (0..200).map(|step| (step * 7 + start) % 50) {
+                    assert_eq!(usize::from(set.decode(index).unwrap().data[0]), index);
+                }
+            });
+        }
+    });
+}
