@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from torchvision.transforms import functional as tv
 
 OUT = pathlib.Path(__file__).parent.parent / "crates/simclr-data/tests/golden/augment.safetensors"
-OUT.parent.mkdir(exist_ok=True)
+OUT.parent.mkdir(parents=True, exist_ok=True)
 
 
 def picture(w, h, c):
@@ -80,5 +80,5 @@ x = clip(x * 0.7)
 x = clip(hsv(x, lambda h, s, v: (h, min(s * 1.3, 1), v)))
 m = x.mean((1, 2), keepdims=True)
 x = clip((x - m) * 0.5 + m)
-out["whole"] = clip(blur(x, 0.6, 16))
+out["view"] = clip(blur(x, 0.6, 16))
 save_file({k: np.ascontiguousarray(v.astype(np.float32)) for k, v in out.items()}, OUT)

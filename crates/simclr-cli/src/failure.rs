@@ -72,7 +72,11 @@ impl From<std::io::Error> for Failure {
 }
 
 /// A panic is a bug: say so in one line, with the place, and leave with the internal code.
-#[expect(clippy::print_stderr, clippy::exit, reason = "this is where errors are shown, and no command is left to return to")]
+#[expect(
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "this is where errors are shown, and no command is left to return to"
+)]
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no message");

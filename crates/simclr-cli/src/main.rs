@@ -37,7 +37,8 @@ fn calm_openmp() {
     }
     if let Ok(program) = std::env::current_exe() {
         // `exec` comes back only when it failed; the run is then slower, not wrong.
-        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env(SETTING, "2000").exec();
+        let _ =
+            std::process::Command::new(program).args(std::env::args_os().skip(1)).env(SETTING, "2000").exec();
     }
 }
 

@@ -42,11 +42,16 @@ fn the_straight_line_from_images_to_features() {
     for row in ["trained h", "random-init h", "raw pixels", "chance"] {
         assert!(evaluated.out.lines().any(|line| line.starts_with(row)), "{}", evaluated.out);
     }
-    let results: serde_json::Value = serde_json::from_str(&fs::read_to_string(run.join("results.json")).unwrap()).unwrap();
+    let results: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(run.join("results.json")).unwrap()).unwrap();
     assert!(results["rows"].as_array().is_some_and(|rows| rows.len() == 4), "{results}");
     let exported = said(simclr(&["export"]).arg(&run));
     exported.succeeds();
-    assert!(run.join("encoder.safetensors").is_file() && exported.out.contains("read back"), "{}", exported.out);
+    assert!(
+        run.join("encoder.safetensors").is_file() && exported.out.contains("read back"),
+        "{}",
+        exported.out
+    );
     for name in ["h.npy", "h.parquet"] {
         let out = temp.path().join(name);
         let embedded = said(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
@@ -77,7 +82,8 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
 }
 
 fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     files.sort();
     files.pop()
@@ -136,6 +142,9 @@ fn an_interrupt_writes_a_checkpoint_and_exits_with_130() {
         assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(code));
         said(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
-        assert!(expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(), "weights differ after SIG{signal}");
+        assert!(
+            expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
+            "weights differ after SIG{signal}"
+        );
     }
 }

@@ -30,7 +30,11 @@ impl Place {
         let data = self.images();
         let file = data.join("class-0").join(name);
         fs::write(&file, bytes).unwrap();
-        let run = pretrain(&data, &self.path("run"), &["--set", "data.max_bad_share=0.1", "--batch", "41", "--epochs", "1"]);
+        let run = pretrain(
+            &data,
+            &self.path("run"),
+            &["--set", "data.max_bad_share=0.1", "--batch", "41", "--epochs", "1"],
+        );
         let mut run = run;
         let said = said(&mut run);
         said.succeeds();
@@ -64,7 +68,11 @@ fn empty_file() {
 
 #[test]
 fn text_that_calls_itself_an_image() {
-    Place::new().is_skipped("notes.png", b"these are notes, not pixels", "not a JPEG, PNG, WebP, BMP or TIFF image");
+    Place::new().is_skipped(
+        "notes.png",
+        b"these are notes, not pixels",
+        "not a JPEG, PNG, WebP, BMP or TIFF image",
+    );
 }
 
 #[test]
@@ -92,7 +100,10 @@ fn decompression_bomb() {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+        (0..8).fold(
+            crc ^ u32::from(byte),
+            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
+        )
     })
 }
 
@@ -104,8 +115,15 @@ fn sixteen_bit_cmyk_tiff() {
     };
     let mut tiff = b"II*\0\x08\0\0\0".to_vec();
     let entries = [
-        entry(256, 3, 1, 2), entry(257, 3, 1, 2), entry(258, 3, 4, 122), entry(259, 3, 1, 1), entry(262, 3, 1, 5),
-        entry(273, 4, 1, 130), entry(277, 3, 1, 4), entry(278, 3, 1, 2), entry(279, 4, 1, 32),
+        entry(256, 3, 1, 2),
+        entry(257, 3, 1, 2),
+        entry(258, 3, 4, 122),
+        entry(259, 3, 1, 1),
+        entry(262, 3, 1, 5),
+        entry(273, 4, 1, 130),
+        entry(277, 3, 1, 4),
+        entry(278, 3, 1, 2),
+        entry(279, 4, 1, 32),
     ];
     tiff.extend((entries.len() as u16).to_le_bytes());
     tiff.extend(entries.concat());
@@ -162,7 +180,11 @@ fn a_name_that_is_not_utf8_and_a_link_to_nowhere() {
     std::os::unix::fs::symlink("nowhere.png", data.join("class-0/link.png")).unwrap();
     let said = said(&mut simclr(&["inspect", "--data", data.to_str().unwrap()]));
     said.refuses(&["1 images cannot be decoded"]);
-    assert!(said.out.contains("42 images") && said.out.contains("link.png") && said.out.contains("nowhere"), "{}", said.out);
+    assert!(
+        said.out.contains("42 images") && said.out.contains("link.png") && said.out.contains("nowhere"),
+        "{}",
+        said.out
+    );
 }
 
 // Data sets.
@@ -221,14 +243,16 @@ fn idx_header_that_lies_about_the_length() {
     [1000u32, 28, 28].iter().for_each(|size| idx.extend(size.to_be_bytes()));
     idx.extend([0; 784]);
     fs::write(place.path("set/train-images-idx3-ubyte"), idx).unwrap();
-    said(&mut pretrain(&place.path("set"), &place.path("run"), &[])).refuses(&["promises [1000, 28, 28]", "holds 784"]);
+    said(&mut pretrain(&place.path("set"), &place.path("run"), &[]))
+        .refuses(&["promises [1000, 28, 28]", "holds 784"]);
 }
 
 #[test]
 fn parquet_that_is_none() {
     let place = Place::new();
     fs::write(place.path("x.parquet"), b"PAR1 and then nothing").unwrap();
-    said(&mut pretrain(&place.path("x.parquet"), &place.path("run"), &[])).refuses(&["x.parquet", "not a parquet file"]);
+    said(&mut pretrain(&place.path("x.parquet"), &place.path("run"), &[]))
+        .refuses(&["x.parquet", "not a parquet file"]);
 }
 
 // Configuration.
@@ -240,7 +264,14 @@ fn unknown_key_wrong_type_bad_toml_and_values_out_of_range() {
     let with = |text: &str| {
         fs::write(place.path("c.toml"), text).unwrap();
         let file = place.path("c.toml");
-        said(simclr(&["pretrain", "--data"]).arg(&data).arg("--config").arg(&file).arg("--run").arg(place.path("run")))
+        said(
+            simclr(&["pretrain", "--data"])
+                .arg(&data)
+                .arg("--config")
+                .arg(&file)
+                .arg("--run")
+                .arg(place.path("run")),
+        )
     };
     let unknown = with("[loss]\ntemprature = 0.5\n");
     unknown.refuses(&["c.toml", "unknown key `loss.temprature`"]);
@@ -250,7 +281,8 @@ fn unknown_key_wrong_type_bad_toml_and_values_out_of_range() {
     with("[loss]\ntemperature = 0\n").refuses(&["loss.temperature = 0", "above 0"]);
     with("[augment]\ncrop_scale = [0.9, 0.1]\n").refuses(&["augment.crop_scale", "[0.9, 0.1]"]);
     said(&mut pretrain(&data, &place.path("run"), &["--set", "temperature"])).refuses(&["section.key=value"]);
-    said(&mut pretrain(&data, &place.path("run"), &["--encoder", "resnet19"])).refuses(&["resnet19", "resnet18"]);
+    said(&mut pretrain(&data, &place.path("run"), &["--encoder", "resnet19"]))
+        .refuses(&["resnet19", "resnet18"]);
     said(&mut pretrain(&data, &place.path("run"), &["--config", "gone.toml"])).refuses(&["gone.toml"]);
     assert!(!place.path("run").exists());
 }
@@ -269,7 +301,8 @@ fn encoder_file_that_is_no_torchscript() {
 // Runs and checkpoints.
 
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
 }
@@ -291,9 +324,7 @@ fn cut_garbage_and_foreign_checkpoints() {
     let place = Place::new();
     let (data, run) = (place.images(), place.path("run"));
     said(&mut pretrain(&data, &run, &[])).succeeds();
-    let resume = |more: &[&str]| {
-        said(simclr(&["pretrain", "--resume", "--run"]).arg(&run).args(more))
-    };
+    let resume = |more: &[&str]| said(simclr(&["pretrain", "--resume", "--run"]).arg(&run).args(more));
     let foreign = resume(&["--set", "head.out=32"]);
     foreign.refuses(&["head.out was 16, is 32"]);
     foreign.hints("configuration of the run folder");
@@ -302,7 +333,9 @@ fn cut_garbage_and_foreign_checkpoints() {
     let mut flipped = whole.clone();
     let last = flipped.len() - 1;
     flipped[last] ^= 1;
-    for (bytes, reason) in [(&whole[..whole.len() / 2], "not a whole"), (b"garbage", "not a whole"), (&flipped, "checksum")] {
+    for (bytes, reason) in
+        [(&whole[..whole.len() / 2], "not a whole"), (b"garbage", "not a whole"), (&flipped, "checksum")]
+    {
         fs::write(&file, bytes).unwrap();
         resume(&[]).refuses(&["step-", reason]);
         said(simclr(&["evaluate"]).arg(&run)).refuses(&["step-", reason]);
@@ -320,7 +353,8 @@ fn no_run_no_labels_no_checkpoint_and_an_unknown_table() {
     said(simclr(&["export"]).arg(place.path("gone"))).refuses(&["gone", "no such folder"]);
     let run = place.path("run");
     said(&mut pretrain(&data, &run, &[])).succeeds();
-    said(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(place.path("h.csv"))).refuses(&[".parquet or .npy"]);
+    said(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(place.path("h.csv")))
+        .refuses(&[".parquet or .npy"]);
     let flat = place.path("flat");
     fs::create_dir(&flat).unwrap();
     (0..20).for_each(|index| stripes(index, 0).save(flat.join(format!("{index}.png"))).unwrap());
@@ -363,7 +397,11 @@ fn unreadable_images_and_an_unwritable_run_folder() {
     mode(&secret, 0o000);
     let inspected = nobody(&mut simclr(&["inspect", "--data", data.to_str().unwrap()]));
     inspected.refuses(&["1 images cannot be decoded"]);
-    assert!(inspected.out.contains("0002.png") && inspected.out.contains("no permission"), "{}", inspected.out);
+    assert!(
+        inspected.out.contains("0002.png") && inspected.out.contains("no permission"),
+        "{}",
+        inspected.out
+    );
     mode(&locked, 0o755);
 }
 
@@ -377,7 +415,8 @@ fn is_root() -> bool {
 #[cfg(unix)]
 fn library_folder(_command: &std::process::Command) -> PathBuf {
     let environment = std::env::var_os("LIBTORCH").map(PathBuf::from);
-    let libtorch = environment.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../libtorch"));
+    let libtorch =
+        environment.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../libtorch"));
     libtorch.canonicalize().unwrap().join("lib")
 }
 
@@ -396,7 +435,11 @@ fn full_disk_keeps_the_last_checkpoint() {
     let limited = "ulimit -f 40; trap '' XFSZ; exec \"$@\"";
     let full = place.path("full");
     let inner = pretrain(&data, &full, &["--epochs", "1"]);
-    command.args(["-c", limited, "sh"]).arg(inner.get_program()).args(inner.get_args()).env("GOMP_SPINCOUNT", "2000");
+    command
+        .args(["-c", limited, "sh"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .env("GOMP_SPINCOUNT", "2000");
     let refused = said(&mut command);
     refused.refuses(&["cannot write", "step-"]);
     refused.hints("free some disk space");

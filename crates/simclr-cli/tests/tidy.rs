@@ -12,17 +12,22 @@ fn root() -> PathBuf {
 }
 
 fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let found = collect(folder, extension);
+    assert!(!found.is_empty(), "no .{extension} file below {}", folder.display());
+    found
+}
+
+fn collect(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(files_below(&path, extension));
+            found.extend(collect(&path, extension));
         } else if path.extension().is_some_and(|found| found == extension) {
             found.push(path);
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "no .{extension} file below {}", folder.display());
     found
 }
 
@@ -32,7 +37,9 @@ fn documents_name_only_paths_that_exist() {
         let text = fs::read_to_string(root().join(document)).unwrap();
         let quoted = text.split('`').skip(1).step_by(2);
         let is_path = |word: &&str| {
-            ["crates/", "reference/", "configs/", "bench/", "setup/"].iter().any(|start| word.starts_with(start))
+            ["crates/", "reference/", "configs/", "bench/", "setup/"]
+                .iter()
+                .any(|start| word.starts_with(start))
                 && !word.contains(['<', '*', ' '])
         };
         let mut checked = 0;
@@ -57,7 +64,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["device", "encoder", "head", "params"]),
     ("optim", &["params"]),
     ("config", &["device", "encoder", "head", "nt_xent", "optim"]),
-    ("train", &["checkpoint", "config", "device", "encoder", "eval", "health", "model", "nt_xent", "optim", "params"]),
+    (
+        "train",
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "encoder",
+            "eval",
+            "health",
+            "model",
+            "nt_xent",
+            "optim",
+            "params",
+        ],
+    ),
     ("eval", &["checkpoint", "config", "device", "encoder", "head", "model", "params", "train"]),
     ("export", &["checkpoint", "config", "device", "encoder", "eval", "model", "params", "train"]),
 ];
@@ -92,7 +113,9 @@ fn imports(text: &str) -> BTreeSet<String> {
         let rest = &text[at + "crate::".len()..];
         match rest.strip_prefix('{') {
             Some(tree) => found.extend(top_level_names(tree)),
-            None => found.extend(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)),
+            None => {
+                found.extend(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned))
+            }
         }
     }
     found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
@@ -121,7 +144,9 @@ fn libraries_never_print_or_exit() {
         for file in files_below(&root().join(library), "rs") {
             let text = fs::read_to_string(&file).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            for banned in ["println!", "eprintln!", "process::exit", "std::env::args", "todo!(", "unimplemented!("] {
+            for banned in
+                ["println!", "eprintln!", "process::exit", "std::env::args", "todo!(", "unimplemented!("]
+            {
                 assert!(!code.contains(banned), "{} uses {banned}", file.display());
             }
         }

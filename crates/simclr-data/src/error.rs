@@ -34,7 +34,9 @@ pub enum DataError {
         reason: String,
     },
     /// More undecodable images than the configured share.
-    #[error("{bad} of {seen} images could not be decoded, more than the allowed share of {allowed}; the first: {first}")]
+    #[error(
+        "{bad} of {seen} images could not be decoded, more than the allowed share of {allowed}; the first: {first}"
+    )]
     TooManyBad {
         /// Images that failed.
         bad: usize,
@@ -75,8 +77,12 @@ impl DataError {
     /// The way out, for the command line to print after the message.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Empty { .. } => Some("give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files".into()),
-            Self::TooManyBad { .. } | Self::EmptyBatch { .. } => Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into()),
+            Self::Empty { .. } => Some(
+                "give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files".into(),
+            ),
+            Self::TooManyBad { .. } | Self::EmptyBatch { .. } => {
+                Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into())
+            }
             _ => None,
         }
     }

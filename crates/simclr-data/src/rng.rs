@@ -96,7 +96,9 @@ mod tests {
         let key = Key { seed: 1, epoch: 2, image: 3, view: 0 };
         let first = key.stream().bits();
         assert_eq!(first, key.stream().bits());
-        for other in [Key { seed: 2, ..key }, Key { epoch: 3, ..key }, Key { image: 4, ..key }, Key { view: 1, ..key }] {
+        for other in
+            [Key { seed: 2, ..key }, Key { epoch: 3, ..key }, Key { image: 4, ..key }, Key { view: 1, ..key }]
+        {
             assert_ne!(first, other.stream().bits(), "{other:?}");
         }
     }
@@ -115,7 +117,8 @@ mod tests {
         let n = 100_000;
         let mean = (0..n).map(|_| f64::from(stream.unit())).sum::<f64>() / f64::from(n);
         assert!((mean - 0.5).abs() < 4.0 * (1.0 / 12.0 / f64::from(n)).sqrt(), "{mean}");
-        let squares: f64 = (0..n / 2).map(|_| stream.normal_pair()).map(|(a, b)| f64::from(a * a + b * b)).sum();
+        let squares: f64 =
+            (0..n / 2).map(|_| stream.normal_pair()).map(|(a, b)| f64::from(a * a + b * b)).sum();
         assert!((squares / f64::from(n) - 1.0).abs() < 4.0 * (2.0 / f64::from(n)).sqrt(), "{squares}");
     }
 }

@@ -106,7 +106,8 @@ impl ScriptModule {
     /// # Errors
     /// Not a TorchScript file, or one of a newer version.
     pub fn load(path: &Path) -> Result<Self, ShimError> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| ShimError(error.to_string()))?;
+        let path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|error| ShimError(error.to_string()))?;
         let mut module = std::ptr::null_mut();
         // SAFETY: `path` outlives the call; `module` is written on success only, which `check` tells.
         check(unsafe { simclr_module_load(path.as_ptr(), &mut module) })?;

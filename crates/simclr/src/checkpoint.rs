@@ -3,12 +3,7 @@
 //! The sections, a format version and a checksum over all that is meant lie in the `__metadata__` of the safetensors
 //! header, so any safetensors reader can open a checkpoint.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    io::Write,
-    path::Path,
-};
+use std::{borrow::Cow, collections::BTreeMap, io::Write, path::Path};
 
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
@@ -40,12 +35,14 @@ impl Checkpoint {
     /// # Errors
     /// Full disk, missing rights; the old file is untouched.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let stored: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
+        let stored: Vec<_> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
         let mut metadata = BTreeMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
         for (name, section) in &self.sections {
             metadata.insert(format!("{SECTION_PREFIX}{name}"), section.to_string());
         }
-        let found = checksum(&metadata, stored.iter().map(|(name, s)| (*name, s.dtype, &s.shape[..], &s.bytes[..])));
+        let found =
+            checksum(&metadata, stored.iter().map(|(name, s)| (*name, s.dtype, &s.shape[..], &s.bytes[..])));
         metadata.insert(CHECKSUM_KEY.to_owned(), found);
         let bytes = encode(stored, &metadata);
         let bytes = bytes.map_err(|error| damaged(path, format!("cannot be encoded: {error}")))?;
@@ -58,20 +55,28 @@ impl Checkpoint {
     /// [`CheckpointError::Damaged`] for a file that is cut, of another format or another version.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let bytes = fs_err::read(path)?;
-        let wrong = |error: safetensors::SafeTensorError| damaged(path, format!("not a whole safetensors file: {error}"));
+        let wrong = |error: safetensors::SafeTensorError| {
+            damaged(path, format!("not a whole safetensors file: {error}"))
+        };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
-        let mut metadata: BTreeMap<_, _> = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let mut metadata: BTreeMap<_, _> =
+            header.metadata().clone().unwrap_or_default().into_iter().collect();
         match metadata.get(VERSION_KEY).map(String::as_str) {
             Some(VERSION) => {}
-            Some(other) => return Err(damaged(path, format!("it has format version {other}, expected {VERSION}"))),
-            None => return Err(damaged(path, "a safetensors file, but not a checkpoint of this program".into())),
+            Some(other) => {
+                return Err(damaged(path, format!("it has format version {other}, expected {VERSION}")));
+            }
+            None => {
+                return Err(damaged(path, "a safetensors file, but not a checkpoint of this program".into()));
+            }
         }
         let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
         let mut views = file.tensors();
         // The checksum runs over the tensors by name, as they were when it was made.
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = metadata.remove(CHECKSUM_KEY);
-        let found = checksum(&metadata, views.iter().map(|(name, v)| (&name[..], v.dtype(), v.shape(), v.data())));
+        let found =
+            checksum(&metadata, views.iter().map(|(name, v)| (&name[..], v.dtype(), v.shape(), v.data())));
         if expected != Some(found) {
             return Err(damaged(path, "its checksum does not fit its contents".into()));
         }
@@ -93,7 +98,10 @@ impl Checkpoint {
         let mismatch = |reason: String| CheckpointError::Mismatch { path: path.to_owned(), reason };
         let tensor = self.tensors.get(name).ok_or_else(|| mismatch(format!("tensor `{name}` is missing")))?;
         if tensor.size() != shape {
-            return Err(mismatch(format!("tensor `{name}` has shape {:?}, expected {shape:?}", tensor.size())));
+            return Err(mismatch(format!(
+                "tensor `{name}` has shape {:?}, expected {shape:?}",
+                tensor.size()
+            )));
         }
         Ok(tensor.shallow_clone())
     }
@@ -115,7 +123,8 @@ pub fn encode<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     let header = String::from_utf8_lossy(header);
     let entries = header.trim_end().trim_start_matches('{');
     let comma = if entries == "}" { "" } else { "," };
-    let metadata = serde_json::to_string(metadata).map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
+    let metadata = serde_json::to_string(metadata)
+        .map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
     let mut header = format!("{{\"__metadata__\":{metadata}{comma}{entries}");
     // Data starts at a multiple of eight, as the format recommends.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
@@ -126,11 +135,15 @@ fn damaged(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Damaged { path: path.to_owned(), reason }
 }
 
-fn sections(path: &Path, metadata: &BTreeMap<String, String>) -> Result<BTreeMap<String, Value>, CheckpointError> {
+fn sections(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Value>, CheckpointError> {
     let mut sections = BTreeMap::new();
     for (key, text) in metadata {
         if let Some(name) = key.strip_prefix(SECTION_PREFIX) {
-            let value = serde_json::from_str(text).map_err(|error| damaged(path, format!("section `{name}`: {error}")))?;
+            let value = serde_json::from_str(text)
+                .map_err(|error| damaged(path, format!("section `{name}`: {error}")))?;
             sections.insert(name.to_owned(), value);
         }
     }
@@ -208,8 +221,9 @@ impl View for Stored {
 /// # Errors
 /// The operating system's, with the path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
-    let with_path =
-        |error: std::io::Error| std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()));
+    let with_path = |error: std::io::Error| {
+        std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(folder).map_err(with_path)?;
     file.write_all(bytes).map_err(with_path)?;
@@ -281,7 +295,9 @@ mod tests {
     fn other_files_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b");
-        for (bytes, wanted) in [(&b""[..], "not a whole"), (b"garbage, longer than eight bytes", "not a whole")] {
+        for (bytes, wanted) in
+            [(&b""[..], "not a whole"), (b"garbage, longer than eight bytes", "not a whole")]
+        {
             fs_err::write(&path, bytes).unwrap();
             assert!(Checkpoint::load(&path).unwrap_err().to_string().contains(wanted));
         }

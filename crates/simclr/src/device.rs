@@ -71,7 +71,10 @@ pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
     let reason = match cuda {
         Cuda::Loaded => "a GPU, but none answers".to_owned(),
         Cuda::NotThere => {
-            format!("libtorch_cuda.so in `{}`, which is a CPU build", simclr_shim::libtorch_folder().display())
+            format!(
+                "libtorch_cuda.so in `{}`, which is a CPU build",
+                simclr_shim::libtorch_folder().display()
+            )
         }
         Cuda::Failed(reason) => format!("a loadable libtorch_cuda.so ({reason})"),
     };

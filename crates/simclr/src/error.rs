@@ -207,8 +207,12 @@ impl ConfigError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::UnknownKey { near, .. } if !near.is_empty() => Some(format!("did you mean {}?", near.join(", "))),
-            Self::Value { key, .. } if key == "train.batch" => Some("set train.batch, or give more images".into()),
+            Self::UnknownKey { near, .. } if !near.is_empty() => {
+                Some(format!("did you mean {}?", near.join(", ")))
+            }
+            Self::Value { key, .. } if key == "train.batch" => {
+                Some("set train.batch, or give more images".into())
+            }
             Self::Value { key, .. } if key == "train.device" => {
                 Some("set train.device = \"cpu\", or point LD_LIBRARY_PATH to a libtorch with CUDA".into())
             }
@@ -222,7 +226,9 @@ impl ModelError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::File { .. } => Some("an encoder file is a module saved with torch.jit.save, without its classifier".into()),
+            Self::File { .. } => {
+                Some("an encoder file is a module saved with torch.jit.save, without its classifier".into())
+            }
             _ => None,
         }
     }
@@ -233,10 +239,13 @@ impl CheckpointError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Damaged { .. } => Some("remove the damaged checkpoint to start from the beginning".into()),
-            Self::Mismatch { .. } => {
-                Some("resume with the configuration of the run folder, or start in another folder with --run".into())
+            Self::Mismatch { .. } => Some(
+                "resume with the configuration of the run folder, or start in another folder with --run"
+                    .into(),
+            ),
+            Self::Missing { .. } => {
+                Some("the run has not written a checkpoint yet; let it train, or resume it".into())
             }
-            Self::Missing { .. } => Some("the run has not written a checkpoint yet; let it train, or resume it".into()),
             Self::Io(error) => disk_hint(error),
         }
     }
@@ -251,10 +260,13 @@ impl TrainError {
             Self::Model(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Io(error) => disk_hint(error),
-            Self::NonFinite { .. } => {
-                Some("lower optim.lr or raise loss.temperature; the last checkpoint is from before this step".into())
+            Self::NonFinite { .. } => Some(
+                "lower optim.lr or raise loss.temperature; the last checkpoint is from before this step"
+                    .into(),
+            ),
+            Self::RunFolder { .. } => {
+                Some("a new run needs a new folder (--run); an old one goes on with --resume".into())
             }
-            Self::RunFolder { .. } => Some("a new run needs a new folder (--run); an old one goes on with --resume".into()),
             Self::Torch(_) => None,
         }
     }
@@ -262,7 +274,9 @@ impl TrainError {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Data(DataError::WorkerLost { .. }) => Blame::Us,
+            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Data(DataError::WorkerLost { .. }) => {
+                Blame::Us
+            }
             _ => Blame::User,
         }
     }
@@ -277,7 +291,9 @@ impl EvalError {
             Self::Model(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Io(error) => disk_hint(error),
-            Self::Labels { .. } => Some("labels come from class folders, .cls files, or the label column of a set".into()),
+            Self::Labels { .. } => {
+                Some("labels come from class folders, .cls files, or the label column of a set".into())
+            }
             _ => None,
         }
     }

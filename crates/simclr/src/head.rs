@@ -105,7 +105,13 @@ impl Head {
 }
 
 impl Layer {
-    fn new(params: &mut Params, index: usize, (input, output): (i64, i64), norm: HeadNorm, last: bool) -> Self {
+    fn new(
+        params: &mut Params,
+        index: usize,
+        (input, output): (i64, i64),
+        norm: HeadNorm,
+        last: bool,
+    ) -> Self {
         let options = (Kind::Float, tch::Device::Cpu);
         let normed = match norm {
             HeadNorm::All => true,
@@ -116,8 +122,8 @@ impl Layer {
         let initial = Tensor::randn([output, input], options) * 0.01;
         let weight = params.add(format!("{dense}.weight"), Role::Kernel, initial);
         // A batch norm takes the mean away again, so the dense layer before it has no bias.
-        let bias =
-            (!normed).then(|| params.add(format!("{dense}.bias"), Role::Bias, Tensor::zeros([output], options)));
+        let bias = (!normed)
+            .then(|| params.add(format!("{dense}.bias"), Role::Bias, Tensor::zeros([output], options)));
         let norm = match (normed, last) {
             (false, _) => None,
             (true, false) => Some(BatchNorm::new(params, &norm_name, output, 1.0)),

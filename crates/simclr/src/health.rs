@@ -87,7 +87,9 @@ fn uniformity(unit: &Tensor, n: i64) -> f64 {
     let squared: Tensor = 2.0 - unit.matmul(&unit.tr()) * 2.0; // |zi - zj|^2 of unit vectors
     let potentials = (squared * -2.0).exp();
     // Neither the view itself nor its partner: those are alignment's business.
-    let partners: f64 = (0..2).map(|side| potentials.diagonal(n * (1 - 2 * side), 0, 1).sum(Kind::Double).double_value(&[])).sum();
+    let partners: f64 = (0..2)
+        .map(|side| potentials.diagonal(n * (1 - 2 * side), 0, 1).sum(Kind::Double).double_value(&[]))
+        .sum();
     let own = potentials.diagonal(0, 0, 1).sum(Kind::Double).double_value(&[]);
     let others = potentials.sum(Kind::Double).double_value(&[]) - own - partners;
     (others.max(f64::MIN_POSITIVE) / (rows * (rows - 2)).max(1) as f64).ln()
@@ -148,9 +150,14 @@ mod tests {
 
     #[test]
     fn equal_projections_are_called_collapsed() {
-        let health = Health::of(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
+        let health =
+            Health::of(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
         assert!(health.alignment.abs() < 1e-6 && health.spread < 1e-3);
-        assert!(health.uniformity.abs() < 1e-5, "all at one point: exp(0), ln 1 = 0, got {}", health.uniformity);
+        assert!(
+            health.uniformity.abs() < 1e-5,
+            "all at one point: exp(0), ln 1 = 0, got {}",
+            health.uniformity
+        );
         assert!(health.verdict().starts_with("collapsed"), "{}", health.verdict());
     }
 

@@ -10,19 +10,19 @@ pub use simclr_data as data;
 
 pub mod error;
 
+pub mod checkpoint; // named tensors and JSON <-> one file, atomic
 pub mod config; // RunConfig as written -> Plan as run
 pub mod device; // the only file that names a backend
-pub mod params; // named parameters and buffers
 pub mod encoder; // images [B, C, S, S] -> h [B, F]
+pub mod eval; // frozen features -> kNN, linear classifier
+pub mod export;
 pub mod head; // h [B, F] -> z [B, D]
+pub mod health; // is it learning, in plain words
 pub mod model; // encoder + head
 pub mod nt_xent; // z [2N, D] -> loss
 pub mod optim; // who decays, how to step, how fast
-pub mod checkpoint; // named tensors and JSON <-> one file, atomic
-pub mod health; // is it learning, in plain words
-pub mod train; // the run
-pub mod eval; // frozen features -> kNN, linear classifier
-pub mod export; // encoder -> safetensors, features -> parquet / npy
+pub mod params; // named parameters and buffers
+pub mod train; // the run // encoder -> safetensors, features -> parquet / npy
 
 pub use config::{Plan, RunConfig};
 pub use error::{CheckpointError, ConfigError, EvalError, ModelError, TrainError};

@@ -25,7 +25,8 @@ fn named<'a>(golden: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
 /// The numbers that `reference/model.py` calls `wave`.
 fn wave(shape: &[i64], phase: f64, scale: f64) -> Tensor {
     let count: i64 = shape.iter().product();
-    let values = (0..count).map(|i| i as f64).map(|i| scale * (phase + 0.7 * i + (0.013 * i * i) % 17.0).sin());
+    let values =
+        (0..count).map(|i| i as f64).map(|i| scale * (phase + 0.7 * i + (0.013 * i * i) % 17.0).sin());
     Tensor::from_slice(&values.collect::<Vec<f64>>()).view(shape)
 }
 
@@ -117,7 +118,9 @@ fn forward_loss_every_gradient_and_running_statistics() {
         let params = model.params.params();
         let gradient = |at: usize| params[at].tensor.grad().contiguous().view(-1).to_kind(Kind::Double);
         let norms: Vec<f64> = (0..params.len()).map(|at| gradient(at).norm().double_value(&[])).collect();
-        let product = |at: usize| (gradient(at) * wave(&[params[at].tensor.numel() as i64], 0.5, 1.0)).sum(Kind::Double);
+        let product = |at: usize| {
+            (gradient(at) * wave(&[params[at].tensor.numel() as i64], 0.5, 1.0)).sum(Kind::Double)
+        };
         let products: Vec<f64> = (0..params.len()).map(|at| product(at).double_value(&[])).collect();
         assert_eq!(get("gradient_norms").size(), [params.len() as i64], "{name}: one gradient per parameter");
         for (at, param) in params.iter().enumerate() {
@@ -125,14 +128,25 @@ fn forward_loss_every_gradient_and_running_statistics() {
             let norm = expected("gradient_norms");
             // A gradient that is zero in exact arithmetic (before a batch norm) is rounding in f32.
             let allowed = gradient_tolerance(name) * norm + 1e-5;
-            assert!((norms[at] - norm).abs() < allowed, "{name} {}: |g| {} expected {norm}", param.name, norms[at]);
+            assert!(
+                (norms[at] - norm).abs() < allowed,
+                "{name} {}: |g| {} expected {norm}",
+                param.name,
+                norms[at]
+            );
             let (found, wanted) = (products[at], expected("gradient_products"));
-            assert!((found - wanted).abs() < allowed * 5.0, "{name} {}: g.w {found} expected {wanted}", param.name);
+            assert!(
+                (found - wanted).abs() < allowed * 5.0,
+                "{name} {}: g.w {found} expected {wanted}",
+                param.name
+            );
         }
-        let sums: Vec<f64> = model.params.buffers().iter().map(|(_, b)| b.sum(Kind::Double).double_value(&[])).collect();
+        let sums: Vec<f64> =
+            model.params.buffers().iter().map(|(_, b)| b.sum(Kind::Double).double_value(&[])).collect();
         far("buffer_sums", &Tensor::from_slice(&sums));
         let before: Vec<Tensor> = model.params.buffers().iter().map(|(_, buffer)| buffer.copy()).collect();
-        let h = tch::no_grad(|| model.encoder.forward(&images(&shape, 0.3), Mode::Eval, Precision::F32).unwrap());
+        let h =
+            tch::no_grad(|| model.encoder.forward(&images(&shape, 0.3), Mode::Eval, Precision::F32).unwrap());
         far("h_eval", &first_columns(&h));
         for (kept, (buffer, now)) in before.iter().zip(model.params.buffers()) {
             assert_eq!(kept, now, "{name}: inference changed {buffer}");
@@ -172,13 +186,16 @@ fn ten_steps_of_sgd_follow_pytorchs_curve() {
         ..OptimConfig::default()
     };
     let mut optimizer = Optimizer::new(&optim, &model.params);
-    let curve: Vec<f64> = (0..10).map(|step| {
-        let (_, z) = model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), Mode::Train).unwrap();
-        let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
-        loss.backward();
-        optimizer.step(&model.params, 0.05);
-        loss.double_value(&[])
-    }).collect();
+    let curve: Vec<f64> = (0..10)
+        .map(|step| {
+            let (_, z) =
+                model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), Mode::Train).unwrap();
+            let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
+            loss.backward();
+            optimizer.step(&model.params, 0.05);
+            loss.double_value(&[])
+        })
+        .collect();
     let difference = relative(&Tensor::from_slice(&curve), named(&golden, "curve"));
     assert!(difference < 1e-3, "{difference}: {curve:?}");
 }
@@ -205,7 +222,8 @@ fn parameter_counts() {
         (EncoderName::Resnet152, 58_143_808),
     ] {
         let mut params = Params::new(Device::Cpu);
-        let encoder = Encoder::new(&encoder(name, Stem::Imagenet, Padding::Symmetric), 3, 224, &mut params).unwrap();
+        let encoder =
+            Encoder::new(&encoder(name, Stem::Imagenet, Padding::Symmetric), 3, 224, &mut params).unwrap();
         let count: usize = params.params().iter().map(|param| param.tensor.numel()).sum();
         assert_eq!(count, expected, "{name:?}");
         assert_eq!(encoder.feature_dim(), if expected < 22_000_000 { 512 } else { 2048 });
@@ -217,7 +235,8 @@ fn parameter_counts() {
 #[test]
 fn official_initialisation() {
     let config = EncoderConfig { name: EncoderName::Resnet18, stem: Stem::Cifar, ..EncoderConfig::default() };
-    let model = SimClr::new(&config, &HeadConfig::default(), (3, 32), 1, Device::Cpu, Precision::F32).unwrap();
+    let model =
+        SimClr::new(&config, &HeadConfig::default(), (3, 32), 1, Device::Cpu, Precision::F32).unwrap();
     let find = |name: &str| model.params.named().find(|(found, _)| *found == name).unwrap().1;
     let kernel = find("encoder.layer1.0.conv1.weight");
     assert!((kernel.std(true).double_value(&[]) - (1.0f64 / 576.0).sqrt()).abs() < 5e-4);
@@ -226,7 +245,10 @@ fn official_initialisation() {
     assert_eq!(find("encoder.layer1.0.bn1.weight").sum(Kind::Double).double_value(&[]), 64.0);
     assert!((find("head.0.weight").std(true).double_value(&[]) - 0.01).abs() < 2e-4);
     let names: Vec<_> = model.params.named().map(|(name, _)| name.to_owned()).collect();
-    assert!(names.contains(&"head.3.weight".to_owned()) && !names.contains(&"head.3.bias".to_owned()), "no last shift");
+    assert!(
+        names.contains(&"head.3.weight".to_owned()) && !names.contains(&"head.3.bias".to_owned()),
+        "no last shift"
+    );
 }
 
 #[test]

@@ -49,7 +49,12 @@ fn run(config: &OptimConfig, steps: i64) -> Params {
 }
 
 fn base(kind: OptimKind) -> OptimConfig {
-    OptimConfig { kind, weight_decay: 1e-2, lr_in_momentum: kind == OptimKind::Lars, ..OptimConfig::default() }
+    OptimConfig {
+        kind,
+        weight_decay: 1e-2,
+        lr_in_momentum: kind == OptimKind::Lars,
+        ..OptimConfig::default()
+    }
 }
 
 #[test]
@@ -88,15 +93,20 @@ fn published_step_of_lars() {
         let _ = params.add("w", role, Tensor::from_slice(&[3.0f32, 4.0]));
         let config = OptimConfig { weight_decay: 1e-4, ..OptimConfig::default() };
         let mut optimizer = Optimizer::new(&config, &params);
-        optimizer.load_state(&|name, _| {
-            let v = Tensor::from_slice(&[0.01f32, -0.02]);
-            Ok(if name == "optim.steps" { Tensor::from_slice(&[3i64]) } else { v })
-        }).unwrap();
+        optimizer
+            .load_state(&|name, _| {
+                let v = Tensor::from_slice(&[0.01f32, -0.02]);
+                Ok(if name == "optim.steps" { Tensor::from_slice(&[3i64]) } else { v })
+            })
+            .unwrap();
         set_gradient(&params.params()[0].tensor, &Tensor::from_slice(&[0.6f32, 0.8]));
         optimizer.step(&params, 1.0);
         let near = |tensor: &Tensor, expected: [f64; 2]| {
             let found = [0, 1].map(|at| tensor.double_value(&[at]));
-            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{role:?}: {found:?} {expected:?}");
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{role:?}: {found:?} {expected:?}"
+            );
         };
         let state = optimizer.state();
         near(&state.iter().find(|(name, _)| name == "optim.first.w").unwrap().1, expected_v);
@@ -148,7 +158,15 @@ fn the_group_table_names_what_is_excluded() {
     let params = start();
     let optimizer = Optimizer::new(&base(OptimKind::Lars), &params);
     let table = optimizer.group_table();
-    let line = |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = |start: &str| {
+        table
+            .lines()
+            .find(|line| line.starts_with(start))
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     assert_eq!(line("kernels"), "kernels 2 16 1e-2 layer-wise");
     assert_eq!(line("biases"), "biases 1 5 0e0 no");
     assert_eq!(line("batch-norm"), "batch-norm scale, shift 1 6 0e0 no");

@@ -24,7 +24,11 @@ fn golden_losses_and_accuracy() {
     ] {
         let z = rows(&Z, 2);
         let loss = |scale| nt_xent(&z, &LossConfig { scale, ..config(temperature) }).loss.double_value(&[]);
-        assert!((loss(LossScale::Paper) - paper).abs() < 2e-6, "tau {temperature}: {}", loss(LossScale::Paper));
+        assert!(
+            (loss(LossScale::Paper) - paper).abs() < 2e-6,
+            "tau {temperature}: {}",
+            loss(LossScale::Paper)
+        );
         assert!((loss(LossScale::Official) - official).abs() < 4e-6, "tau {temperature}");
     }
     // First views against the three second views: rows of cosines (.894 .316 -1) (.447 .949 0) (-.316 .447 .707).
@@ -36,8 +40,18 @@ fn golden_gradient() {
     let z = rows(&Z, 2).set_requires_grad(true);
     nt_xent(&z, &config(0.5)).loss.backward();
     let expected = [
-        0.0, 0.037_306_62, -0.092_552_05, 0.0, 0.260_475_42, 0.260_475_42, -0.081_182_77, 0.162_365_53, 0.062_416_3,
-        -0.020_805_43, 0.0, -0.100_680_62,
+        0.0,
+        0.037_306_62,
+        -0.092_552_05,
+        0.0,
+        0.260_475_42,
+        0.260_475_42,
+        -0.081_182_77,
+        0.162_365_53,
+        0.062_416_3,
+        -0.020_805_43,
+        0.0,
+        -0.100_680_62,
     ];
     let found = Vec::<f32>::try_from(z.grad().view(-1)).unwrap();
     assert!(found.iter().zip(expected).all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-6), "{found:?}");
@@ -82,7 +96,8 @@ fn a_row_of_zeros_is_no_nan() {
 /// The formula of paper section 2.1, written out.
 fn oracle(z: &[Vec<f64>], temperature: f64) -> f64 {
     let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let cosine = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>() / (norm(a) * norm(b));
+    let cosine =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>() / (norm(a) * norm(b));
     let n = z.len() / 2;
     let anchor = |i: usize| {
         let partner = (i + n) % (2 * n);

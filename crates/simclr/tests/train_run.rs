@@ -47,10 +47,25 @@ fn bitmap(index: usize, class: usize) -> Vec<u8> {
 
 fn config(more: &[&str]) -> RunConfig {
     let base = [
-        "encoder.name=conv-c3", "encoder.width=0.25", "head.hidden=16", "head.out=16", "train.image_size=16",
-        "train.batch=16", "train.epochs=3", "train.threads=1", "data.threads=2", "train.precision=f32",
-        "optim.kind=adamw", "optim.lr=3e-3", "optim.scaling=none", "optim.warmup_epochs=0", "loss.temperature=1",
-        "augment.color=0.5", "augment.blur=0", "train.health_every=5", "train.knn_every=1",
+        "encoder.name=conv-c3",
+        "encoder.width=0.25",
+        "head.hidden=16",
+        "head.out=16",
+        "train.image_size=16",
+        "train.batch=16",
+        "train.epochs=3",
+        "train.threads=1",
+        "data.threads=2",
+        "train.precision=f32",
+        "optim.kind=adamw",
+        "optim.lr=3e-3",
+        "optim.scaling=none",
+        "optim.warmup_epochs=0",
+        "loss.temperature=1",
+        "augment.color=0.5",
+        "augment.blur=0",
+        "train.health_every=5",
+        "train.knn_every=1",
     ];
     let overrides: Vec<_> = base.iter().chain(more).map(|&text| text.to_owned()).collect();
     RunConfig::load(None, &overrides).unwrap()
@@ -76,7 +91,13 @@ impl Observer for Witness<'_> {
     }
 }
 
-fn run<'a>(config: &RunConfig, data: &Path, folder: &RunFolder, stop_at: Option<u64>, stop: &'a AtomicBool) -> (Result<Outcome, TrainError>, Witness<'a>) {
+fn run<'a>(
+    config: &RunConfig,
+    data: &Path,
+    folder: &RunFolder,
+    stop_at: Option<u64>,
+    stop: &'a AtomicBool,
+) -> (Result<Outcome, TrainError>, Witness<'a>) {
     let mut witness = Witness { stop: stop_at.map(|step| (step, stop)), ..Witness::default() };
     let outcome = pretrain(config, data, folder, &mut witness, stop);
     (outcome, witness)
@@ -122,7 +143,10 @@ fn stopped_and_resumed_equals_uninterrupted_byte_for_byte() {
     let steps = |folder: &RunFolder| {
         let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
         let value = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
-        text.lines().map(value).filter_map(|v| Some((v["step"].as_u64()?, v["loss"].as_f64()?))).collect::<Vec<_>>()
+        text.lines()
+            .map(value)
+            .filter_map(|v| Some((v["step"].as_u64()?, v["loss"].as_f64()?)))
+            .collect::<Vec<_>>()
     };
     assert_eq!(steps(&whole), steps(&parted), "the record has every step once");
 }
@@ -144,10 +168,15 @@ fn one_batch_is_overfitted_from_chance() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(temp.path(), 32, false);
     let folder = RunFolder::create(&temp.path().join("run")).unwrap();
-    let config = config(&["train.batch=32", "train.epochs=150", "optim.lr=1e-2", "augment.crop_scale=[0.5, 1.0]"]);
+    let config =
+        config(&["train.batch=32", "train.epochs=150", "optim.lr=1e-2", "augment.crop_scale=[0.5, 1.0]"]);
     let reports = finish(&config, &data, &folder);
     let (first, last) = (&reports[0], &reports[reports.len() - 1]);
-    assert!((first.loss / 63f64.ln() - 1.0).abs() < 0.05, "at tau = 1 a fresh model is near ln(2N - 1): {}", first.loss);
+    assert!(
+        (first.loss / 63f64.ln() - 1.0).abs() < 0.05,
+        "at tau = 1 a fresh model is near ln(2N - 1): {}",
+        first.loss
+    );
     assert!((first.chance_loss - 63f64.ln()).abs() < 1e-12);
     assert!(last.loss < first.loss - 0.3, "{} to {}", first.loss, last.loss);
     assert!(last.contrastive_accuracy > 3.0 * first.contrastive_accuracy.max(1.0 / 32.0), "{last:?}");
@@ -161,7 +190,12 @@ fn labels_give_an_online_knn_and_none_is_fine_too() {
     let folder = RunFolder::create(&temp.path().join("with")).unwrap();
     let (outcome, witness) = run(&config(&["train.epochs=2"]), &data, &folder, None, &stop);
     outcome.unwrap();
-    assert_eq!(witness.messages.iter().filter(|text| text.contains("online kNN")).count(), 2, "{:?}", witness.messages);
+    assert_eq!(
+        witness.messages.iter().filter(|text| text.contains("online kNN")).count(),
+        2,
+        "{:?}",
+        witness.messages
+    );
     let data = image_folder(&temp.path().join("u"), 60, false);
     let folder = RunFolder::create(&temp.path().join("without")).unwrap();
     let (outcome, witness) = run(&config(&["train.epochs=1"]), &data, &folder, None, &stop);
@@ -200,7 +234,9 @@ fn another_runs_checkpoint_is_refused() {
     let folder = RunFolder::create(&temp.path().join("run")).unwrap();
     finish(&config(&["train.epochs=1"]), &data, &folder);
     let stop = AtomicBool::new(false);
-    let error = run(&config(&["train.epochs=1", "head.out=32", "train.seed=9"]), &data, &folder, None, &stop).0.unwrap_err();
+    let error = run(&config(&["train.epochs=1", "head.out=32", "train.seed=9"]), &data, &folder, None, &stop)
+        .0
+        .unwrap_err();
     assert!(error.to_string().contains("head.out was 16, is 32; train.seed was 0, is 9"), "{error}");
 }
 
@@ -212,7 +248,9 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_the_images() {
     let stop = AtomicBool::new(false);
     let config = config(&["optim.kind=sgd", "optim.lr=1e38", "optim.schedule=constant", "head.norm=none"]);
     let (outcome, witness) = run(&config, &data, &folder, None, &stop);
-    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
+    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else {
+        panic!("expected NonFinite")
+    };
     assert_eq!(what, "the loss");
     assert_eq!(witness.reports.len() as u64, step, "steps before it were reported, this one was not");
     let names = fs_err::read_to_string(dump).unwrap();
@@ -244,8 +282,14 @@ fn weights_that_overflow_are_not_saved() {
     let config = config(&[&more[..], &["optim.warmup_epochs=1"]].concat());
     let stop = AtomicBool::new(false);
     let (outcome, witness) = run(&config, &data, &folder, None, &stop);
-    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
-    assert_eq!((what, step, witness.reports.len()), ("a weight", 1, 2), "step 0 has lr 0, step 1 breaks the weights");
+    let TrainError::NonFinite { what, step, dump, .. } = outcome.unwrap_err() else {
+        panic!("expected NonFinite")
+    };
+    assert_eq!(
+        (what, step, witness.reports.len()),
+        ("a weight", 1, 2),
+        "step 0 has lr 0, step 1 breaks the weights"
+    );
     assert_eq!(fs_err::read_to_string(dump).unwrap().lines().count(), 16);
     assert_eq!(folder.checkpoint_files().unwrap(), [folder.checkpoint_file(1)]);
     assert_eq!(newest(&folder).sections["state"]["step"], 1);
@@ -303,7 +347,11 @@ fn a_change_that_costs_the_last_bits_is_said() {
     let stop = AtomicBool::new(false);
     let (outcome, witness) = run(&config(&["train.threads=2"]), &data, &folder, None, &stop);
     outcome.unwrap();
-    assert!(witness.messages.iter().any(|text| text.contains("threads changed from 1 to 2")), "{:?}", witness.messages);
+    assert!(
+        witness.messages.iter().any(|text| text.contains("threads changed from 1 to 2")),
+        "{:?}",
+        witness.messages
+    );
 }
 
 /// LARS in bf16 on a set with an image that cannot be read, stopped in the middle of an epoch and at the end of one.
@@ -312,7 +360,13 @@ fn resuming_is_exact_in_bf16_with_lars_and_bad_images() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(temp.path(), 70, true);
     fs_err::write(data.join("class-1/0001.bmp"), b"BM, but no bitmap").unwrap();
-    let config = config(&["optim.kind=lars", "optim.lr=0.3", "optim.warmup_epochs=1", "train.precision=bf16", "data.max_bad_share=0.1"]);
+    let config = config(&[
+        "optim.kind=lars",
+        "optim.lr=0.3",
+        "optim.warmup_epochs=1",
+        "train.precision=bf16",
+        "data.max_bad_share=0.1",
+    ]);
     let whole = RunFolder::create(&temp.path().join("whole")).unwrap();
     finish(&config, &data, &whole);
     let parted = RunFolder::create(&temp.path().join("parted")).unwrap();
@@ -322,10 +376,14 @@ fn resuming_is_exact_in_bf16_with_lars_and_bad_images() {
     }
     finish(&config, &data, &parted);
     same_tensors(&newest(&whole), &newest(&parted));
-    assert_eq!(fs_err::read_to_string(parted.bad_files()).unwrap().lines().count(), 1, "named once in four starts");
-    let events = fs_err::read_dir(parted.path()).unwrap().filter(|entry| {
-        entry.as_ref().unwrap().file_name().to_string_lossy().contains("tfevents")
-    });
+    assert_eq!(
+        fs_err::read_to_string(parted.bad_files()).unwrap().lines().count(),
+        1,
+        "named once in four starts"
+    );
+    let events = fs_err::read_dir(parted.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("tfevents"));
     assert_eq!(events.count(), 4, "each start has an event file of its own");
 }
 
@@ -336,9 +394,15 @@ fn images_that_cannot_be_read_are_named_and_skipped() {
     fs_err::write(data.join("0003.bmp"), b"BM, but no bitmap").unwrap();
     let stop = AtomicBool::new(false);
     let folder = RunFolder::create(&temp.path().join("a")).unwrap();
-    let (outcome, witness) = run(&config(&["data.max_bad_share=0.1", "train.epochs=2"]), &data, &folder, None, &stop);
+    let (outcome, witness) =
+        run(&config(&["data.max_bad_share=0.1", "train.epochs=2"]), &data, &folder, None, &stop);
     outcome.unwrap();
-    assert_eq!(witness.messages.iter().filter(|text| text.starts_with("skipped")).count(), 1, "{:?}", witness.messages);
+    assert_eq!(
+        witness.messages.iter().filter(|text| text.starts_with("skipped")).count(),
+        1,
+        "{:?}",
+        witness.messages
+    );
     let list = fs_err::read_to_string(folder.bad_files()).unwrap();
     assert!(list.starts_with("0003.bmp\t") && list.lines().count() == 1, "{list}");
     let folder = RunFolder::create(&temp.path().join("b")).unwrap();
@@ -358,12 +422,16 @@ fn the_run_folder_archives_configuration_plan_and_versions() {
     let mut read_back = RunConfig::load(Some(&folder.config_file()), &[]).unwrap();
     assert_eq!(read_back.data.path.take(), Some(data.canonicalize().unwrap()));
     assert_eq!(read_back, config);
-    let plan: serde_json::Value = serde_json::from_str(&fs_err::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
-    assert_eq!((&plan["steps_per_epoch"], &plan["images"], &plan["channels"]), (&2.into(), &40.into(), &3.into()));
+    let plan: serde_json::Value =
+        serde_json::from_str(&fs_err::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&plan["steps_per_epoch"], &plan["images"], &plan["channels"]),
+        (&2.into(), &40.into(), &3.into())
+    );
     assert!(fs_err::read_to_string(folder.path().join("environment.json")).unwrap().contains("libtorch"));
-    let events = fs_err::read_dir(folder.path()).unwrap().any(|entry| {
-        entry.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")
-    });
+    let events = fs_err::read_dir(folder.path())
+        .unwrap()
+        .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents"));
     assert!(events);
     assert!(matches!(RunFolder::create(folder.path()), Err(TrainError::RunFolder { .. })));
 }

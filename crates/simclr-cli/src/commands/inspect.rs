@@ -14,9 +14,18 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
             continue;
         }
         let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
-        let labels = if set.labels().is_some() { format!("{} classes", set.classes().len()) } else { "no labels".into() };
+        let labels = if set.labels().is_some() {
+            format!("{} classes", set.classes().len())
+        } else {
+            "no labels".into()
+        };
         let name = format!("{split:?}").to_lowercase();
-        super::print(&format!("{name}: {} images, {} channels, {labels}, fingerprint {}", set.len(), set.channels(), set.fingerprint()));
+        super::print(&format!(
+            "{name}: {} images, {} channels, {labels}, fingerprint {}",
+            set.len(),
+            set.channels(),
+            set.fingerprint()
+        ));
         for index in 0..set.len() {
             if let Err(error) = set.decode(index) {
                 bad += 1;

@@ -75,7 +75,10 @@ fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
 fn free_folder(data: &Path) -> PathBuf {
     let name = data.file_stem().unwrap_or_default().to_string_lossy();
     let name = if name.is_empty() { "run".into() } else { name };
-    (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).find(|path| !path.exists()).unwrap_or_default()
+    (1..)
+        .map(|n| Path::new("runs").join(format!("{name}-{n}")))
+        .find(|path| !path.exists())
+        .unwrap_or_default()
 }
 
 /// The first SIGINT or SIGTERM asks the run to stop; a second one kills as usual.

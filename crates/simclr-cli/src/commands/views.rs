@@ -24,7 +24,8 @@ const GAP: usize = 4;
 /// Draws one row per image: the original as the evaluation sees it, then views.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
-    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let channels =
+        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let set = Dataset::open(&arguments.data, Split::Train, channels)?;
     let rows = arguments.images.clamp(1, set.len());
     let size = config.train.image_size;
@@ -37,14 +38,22 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
         sheet.put(row, 0, &pixels, set.channels());
         for view in 0..arguments.views {
             // Two views an epoch, as in training.
-            let key = Key { seed: config.train.seed, epoch: view as u64 / 2, image: index as u64, view: view as u64 % 2 };
+            let key = Key {
+                seed: config.train.seed,
+                epoch: view as u64 / 2,
+                image: index as u64,
+                view: view as u64 % 2,
+            };
             let params = config.augment.draw(key, image.width, image.height);
             augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut scratch);
             sheet.put(row, view + 1, &pixels, set.channels());
         }
     }
     let mut png = Cursor::new(Vec::new());
-    sheet.image.write_to(&mut png, ImageFormat::Png).map_err(|error| Failure::user(error.to_string(), None))?;
+    sheet
+        .image
+        .write_to(&mut png, ImageFormat::Png)
+        .map_err(|error| Failure::user(error.to_string(), None))?;
     write_atomically(&arguments.out, png.get_ref())?;
     super::print(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
     Ok(ExitCode::SUCCESS)

@@ -151,10 +151,25 @@ impl AugmentConfig {
             let fine = strength.is_finite() && strength >= 0.0;
             check(fine, "augment.jitter_strengths", strength, "numbers of at least 0")?;
         }
-        check((0.0..=10.0).contains(&self.color), "augment.color", self.color, "a strength between 0 and 10")?;
+        check(
+            (0.0..=10.0).contains(&self.color),
+            "augment.color",
+            self.color,
+            "a strength between 0 and 10",
+        )?;
         let hue = self.jitter_strengths[3] * self.color;
-        check(hue <= 0.5, "augment.color", self.color, "a strength that shifts the hue by at most half a turn")?;
-        check((0.0..=1.0).contains(&self.noise_sigma), "augment.noise_sigma", self.noise_sigma, "between 0 and 1")?;
+        check(
+            hue <= 0.5,
+            "augment.color",
+            self.color,
+            "a strength that shifts the hue by at most half a turn",
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.noise_sigma),
+            "augment.noise_sigma",
+            self.noise_sigma,
+            "between 0 and 1",
+        )?;
         range("augment.crop_scale", self.crop_scale, 1.0)?;
         range("augment.crop_ratio", self.crop_ratio, 100.0)?;
         range("augment.blur_sigma", self.blur_sigma, 100.0)

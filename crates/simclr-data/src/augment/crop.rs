@@ -79,7 +79,8 @@ fn resize(
         .use_alpha(false);
     let source = images::ImageRef::new(image.width as u32, image.height as u32, data, kind);
     let target = images::Image::from_slice_u8(size as u32, size as u32, out, kind);
-    let (source, mut target) = source.ok().zip(target.ok()).expect("both buffers were sized for their images");
+    let (source, mut target) =
+        source.ok().zip(target.ok()).expect("both buffers were sized for their images");
     let resized = scratch.resizer.resize(&source, &mut target, &options);
     resized.expect("the crop lies inside the image and both images have one pixel type");
 }

@@ -108,14 +108,16 @@ impl AugmentConfig {
             blur: blurred.then_some(sigma),
             solarize: solarized.then_some(self.solarize_threshold),
             sobel,
-            noise: noisy.then_some(NoiseSeed { sigma_millionths: (noise_sigma * 1e6) as u32, seed: noise_seed }),
+            noise: noisy
+                .then_some(NoiseSeed { sigma_millionths: (noise_sigma * 1e6) as u32, seed: noise_seed }),
             cutout: cut.then_some(centre),
         }
     }
 
     /// The four operations in a fresh random order, as the official code does (`data_util.py` `color_jitter_rand`).
     fn draw_jitter(&self, dice: &mut Stream) -> Vec<Jitter> {
-        let [brightness, contrast, saturation, hue] = self.jitter_strengths.map(|strength| strength * self.color);
+        let [brightness, contrast, saturation, hue] =
+            self.jitter_strengths.map(|strength| strength * self.color);
         // A factor below 0 would invert: the official code clamps the lower end at 0.
         let mut factor = |strength: f32| dice.uniform((1.0 - strength).max(0.0), 1.0 + strength);
         let (scale, contrast, saturation) = (factor(brightness), factor(contrast), factor(saturation));
@@ -145,7 +147,8 @@ impl AugmentConfig {
         for _ in 0..10 {
             let target = area * dice.uniform(self.crop_scale[0], self.crop_scale[1]);
             let aspect = dice.uniform(low.ln(), high.ln()).exp();
-            let (w, h) = ((target * aspect).sqrt().round() as usize, (target / aspect).sqrt().round() as usize);
+            let (w, h) =
+                ((target * aspect).sqrt().round() as usize, (target / aspect).sqrt().round() as usize);
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
                 let (x, y) = (dice.below(width - w + 1), dice.below(height - h + 1));
                 return Crop { x, y, width: w, height: h };

@@ -101,7 +101,9 @@ mod tests {
     #[test]
     fn a_quarter_turn_is_anticlockwise_and_four_are_none() {
         let mut pixels = [1.0, 2.0, 3.0, 4.0];
-        let turn = |pixels: &mut [f32], turns| rotate(&mut View { pixels, channels: 1, side: 2 }, turns, &mut Vec::new());
+        let turn = |pixels: &mut [f32], turns| {
+            rotate(&mut View { pixels, channels: 1, side: 2 }, turns, &mut Vec::new())
+        };
         turn(&mut pixels, 1);
         assert_eq!(pixels, [2.0, 4.0, 1.0, 3.0]);
         turn(&mut pixels, 3);

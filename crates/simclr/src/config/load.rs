@@ -32,9 +32,8 @@ impl RunConfig {
             set(&mut table, text)?;
         }
         refuse_unknown(Path::new("--set"), &table)?;
-        let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| ConfigError::Parse {
-            path: PathBuf::from("--set"),
-            message: error.message().to_owned(),
+        let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+            ConfigError::Parse { path: PathBuf::from("--set"), message: error.message().to_owned() }
         })?;
         config.validate()?;
         Ok(config)
@@ -73,7 +72,9 @@ fn set(table: &mut Table, text: &str) -> Result<(), ConfigError> {
     let mut place = table;
     for section in sections.split('.').filter(|section| !section.is_empty()) {
         let entry = place.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        place = entry.as_table_mut().ok_or_else(|| wrong(format!("`{key}`: `{section}` is a value, not a section")))?;
+        place = entry
+            .as_table_mut()
+            .ok_or_else(|| wrong(format!("`{key}`: `{section}` is a value, not a section")))?;
     }
     place.insert(last.to_owned(), value);
     Ok(())

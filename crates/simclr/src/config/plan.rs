@@ -81,13 +81,31 @@ impl RunConfig {
         let first_layers = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);
         let traps = [
-            (small && augment.color > 0.5, "colour strength above 0.5 at 32 px or less: the paper found 0.5 best on CIFAR-10 (B.9)"),
+            (
+                small && augment.color > 0.5,
+                "colour strength above 0.5 at 32 px or less: the paper found 0.5 best on CIFAR-10 (B.9)",
+            ),
             (small && augment.blur > 0.0, "blur at 32 px or less: the paper leaves it out on CIFAR-10 (B.9)"),
-            (small && first_layers, "an ImageNet stem at 32 px or less throws most pixels away; encoder.stem = \"cifar\" keeps them"),
-            (small && self.loss.temperature < 0.2, "temperature below 0.2 at 32 px or less: 0.5 was best on CIFAR-10 (B.9)"),
-            (self.loss.scale == LossScale::Official && !adaptive, "the official loss is twice the paper's, which doubles the effective learning rate of this optimizer"),
-            (optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512, "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)"),
-            (augment.color == 0.0 || augment.jitter == 0.0, "no colour jitter: crops of one image can be told by their colours alone (paper 3.1)"),
+            (
+                small && first_layers,
+                "an ImageNet stem at 32 px or less throws most pixels away; encoder.stem = \"cifar\" keeps them",
+            ),
+            (
+                small && self.loss.temperature < 0.2,
+                "temperature below 0.2 at 32 px or less: 0.5 was best on CIFAR-10 (B.9)",
+            ),
+            (
+                self.loss.scale == LossScale::Official && !adaptive,
+                "the official loss is twice the paper's, which doubles the effective learning rate of this optimizer",
+            ),
+            (
+                optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512,
+                "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
+            ),
+            (
+                augment.color == 0.0 || augment.jitter == 0.0,
+                "no colour jitter: crops of one image can be told by their colours alone (paper 3.1)",
+            ),
         ];
         traps.iter().filter(|(stepped_in, _)| *stepped_in).map(|(_, text)| (*text).to_owned()).collect()
     }

@@ -11,7 +11,8 @@ impl RunConfig {
     /// # Errors
     /// The key, its value and what is accepted.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let (data, encoder, head, optim, train) = (&self.data, &self.encoder, &self.head, &self.optim, &self.train);
+        let (data, encoder, head, optim, train) =
+            (&self.data, &self.encoder, &self.head, &self.optim, &self.train);
         share("data.max_bad_share", data.max_bad_share)?;
         check(data.prefetch >= 1, "data.prefetch", data.prefetch, "at least 1")?;
         self.augment.validate()?;
@@ -27,12 +28,24 @@ impl RunConfig {
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
         positive("optim.trust", optim.trust)?;
         positive("optim.eps", optim.eps)?;
-        for (key, value) in [("optim.momentum", optim.momentum), ("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)] {
+        for (key, value) in
+            [("optim.momentum", optim.momentum), ("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)]
+        {
             check((0.0..1.0).contains(&value), key, value, "at least 0 and below 1")?;
         }
         positive("train.epochs", train.epochs)?;
-        check(train.batch >= 2, "train.batch", train.batch, "at least 2 images, so that there are negatives")?;
-        check((8..=2048).contains(&train.image_size), "train.image_size", train.image_size, "8 to 2048 pixels")?;
+        check(
+            train.batch >= 2,
+            "train.batch",
+            train.batch,
+            "at least 2 images, so that there are negatives",
+        )?;
+        check(
+            (8..=2048).contains(&train.image_size),
+            "train.image_size",
+            train.image_size,
+            "8 to 2048 pixels",
+        )?;
         not_negative("train.checkpoint_minutes", train.checkpoint_minutes)?;
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;

@@ -41,7 +41,14 @@ impl Conv {
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
         let kind = precision.kind();
-        x.to_kind(kind).conv2d(&self.weight.to_kind(kind), None::<&Tensor>, [self.stride], [self.kernel / 2], [1], 1)
+        x.to_kind(kind).conv2d(
+            &self.weight.to_kind(kind),
+            None::<&Tensor>,
+            [self.stride],
+            [self.kernel / 2],
+            [1],
+            1,
+        )
     }
 }
 

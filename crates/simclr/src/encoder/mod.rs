@@ -132,14 +132,20 @@ impl Encoder {
     ///
     /// # Errors
     /// A TorchScript file that cannot be loaded or does not give features.
-    pub fn new(config: &EncoderConfig, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
+    pub fn new(
+        config: &EncoderConfig,
+        channels: i64,
+        size: i64,
+        params: &mut Params,
+    ) -> Result<Self, ModelError> {
         let imagenet_stem = config.imagenet_stem(size);
         let network = if let Some(path) = &config.file {
             Network::Script(ScriptEncoder::new(path, channels, size, params)?)
         } else if let Some(resnet) = ResNet::new(config, channels, imagenet_stem, params) {
             Network::ResNet(resnet)
         } else {
-            let small = SmallConv::new(config, channels, params).expect("every name is a ResNet or a small encoder");
+            let small =
+                SmallConv::new(config, channels, params).expect("every name is a ResNet or a small encoder");
             Network::Small(small)
         };
         let millions = encoder_numbers(params) as f64 / 1e6;
@@ -148,7 +154,9 @@ impl Encoder {
                 let stem = if imagenet_stem { "imagenet" } else { "cifar" };
                 format!("{} x{}, {stem} stem, {millions:.2} M parameters", config.name.as_str(), config.width)
             }
-            Network::Small(_) => format!("{} x{}, {millions:.2} M parameters", config.name.as_str(), config.width),
+            Network::Small(_) => {
+                format!("{} x{}, {millions:.2} M parameters", config.name.as_str(), config.width)
+            }
             Network::Script(_) => format!("TorchScript module, {millions:.2} M parameters"),
         };
         Ok(Self { network, description })

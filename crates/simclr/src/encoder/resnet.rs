@@ -35,7 +35,12 @@ pub struct ResNet {
 
 impl ResNet {
     /// Builds `config.name`, or `None` where that is not a ResNet; `imagenet_stem` is resolved already.
-    pub fn new(config: &EncoderConfig, channels: i64, imagenet_stem: bool, params: &mut Params) -> Option<Self> {
+    pub fn new(
+        config: &EncoderConfig,
+        channels: i64,
+        imagenet_stem: bool,
+        params: &mut Params,
+    ) -> Option<Self> {
         let (groups, bottleneck) = architecture(config.name)?;
         let base = (64.0 * config.width).round() as i64;
         let (kernel, stride) = if imagenet_stem { (7, 2) } else { (3, 1) };
@@ -103,7 +108,8 @@ impl Block {
             let last = index + 1 == shapes.len();
             let gamma = if last && config.zero_gamma { 0.0 } else { 1.0 };
             let conv = Conv::new(params, &format!("{name}.conv{}", index + 1), channels, geometry, init);
-            layers.push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
+            layers
+                .push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
         }
         let shortcut = (stride != 1 || input != output).then(|| {
             let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), init);

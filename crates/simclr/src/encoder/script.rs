@@ -24,7 +24,8 @@ impl ScriptEncoder {
     /// Loads `path`, adopts its parameters and buffers under `encoder.*`, and finds F by two images of zeros.
     pub fn new(path: &Path, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
         let refused = |reason: String| ModelError::File { path: path.to_owned(), reason };
-        let said = |error: simclr_shim::ShimError| refused(format!("not a usable TorchScript module: {error}"));
+        let said =
+            |error: simclr_shim::ShimError| refused(format!("not a usable TorchScript module: {error}"));
         if !path.exists() {
             return Err(refused("no such file".into()));
         }
@@ -55,7 +56,8 @@ impl ScriptEncoder {
     /// What the module's own code raises.
     pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let out = self.module.forward(images, mode == Mode::Train, precision == Precision::Bf16);
-        let out = out.map_err(|error| ModelError::File { path: self.path.clone(), reason: error.to_string() })?;
+        let out =
+            out.map_err(|error| ModelError::File { path: self.path.clone(), reason: error.to_string() })?;
         Ok(if out.dim() == 4 { global_mean(&out) } else { out.to_kind(Kind::Float) })
     }
 

@@ -29,7 +29,13 @@ impl SmallConv {
         for (index, width) in widths.iter().enumerate() {
             let output = (width * config.width).round() as i64;
             let number = index + 1;
-            let conv = Conv::new(params, &format!("encoder.conv{number}"), (input, output), (3, stride), config.init);
+            let conv = Conv::new(
+                params,
+                &format!("encoder.conv{number}"),
+                (input, output),
+                (3, stride),
+                config.init,
+            );
             layers.push((conv, BatchNorm::new(params, &format!("encoder.bn{number}"), output, 1.0)));
             input = output;
         }

@@ -20,7 +20,8 @@ pub fn update(
     let _ = first.g_mul_scalar_(config.beta1).g_add_(&(g * (1.0 - config.beta1)));
     let _ = second.g_mul_scalar_(config.beta2).g_add_(&(g * g * (1.0 - config.beta2)));
     let unbiased = |beta: f64| 1.0 - beta.powf(steps as f64);
-    let direction = &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + config.eps);
+    let direction =
+        &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + config.eps);
     let decay = if decays(param.role) { config.weight_decay } else { 0.0 };
     let mut w = param.tensor.shallow_clone();
     if config.kind == OptimKind::Adamw {

@@ -17,7 +17,10 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
         ("biases", &[Role::Bias]),
         ("batch-norm scale, shift", &[Role::NormScale, Role::NormShift]),
     ];
-    let mut text = format!("{:<24} {:>7} {:>12} {:>13} {:>10}", "group", "tensors", "parameters", "weight decay", "adaptation");
+    let mut text = format!(
+        "{:<24} {:>7} {:>12} {:>13} {:>10}",
+        "group", "tensors", "parameters", "weight decay", "adaptation"
+    );
     for (name, roles) in rows {
         let members: Vec<_> = params.params().iter().filter(|param| roles.contains(&param.role)).collect();
         let numbers: usize = members.iter().map(|param| param.tensor.numel()).sum();

@@ -172,7 +172,9 @@ impl Optimizer {
                 }
                 match &mut slot.second {
                     None => momentum::update(config, param, &gradient, &mut slot.first, lr),
-                    Some(second) => adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps),
+                    Some(second) => {
+                        adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps)
+                    }
                 }
                 param.tensor.shallow_clone().zero_grad();
             }
@@ -185,7 +187,8 @@ impl Optimizer {
         for slot in &self.slots {
             state.push((format!("optim.first.{}", slot.name), slot.first.shallow_clone()));
             let second = slot.second.as_ref();
-            state.extend(second.map(|second| (format!("optim.second.{}", slot.name), second.shallow_clone())));
+            state
+                .extend(second.map(|second| (format!("optim.second.{}", slot.name), second.shallow_clone())));
         }
         state
     }

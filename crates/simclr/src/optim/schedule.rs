@@ -65,11 +65,22 @@ mod tests {
     /// Spec 6.3, CIFAR: B = 512, 1000 epochs of 50,000 images, base 1.0.
     #[test]
     fn official_checkpoints_of_the_cosine() {
-        let schedule = Schedule { peak: 2.0, warmup_steps: 976, total_steps: 97_657, kind: ScheduleKind::Cosine };
-        let expected =
-            [(0, 0.0), (1, 0.002_049_18), (488, 1.0), (976, 2.0), (10_000, 1.957_315_36), (50_000, 0.977_791_89)];
+        let schedule =
+            Schedule { peak: 2.0, warmup_steps: 976, total_steps: 97_657, kind: ScheduleKind::Cosine };
+        let expected = [
+            (0, 0.0),
+            (1, 0.002_049_18),
+            (488, 1.0),
+            (976, 2.0),
+            (10_000, 1.957_315_36),
+            (50_000, 0.977_791_89),
+        ];
         for (step, lr) in expected {
-            assert!((schedule.at(step) - lr).abs() < 1e-8, "lr({step}) = {}, expected {lr}", schedule.at(step));
+            assert!(
+                (schedule.at(step) - lr).abs() < 1e-8,
+                "lr({step}) = {}, expected {lr}",
+                schedule.at(step)
+            );
         }
         assert_eq!(schedule.at(97_657), 0.0);
     }

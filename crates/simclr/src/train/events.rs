@@ -82,7 +82,8 @@ mod tests {
         let expected = [
             0x09, 0, 0, 0, 0, 0, 0, 0, 0, // wall_time
             0x10, 1, // step
-            0x2a, 10, 0x0a, 8, 0x0a, 1, b'a', 0x15, 0, 0, 0x80, 0x3f, // summary { value { tag, simple_value } }
+            0x2a, 10, 0x0a, 8, 0x0a, 1, b'a', 0x15, 0, 0, 0x80,
+            0x3f, // summary { value { tag, simple_value } }
         ];
         assert_eq!(event, expected);
     }

@@ -149,7 +149,9 @@ mod tests {
 
     fn steps(folder: &RunFolder) -> Vec<u64> {
         let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
-        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap())
+            .collect()
     }
 
     #[test]
@@ -173,7 +175,8 @@ mod tests {
         let mut files: Vec<_> = files.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
         files.sort();
         let [first, second] = &files[..] else { panic!("two starts, two files: {files:?}") };
-        let (first, second) = (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
+        let (first, second) =
+            (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
         assert_eq!((first.len(), second.len()), (2 + 5 * 5 + 1, 2 + 3 * 5));
         // wall_time takes the first nine bytes; then step 3, and a session log that says START.
         assert_eq!(second[1][9..], [0x10, 3, 0x3a, 2, 0x08, 1]);

@@ -9,10 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_data::{
-    Batch, DataError, Dataset, Loader, LoaderConfig, Split,
-    dataset::Channels,
-};
+use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -57,7 +54,8 @@ pub fn pretrain(
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
     let config = &config;
-    let channels = if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let channels =
+        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
     let device = choose_device(config.train.device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
@@ -174,7 +172,12 @@ impl Run<'_> {
         self.due(batch.step + 1, &done, observer)
     }
 
-    fn due(&mut self, steps_done: u64, done: &Stepped, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn due(
+        &mut self,
+        steps_done: u64,
+        done: &Stepped,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
         if steps_done % train.health_every == 0 || steps_done == self.plan.total_steps {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
@@ -187,7 +190,9 @@ impl Run<'_> {
             if let Some(accuracy) = knn.accuracy(self.model, self.dataset)? {
                 self.metrics.knn(steps_done - 1, accuracy)?;
                 let (epoch, percent) = (steps_done / self.plan.steps_per_epoch, 100.0 * accuracy);
-                observer.message(&format!("epoch {epoch}: online kNN on held-out training images {percent:.1} %"));
+                observer.message(&format!(
+                    "epoch {epoch}: online kNN on held-out training images {percent:.1} %"
+                ));
             }
             self.clock.restart();
         }

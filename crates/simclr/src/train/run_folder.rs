@@ -36,7 +36,11 @@ impl RunFolder {
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let folder = Self { path: path.to_owned() };
         if !folder.config_file().is_file() {
-            let reason = if path.exists() { "it holds no config.toml, so it is no run folder" } else { "no such folder" };
+            let reason = if path.exists() {
+                "it holds no config.toml, so it is no run folder"
+            } else {
+                "no such folder"
+            };
             return Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() });
         }
         Ok(folder)
@@ -100,7 +104,9 @@ impl RunFolder {
     pub fn checkpoint_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
         let folder = self.checkpoints();
         let mut files = Vec::new();
-        for entry in if folder.is_dir() { Some(fs_err::read_dir(folder)?) } else { None }.into_iter().flatten() {
+        for entry in
+            if folder.is_dir() { Some(fs_err::read_dir(folder)?) } else { None }.into_iter().flatten()
+        {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("step-") && name.ends_with(".safetensors") {

@@ -37,7 +37,9 @@ pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), Train
 
 /// The version that libtorch's folder names; where it does not, the only one that torch-sys 0.24 builds against.
 fn libtorch_version() -> String {
-    let named = simclr_shim::libtorch_folder().parent().map(|folder| fs_err::read_to_string(folder.join("build-version")));
+    let named = simclr_shim::libtorch_folder()
+        .parent()
+        .map(|folder| fs_err::read_to_string(folder.join("build-version")));
     named.and_then(Result::ok).map_or_else(|| "2.11.0".into(), |text| text.trim().to_owned())
 }
 
@@ -60,11 +62,31 @@ pub fn facts(
         classes => format!("{classes} classes (labels are used by the online kNN only)"),
     };
     let mut facts = vec![
-        ("data", format!("{} images, {} channels, {labels}, fingerprint {}", plan.images, plan.channels, plan.data_fingerprint)),
+        (
+            "data",
+            format!(
+                "{} images, {} channels, {labels}, fingerprint {}",
+                plan.images, plan.channels, plan.data_fingerprint
+            ),
+        ),
         ("device", format!("{}, {precision}, {} loader threads", describe(device), plan.data_threads)),
         ("encoder", model.encoder.describe()),
-        ("head", format!("{:?}, {} layers, {} dimensions, norm {:?}", config.head.kind, config.head.layers, config.head.out, config.head.norm).to_lowercase()),
-        ("loss", format!("NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}", config.loss.temperature, ((views - 1) as f64).ln())),
+        (
+            "head",
+            format!(
+                "{:?}, {} layers, {} dimensions, norm {:?}",
+                config.head.kind, config.head.layers, config.head.out, config.head.norm
+            )
+            .to_lowercase(),
+        ),
+        (
+            "loss",
+            format!(
+                "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
+                config.loss.temperature,
+                ((views - 1) as f64).ln()
+            ),
+        ),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -87,5 +109,6 @@ fn learning_rate(plan: &Plan) -> String {
         ScheduleKind::Cosine => "then cosine to 0",
         ScheduleKind::Constant => "then constant",
     };
-    format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps).to_lowercase()
+    format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps)
+        .to_lowercase()
 }

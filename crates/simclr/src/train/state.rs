@@ -79,7 +79,10 @@ fn changed(was: &Value, is: &Value) -> Vec<String> {
     let names = [("precision", "compute precision"), ("torch_threads", "libtorch's threads")];
     let other = names.iter().filter(|(key, _)| was[key] != is[key]);
     let sentence = |(key, name): &(&str, &str)| {
-        format!("{name} changed from {} to {}: not bit for bit what an uninterrupted run gives", was[key], is[key])
+        format!(
+            "{name} changed from {} to {}: not bit for bit what an uninterrupted run gives",
+            was[key], is[key]
+        )
     };
     other.map(sentence).collect()
 }
@@ -89,7 +92,8 @@ fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), Check
     if was["data_fingerprint"] == is["data_fingerprint"] {
         return Ok(());
     }
-    let images = |state: &Value| format!("{} images with fingerprint {}", state["images"], state["data_fingerprint"]);
+    let images =
+        |state: &Value| format!("{} images with fingerprint {}", state["images"], state["data_fingerprint"]);
     let reason = format!("it was trained on other images: {}, the data now has {}", images(was), images(is));
     Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
 }

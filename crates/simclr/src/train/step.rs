@@ -75,5 +75,9 @@ impl Stepped {
 fn norm_of_gradients(params: &Params) -> f64 {
     let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
     let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
-    if norms.is_empty() { 0.0 } else { Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[]) }
+    if norms.is_empty() {
+        0.0
+    } else {
+        Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
+    }
 }

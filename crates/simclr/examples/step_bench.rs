@@ -1,0 +1,115 @@
+//! Seconds per SimCLR step (forward, NT-Xent, backward, SGD with momentum) on random views that lie on the device
+//! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared.
+//!
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50] [--views 256] [--runs 5]`
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
+use std::{error::Error, time::Instant};
+
+use simclr::{
+    device::{DeviceChoice, Precision, channels_last, choose_device, describe},
+    encoder::{EncoderConfig, EncoderName, Init, Mode, Stem},
+    head::HeadConfig,
+    model::SimClr,
+    nt_xent::{LossConfig, nt_xent},
+    optim::{OptimConfig, OptimKind, Optimizer},
+};
+use tch::{Device, Kind, Tensor};
+
+/// The peer's learning rate and weight decay; neither changes the work.
+const LEARNING_RATE: f64 = 0.1;
+const WEIGHT_DECAY: f64 = 1e-4;
+
+struct Arguments {
+    precision: Precision,
+    encoder: String,
+    views: i64,
+    runs: usize,
+}
+
+fn arguments() -> Result<Arguments, Box<dyn Error>> {
+    let mut words = std::env::args().skip(1);
+    let precision = match words.next().as_deref() {
+        Some("bf16") => Precision::Bf16,
+        Some("f32") => Precision::F32,
+        other => return Err(format!("expected bf16 or f32, got {other:?}").into()),
+    };
+    let mut found = Arguments { precision, encoder: "resnet18-cifar".into(), views: 256, runs: 5 };
+    while let Some(flag) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        match flag.as_str() {
+            "--encoder" => found.encoder = value,
+            "--views" => found.views = value.parse()?,
+            "--runs" => found.runs = value.parse()?,
+            _ => return Err(format!("unknown flag {flag}").into()),
+        }
+    }
+    if found.views < 2 || found.views % 2 != 0 || found.runs == 0 {
+        return Err("views must be even and at least 2, runs at least 1".into());
+    }
+    Ok(found)
+}
+
+/// torchvision's network (He initialisation, no zero gamma), as the peer script builds it, and the side of a view.
+fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
+    let (name, stem, size) = match name {
+        "resnet18-cifar" => (EncoderName::Resnet18, Stem::Cifar, 32),
+        "resnet50" => (EncoderName::Resnet50, Stem::Imagenet, 224),
+        other => return Err(format!("expected resnet18-cifar or resnet50, got {other}").into()),
+    };
+    Ok((EncoderConfig { name, stem, zero_gamma: false, init: Init::He, ..EncoderConfig::default() }, size))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = arguments()?;
+    let device = choose_device(DeviceChoice::Auto)?;
+    let (config, size) = encoder(&arguments.encoder)?;
+    let model = SimClr::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
+    let sgd = OptimConfig {
+        kind: OptimKind::Sgd,
+        weight_decay: WEIGHT_DECAY,
+        lr_in_momentum: false,
+        ..OptimConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&sgd, &model.params);
+    let views = channels_last(&Tensor::randn([arguments.views, 3, size, size], (Kind::Float, device)));
+    let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
+    let mut step = || -> Result<f64, Box<dyn Error>> {
+        let start = Instant::now();
+        let (_, z) = model.forward(&views, Mode::Train)?;
+        nt_xent(&z, &loss).loss.backward();
+        optimizer.step(&model.params, LEARNING_RATE);
+        if let Device::Cuda(index) = device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        Ok(start.elapsed().as_secs_f64())
+    };
+    for _ in 0..if device.is_cuda() { 10 } else { 2 } {
+        step()?;
+    }
+    let mut seconds = (0..arguments.runs).map(|_| step()).collect::<Result<Vec<_>, _>>()?;
+    seconds.sort_by(f64::total_cmp);
+    report(&arguments, device, &seconds);
+    Ok(())
+}
+
+/// The peer's line; `seconds` ascend.
+fn report(arguments: &Arguments, device: Device, seconds: &[f64]) {
+    let Arguments { precision, encoder, views, runs } = arguments;
+    let median = (seconds[(runs - 1) / 2] + seconds[runs / 2]) / 2.0;
+    let (kind, place) = (if *precision == Precision::Bf16 { "bf16" } else { "f32" }, describe(device));
+    println!(
+        "ours-{kind} {encoder} {place}: {median:.3} s/step (min {:.3} max {:.3}), {:.1} views/s, peak RSS {:.2} GiB",
+        seconds[0],
+        seconds[runs - 1],
+        *views as f64 / median,
+        peak_gibibytes()
+    );
+}
+
+/// `VmHWM` of Linux; 0 where the system does not tell.
+fn peak_gibibytes() -> f64 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    kibibytes.unwrap_or(0.0) / f64::from(1 << 20)
+}
