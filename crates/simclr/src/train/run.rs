@@ -54,9 +54,7 @@ pub fn pretrain(
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
     let config = &config;
-    let channels =
-        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
-    let dataset = Arc::new(Dataset::open(data, Split::Train, channels)?);
+    let dataset = Arc::new(Dataset::open(data, Split::Train, channels(config))?);
     let device = choose_device(config.train.device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
     tch::set_num_threads(plan.torch_threads as i32);
@@ -74,11 +72,7 @@ pub fn pretrain(
     folder.remove_partial_files()?;
     start::save(folder, &plan, device)?;
     observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
-    passed_over.iter().for_each(|text| observer.message(text));
-    if first_step > 0 {
-        observer.message(&format!("resumed after step {first_step} of {}", plan.total_steps));
-        notes.iter().for_each(|text| observer.message(text));
-    }
+    passed_over.iter().chain(&notes).for_each(|text| observer.message(text));
 
     // The loop.
     let loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan))?;
@@ -110,6 +104,10 @@ pub fn pretrain(
 
 fn no_such(data: &Path) -> DataError {
     DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
+}
+
+fn channels(config: &RunConfig) -> Channels {
+    if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) }
 }
 
 fn loader_config(plan: &Plan) -> LoaderConfig {

@@ -44,7 +44,7 @@ pub fn first_non_finite(checkpoint: &Checkpoint) -> Option<f64> {
 pub struct Resumed {
     /// The next step.
     pub step: u64,
-    /// Why the rest will not be bit for bit what it would have been, where that is so.
+    /// That it goes on, and why the rest will not be bit for bit what it would have been, where that is so.
     pub notes: Vec<String>,
 }
 
@@ -69,9 +69,11 @@ pub fn restore(
     optimizer.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
     // Only when everything is there and fits is anything overwritten.
     tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
-    let step = state["step"].as_u64();
     let no_step = || CheckpointError::Damaged { path: path.to_owned(), reason: "it names no step".into() };
-    Ok(Resumed { step: step.ok_or_else(no_step)?, notes: changed(&state, &facts(plan)) })
+    let step = state["step"].as_u64().ok_or_else(no_step)?;
+    let mut notes = vec![format!("resumed after step {step} of {}", plan.total_steps)];
+    notes.extend(changed(&state, &facts(plan)));
+    Ok(Resumed { step, notes })
 }
 
 /// What may change with the machine, and changes the last bits of sums.
