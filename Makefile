@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test build lint bench-step bench-views setup clean-demo help
+.PHONY: demo test build lint advisories bench-step bench-views setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,12 +20,16 @@ demo: build ## Fashion-MNIST from images to a verified encoder, within ten minut
 test: setup ## Every test
 	$(CARGO) test --release --locked --workspace
 
-lint: setup ## Format, clippy, documentation links, licences and advisories of dependencies
+lint: setup ## Format, clippy, documentation links, licences of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny --all-features check
+	$(CARGO) deny --all-features check bans licenses sources
+
+advisories: ## Known vulnerabilities of dependencies (fetches RustSec's database)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check advisories
 
 bench-step: build ## One ResNet-18 step against PyTorch (PEER_PYTHON = a python that has torch 2.11)
 	bench/step.sh
