@@ -24,6 +24,8 @@ type Visit = extern "C" fn(*mut c_void, *const c_char, *mut C_tensor);
 unsafe extern "C" {
     fn simclr_free(text: *mut c_char);
     fn simclr_libtorch_folder() -> *mut c_char;
+    fn simclr_libtorch_version() -> *mut c_char;
+    fn simclr_cpu_capability() -> *mut c_char;
     fn simclr_module_load(path: *const c_char, out: *mut *mut CModule) -> *mut c_char;
     fn simclr_module_free(module: *mut CModule);
     fn simclr_module_to(module: *mut CModule, like: *const C_tensor) -> *mut c_char;
@@ -74,6 +76,18 @@ pub enum Cuda {
 pub fn libtorch_folder() -> PathBuf {
     // SAFETY: takes nothing, returns an owned string.
     PathBuf::from(take(unsafe { simclr_libtorch_folder() }).unwrap_or_default())
+}
+
+/// Version of the libtorch that this was built against, such as `2.11.0`.
+pub fn libtorch_version() -> String {
+    // SAFETY: takes nothing, returns an owned string.
+    take(unsafe { simclr_libtorch_version() }).unwrap_or_default()
+}
+
+/// The instruction set of libtorch's own CPU kernels, such as `AVX512`.
+pub fn cpu_capability() -> String {
+    // SAFETY: takes nothing, returns an owned string.
+    take(unsafe { simclr_cpu_capability() }).unwrap_or_default()
 }
 
 /// Loads `libtorch_cuda.so` where it lies beside libtorch, so that one binary serves CPU and GPU. Call before any tensor

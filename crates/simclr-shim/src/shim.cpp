@@ -1,10 +1,14 @@
 // The few calls of libtorch that tch lacks, behind a C interface. No exception leaves this file: every function that
-// can fail returns nullptr on success, else a message that the caller frees with simclr_free.
+// can fail returns nullptr on success, else a message that the caller frees with simclr_free. Functions that answer
+// with a text return one to be freed likewise, or nullptr where there is none.
 
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <dlfcn.h>
 #include <torch/script.h>
+#include <torch/version.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -13,13 +17,20 @@ namespace {
 
 char* message(const std::string& text) {
     char* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    if (copy == nullptr) std::abort();  // not even room to say so
     std::memcpy(copy, text.c_str(), text.size() + 1);
     return copy;
 }
 
-// c10::Error's what() carries a C++ stack; people need its first line.
+// c10::Error's what() carries a C++ stack; people need its first line. The TorchScript interpreter says first only that
+// something failed, then where in the module, and what in the last line.
 std::string first_line(const char* what) {
     std::string text(what);
+    const std::string interpreter = "The following operation failed in the TorchScript interpreter";
+    if (text.compare(0, interpreter.size(), interpreter) == 0) {
+        size_t cause = text.rfind("Error: ");
+        if (cause != std::string::npos) text = text.substr(cause + 7);
+    }
     return text.substr(0, text.find('\n'));
 }
 
@@ -34,6 +45,15 @@ char* guarded(F f) {
         return message(first_line(error.what()));
     } catch (...) {
         return message("unknown C++ exception");
+    }
+}
+
+template <typename F>
+char* text_or_null(F f) {
+    try {
+        return message(f());
+    } catch (...) {
+        return nullptr;
     }
 }
 
@@ -65,13 +85,21 @@ void simclr_free(char* text) { std::free(text); }
 
 // The folder of the libtorch_cpu that this process runs on.
 char* simclr_libtorch_folder() {
-    Dl_info info;
-    void* symbol = reinterpret_cast<void*>(static_cast<bool (*)(c10::DeviceType)>(&at::autocast::is_autocast_enabled));
-    if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) return message("");
-    std::string path(info.dli_fname);
-    size_t slash = path.rfind('/');
-    return message(slash == std::string::npos ? "." : path.substr(0, slash));
+    return text_or_null([] {
+        Dl_info info;
+        bool (*symbol)(c10::DeviceType) = &at::autocast::is_autocast_enabled;
+        if (dladdr(reinterpret_cast<void*>(symbol), &info) == 0 || info.dli_fname == nullptr) return std::string();
+        std::string path(info.dli_fname);
+        size_t slash = path.rfind('/');
+        return slash == std::string::npos ? std::string(".") : path.substr(0, slash);
+    });
 }
+
+// The version whose headers this file was compiled with.
+char* simclr_libtorch_version() { return text_or_null([] { return std::string(TORCH_VERSION); }); }
+
+// Which instructions libtorch's own CPU kernels use: DEFAULT, AVX2, AVX512, ...
+char* simclr_cpu_capability() { return text_or_null([] { return at::get_cpu_capability(); }); }
 
 char* simclr_module_load(const char* path, torch::jit::Module** out) {
     return guarded([&] { *out = new torch::jit::Module(torch::jit::load(path, c10::Device(c10::kCPU))); });

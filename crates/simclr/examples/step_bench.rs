@@ -110,6 +110,7 @@ fn report(arguments: &Arguments, device: Device, seconds: &[f64]) {
 /// `VmHWM` of Linux; 0 where the system does not tell.
 fn peak_gibibytes() -> f64 {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    let kibibytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
     kibibytes.unwrap_or(0.0) / f64::from(1 << 20)
 }

@@ -72,7 +72,7 @@ pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
         Cuda::Loaded => "a GPU, but none answers".to_owned(),
         Cuda::NotThere => {
             format!(
-                "libtorch_cuda.so in `{}`, which is a CPU build",
+                "a libtorch_cuda.so in `{}`, which is a CPU build",
                 simclr_shim::libtorch_folder().display()
             )
         }
@@ -106,20 +106,35 @@ fn multiplies_bf16(device: Device) -> bool {
     return false;
 }
 
-/// One line for people: CPU or GPU, and libtorch's threads.
+/// One line for people: processor or GPU model, libtorch's version, instructions and threads.
 pub fn describe(device: Device) -> String {
+    let version = simclr_shim::libtorch_version();
     match device {
-        Device::Cuda(index) => format!("CUDA device {index}"),
-        Device::Cpu => format!("CPU{}, {} libtorch threads", processor(), tch::get_num_threads()),
-        other => format!("{other:?}"),
+        Device::Cuda(index) => format!("CUDA device {index}{}, libtorch {version}", in_brackets(gpu())),
+        Device::Cpu => {
+            let (instructions, threads) = (simclr_shim::cpu_capability(), tch::get_num_threads());
+            format!("CPU{}, libtorch {version} ({instructions}, {threads} threads)", in_brackets(processor()))
+        }
+        other => format!("{other:?}, libtorch {version}"),
     }
 }
 
-/// ` (model name)` where the system tells it.
-fn processor() -> String {
-    let info = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map(|(_, name)| format!(" ({})", name.trim())).unwrap_or_default()
+fn in_brackets(name: Option<String>) -> String {
+    name.map(|name| format!(" ({name})")).unwrap_or_default()
+}
+
+/// Model name, where the system tells it.
+fn processor() -> Option<String> {
+    let info = fs_err::read_to_string("/proc/cpuinfo").ok()?;
+    Some(info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "))?.1.trim().to_owned())
+}
+
+/// Model name of the only GPU. With several, the driver's order need not be CUDA's, so none is named.
+fn gpu() -> Option<String> {
+    let mut found = fs_err::read_dir("/proc/driver/nvidia/gpus").ok()?;
+    let (Some(Ok(only)), None) = (found.next(), found.next()) else { return None };
+    let info = fs_err::read_to_string(only.path().join("information")).ok()?;
+    Some(info.lines().find_map(|line| line.strip_prefix("Model:"))?.trim().to_owned())
 }
 
 /// Host pixels `[B, C, S, S]` to a channels-last `f32` tensor on `device`.
@@ -133,4 +148,49 @@ pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
 /// The same values stored with channels innermost, the layout in which convolutions are fast.
 pub fn channels_last(images: &Tensor) -> Tensor {
     images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_keep_their_places_and_lie_channels_last() {
+        let pixels: Vec<f32> = (0..2 * 3 * 4 * 5).map(|i| i as f32).collect();
+        let images = to_device(&pixels, [2, 3, 4, 5], Device::Cpu);
+        assert_eq!((images.size(), images.kind()), (vec![2, 3, 4, 5], Kind::Float));
+        assert_eq!(images.stride(), [60, 1, 15, 3]);
+        assert_eq!(Vec::<f32>::try_from(images.contiguous().view(-1)).unwrap(), pixels);
+    }
+
+    #[test]
+    fn the_line_for_people_names_libtorch_and_its_threads() {
+        let line = describe(Device::Cpu);
+        let version = simclr_shim::libtorch_version();
+        assert!(version.starts_with(|c: char| c.is_ascii_digit()) && line.contains(&version), "{line}");
+        assert!(line.contains(&format!("{} threads", tch::get_num_threads())), "{line}");
+    }
+
+    #[test]
+    fn named_precisions_are_kept() {
+        assert_eq!(choose_precision(PrecisionChoice::F32, Device::Cpu), Precision::F32);
+        assert_eq!(choose_precision(PrecisionChoice::Bf16, Device::Cpu), Precision::Bf16);
+        let native = multiplies_bf16(Device::Cpu);
+        assert_eq!(choose_precision(PrecisionChoice::Auto, Device::Cpu) == Precision::Bf16, native);
+    }
+
+    /// Where no GPU answers, `auto` falls back and `cuda` says what is missing; where one does, both take it.
+    #[test]
+    fn a_device_that_is_asked_for_is_had_or_missed_with_a_reason() {
+        assert_eq!(choose_device(DeviceChoice::Cpu).unwrap(), Device::Cpu);
+        let auto = choose_device(DeviceChoice::Auto).unwrap();
+        match choose_device(DeviceChoice::Cuda) {
+            Ok(device) => assert_eq!(device, auto),
+            Err(error) => {
+                assert_eq!(auto, Device::Cpu);
+                let said = error.to_string();
+                assert!(said.starts_with("train.device = cuda: expected a"), "{said}");
+            }
+        }
+    }
 }

@@ -139,3 +139,60 @@ impl Layer {
         self.norm.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y, mode))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(kind: HeadKind, layers: usize, norm: HeadNorm) -> (Head, Params) {
+        let mut params = Params::new(tch::Device::Cpu);
+        let config = HeadConfig { kind, layers, hidden: 5, out: 3, norm };
+        (Head::new(&config, 4, &mut params), params)
+    }
+
+    /// Spec 4.3: which dense layers have a bias and which norms a shift, by name.
+    #[test]
+    fn parameters_of_each_kind() {
+        let names = |kind, layers, norm| {
+            let (_, params) = built(kind, layers, norm);
+            params.params().iter().map(|param| param.name.replace("head.", "")).collect::<Vec<_>>().join(" ")
+        };
+        use {HeadKind::*, HeadNorm as Norm};
+        assert_eq!(names(None, 2, Norm::All), "");
+        assert_eq!(names(Linear, 2, Norm::All), "0.weight 1.weight");
+        assert_eq!(names(Linear, 2, Norm::Hidden), "0.weight 0.bias");
+        assert_eq!(names(Nonlinear, 2, Norm::All), "0.weight 1.weight 1.bias 2.weight 3.weight");
+        assert_eq!(names(Nonlinear, 2, Norm::Hidden), "0.weight 1.weight 1.bias 2.weight 2.bias");
+        assert_eq!(names(Nonlinear, 2, Norm::None), "0.weight 0.bias 2.weight 2.bias");
+        let three = "0.weight 1.weight 1.bias 2.weight 3.weight 3.bias 4.weight 5.weight";
+        assert_eq!(names(Nonlinear, 3, Norm::All), three);
+    }
+
+    #[test]
+    fn shapes_and_the_identity() {
+        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let z = |kind, layers| built(kind, layers, HeadNorm::All).0.forward(&h, Mode::Train, Precision::F32);
+        assert_eq!(z(HeadKind::None, 2), h, "without a head z is h");
+        for (kind, layers) in [(HeadKind::Linear, 1), (HeadKind::Nonlinear, 2), (HeadKind::Nonlinear, 3)] {
+            assert_eq!(z(kind, layers).size(), [6, 3], "{kind:?} {layers}");
+        }
+        let (_, params) = built(HeadKind::Nonlinear, 3, HeadNorm::All);
+        let kernels = params.params().iter().filter(|param| param.role == Role::Kernel);
+        assert_eq!(kernels.map(|kernel| kernel.tensor.size()).collect::<Vec<_>>(), [[5, 4], [5, 5], [3, 5]]);
+    }
+
+    /// z = W2 relu(W1 h + b1) + b2, the paper's formula with biases.
+    #[test]
+    fn the_head_without_norms_is_the_formula() {
+        let (head, params) = built(HeadKind::Nonlinear, 2, HeadNorm::None);
+        for param in params.params() {
+            let _ = tch::no_grad(|| param.tensor.shallow_clone().uniform_(-1.0, 1.0));
+        }
+        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let weight = |at: usize| &params.params()[at].tensor;
+        let hidden = (h.matmul(&weight(0).tr()) + weight(1)).clamp_min(0.0);
+        let expected = hidden.matmul(&weight(2).tr()) + weight(3);
+        let z = head.forward(&h, Mode::Train, Precision::F32);
+        assert!((z - expected).abs().max().double_value(&[]) < 1e-5);
+    }
+}

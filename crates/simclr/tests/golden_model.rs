@@ -154,7 +154,10 @@ fn forward_loss_every_gradient_and_running_statistics() {
     }
 }
 
-/// bf16 keeps 8 bits of mantissa: features agree to a few per cent, the loss to 2 %.
+/// bf16 keeps 8 bits of mantissa: features agree to a few per cent, the loss to 2 %, and the gradient of all parameters
+/// together in direction and length. How well is a matter of depth, not of this code: on these weights and images
+/// PyTorch's own autocast has cosines to its f32 gradient of .997 (conv-c3), .994 (conv-c4) and .930 (resnet18), and
+/// lengths of .991, .993 and .951. A cast left out of the graph would lose whole gradients, far below these bounds.
 #[test]
 fn bf16_follows_f32() {
     for Case { name, config, shape } in cases().into_iter().take(3) {
@@ -164,11 +167,17 @@ fn bf16_follows_f32() {
             assert_eq!((h.kind(), z.kind()), (Kind::Float, Kind::Float), "{name}");
             let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
-            let gradient = model.params.params()[0].tensor.grad();
-            assert_eq!(gradient.kind(), Kind::Float, "{name}: master gradients are f32");
-            (h, loss.double_value(&[]))
+            let gradients: Vec<Tensor> =
+                model.params.params().iter().map(|param| param.tensor.grad()).collect();
+            assert!(gradients.iter().all(|g| g.kind() == Kind::Float), "{name}: master gradients are f32");
+            let flat: Vec<Tensor> = gradients.iter().map(|g| g.contiguous().view(-1)).collect();
+            (h, loss.double_value(&[]), Tensor::cat(&flat, 0))
         };
-        let ((h, exact), (h16, rounded)) = (loss(Precision::F32), loss(Precision::Bf16));
+        let ((h, exact, g), (h16, rounded, g16)) = (loss(Precision::F32), loss(Precision::Bf16));
+        let cosine = (&g * &g16).sum(Kind::Double) / (g.norm() * g16.norm());
+        let (cosine, length) = (cosine.double_value(&[]), (g16.norm() / g.norm()).double_value(&[]));
+        let least = if name == "resnet18" { 0.9 } else { 0.98 };
+        assert!(cosine > least && (length - 1.0).abs() < 1.0 - least, "{name}: gradients {cosine} {length}");
         assert!(relative(&h16, &h) < 0.05, "{name}: h {}", relative(&h16, &h));
         assert!((exact - rounded).abs() < 0.02 * exact.abs(), "{name}: {exact} {rounded}");
     }

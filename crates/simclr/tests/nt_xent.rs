@@ -93,6 +93,37 @@ fn a_row_of_zeros_is_no_nan() {
     assert!((loss.double_value(&[]) - 3f64.ln()).abs() < 1e-6);
 }
 
+/// Only the views of the other side are candidates (spec 3.5). Both first views are nearest to each other, which over all
+/// 2N - 1 candidates would be 0; among the second views the first one is right and the second takes its neighbour's.
+#[test]
+fn contrastive_accuracy_leaves_out_the_own_side() {
+    let z = rows(&[1.0, 0.0, 1.0, 0.01, 1.0, 0.2, 1.0, 0.9], 2);
+    assert_eq!(nt_xent(&z, &config(0.5)).accuracy.double_value(&[]), 0.5);
+}
+
+/// Twice the loss is twice the gradient (spec 3.2).
+#[test]
+fn the_official_scale_doubles_the_gradient() {
+    let gradient = |scale| {
+        let z = rows(&Z, 2).set_requires_grad(true);
+        nt_xent(&z, &LossConfig { scale, ..config(0.5) }).loss.backward();
+        z.grad()
+    };
+    assert_eq!(gradient(LossScale::Official), gradient(LossScale::Paper) * 2.0);
+}
+
+/// Without normalisation the similarity is the plain product: anchor 0 of two pairs by hand.
+#[test]
+fn without_normalisation_lengths_count() {
+    let z = rows(&[2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 3.0], 2);
+    let found = nt_xent(&z, &LossConfig { normalize: false, ..config(2.0) }).loss.double_value(&[]);
+    // Products / tau of each anchor with its partner first, then the two negatives.
+    let rows = [[1.0, 0.0, 0.0], [1.5, 0.0, 0.5], [1.0, 0.5, 1.5], [1.5, 0.0, 1.5f64]];
+    let cost = |row: &[f64; 3]| row.iter().map(|s| s.exp()).sum::<f64>().ln() - row[0];
+    let expected = rows.iter().map(cost).sum::<f64>() / 4.0;
+    assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+}
+
 /// The formula of paper section 2.1, written out.
 fn oracle(z: &[Vec<f64>], temperature: f64) -> f64 {
     let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();

@@ -144,3 +144,80 @@ pub fn max_pool(x: &Tensor, padding: Padding) -> Tensor {
 pub fn global_mean(x: &Tensor) -> Tensor {
     x.mean_dim([2i64, 3].as_slice(), false, Kind::Float)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// TensorFlow's rule written out: output ceil(n / 2), (out - 1) * 2 + 3 - n pixels of padding, the smaller half
+    /// first; cells outside the image do not take part.
+    fn same_pool(image: &[Vec<f64>]) -> Vec<f64> {
+        let (height, width) = (image.len(), image[0].len());
+        let window = |side: usize, at: usize| {
+            let before = ((side.div_ceil(2) - 1) * 2 + 3 - side) / 2;
+            (2 * at).saturating_sub(before)..(2 * at + 3 - before).min(side)
+        };
+        let mut pooled = Vec::new();
+        for y in 0..height.div_ceil(2) {
+            for x in 0..width.div_ceil(2) {
+                let rows = image[window(height, y)].iter();
+                pooled.push(rows.flat_map(|row| &row[window(width, x)]).copied().fold(0.0, f64::max));
+            }
+        }
+        pooled
+    }
+
+    #[test]
+    fn same_padding_of_the_pool_is_tensorflows() {
+        for (height, width) in [(4, 4), (5, 5), (4, 7), (7, 4), (2, 3), (1, 1), (32, 32)] {
+            let value = |y: usize, x: usize| ((y * 31 + x * 17) % 23) as f64;
+            let image: Vec<Vec<f64>> =
+                (0..height).map(|y| (0..width).map(|x| value(y, x)).collect()).collect();
+            let tensor = Tensor::from_slice(&image.concat()).view([1, 1, height as i64, width as i64]);
+            let pooled = max_pool(&tensor, Padding::Same);
+            assert_eq!(pooled.size(), [1, 1, height.div_ceil(2) as i64, width.div_ceil(2) as i64]);
+            let found = Vec::<f64>::try_from(pooled.contiguous().view(-1)).unwrap();
+            assert_eq!(found, same_pool(&image), "{height} x {width}");
+        }
+    }
+
+    /// Mean 0, standard deviation 0.87962566, nothing beyond two sigma.
+    #[test]
+    fn the_cut_normal_has_its_moments() {
+        tch::manual_seed(0);
+        let draws = cut_normal(&[400_000]);
+        assert!(draws.abs().max().double_value(&[]) <= 2.0);
+        // Standard errors with 400,000 draws: .0014 of the mean, .001 of the deviation.
+        assert!(draws.mean(Kind::Double).double_value(&[]).abs() < 0.006);
+        assert!((draws.std(true).double_value(&[]) - CUT_NORMAL_STD).abs() < 0.004);
+    }
+
+    #[test]
+    fn he_initialisation_goes_by_the_fan_out() {
+        tch::manual_seed(0);
+        let kernel = initial_kernel([256, 64, 3, 3], Init::He);
+        // torchvision: sqrt(2 / (256 * 9)); 147,456 draws give the deviation to 0.2 %.
+        assert!((kernel.std(true).double_value(&[]) / (2.0f64 / 2304.0).sqrt() - 1.0).abs() < 0.01);
+    }
+
+    /// One batch of two channels by hand: mean and biased variance normalise, the unbiased one enters the running
+    /// statistics (PyTorch's convention) with weight 0.1, and inference uses those.
+    #[test]
+    fn batch_norm_by_hand() {
+        let mut params = Params::new(tch::Device::Cpu);
+        let norm = BatchNorm::new(&mut params, "bn", 1, 1.0);
+        let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 6.0]).view([2, 1, 1, 2]);
+        let y = Vec::<f32>::try_from(norm.forward(&x, Mode::Train).view(-1).detach()).unwrap();
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        let deviation = (3.5 + EPSILON).sqrt();
+        for (found, x) in y.iter().zip([1.0, 2.0, 3.0, 6.0]) {
+            near(f64::from(*found), (x - 3.0) / deviation);
+        }
+        let running = |at: usize| params.buffers()[at].1.double_value(&[0]);
+        near(running(0), 0.3);
+        near(running(1), 0.9 + 0.1 * 14.0 / 3.0);
+        let inferred = norm.forward(&x, Mode::Eval).double_value(&[0, 0, 0, 0]);
+        near(inferred, (1.0 - 0.3) / (0.9 + 1.4 / 3.0 + EPSILON).sqrt());
+        near(running(0), 0.3);
+    }
+}

@@ -130,6 +130,6 @@ impl Block {
             Some((conv, norm)) => norm.forward(&conv.forward(x, precision), mode),
             None => x.shallow_clone(),
         };
-        (y + short).relu_()
+        y.g_add_(&short).relu_() // in place: batch norm keeps its input for the backward pass, not its output
     }
 }

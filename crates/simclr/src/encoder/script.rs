@@ -13,6 +13,10 @@ use crate::{
 };
 
 /// A TorchScript module that maps `[B, C, S, S]` to `[B, F]` or `[B, F, h, w]`.
+///
+/// bf16 is libtorch's autocast, not a cast of the module: it knows which operations must stay in f32, the weights stay
+/// f32 leaves, and the gradients arrive in f32. A traced module keeps the batch-norm mode it was traced in; script it, or
+/// trace it in training mode.
 #[derive(Debug)]
 pub struct ScriptEncoder {
     module: ScriptModule,
@@ -40,7 +44,9 @@ impl ScriptEncoder {
                 return Err(refused(format!("two {channels}x{size}x{size} images give {shape:?}, {wanted}")));
             }
         };
-        for (name, leaf) in module.parameters().map_err(said)? {
+        let leaves = module.parameters().map_err(said)?;
+        check_trainable(&leaves).map_err(refused)?;
+        for (name, leaf) in leaves {
             let role = role_of(&name, &leaf);
             params.adopt(format!("encoder.{name}"), role, leaf.set_requires_grad(true));
         }
@@ -64,6 +70,17 @@ impl ScriptEncoder {
     /// F.
     pub fn features(&self) -> i64 {
         self.features
+    }
+}
+
+/// Weights must be there (`torch.jit.freeze` turns them into constants) and f32, as all master weights are.
+fn check_trainable(leaves: &[(String, Tensor)]) -> Result<(), String> {
+    if leaves.is_empty() {
+        return Err("the module has no parameters to train; save it before `torch.jit.freeze`".into());
+    }
+    match leaves.iter().find(|(_, leaf)| leaf.kind() != Kind::Float) {
+        Some((name, leaf)) => Err(format!("parameter `{name}` is {:?}, expected Float (f32)", leaf.kind())),
+        None => Ok(()),
     }
 }
 
