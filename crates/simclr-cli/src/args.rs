@@ -36,7 +36,7 @@ pub struct Pretrain {
     /// Images: a folder, tar shards, parquet, IDX or CIFAR binary files
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// Folder of the run [default: runs/<name of the data>-<n>]
+    /// Folder of the run [default: runs/NAME-N, after the name of the data]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Go on with the run in --run from its newest checkpoint

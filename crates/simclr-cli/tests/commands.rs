@@ -1,9 +1,10 @@
 //! The commands as a user meets them, and runs that are killed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
+use fs_err as fs;
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},

@@ -1,8 +1,10 @@
 //! Inputs that are wrong, broken or meant to harm: each gives one clear message, exit code 2, and loses nothing.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::{fs, path::Path, path::PathBuf};
+use fs_err as fs;
+use std::{path::Path, path::PathBuf};
 
 use support::{image_folder, pretrain, said, simclr, stripes};
 
@@ -372,7 +374,8 @@ fn unreadable_images_and_an_unwritable_run_folder() {
     use std::os::unix::{fs::PermissionsExt, process::CommandExt};
     let place = Place::new();
     let data = place.images();
-    let mode = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let mode =
+        |path: &Path, mode: u32| fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     mode(place.temp.path(), 0o755);
     let locked = place.path("locked");
     fs::create_dir(&locked).unwrap();

@@ -1,9 +1,10 @@
 //! The rules of the house that a program can check: paths named in documents exist, rooms import only what they may,
 //! libraries do not print, recipes say what they are.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use fs_err as fs;
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 

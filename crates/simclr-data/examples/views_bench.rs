@@ -2,6 +2,7 @@
 //! from a 500x375 JPEG (decoded once, two views, the full recipe). Called by `bench/views.sh`.
 //!
 //! usage: views_bench [FILE.jpg ...]
+#![allow(clippy::print_stdout, reason = "the figures are the result")]
 
 use std::{io::Cursor, time::Instant};
 
@@ -21,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rate = rate(&cifar, 32, |_| Ok(small.clone()))?;
     println!("simclr 32 px: {rate:.0} views/s/core");
 
-    let mut files = std::env::args().skip(1).map(std::fs::read).collect::<Result<Vec<_>, _>>()?;
+    let mut files = std::env::args().skip(1).map(fs_err::read).collect::<Result<Vec<_>, _>>()?;
     if files.is_empty() {
         files.push(photo()?);
     }

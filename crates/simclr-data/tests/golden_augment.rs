@@ -1,4 +1,5 @@
 //! Every operator and a whole view against Pillow, torchvision and written-out formulas (`reference/augment.py`).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::HashMap, path::PathBuf};
 

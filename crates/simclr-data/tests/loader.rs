@@ -1,5 +1,6 @@
 //! The loader's promises: a batch is a function of (data, seed, step), whatever the threads; bad images are left out and
 //! named; nothing hangs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::HashSet,

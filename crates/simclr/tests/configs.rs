@@ -1,4 +1,5 @@
 //! Every recipe of `configs/` loads, and says what it is for.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 

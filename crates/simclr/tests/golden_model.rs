@@ -1,4 +1,5 @@
 //! Encoders, head, loss, every gradient and a training curve against PyTorch (`reference/model.py`).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 

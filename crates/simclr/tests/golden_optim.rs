@@ -1,4 +1,5 @@
 //! Ten steps of every update rule against PyTorch and written-out formulas (`reference/optim.py`).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 

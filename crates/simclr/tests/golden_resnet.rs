@@ -1,4 +1,5 @@
 //! ResNets against torchvision's names and shapes (`reference/resnet.py`), and what the encoder's options change.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! NT-Xent against published values, a plain f64 oracle, finite differences and its own symmetries.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
 use simclr::nt_xent::{LossConfig, LossScale, nt_xent};

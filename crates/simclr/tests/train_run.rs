@@ -1,4 +1,5 @@
 //! Whole runs on small synthetic image sets, through the public interface.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     path::{Path, PathBuf},

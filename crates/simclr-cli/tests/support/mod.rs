@@ -12,7 +12,7 @@ pub fn image_folder(data: &Path, count: usize) -> PathBuf {
     for index in 0..count {
         let class = index % 4;
         let folder = data.join(format!("class-{class}"));
-        std::fs::create_dir_all(&folder).unwrap();
+        fs_err::create_dir_all(&folder).unwrap();
         stripes(index, class).save(folder.join(format!("{index:04}.png"))).unwrap();
     }
     data.to_owned()

@@ -183,7 +183,7 @@ fn hue_rgb(red: &mut [f32], green: &mut [f32], blue: &mut [f32], turns: f32) {
         let channel = |n: f32| {
             let k = sixths + (n + 6.0);
             let k = k - 6.0 * ((k * (1.0 / 6.0)) as i32 as f32);
-            (value - chroma * k.min(4.0 - k).min(1.0).max(0.0)).clamp(0.0, 1.0)
+            (value - chroma * k.min(4.0 - k).clamp(0.0, 1.0)).clamp(0.0, 1.0)
         };
         (*r, *g, *b) = (channel(5.0), channel(3.0), channel(1.0));
     }

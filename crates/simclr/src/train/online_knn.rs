@@ -46,7 +46,7 @@ impl OnlineKnn {
 
     /// Whether it is due after `steps` steps.
     pub fn is_due(&self, steps: u64) -> bool {
-        steps % self.every_steps == 0
+        steps.is_multiple_of(self.every_steps)
     }
 
     /// Accuracy of the weighted kNN on the queries, `[0, 1]`; `None` where no image of the bank or none of the queries

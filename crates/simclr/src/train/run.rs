@@ -177,13 +177,13 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
-        if steps_done % train.health_every == 0 || steps_done == self.plan.total_steps {
+        if steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
             let health = Health::of(&done.h, &done.z, done.loss / scale, done.contrastive_accuracy);
             self.metrics.health(steps_done - 1, &health)?;
             observer.health(&health);
         }
-        let epoch_ends = steps_done % self.plan.steps_per_epoch == 0;
+        let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
         if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
             if let Some(accuracy) = knn.accuracy(self.model, self.dataset)? {
                 self.metrics.knn(steps_done - 1, accuracy)?;
