@@ -18,8 +18,10 @@ pub struct Arguments {
 pub enum Command {
     /// Learn an encoder from images; labels are not needed
     Pretrain(Pretrain),
-    /// Judge a run's encoder: kNN and linear classifiers on frozen features, next to controls
-    Evaluate(Evaluate),
+    /// Judge an encoder: kNN and linear classifiers on frozen features next to controls, fine-tuning, transfer
+    Evaluate(Box<Evaluate>),
+    /// Put the results of several runs side by side, with a plot
+    Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)
     Embed(Embed),
     /// Write a run's encoder as safetensors under torchvision's names
@@ -127,7 +129,7 @@ impl Pretrain {
 /// `simclr evaluate`.
 #[derive(Debug, Args)]
 pub struct Evaluate {
-    /// Folder of the run
+    /// Folder of the run; with --weights a new folder, which then holds the weights as a run
     pub run: PathBuf,
     /// Labelled images [default: those of the run]
     #[arg(long, value_name = "PATH")]
@@ -144,9 +146,104 @@ pub struct Evaluate {
     /// Seed of subsets and hold-outs [default: 0]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Protocols to run besides kNN and linear classifiers on frozen features
+    #[arg(long, value_delimiter = ',', value_name = "PROTOCOL")]
+    pub with: Vec<Protocol>,
+    /// Neighbours of the retrieval
+    #[arg(long, default_value_t = 10)]
+    pub retrieval_k: i64,
+    /// Another labelled set for the transfer protocol, judged by top-1 (default), mean-per-class or map-11
+    #[arg(long, value_name = "PATH[:METRIC]")]
+    pub transfer: Vec<String>,
+    /// Fine-tuning: base learning rates for 256 images, compared on a fifth of the labels [default: 0.05,0.5]
+    #[arg(long, value_delimiter = ',')]
+    pub finetune_lr: Vec<f64>,
+    /// Fine-tuning: layers of the projection head kept below the classifier (SimCLRv2: 1) [default: 0]
+    #[arg(long)]
+    pub keep_head: Option<usize>,
+    /// Fine-tuning: a list of the labelled images' names in place of drawn subsets; may be given many times
+    #[arg(long, value_name = "FILE")]
+    pub labels: Vec<PathBuf>,
+    /// Fine-tuning: subsets drawn for 1 % and 10 % of the labels [default: 3]
+    #[arg(long)]
+    pub finetune_draws: Option<usize>,
+    /// Protocols that train: epochs [default: 60 with 1 %, 30 with more labels, 90 of the linear classifier]
+    #[arg(long)]
+    pub finetune_epochs: Option<f64>,
+    /// Protocols that train: images per step, at most [default: 256]
+    #[arg(long)]
+    pub finetune_batch: Option<usize>,
+    /// Judge these safetensors weights under torchvision's or timm's names; needs the architecture (--set encoder.name=...)
+    /// and the side of an image (--image-size)
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub weights: Option<PathBuf>,
+    /// With --weights: what they take from each channel and divide by
+    #[arg(long, requires = "weights", default_value = "imagenet")]
+    pub normalize: Normalize,
+    /// With --weights: keys of the configuration.
+    #[command(flatten)]
+    pub config: EncoderArguments,
     /// Print results.json instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// With --weights: what they are weights of.
+#[derive(Debug, Args)]
+pub struct EncoderArguments {
+    /// Architecture, such as resnet18 (encoder.name)
+    #[arg(long, requires = "weights")]
+    pub encoder: Option<String>,
+    /// Side of an image in pixels (train.image_size)
+    #[arg(long, requires = "weights")]
+    pub image_size: Option<usize>,
+    /// Override any key; may be given many times
+    #[arg(long = "set", requires = "weights", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl EncoderArguments {
+    /// All of them as overrides of the configuration.
+    pub fn overrides(&self) -> Vec<String> {
+        let encoder = key("encoder.name", self.encoder.as_ref().map(|name| format!("{name:?}")));
+        let own = [encoder, key("train.image_size", self.image_size)];
+        self.set.iter().chain(own.iter().flatten()).cloned().collect()
+    }
+}
+
+/// Evaluation protocols that are not run unless asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Protocol {
+    /// Precision among the nearest training images
+    Retrieval,
+    /// Linear classifier by SGD on random crops, encoder frozen (paper B.6)
+    LinearSgd,
+    /// Fine-tuning with each share of the labels, and from fresh weights (paper B.5)
+    Finetune,
+    /// The encoder from fresh weights with all labels, by the run's own recipe (paper B.3)
+    Supervised,
+    /// All of them
+    All,
+}
+
+/// Statistics of the images that weights were trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Normalize {
+    /// Mean 0.485, 0.456, 0.406; deviation 0.229, 0.224, 0.225
+    Imagenet,
+    /// Images in [0, 1] as they are
+    None,
+}
+
+/// `simclr compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folders of evaluated runs
+    #[arg(required = true, num_args = 1..)]
+    pub runs: Vec<PathBuf>,
+    /// Plot to write
+    #[arg(long, value_name = "FILE.svg", default_value = "compare.svg")]
+    pub out: PathBuf,
 }
 
 /// `simclr embed`.

@@ -49,7 +49,9 @@ impl From<TrainError> for Failure {
 
 impl From<EvalError> for Failure {
     fn from(error: EvalError) -> Self {
-        Self { message: error.to_string(), hint: error.hint(), code: code(error.blame()) }
+        // As after any other signal: 128 + SIGINT.
+        let code = if matches!(error, EvalError::Stopped) { 130 } else { code(error.blame()) };
+        Self { message: error.to_string(), hint: error.hint(), code }
     }
 }
 

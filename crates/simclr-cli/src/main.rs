@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Pretrain(arguments) => commands::pretrain::run(arguments),
         Command::Evaluate(arguments) => commands::evaluate::run(&arguments),
+        Command::Compare(arguments) => commands::compare::run(&arguments),
         Command::Embed(arguments) => commands::embed::run(&arguments),
         Command::Export(arguments) => commands::export::run(&arguments),
         Command::Views(arguments) => commands::views::run(&arguments),

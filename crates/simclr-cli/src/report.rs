@@ -60,13 +60,14 @@ impl Observer for Terminal {
     fn step(&mut self, report: &StepReport) {
         let eta = clock(self.eta(report));
         let text = format!(
-            "step {}/{}  epoch {:.2}  loss {:.3} (chance {:.3})  contrastive acc {:.0} %  lr {:.3e}  {:.0} images/s  waiting for data {:.0} %  ETA {eta}",
+            "step {}/{}  epoch {:.2}  loss {:.3} (chance {:.3})  {} acc {:.0} %  lr {:.3e}  {:.0} images/s  waiting for data {:.0} %  ETA {eta}",
             report.step + 1,
             report.total_steps,
             report.epoch,
             report.loss,
             report.chance_loss,
-            100.0 * report.contrastive_accuracy,
+            report.accuracy_of,
+            100.0 * report.accuracy,
             report.lr,
             report.images_per_second,
             100.0 * report.data_wait,

@@ -62,9 +62,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("health", &["nt_xent"]),
     ("encoder", &["device", "params"]),
     ("head", &["device", "encoder", "params"]),
-    ("model", &["device", "encoder", "head", "params"]),
+    ("objective", &["nt_xent"]),
+    ("model", &["device", "encoder", "head", "objective", "params"]),
     ("optim", &["params"]),
-    ("config", &["device", "encoder", "head", "nt_xent", "optim"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim"]),
     (
         "train",
         &[
@@ -76,6 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "health",
             "model",
             "nt_xent",
+            "objective",
             "optim",
             "params",
         ],

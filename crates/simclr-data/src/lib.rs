@@ -13,8 +13,8 @@ pub mod augment; // dice (ViewParams), then pixels
 pub mod batch; // 2N views -> Batch, the row order
 pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
-pub mod loader;
-pub mod rng; // (seed, epoch, image, view) -> generator // order, worker threads, prefetch, bad files
+pub mod loader; // order, worker threads, prefetch, bad files
+pub mod rng; // (seed, epoch, image, view) -> generator
 
 pub use augment::{AugmentConfig, ViewParams};
 pub use batch::Batch;

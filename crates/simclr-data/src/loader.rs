@@ -34,6 +34,8 @@ type Made = Result<Batch, (DataError, Vec<(usize, String)>)>;
 /// How batches are made.
 #[derive(Debug, Clone)]
 pub struct LoaderConfig {
+    /// Views of each image: 2 to contrast them, 1 to train with labels.
+    pub views: usize,
     /// N: images per batch. The last, smaller batch of an epoch is dropped (official `data.py`, `drop_remainder`).
     pub batch: usize,
     /// Side S of a view in pixels.
@@ -133,19 +135,21 @@ impl Loader {
         }
     }
 
-    /// The batch of one step: both views of an image from one decode, images in parallel.
+    /// The batch of one step: all views of an image from one decode, images in parallel.
     fn make(&self, step: u64, epoch: u64, ids: &[usize], abandoned: &AtomicBool) -> Made {
         let view = self.dataset.channels() * self.config.size * self.config.size;
-        let mut pixels = vec![0.0; 2 * ids.len() * view];
-        let (first, second) = pixels.split_at_mut(ids.len() * view);
-        let failures: Vec<Option<String>> = first
-            .par_chunks_mut(view)
-            .zip(second.par_chunks_mut(view))
+        let mut pixels = vec![0.0; self.config.views * ids.len() * view];
+        let mut places: Vec<Vec<&mut [f32]>> = ids.iter().map(|_| Vec::new()).collect();
+        for (row, place) in pixels.chunks_exact_mut(view).enumerate() {
+            places[row % ids.len()].push(place);
+        }
+        let failures: Vec<Option<String>> = places
+            .into_par_iter()
             .zip(ids)
-            .map(|((first, second), &id)| match abandoned.load(Ordering::Relaxed) {
+            .map(|(places, &id)| match abandoned.load(Ordering::Relaxed) {
                 // Nobody will see this batch: its other images are not worth a decode.
                 true => None,
-                false => self.two_views(epoch, id, [first, second]).err().map(|error| error.to_string()),
+                false => self.views_of(epoch, id, places).err().map(|error| error.to_string()),
             })
             .collect();
         let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
@@ -154,7 +158,7 @@ impl Loader {
             return Err((DataError::EmptyBatch { step, first }, bad));
         }
         if !bad.is_empty() {
-            let rows = failures.iter().chain(&failures).map(Option::is_none);
+            let rows = failures.iter().cycle().map(Option::is_none);
             pixels = pixels
                 .chunks_exact(view)
                 .zip(rows)
@@ -168,7 +172,7 @@ impl Loader {
         Ok(Batch { step, epoch, ids, pixels, bad })
     }
 
-    fn two_views(&self, epoch: u64, id: usize, views: [&mut [f32]; 2]) -> Result<(), DataError> {
+    fn views_of(&self, epoch: u64, id: usize, views: Vec<&mut [f32]>) -> Result<(), DataError> {
         let image = self.dataset.decode(id)?;
         for (view, out) in views.into_iter().enumerate() {
             let key = Key { seed: self.config.seed, epoch, image: id as u64, view: view as u64 };

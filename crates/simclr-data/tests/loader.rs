@@ -57,7 +57,7 @@ fn dataset(images: usize, source: Noise) -> Arc<Dataset> {
 }
 
 fn config(threads: usize) -> LoaderConfig {
-    LoaderConfig { batch: 8, size: SIZE, seed: 5, threads, prefetch: 2, max_bad_share: 0.5 }
+    LoaderConfig { views: 2, batch: 8, size: SIZE, seed: 5, threads, prefetch: 2, max_bad_share: 0.5 }
 }
 
 fn loader(images: usize, source: Noise, config: LoaderConfig) -> Loader {
@@ -233,4 +233,50 @@ fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
     assert!(one.pixels[..VIEW] != one.pixels[VIEW..2 * VIEW]);
     assert_eq!(one.bad.len(), 1);
     assert_eq!(one.bad[0].0, 4);
+}
+
+/// With labels one view of each image is trained on: the first of the two that a contrastive run would see.
+#[test]
+fn one_view_is_the_first_of_two() {
+    let batches = |views| {
+        let config = LoaderConfig { views, ..config(2) };
+        all(loader(24, Noise::default(), config).batches(0, 3).unwrap())
+    };
+    for (one, two) in batches(1).iter().zip(&batches(2)) {
+        assert_eq!((one.ids.len(), one.pixels.len(), &one.ids), (8, 8 * VIEW, &two.ids));
+        assert_eq!(one.pixels, two.pixels[..8 * VIEW]);
+    }
+}
+
+#[test]
+fn a_subset_is_its_images_under_new_numbers() {
+    let source = Noise { bad: HashSet::from([4]), ..Noise::default() };
+    let whole = dataset(10, source);
+    let part = whole.subset(&[7, 2, 4]).subset(&[1, 2, 0]);
+    let names: Vec<_> = part.samples().iter().map(|sample| sample.name.as_str()).collect();
+    assert_eq!(names, ["0002", "0004", "0007"]);
+    assert_eq!(part.decode(2).unwrap().data, image(7, 3).data);
+    assert!(part.decode(1).is_err(), "the bad one is among them");
+    assert_ne!(part.fingerprint(), whole.fingerprint());
+    assert_eq!(whole.subset(&(0..10).collect::<Vec<_>>()).fingerprint(), whole.fingerprint());
+}
+
+#[test]
+fn a_list_names_images_in_full_or_by_their_last_part() {
+    let names = ["a/1.png", "a/2.png", "b/2.png", "#odd.png"];
+    let samples = names.map(|name| Sample { name: name.into(), label: None }).to_vec();
+    let set = Dataset::from_source(samples, Vec::new(), 3, Box::new(Noise::default()));
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("list.txt");
+    let listed = |text: &str| {
+        fs_err::write(&list, text).unwrap();
+        set.listed(&list).map_err(|error| error.to_string())
+    };
+    assert_eq!(listed("# two of them\nb/2.png\r\n\n1.png\nb/2.png\n"), Ok(vec![0, 2]));
+    assert_eq!(listed("#odd.png"), Ok(vec![3]));
+    for (text, reason) in
+        [("2.png", "several"), ("c/1.png", "`c/1.png` is not an image"), ("# nothing", "names no image")]
+    {
+        assert!(listed(text).unwrap_err().contains(reason), "{text}");
+    }
 }

@@ -178,6 +178,12 @@ pub enum EvalError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+    /// A protocol that trains.
+    #[error(transparent)]
+    Training(#[from] Box<TrainError>),
+    /// A signal asked for the end; what was trained so far is kept.
+    #[error("stopped; the same command goes on from here")]
+    Stopped,
     /// Labels missing or too few.
     #[error("labels of `{path}`: {reason}")]
     Labels {
@@ -291,6 +297,7 @@ impl EvalError {
             Self::Model(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Io(error) => disk_hint(error),
+            Self::Training(error) => error.hint(),
             Self::Labels { .. } => {
                 Some("labels come from class folders, .cls files, or the label column of a set".into())
             }
@@ -302,6 +309,7 @@ impl EvalError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Other(_) => Blame::Us,
+            Self::Training(error) => error.blame(),
             _ => Blame::User,
         }
     }

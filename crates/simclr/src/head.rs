@@ -79,16 +79,44 @@ impl Head {
             HeadKind::Linear => 1,
             HeadKind::Nonlinear => config.layers,
         };
+        Self { layers: Self::first_layers(config, (count, count), features, params) }
+    }
+
+    /// The first `keep` layers of the projection head (fewer than it has), then a linear classifier of `classes` outputs
+    /// under the names `classifier.weight`, `classifier.bias`, which starts at zero as the official fine-tuning does.
+    pub fn classifier(
+        config: &HeadConfig,
+        features: i64,
+        keep: usize,
+        classes: i64,
+        params: &mut Params,
+    ) -> Self {
+        let mut layers = Self::first_layers(config, (keep, config.layers), features, params);
+        let input = layers.last().map_or(features, |layer| layer.weight.size()[0]);
+        let options = (Kind::Float, tch::Device::Cpu);
+        let weight = params.add("classifier.weight", Role::Kernel, Tensor::zeros([classes, input], options));
+        let bias = params.add("classifier.bias", Role::Bias, Tensor::zeros([classes], options));
+        layers.push(Layer { weight, bias: Some(bias), norm: None });
+        Self { layers }
+    }
+
+    /// The first `take` of the `count` layers that the configuration describes.
+    fn first_layers(
+        config: &HeadConfig,
+        (take, count): (usize, usize),
+        features: i64,
+        params: &mut Params,
+    ) -> Vec<Layer> {
         let hidden = if config.hidden > 0 { config.hidden } else { features };
         let mut input = features;
         let mut layers = Vec::new();
-        for index in 0..count {
+        for index in 0..take {
             let last = index + 1 == count;
             let output = if last { config.out } else { hidden };
             layers.push(Layer::new(params, index, (input, output), config.norm, last));
             input = output;
         }
-        Self { layers }
+        layers
     }
 
     /// z `[B, D]` in f32, not normalised.
@@ -166,6 +194,23 @@ mod tests {
         assert_eq!(names(Nonlinear, 2, Norm::None), "0.weight 0.bias 2.weight 2.bias");
         let three = "0.weight 1.weight 1.bias 2.weight 3.weight 3.bias 4.weight 5.weight";
         assert_eq!(names(Nonlinear, 3, Norm::All), three);
+    }
+
+    /// SimCLRv2: a classifier on a middle layer of the head keeps the layers below under their names.
+    #[test]
+    fn a_classifier_on_a_middle_layer_of_the_head() {
+        let mut params = Params::new(tch::Device::Cpu);
+        let config =
+            HeadConfig { kind: HeadKind::Nonlinear, layers: 3, hidden: 5, out: 3, norm: HeadNorm::All };
+        let head = Head::classifier(&config, 4, 1, 7, &mut params);
+        let names: Vec<_> = params.params().iter().map(|param| param.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["head.0.weight", "head.1.weight", "head.1.bias", "classifier.weight", "classifier.bias"]
+        );
+        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let logits = head.forward(&h, Mode::Train, Precision::F32);
+        assert_eq!((logits.size(), logits.abs().max().double_value(&[])), (vec![6, 7], 0.0));
     }
 
     #[test]

@@ -15,14 +15,15 @@ pub mod config; // RunConfig as written -> Plan as run
 pub mod device; // the only file that names a backend
 pub mod encoder; // images [B, C, S, S] -> h [B, F]
 pub mod eval; // frozen features -> kNN, linear classifier
-pub mod export;
+pub mod export; // encoder -> safetensors, features -> parquet / npy
 pub mod head; // h [B, F] -> z [B, D]
 pub mod health; // is it learning, in plain words
 pub mod model; // encoder + head
 pub mod nt_xent; // z [2N, D] -> loss
+pub mod objective; // z or logits -> what a step minimises
 pub mod optim; // who decays, how to step, how fast
 pub mod params; // named parameters and buffers
-pub mod train; // the run // encoder -> safetensors, features -> parquet / npy
+pub mod train; // the run
 
 pub use config::{Plan, RunConfig};
 pub use error::{CheckpointError, ConfigError, EvalError, ModelError, TrainError};

@@ -7,6 +7,7 @@ use crate::{
     device::Precision,
     encoder::{Encoder, EncoderConfig, Mode},
     head::{Head, HeadConfig},
+    objective::{ObjectiveKind, TaskConfig},
     params::Params,
 };
 
@@ -21,6 +22,8 @@ pub struct SimClr {
     pub params: Params,
     /// Compute type.
     pub precision: Precision,
+    /// Whether f only gives features: running statistics, no gradient, nothing changed.
+    pub frozen: bool,
 }
 
 impl SimClr {
@@ -41,7 +44,33 @@ impl SimClr {
         let mut params = Params::new(device);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let head = Head::new(head, encoder.feature_dim(), &mut params);
-        Ok(Self { encoder, head, params, precision })
+        Ok(Self { encoder, head, params, precision, frozen: false })
+    }
+
+    /// The model of a task: [`SimClr::new`], or with labels the encoder under a linear classifier of `classes` outputs.
+    ///
+    /// # Errors
+    /// See [`Encoder::new`].
+    #[expect(clippy::too_many_arguments, reason = "what SimClr::new takes, the task, and its classes")]
+    pub fn for_task(
+        task: &TaskConfig,
+        classes: usize,
+        encoder: &EncoderConfig,
+        head: &HeadConfig,
+        (channels, size): (i64, i64),
+        seed: u64,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        if task.objective == ObjectiveKind::Contrastive {
+            return Self::new(encoder, head, (channels, size), seed, device, precision);
+        }
+        tch::manual_seed(seed as i64);
+        let mut params = Params::new(device);
+        let encoder = Encoder::new(encoder, channels, size, &mut params)?;
+        let features = encoder.feature_dim();
+        let head = Head::classifier(head, features, task.keep_head, classes as i64, &mut params);
+        Ok(Self { encoder, head, params, precision, frozen: task.frozen })
     }
 
     /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm sees both views together.
@@ -49,7 +78,11 @@ impl SimClr {
     /// # Errors
     /// See [`Encoder::forward`].
     pub fn forward(&self, views: &Tensor, mode: Mode) -> Result<(Tensor, Tensor), ModelError> {
-        let h = self.encoder.forward(views, mode, self.precision)?;
+        let h = if self.frozen {
+            tch::no_grad(|| self.encoder.forward(views, Mode::Eval, self.precision))?
+        } else {
+            self.encoder.forward(views, mode, self.precision)?
+        };
         let z = self.head.forward(&h, mode, self.precision);
         Ok((h, z))
     }

@@ -139,7 +139,7 @@ fn stopped_and_resumed_equals_uninterrupted_byte_for_byte() {
     assert_eq!(rest[0].step, 5);
     same_tensors(&newest(&whole), &newest(&parted));
     for (a, b) in reports[5..].iter().zip(&rest) {
-        assert_eq!((a.loss, a.lr, a.contrastive_accuracy), (b.loss, b.lr, b.contrastive_accuracy));
+        assert_eq!((a.loss, a.lr, a.accuracy), (b.loss, b.lr, b.accuracy));
     }
     let steps = |folder: &RunFolder| {
         let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
@@ -180,7 +180,7 @@ fn one_batch_is_overfitted_from_chance() {
     );
     assert!((first.chance_loss - 63f64.ln()).abs() < 1e-12);
     assert!(last.loss < first.loss - 0.3, "{} to {}", first.loss, last.loss);
-    assert!(last.contrastive_accuracy > 3.0 * first.contrastive_accuracy.max(1.0 / 32.0), "{last:?}");
+    assert!(last.accuracy > 3.0 * first.accuracy.max(1.0 / 32.0), "{last:?}");
 }
 
 #[test]

@@ -1,31 +1,40 @@
 //! `simclr evaluate`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use simclr::{
     RunConfig,
-    eval::protocol::{EvalOptions, evaluate},
+    data::{Dataset, Split, dataset::Channels},
+    eval::{
+        foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
+        protocol::{EvalOptions, evaluate},
+        results::Metric,
+        trained::TrainedOptions,
+        transfer::TransferSet,
+    },
     train::RunFolder,
 };
 
-use crate::{args::Evaluate, failure::Failure, report::Stages};
+use super::pretrain::watch_signals;
+use crate::{
+    args::{Evaluate, Normalize, Protocol},
+    failure::Failure,
+    report::Terminal,
+};
 
 /// Evaluates, writes `results.json`, prints the table.
 pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
-    let folder = RunFolder::open(&arguments.run)?;
+    let folder = match &arguments.weights {
+        Some(weights) => imported(weights, arguments)?,
+        None => RunFolder::open(&arguments.run)?,
+    };
     let config = RunConfig::load(Some(&folder.config_file()), &[])?;
     let data = arguments.data.clone().or(config.data.path);
     let data = data.ok_or_else(|| Failure::user("the run names no images", Some("give --data".into())))?;
-    let default = EvalOptions::default();
-    let options = EvalOptions {
-        knn_k: arguments.k.unwrap_or(default.knn_k),
-        knn_temperature: arguments.temperature.or(default.knn_temperature),
-        draws: arguments.draws.unwrap_or(default.draws),
-        seed: arguments.seed.unwrap_or(default.seed),
-        ..default
-    };
-    let mut stages = Stages::new();
-    let results = evaluate(&folder, &data, &options, &mut |stage, _, _| stages.show(stage))?;
+    let (stop, _) = watch_signals()?;
+    let mut terminal = Terminal::new();
+    let results = evaluate(&folder, &data, &options(arguments)?, &mut terminal, &stop)?;
+    drop(terminal);
     if arguments.json {
         let text = serde_json::to_string(&results).map_err(|error| Failure::user(error.to_string(), None))?;
         super::print(&text);
@@ -33,4 +42,71 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         super::print(&results.table());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
+    let default = EvalOptions::default();
+    let asked = |protocol| arguments.with.iter().any(|with| [protocol, Protocol::All].contains(with));
+    let training = default.trained;
+    let rates = &arguments.finetune_lr;
+    Ok(EvalOptions {
+        knn_k: arguments.k.unwrap_or(default.knn_k),
+        knn_temperature: arguments.temperature.or(default.knn_temperature),
+        draws: arguments.draws.unwrap_or(default.draws),
+        seed: arguments.seed.unwrap_or(default.seed),
+        retrieval_k: if asked(Protocol::Retrieval) { arguments.retrieval_k } else { 0 },
+        transfer: arguments.transfer.iter().map(|text| transfer_set(text)).collect::<Result<_, _>>()?,
+        trained: TrainedOptions {
+            finetune: asked(Protocol::Finetune),
+            linear_sgd: asked(Protocol::LinearSgd),
+            supervised: asked(Protocol::Supervised),
+            keep_head: arguments.keep_head.unwrap_or(training.keep_head),
+            rates: if rates.is_empty() { training.rates.clone() } else { rates.clone() },
+            batch: arguments.finetune_batch.unwrap_or(training.batch),
+            epochs: arguments.finetune_epochs,
+            draws: arguments.finetune_draws.unwrap_or(training.draws),
+            lists: arguments.labels.clone(),
+            ..training
+        },
+        ..default
+    })
+}
+
+/// `PATH` or `PATH:METRIC`.
+fn transfer_set(text: &str) -> Result<TransferSet, Failure> {
+    let (path, metric) = match text.rsplit_once(':') {
+        Some((path, name)) if !Path::new(text).exists() => match Metric::named(name) {
+            Some(metric) => (path, metric),
+            None => {
+                let hint = Some("top-1, mean-per-class and map-11 are known".into());
+                return Err(Failure::user(format!("--transfer {text}: unknown metric `{name}`"), hint));
+            }
+        },
+        _ => (text, Metric::default()),
+    };
+    Ok(TransferSet { path: path.into(), metric })
+}
+
+/// A run folder with foreign weights. One that is there already is taken as it is, so that an evaluation goes on.
+fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> {
+    let path = &arguments.run;
+    if path.join("config.toml").exists() {
+        return Ok(RunFolder::open(path)?);
+    }
+    let mut config = RunConfig::load(None, &arguments.config.overrides())?;
+    let data = arguments.data.as_ref();
+    let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
+    let channels = Dataset::open(data, Split::Train, Channels::Auto)?.channels();
+    if arguments.normalize == Normalize::Imagenet && config.encoder.input_mean.is_empty() {
+        config.encoder.input_mean = IMAGENET_MEAN.to_vec();
+        config.encoder.input_std = IMAGENET_STD.to_vec();
+    }
+    config.data.path = Some(data.clone());
+    let folder = RunFolder::create(path)?;
+    let outcome = import(weights, &config, channels as i64, &folder);
+    if outcome.is_err() {
+        folder.remove_if_unused();
+    }
+    outcome?;
+    Ok(folder)
 }

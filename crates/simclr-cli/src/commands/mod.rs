@@ -1,5 +1,6 @@
 //! One file per command: arguments to library calls to output.
 
+pub mod compare;
 pub mod embed;
 pub mod evaluate;
 pub mod export;

@@ -82,7 +82,7 @@ fn free_folder(data: &Path) -> PathBuf {
 }
 
 /// The first SIGINT or SIGTERM asks the run to stop; a second one kills as usual.
-fn watch_signals() -> Result<(Arc<AtomicBool>, Arc<AtomicUsize>), Failure> {
+pub fn watch_signals() -> Result<(Arc<AtomicBool>, Arc<AtomicUsize>), Failure> {
     let (stop, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     for number in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;

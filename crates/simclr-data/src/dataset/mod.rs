@@ -4,11 +4,15 @@ mod cifar;
 mod folder;
 mod idx;
 mod layout;
+mod list;
 mod parquet;
 mod raw;
 mod tar;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{DataError, Image};
 
@@ -74,7 +78,9 @@ pub struct Dataset {
     samples: Vec<Sample>,
     classes: Vec<String>,
     channels: usize,
-    source: Box<dyn Source>,
+    source: Arc<dyn Source>,
+    /// Index in the source of each sample, where the set is a part of it.
+    part: Option<Vec<usize>>,
 }
 
 impl Dataset {
@@ -100,7 +106,7 @@ impl Dataset {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
         };
-        Ok(Self { samples, classes, channels, source })
+        Ok(Self { samples, classes, channels, source: source.into(), part: None })
     }
 
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
@@ -116,7 +122,24 @@ impl Dataset {
         channels: usize,
         source: Box<dyn Source>,
     ) -> Self {
-        Self { samples, classes, channels, source }
+        Self { samples, classes, channels, source: source.into(), part: None }
+    }
+
+    /// The images `indices` of this set, in that order, with all of its classes.
+    ///
+    /// # Panics
+    /// If an index is out of range.
+    #[must_use]
+    pub fn subset(&self, indices: &[usize]) -> Self {
+        let samples = indices.iter().map(|&index| self.samples[index].clone()).collect();
+        let part = indices.iter().map(|&index| self.stored(index)).collect();
+        let (classes, source) = (self.classes.clone(), Arc::clone(&self.source));
+        Self { samples, classes, channels: self.channels, source, part: Some(part) }
+    }
+
+    /// The index in the source.
+    fn stored(&self, index: usize) -> usize {
+        self.part.as_ref().map_or(index, |part| part[index])
     }
 
     /// Number of images.
@@ -154,7 +177,7 @@ impl Dataset {
     /// # Errors
     /// [`DataError::Decode`] names the sample and the reason.
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
-        self.source.decode(index, self.channels)
+        self.source.decode(self.stored(index), self.channels)
     }
 
     /// 16 hex digits over names, labels and stored sizes: which data a result was measured on.
@@ -164,7 +187,7 @@ impl Dataset {
             hash.add(sample.name.as_bytes());
             hash.add(&[0]);
             hash.add(&sample.label.map_or(u64::MAX, u64::from).to_le_bytes());
-            hash.add(&self.source.stored_bytes(index).to_le_bytes());
+            hash.add(&self.source.stored_bytes(self.stored(index)).to_le_bytes());
         }
         format!("{:016x}", hash.0)
     }

@@ -14,6 +14,7 @@ use crate::{
     encoder::EncoderConfig,
     head::HeadConfig,
     nt_xent::LossConfig,
+    objective::TaskConfig,
     optim::OptimConfig,
 };
 
@@ -33,6 +34,8 @@ pub struct RunConfig {
     pub head: HeadConfig,
     /// NT-Xent.
     pub loss: LossConfig,
+    /// What is minimised, and from which weights on.
+    pub task: TaskConfig,
     /// Optimizer.
     pub optim: OptimConfig,
     /// The run itself.

@@ -8,6 +8,7 @@ use crate::{
     ConfigError,
     device::Precision,
     nt_xent::LossScale,
+    objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
 };
 
@@ -25,6 +26,8 @@ pub struct Plan {
     pub channels: usize,
     /// Whether the set has labels for the online kNN.
     pub labelled: bool,
+    /// K; 0 without labels.
+    pub classes: usize,
     /// Full batches of an epoch.
     pub steps_per_epoch: u64,
     /// All steps of the run.
@@ -63,6 +66,7 @@ impl RunConfig {
             data_fingerprint: dataset.fingerprint(),
             channels: dataset.channels(),
             labelled: dataset.labels().is_some(),
+            classes: dataset.classes().len(),
             steps_per_epoch,
             total_steps,
             schedule: Schedule::new(&self.optim, batch, steps_per_epoch, total_steps),
@@ -77,6 +81,7 @@ impl RunConfig {
     /// Known traps that this configuration steps into, a sentence each. They are legal, so they are said, not refused.
     pub fn cautions(&self) -> Vec<String> {
         let (augment, train, optim) = (&self.augment, &self.train, &self.optim);
+        let contrastive = self.task.objective == ObjectiveKind::Contrastive;
         let small = train.image_size <= 32;
         let first_layers = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);
@@ -91,11 +96,11 @@ impl RunConfig {
                 "an ImageNet stem at 32 px or less throws most pixels away; encoder.stem = \"cifar\" keeps them",
             ),
             (
-                small && self.loss.temperature < 0.2,
+                contrastive && small && self.loss.temperature < 0.2,
                 "temperature below 0.2 at 32 px or less: 0.5 was best on CIFAR-10 (B.9)",
             ),
             (
-                self.loss.scale == LossScale::Official && !adaptive,
+                contrastive && self.loss.scale == LossScale::Official && !adaptive,
                 "the official loss is twice the paper's, which doubles the effective learning rate of this optimizer",
             ),
             (
@@ -103,7 +108,7 @@ impl RunConfig {
                 "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
             ),
             (
-                augment.color == 0.0 || augment.jitter == 0.0,
+                contrastive && (augment.color == 0.0 || augment.jitter == 0.0),
                 "no colour jitter: crops of one image can be told by their colours alone (paper 3.1)",
             ),
         ];

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, head::HeadKind};
+use crate::{ConfigError, head::HeadKind, objective::ObjectiveKind};
 
 impl RunConfig {
     /// Checks every range.
@@ -23,6 +23,7 @@ impl RunConfig {
         check(head.out >= 1, "head.out", head.out, "at least 1")?;
         check(head.hidden >= 0, "head.hidden", head.hidden, "0 (the width of h) or a width")?;
         positive("loss.temperature", self.loss.temperature)?;
+        self.validate_task()?;
         not_negative("optim.lr", optim.lr)?;
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
@@ -50,6 +51,18 @@ impl RunConfig {
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;
         not_negative("train.knn_every", train.knn_every)
+    }
+}
+
+impl RunConfig {
+    fn validate_task(&self) -> Result<(), ConfigError> {
+        let (task, head) = (&self.task, &self.head);
+        let supervised = task.objective == ObjectiveKind::Supervised;
+        let why = "false, unless task.objective is \"supervised\"";
+        check(supervised || !task.frozen, "task.frozen", task.frozen, why)?;
+        let layers = if head.kind == HeadKind::Nonlinear && supervised { head.layers } else { 1 };
+        let most = format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
+        check(task.keep_head < layers, "task.keep_head", task.keep_head, &most)
     }
 }
 

@@ -33,6 +33,10 @@ pub struct EncoderConfig {
     pub padding: Padding,
     /// Initialisation of convolution kernels.
     pub init: Init,
+    /// Taken from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights want 0.485, 0.456, 0.406.
+    pub input_mean: Vec<f64>,
+    /// What each channel is then divided by; empty = 1. torchvision's weights want 0.229, 0.224, 0.225.
+    pub input_std: Vec<f64>,
 }
 
 impl Default for EncoderConfig {
@@ -45,6 +49,8 @@ impl Default for EncoderConfig {
             zero_gamma: true,
             padding: Padding::Symmetric,
             init: Init::Official,
+            input_mean: Vec::new(),
+            input_std: Vec::new(),
         }
     }
 }
@@ -117,6 +123,8 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct Encoder {
     network: Network,
+    /// Mean and deviation `[C, 1, 1]` of what the network expects.
+    input: Option<(Tensor, Tensor)>,
     description: String,
 }
 
@@ -159,7 +167,8 @@ impl Encoder {
             }
             Network::Script(_) => format!("TorchScript module, {millions:.2} M parameters"),
         };
-        Ok(Self { network, description })
+        let input = config.input_statistics(channels, params.device())?;
+        Ok(Self { network, input, description })
     }
 
     /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
@@ -167,6 +176,10 @@ impl Encoder {
     /// # Errors
     /// Only a TorchScript module fails, with what its own code raises.
     pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
+        let images = match &self.input {
+            Some((mean, std)) => &((images - mean) / std),
+            None => images,
+        };
         match &self.network {
             Network::ResNet(network) => Ok(network.forward(images, mode, precision)),
             Network::Small(network) => Ok(network.forward(images, mode, precision)),
@@ -195,6 +208,29 @@ fn encoder_numbers(params: &Params) -> usize {
 }
 
 impl EncoderConfig {
+    /// `input_mean` and `input_std` `[C, 1, 1]`; none where the network takes `[0, 1]` as it is.
+    fn input_statistics(
+        &self,
+        channels: i64,
+        device: tch::Device,
+    ) -> Result<Option<(Tensor, Tensor)>, ModelError> {
+        if self.input_mean.is_empty() && self.input_std.is_empty() {
+            return Ok(None);
+        }
+        let per_channel = |values: &[f64], otherwise: f64| {
+            let values = if values.is_empty() { vec![otherwise; channels as usize] } else { values.to_vec() };
+            if values.len() as i64 != channels || values.contains(&0.0) && otherwise == 1.0 {
+                return Err(ModelError::Names {
+                    place: "encoder.input_mean, encoder.input_std".into(),
+                    reason: format!("expected {channels} numbers, deviations above 0, got {values:?}"),
+                });
+            }
+            let tensor = Tensor::from_slice(&values).to_kind(tch::Kind::Float).to_device(device);
+            Ok(tensor.view([-1, 1, 1]))
+        };
+        Ok(Some((per_channel(&self.input_mean, 0.0)?, per_channel(&self.input_std, 1.0)?)))
+    }
+
     /// Whether the first layers are ImageNet's, for views of `size` pixels.
     pub fn imagenet_stem(&self, size: i64) -> bool {
         match self.stem {

@@ -30,20 +30,11 @@ pub fn knn_predict(
     k: i64,
     temperature: Option<f64>,
 ) -> Tensor {
-    assert!(bank.size()[0] > 0 && k > 0, "a vote needs at least one neighbour");
     let _guard = tch::no_grad_guard();
-    let k = k.min(bank.size()[0]);
-    let (bank, queries) = (unit_rows(bank).transpose(0, 1), unit_rows(queries));
-    let rows = (BLOCK / bank.size()[1]).max(1);
-    let blocks = queries.split(rows, 0);
-    let predicted: Vec<Tensor> = blocks
-        .iter()
-        .filter(|block| block.size()[0] > 0)
-        .map(|block| {
-            let (similarity, neighbour) = block.matmul(&bank).topk(k, 1, true, true);
-            vote(&similarity, &labels.take(&neighbour), classes, temperature)
-        })
-        .collect();
+    let mut predicted = Vec::new();
+    for_each_block(bank, queries, k, &mut |similarity, neighbour| {
+        predicted.push(vote(similarity, &labels.take(neighbour), classes, temperature));
+    });
     if predicted.is_empty() {
         Tensor::zeros([0], (Kind::Int64, labels.device()))
     } else {
@@ -51,9 +42,39 @@ pub fn knn_predict(
     }
 }
 
+/// Retrieval: the mean over queries of the share of their `k` nearest bank rows (cosine) that have their label, `[0, 1]`.
+///
+/// # Panics
+/// If the bank is empty or `k` is not positive.
+pub fn precision_at_k(bank: &Tensor, labels: &Tensor, queries: &Tensor, wanted: &Tensor, k: i64) -> f64 {
+    let _guard = tch::no_grad_guard();
+    let mut right = 0.0;
+    let mut row = 0;
+    for_each_block(bank, queries, k, &mut |_, neighbour| {
+        let rows = neighbour.size()[0];
+        let own = wanted.narrow(0, row, rows).unsqueeze(1);
+        row += rows;
+        let same = labels.take(neighbour).eq_tensor(&own);
+        right += same.to_kind(Kind::Double).mean_dim([1].as_slice(), false, Kind::Double).sum(Kind::Double).double_value(&[]);
+    });
+    right / queries.size()[0] as f64
+}
+
 /// Share of equal elements of two label tensors `[Q]`, in `[0, 1]`.
 pub fn accuracy(predicted: &Tensor, labels: &Tensor) -> f64 {
     predicted.eq_tensor(labels).to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
+}
+
+/// Hands over (similarity, index in the bank) `[B, k]` of the nearest rows, most similar first, block by block of queries.
+fn for_each_block(bank: &Tensor, queries: &Tensor, k: i64, each: &mut dyn FnMut(&Tensor, &Tensor)) {
+    assert!(bank.size()[0] > 0 && k > 0, "there must be at least one neighbour");
+    let k = k.min(bank.size()[0]);
+    let (bank, queries) = (unit_rows(bank).transpose(0, 1), unit_rows(queries));
+    let rows = (BLOCK / bank.size()[1]).max(1);
+    for block in queries.split(rows, 0).iter().filter(|block| block.size()[0] > 0) {
+        let (similarity, neighbour) = block.matmul(&bank).topk(k, 1, true, true);
+        each(&similarity, &neighbour);
+    }
 }
 
 /// `similarity` and `labels` `[B, k]`, most similar first, to the winning labels `[B]`.

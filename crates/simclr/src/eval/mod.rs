@@ -1,6 +1,9 @@
-//! How good is h? Frozen features, kNN, a linear classifier, and three controls (spec 8, 15.0).
+//! How good is h? Frozen features under kNN, retrieval and linear classifiers, beside three controls; and protocols that
+//! train: fine-tuning, the linear classifier on crops, the supervised baseline (spec 8, 15.0).
 
+pub mod compare; // results of several runs -> a table, a plot
 pub mod features; // run folder -> frozen encoder; images -> h
+pub mod foreign; // a peer's weights -> a run folder
 pub mod knn; // bank, queries -> labels by vote
 pub mod lbfgs; // convex function -> its minimum
 pub mod linear; // h, labels -> linear classifier
@@ -9,3 +12,5 @@ pub mod protocol; // run, data -> results
 pub mod results; // results -> results.json, table
 mod sets; // path -> labelled training and test part
 pub mod splits; // labels -> hold-outs, folds, subsets
+pub mod trained; // protocols that train -> rows
+pub mod transfer; // frozen features of other data sets -> a table

@@ -1,8 +1,12 @@
 //! A run and a labelled image set to [`Results`]: kNN and linear accuracy of frozen h with few and with all labels, next
 //! to a random-init encoder, raw pixels and chance (spec 8.1, 8.2, 15.0). Newest checkpoint only: choosing an epoch by
-//! test accuracy would be training on the test set.
+//! test accuracy would be training on the test set. The protocols that train follow in `trained`, other data sets in
+//! `transfer`.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use simclr_data::Dataset;
 use tch::Tensor;
@@ -14,8 +18,14 @@ use super::{
     results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA},
     sets::Sets,
     splits,
+    trained::{Bench, TrainedOptions},
+    transfer::{self, TransferSet},
 };
-use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
+use crate::{
+    EvalError,
+    checkpoint::write_atomically,
+    train::{Observer, RunFolder},
+};
 
 /// How to evaluate.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +48,12 @@ pub struct EvalOptions {
     pub threads: usize,
     /// The linear classifier; its seed is replaced by `seed`.
     pub linear: LinearOptions,
+    /// Neighbours of the retrieval; 0 = no retrieval.
+    pub retrieval_k: i64,
+    /// The protocols that train.
+    pub trained: TrainedOptions,
+    /// Other data sets for the transfer protocol.
+    pub transfer: Vec<TransferSet>,
 }
 
 impl Default for EvalOptions {
@@ -52,12 +68,12 @@ impl Default for EvalOptions {
             batch: 256,
             threads: 0,
             linear: LinearOptions::default(),
+            retrieval_k: 0,
+            trained: TrainedOptions::default(),
+            transfer: Vec::new(),
         }
     }
 }
-
-/// Receives (what is being done, done, of).
-pub type Progress<'a> = dyn FnMut(&str, usize, usize) + 'a;
 
 /// Evaluates the newest checkpoint of `run` on the labelled set at `data` and writes `results.json` into the run folder.
 ///
@@ -67,23 +83,29 @@ pub fn evaluate(
     run: &RunFolder,
     data: &Path,
     options: &EvalOptions,
-    progress: &mut Progress<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
 ) -> Result<Results, EvalError> {
     options.check()?;
     let trained = load_encoder(run)?;
     let controls = trained.controls(options.random_inits)?;
     let sets = Sets::open(data, trained.channels(), options.seed)?;
-    let material = Material::read(&sets, &trained, &controls, options, progress)?;
+    let material = Material::read(&sets, &trained, &controls, options, observer)?;
     let mut results = Results {
         schema: SCHEMA,
         simclr: env!("CARGO_PKG_VERSION").into(),
         run: run_facts(&trained),
         data: sets.facts(data, &material),
         protocol: options.facts(material.k(options), &trained),
-        rows: Vec::new(),
+        rows: material.rows(options, observer, stop)?,
+        transfer: Vec::new(),
         notes: notes(&trained, &sets, &material),
     };
-    results.rows = material.rows(options, progress);
+    let mut bench = Bench { run, frozen: &trained, data, sets: &sets, options, observer, stop };
+    let (rows, protocols) = bench.rows()?;
+    results.rows.extend(rows);
+    results.protocol.trained = protocols;
+    results.transfer = transfer::rows(&trained, controls.first(), options, observer)?;
     let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
     write_atomically(&run.results_file(), &json)?;
     Ok(results)
@@ -97,6 +119,10 @@ impl EvalOptions {
         }
         if self.draws == 0 || self.linear.lambdas.is_empty() || self.knn_k < 0 {
             return wrong("expected at least one draw, one lambda, and a k of 0 (automatic) or more");
+        }
+        self.trained.check()?;
+        if self.retrieval_k < 0 {
+            return wrong("expected 0 (none) or more neighbours for the retrieval");
         }
         if self.knn_temperature.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
             return wrong("expected a temperature above 0");
@@ -119,6 +145,8 @@ impl EvalOptions {
             lambdas: linear.lambdas.clone(),
             seed: self.seed,
             random_init_seeds: control_seeds(trained, self.random_inits).collect(),
+            retrieval_k: self.retrieval_k,
+            trained: Vec::new(),
         }
     }
 }
@@ -172,7 +200,7 @@ impl Material {
         trained: &FrozenEncoder,
         controls: &[FrozenEncoder],
         options: &EvalOptions,
-        progress: &mut Progress<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<Self, EvalError> {
         let read = ReadOptions::of(trained, options.batch, options.threads);
         let encoders = std::iter::once(trained).chain(controls);
@@ -180,7 +208,8 @@ impl Material {
         let mut extractors: Vec<&Extractor<'_>> = forwards.iter().map(|f| f as _).collect();
         extractors.push(&|pixels| Ok(features::flat_pixels(pixels)));
         let mut part = |set: &Dataset, indices: &[usize], stage: &str| {
-            features::extract(set, indices, &read, &extractors, &mut |done, of| progress(stage, done, of))
+            observer.message(stage);
+            features::extract(set, indices, &read, &extractors, &mut |_, _| {})
         };
         let train = part(&sets.train, &sets.train_indices, "features of the training part")?;
         let test_set = sets.test.as_ref().unwrap_or(&sets.train);
@@ -207,28 +236,30 @@ impl Material {
         k.min(bank)
     }
 
-    fn rows(&self, options: &EvalOptions, progress: &mut Progress<'_>) -> Vec<Row> {
-        let total = self.subjects.len() * (1 + options.shares.len());
-        let mut done = 0;
-        let mut tick = |what: &str| {
-            done += 1;
-            progress(what, done, total);
-        };
+    fn rows(
+        &self,
+        options: &EvalOptions,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Vec<Row>, EvalError> {
         let mut rows = Vec::new();
         for (name, encoders) in &self.subjects {
-            let knn = self.knn_cell(encoders, options);
-            tick(&format!("kNN on {name}"));
+            observer.message(&format!("kNN on {name}"));
+            let knn = Some(self.knn_cell(encoders, options));
+            let retrieval = (options.retrieval_k > 0).then(|| self.retrieval_cell(encoders, options));
+            observer.message(&format!("linear classifier on {name}"));
             let linear = options.shares.iter().map(|&share| {
-                let cell = self.linear_cell(encoders, share, options);
-                tick(&format!("linear classifier on {name}"));
-                cell
+                if stop.load(Ordering::Relaxed) {
+                    return Err(EvalError::Stopped);
+                }
+                Ok(self.linear_cell(encoders, share, options))
             });
-            let linear = linear.collect();
+            let by_labels = linear.collect::<Result<_, _>>()?;
             let dimensions = encoders.first().map_or(0, |(bank, _)| bank.size()[1]);
-            rows.push(Row { name: (*name).into(), dimensions, knn, linear });
+            rows.push(Row { name: (*name).into(), dimensions, knn, retrieval, by_labels });
         }
         rows.push(self.chance(&rows));
-        rows
+        Ok(rows)
     }
 
     fn knn_cell(&self, encoders: &[(Tensor, Tensor)], options: &EvalOptions) -> Cell {
@@ -239,6 +270,14 @@ impl Material {
             knn::accuracy(&predicted, &self.test_labels)
         };
         Cell::of(1.0, self.train_labels.len(), encoders.iter().map(accuracy).collect())
+    }
+
+    fn retrieval_cell(&self, encoders: &[(Tensor, Tensor)], options: &EvalOptions) -> Cell {
+        let labels = Tensor::from_slice(&self.train_labels);
+        let precision = |(bank, test): &(Tensor, Tensor)| {
+            knn::precision_at_k(bank, &labels, test, &self.test_labels, options.retrieval_k)
+        };
+        Cell::of(1.0, self.train_labels.len(), encoders.iter().map(precision).collect())
     }
 
     fn linear_cell(&self, encoders: &[(Tensor, Tensor)], share: f64, options: &EvalOptions) -> Cell {
@@ -276,13 +315,9 @@ impl Material {
         let accuracy =
             knn::accuracy(&counts.argmax(0, false).expand_as(&self.test_labels), &self.test_labels);
         let cell = |like: &Cell| Cell::of(like.share, like.labels, vec![accuracy]);
-        let linear = rows.first().map_or(Vec::new(), |row| row.linear.iter().map(cell).collect());
-        Row {
-            name: "chance".into(),
-            dimensions: 0,
-            knn: Cell::of(1.0, self.train_labels.len(), vec![accuracy]),
-            linear,
-        }
+        let by_labels = rows.first().map_or(Vec::new(), |row| row.by_labels.iter().map(cell).collect());
+        let knn = Some(Cell::of(1.0, self.train_labels.len(), vec![accuracy]));
+        Row { name: "chance".into(), dimensions: 0, knn, retrieval: None, by_labels }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the layout of `results.json`.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// All figures of one evaluation and everything they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,8 +18,10 @@ pub struct Results {
     pub data: DataFacts,
     /// How.
     pub protocol: ProtocolFacts,
-    /// Trained h first, then the controls.
+    /// Trained h first, then the controls, then the protocols that train.
     pub rows: Vec<Row>,
+    /// The transfer protocol on other data sets.
+    pub transfer: Vec<TransferRow>,
     /// Whatever a reader of the table must know: unfinished run, hold-out for want of a test split, bad images.
     pub notes: Vec<String>,
 }
@@ -71,6 +73,8 @@ pub struct ProtocolFacts {
     pub knn_k: i64,
     /// Temperature of the votes exp(sim / T); none = plain majority.
     pub knn_temperature: Option<f64>,
+    /// Neighbours of the retrieval.
+    pub retrieval_k: i64,
     /// The linear classifier in words.
     pub linear: String,
     /// Candidates for lambda.
@@ -79,19 +83,81 @@ pub struct ProtocolFacts {
     pub seed: u64,
     /// Seeds of the random-init encoders.
     pub random_init_seeds: Vec<u64>,
+    /// The protocols that train, in words, by the name of their row.
+    pub trained: Vec<(String, String)>,
+}
+
+/// One data set of the transfer protocol (spec 8.4, 8.6).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferRow {
+    /// As given.
+    pub data: String,
+    /// Fingerprint of its training split.
+    pub fingerprint: String,
+    /// What is reported, by its name on the command line.
+    pub metric: Metric,
+    /// Training and test images.
+    pub images: (usize, usize),
+    /// Trained h, `[0, 1]`.
+    pub trained: f64,
+    /// The random-init encoder, `[0, 1]`.
+    pub random_init: Option<f64>,
+    /// Regularisation chosen for the trained h.
+    pub lambda: f64,
+    /// Accuracy of each class on trained h, by class name.
+    pub per_class: Vec<(String, f64)>,
+}
+
+/// What a data set is judged by (spec 8.6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// Share of right answers (Food-101, CIFAR, Birdsnap, SUN397, Cars, DTD).
+    #[default]
+    Top1,
+    /// Mean over classes of their accuracies (Aircraft, Pets, Caltech-101, Flowers).
+    MeanPerClass,
+    /// Mean over classes of the 11-point average precision (VOC2007).
+    Map11,
 }
 
 /// One encoder or control.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// `trained h`, `random-init h`, `raw pixels`, `chance`.
+    /// `trained h`, `random-init h`, `raw pixels`, `chance`: frozen, under kNN and linear classifiers; after them the
+    /// protocols that train, by name.
     pub name: String,
     /// Dimensions that the classifiers saw; 0 for chance.
     pub dimensions: i64,
     /// kNN with all labels.
-    pub knn: Cell,
-    /// Linear classifier, one cell for each share of the labels, ascending.
-    pub linear: Vec<Cell>,
+    pub knn: Option<Cell>,
+    /// Retrieval: mean precision among the [`ProtocolFacts::retrieval_k`] nearest training images.
+    pub retrieval: Option<Cell>,
+    /// A classifier with few and with all labels: one cell for each share that the protocol was run with, ascending.
+    pub by_labels: Vec<Cell>,
+}
+
+impl Metric {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Top1 => "top-1",
+            Self::MeanPerClass => "mean-per-class",
+            Self::Map11 => "map-11",
+        }
+    }
+
+    /// The metric of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Top1, Self::MeanPerClass, Self::Map11].into_iter().find(|metric| metric.name() == name)
+    }
+}
+
+impl Row {
+    /// The classifier's cell with this share of the labels.
+    pub fn at(&self, share: f64) -> Option<&Cell> {
+        self.by_labels.iter().find(|cell| cell.share == share)
+    }
 }
 
 /// One figure: mean and spread over draws (subsets of labels, seeds of random encoders).
@@ -107,9 +173,9 @@ pub struct Cell {
     pub mean: f64,
     /// Their standard deviation (n - 1); 0 for one draw.
     pub std: f64,
-    /// Regularisation chosen in each draw; empty for kNN and chance.
+    /// Regularisation chosen in each draw; empty where there is none.
     pub lambdas: Vec<f64>,
-    /// How each fit ended; empty for kNN and chance.
+    /// How each fit ended, or the learning rate that was chosen; empty for kNN and chance.
     pub fits: Vec<String>,
 }
 
@@ -124,7 +190,7 @@ impl Cell {
     }
 
     /// Percent with one decimal, spread where there are several draws.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self.accuracies.len() {
             0 | 1 => format!("{:.1}", 100.0 * self.mean),
             _ => format!("{:.1} ±{:.1}", 100.0 * self.mean, 100.0 * self.std),
@@ -141,12 +207,22 @@ impl Results {
     /// Test accuracy in percent, aligned for a terminal, notes below.
     pub fn table(&self) -> String {
         let mut lines = vec![self.headings()];
+        let (retrieval, shares) = (self.has_retrieval(), self.shares());
         lines.extend(self.rows.iter().map(|row| {
-            let cells = std::iter::once(&row.knn).chain(&row.linear).map(Cell::text);
-            std::iter::once(row.name.clone()).chain(cells).collect()
+            let known = std::iter::once(Some(&row.knn)).chain([retrieval.then_some(&row.retrieval)]);
+            let by_share = shares.iter().map(|(share, _)| row.at(*share).map_or("-".into(), Cell::text));
+            let cells = known.flatten().map(|cell| cell.as_ref().map_or("-".into(), Cell::text));
+            std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
         let mut text = format!("test accuracy in %, {} test images\n", self.data.test_images);
         text.push_str(&aligned(&lines));
+        for (name, protocol) in &self.protocol.trained {
+            text.push_str(&format!("{name}: {protocol}\n"));
+        }
+        if !self.transfer.is_empty() {
+            text.push_str("\ntransfer (linear, 45 regularisations), test figures in %\n");
+            text.push_str(&aligned(&self.transfer_lines()));
+        }
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));
         }
@@ -155,21 +231,42 @@ impl Results {
 
     fn headings(&self) -> Vec<String> {
         let mut headings = vec![String::new(), format!("kNN (k={})", self.protocol.knn_k)];
-        let linear = self.rows.first().map_or(&[][..], |row| &row.linear);
-        headings.extend(linear.iter().map(|cell| {
-            let draws = if cell.accuracies.len() > 1 {
-                format!(" x{}", cell.accuracies.len())
-            } else {
-                String::new()
-            };
-            format!("linear {} % ({}{draws})", 100.0 * cell.share, cell.labels)
+        if self.has_retrieval() {
+            headings.push(format!("precision at {}", self.protocol.retrieval_k));
+        }
+        headings.extend(self.shares().into_iter().map(|(share, labels)| {
+            format!("{} % of labels ({labels})", 100.0 * share)
         }));
         headings
+    }
+
+    fn transfer_lines(&self) -> Vec<Vec<String>> {
+        let headings = ["data", "metric", "images", "trained h", "random-init h"].map(str::to_owned);
+        let percent = |share: f64| format!("{:.1}", 100.0 * share);
+        let line = |row: &TransferRow| {
+            let control = row.random_init.map_or("-".into(), percent);
+            let images = format!("{} + {}", row.images.0, row.images.1);
+            vec![row.data.clone(), row.metric.name().into(), images, percent(row.trained), control]
+        };
+        std::iter::once(headings.to_vec()).chain(self.transfer.iter().map(line)).collect()
+    }
+
+    fn has_retrieval(&self) -> bool {
+        self.rows.iter().any(|row| row.retrieval.is_some())
+    }
+
+    /// Shares of the labels that any row has, ascending, with the number of labels.
+    pub fn shares(&self) -> Vec<(f64, usize)> {
+        let mut shares: Vec<(f64, usize)> =
+            self.rows.iter().flat_map(|row| &row.by_labels).map(|cell| (cell.share, cell.labels)).collect();
+        shares.sort_by(|a, b| a.0.total_cmp(&b.0));
+        shares.dedup_by(|a, b| a.0 == b.0);
+        shares
     }
 }
 
 /// First column left, all others right.
-fn aligned(lines: &[Vec<String>]) -> String {
+pub(super) fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |line: &[String], column: usize| line.get(column).cloned().unwrap_or_default();
     let width =

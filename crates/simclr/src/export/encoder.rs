@@ -95,8 +95,8 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.image_size", frozen.image_size().to_string()),
         ("simclr.channels", frozen.channels().to_string()),
         ("simclr.input_range", "[0, 1]".into()),
-        ("simclr.input_mean", "0".into()),
-        ("simclr.input_std", "1".into()),
+        ("simclr.input_mean", numbers(&config.input_mean, "0")),
+        ("simclr.input_std", numbers(&config.input_std, "1")),
         ("simclr.feature_dim", frozen.feature_dim().to_string()),
         ("simclr.step", origin.step.to_string()),
     ];
@@ -106,6 +106,12 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         metadata.insert("simclr.total_steps".into(), total.to_string());
     }
     metadata
+}
+
+/// One number for each channel, or one for all.
+fn numbers(values: &[f64], otherwise: &str) -> String {
+    let texts: Vec<String> = values.iter().map(f64::to_string).collect();
+    if texts.is_empty() { otherwise.into() } else { texts.join(",") }
 }
 
 fn architecture(config: &EncoderConfig) -> String {

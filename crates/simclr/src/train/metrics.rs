@@ -45,7 +45,7 @@ impl Metrics {
     /// A full disk.
     pub fn step(&mut self, report: &StepReport) -> Result<(), std::io::Error> {
         let value = json!(report);
-        for tag in ["loss", "contrastive_accuracy", "lr", "images_per_second", "data_wait"] {
+        for tag in ["loss", "accuracy", "lr", "images_per_second", "data_wait"] {
             self.scalar(report.step, &format!("train/{tag}"), value[tag].as_f64().unwrap_or(f64::NAN))?;
         }
         self.line(&value)
@@ -127,7 +127,8 @@ mod tests {
             epoch: 0.5,
             loss: 3.0 + step as f64,
             chance_loss: 4.0,
-            contrastive_accuracy: 0.25,
+            accuracy: 0.25,
+            accuracy_of: "contrastive",
             lr: 0.1,
             images_per_second: 100.0,
             data_wait: 0.0,

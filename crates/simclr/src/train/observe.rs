@@ -11,12 +11,14 @@ pub struct StepReport {
     pub total_steps: u64,
     /// Epochs done, as a fraction.
     pub epoch: f64,
-    /// NT-Xent.
+    /// What is minimised.
     pub loss: f64,
-    /// The loss if all similarities were equal, in the same scale.
+    /// The loss if all similarities, or all classes' logits, were equal; in the same scale.
     pub chance_loss: f64,
-    /// Contrastive accuracy in `[0, 1]`: the pretext task's, not a classifier's.
-    pub contrastive_accuracy: f64,
+    /// In `[0, 1]`, over this batch.
+    pub accuracy: f64,
+    /// Whose: `contrastive` is the pretext task's, not a classifier's; `training` is the classifier's on its own images.
+    pub accuracy_of: &'static str,
     /// Learning rate of this step.
     pub lr: f64,
     /// Images (not views) per second since the last report.

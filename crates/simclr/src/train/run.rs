@@ -18,15 +18,16 @@ use super::{
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
-    state::{Resumed, capture, first_non_finite, restore},
+    state::{Resumed, capture, first_non_finite, restore, start_from},
     step::{Stepped, train_step},
 };
 use crate::{
-    Plan, RunConfig, TrainError,
+    ConfigError, Plan, RunConfig, TrainError,
     device::{choose_device, choose_precision},
     health::Health,
     model::SimClr,
     nt_xent::LossScale,
+    objective::{Objective, ObjectiveKind},
     optim::Optimizer,
 };
 
@@ -54,14 +55,28 @@ pub fn pretrain(
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
     let config = &config;
-    let dataset = Arc::new(Dataset::open(data, Split::Train, channels(config))?);
+    let dataset = Arc::new(training_images(config, data)?);
     let device = choose_device(config.train.device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
     tch::set_num_threads(plan.torch_threads as i32);
 
     // Model and optimizer, fresh or from the newest checkpoint.
     let shape = (plan.channels as i64, config.train.image_size as i64);
-    let model = SimClr::new(&config.encoder, &config.head, shape, config.train.seed, device, plan.precision)?;
+    let (task, seed) = (&config.task, config.train.seed);
+    let objective = objective(config, &dataset)?;
+    let model = SimClr::for_task(
+        task,
+        plan.classes,
+        &config.encoder,
+        &config.head,
+        shape,
+        seed,
+        device,
+        plan.precision,
+    )?;
+    if let Some(start) = &task.start {
+        start_from(start, &model)?;
+    }
     let mut optimizer = Optimizer::new(&config.optim, &model.params);
     let (newest, passed_over) = folder.newest_checkpoint()?;
     let Resumed { step: first_step, notes } = match &newest {
@@ -80,6 +95,7 @@ pub fn pretrain(
         bad_files: BadFiles::open(folder, first_step == 0)?,
         metrics: Metrics::open(folder, first_step)?,
         knn: OnlineKnn::new(&plan, &dataset),
+        objective,
         saved: (Instant::now(), (first_step > 0).then_some(first_step)),
         clock: Clock::default(),
         last_batch: (first_step, Vec::new()),
@@ -106,13 +122,36 @@ fn no_such(data: &Path) -> DataError {
     DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
 }
 
-fn channels(config: &RunConfig) -> Channels {
-    if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) }
+/// The training part of the set at `data`, or those of its images that `task.images` lists.
+fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
+    let channels = match config.data.channels {
+        0 => Channels::Auto,
+        count => Channels::Count(count),
+    };
+    let all = Dataset::open(data, Split::Train, channels)?;
+    Ok(match &config.task.images {
+        Some(list) => all.subset(&all.listed(list)?),
+        None => all,
+    })
+}
+
+fn objective(config: &RunConfig, dataset: &Dataset) -> Result<Objective, TrainError> {
+    if config.task.objective == ObjectiveKind::Contrastive {
+        return Ok(Objective::Contrastive(config.loss.clone()));
+    }
+    let missing = || ConfigError::Value {
+        key: "task.objective".into(),
+        value: "supervised".into(),
+        expected: "a data set with a label for every image".into(),
+    };
+    let labels = dataset.labels().ok_or_else(missing)?.into_iter().map(i64::from).collect();
+    Ok(Objective::Supervised { labels, classes: dataset.classes().len() })
 }
 
 fn loader_config(plan: &Plan) -> LoaderConfig {
     let config = &plan.config;
     LoaderConfig {
+        views: config.task.objective.views(),
         batch: config.train.batch,
         size: config.train.image_size,
         seed: config.train.seed,
@@ -129,6 +168,7 @@ struct Run<'a> {
     dataset: &'a Dataset,
     model: &'a SimClr,
     optimizer: Optimizer,
+    objective: Objective,
     metrics: Metrics,
     bad_files: BadFiles,
     knn: Option<OnlineKnn>,
@@ -149,7 +189,7 @@ impl Run<'_> {
         self.last_batch = (batch.step, batch.ids.clone());
         let lr = plan.schedule.at(batch.step);
         let shape = (plan.channels, config.train.image_size);
-        let done = train_step(self.model, &mut self.optimizer, &config.loss, batch, shape, lr)?;
+        let done = train_step(self.model, &mut self.optimizer, &self.objective, batch, shape, lr)?;
         if let Some((what, value)) = done.non_finite() {
             return Err(self.non_finite(what, value)?);
         }
@@ -159,8 +199,9 @@ impl Run<'_> {
             total_steps: plan.total_steps,
             epoch: (batch.step + 1) as f64 / plan.steps_per_epoch as f64,
             loss: done.loss,
-            chance_loss: chance_loss(config.loss.scale, batch.ids.len()),
-            contrastive_accuracy: done.contrastive_accuracy,
+            chance_loss: self.objective.chance(batch.ids.len()),
+            accuracy: done.accuracy,
+            accuracy_of: config.task.objective.accuracy_name(),
             lr,
             images_per_second,
             data_wait,
@@ -177,9 +218,11 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
-        if steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps {
+        let health_due =
+            steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps;
+        if health_due && self.plan.config.task.objective == ObjectiveKind::Contrastive {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
-            let health = Health::of(&done.h, &done.z, done.loss / scale, done.contrastive_accuracy);
+            let health = Health::of(&done.h, &done.z, done.loss / scale, done.accuracy);
             self.metrics.health(steps_done - 1, &health)?;
             observer.health(&health);
         }
@@ -235,10 +278,4 @@ impl Run<'_> {
         self.metrics.flush()?;
         Ok(TrainError::NonFinite { what, value, step, dump: self.folder.path().join(name) })
     }
-}
-
-/// ln(2N - 1) in the scale of the loss.
-fn chance_loss(scale: LossScale, images: usize) -> f64 {
-    let chance = ((2 * images - 1) as f64).ln();
-    if scale == LossScale::Official { 2.0 * chance } else { chance }
 }

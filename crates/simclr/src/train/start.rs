@@ -11,6 +11,7 @@ use crate::{
     Plan, TrainError,
     device::{Precision, describe},
     model::SimClr,
+    objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
 };
 
@@ -52,13 +53,13 @@ pub fn facts(
     device: Device,
 ) -> Vec<(String, String)> {
     let (config, train) = (&plan.config, &plan.config.train);
-    let views = 2 * train.batch;
     let precision = match plan.precision {
         Precision::Bf16 => "bf16 compute, f32 weights, statistics and loss",
         Precision::F32 => "f32",
     };
     let labels = match dataset.classes().len() {
         _ if !plan.labelled => "no labels".to_owned(),
+        classes if config.task.objective == ObjectiveKind::Supervised => format!("{classes} classes"),
         classes => format!("{classes} classes (labels are used by the online kNN only)"),
     };
     let mut facts = vec![
@@ -71,22 +72,8 @@ pub fn facts(
         ),
         ("device", format!("{}, {precision}, {} loader threads", describe(device), plan.data_threads)),
         ("encoder", model.encoder.describe()),
-        (
-            "head",
-            format!(
-                "{:?}, {} layers, {} dimensions, norm {:?}",
-                config.head.kind, config.head.layers, config.head.out, config.head.norm
-            )
-            .to_lowercase(),
-        ),
-        (
-            "loss",
-            format!(
-                "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
-                config.loss.temperature,
-                ((views - 1) as f64).ln()
-            ),
-        ),
+        ("head", head(plan)),
+        ("loss", loss(plan)),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -94,6 +81,42 @@ pub fn facts(
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn head(plan: &Plan) -> String {
+    let (head, task) = (&plan.config.head, &plan.config.task);
+    match task.objective {
+        ObjectiveKind::Contrastive => {
+            format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
+                .to_lowercase()
+        }
+        ObjectiveKind::Supervised => {
+            let below = if task.keep_head > 0 {
+                format!(" on layer {} of the projection head", task.keep_head)
+            } else {
+                String::new()
+            };
+            let frozen = if task.frozen { ", encoder frozen" } else { "" };
+            format!("linear classifier of {} classes{below}{frozen}", plan.classes)
+        }
+    }
+}
+
+fn loss(plan: &Plan) -> String {
+    let (loss, train) = (&plan.config.loss, &plan.config.train);
+    let views = plan.config.task.objective.views() * train.batch;
+    match plan.config.task.objective {
+        ObjectiveKind::Contrastive => format!(
+            "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
+            loss.temperature,
+            ((views - 1) as f64).ln()
+        ),
+        ObjectiveKind::Supervised => format!(
+            "cross entropy over {views} images; at chance ln({}) = {:.3}",
+            plan.classes,
+            (plan.classes as f64).ln()
+        ),
+    }
 }
 
 /// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.

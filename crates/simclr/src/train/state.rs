@@ -76,6 +76,23 @@ pub fn restore(
     Ok(Resumed { step, notes })
 }
 
+/// Puts the weights of the checkpoint at `path` into `model`: the encoder, the layers of the head that the model has, and
+/// the classifier where both have one.
+///
+/// # Errors
+/// [`CheckpointError::Mismatch`] where it is of another encoder or head.
+pub fn start_from(path: &Path, model: &SimClr) -> Result<(), CheckpointError> {
+    let checkpoint = Checkpoint::load(path)?;
+    let classifier = |name: &str| name.starts_with("classifier.");
+    let taken = |name: &str| !classifier(name) || checkpoint.tensors.contains_key(name);
+    let mut values = Vec::new();
+    for (name, tensor) in model.params.named().filter(|(name, _)| taken(name)) {
+        values.push((tensor.shallow_clone(), checkpoint.tensor(path, name, &tensor.size())?));
+    }
+    tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
+    Ok(())
+}
+
 /// What may change with the machine, and changes the last bits of sums.
 fn changed(was: &Value, is: &Value) -> Vec<String> {
     let names = [("precision", "compute precision"), ("torch_threads", "libtorch's threads")];
@@ -101,8 +118,10 @@ fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), Check
 }
 
 /// Keys that may change between a run and its resumption: they do not touch what is computed.
-const FREE: [&str; 10] = [
+const FREE: [&str; 12] = [
     "data.path",
+    "task.images",
+    "task.start",
     "data.threads",
     "data.prefetch",
     "data.max_bad_share",
@@ -118,7 +137,7 @@ fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) ->
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
     let now = json!(config);
     let mut differences = Vec::new();
-    for section in ["data", "augment", "encoder", "head", "loss", "optim", "train"] {
+    for section in ["data", "augment", "encoder", "head", "loss", "task", "optim", "train"] {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");

@@ -8,7 +8,7 @@ use crate::{
     device::to_device,
     encoder::Mode,
     model::SimClr,
-    nt_xent::{LossConfig, NtXent, nt_xent},
+    objective::{Objective, Value},
     optim::Optimizer,
     params::Params,
 };
@@ -16,19 +16,19 @@ use crate::{
 /// What a step leaves behind.
 #[derive(Debug)]
 pub struct Stepped {
-    /// NT-Xent.
+    /// The objective's value.
     pub loss: f64,
-    /// Contrastive accuracy, `[0, 1]`.
-    pub contrastive_accuracy: f64,
+    /// The objective's accuracy, `[0, 1]`.
+    pub accuracy: f64,
     /// Norm of the gradient of all parameters together; NaN where the loss already was no number.
     pub gradient_norm: f64,
     /// h `[2N, F]`, without graph.
     pub h: Tensor,
-    /// z `[2N, D]`, without graph.
+    /// z `[2N, D]`, or logits, without graph.
     pub z: Tensor,
 }
 
-/// Both views of all images through f and g in one batch, NT-Xent, gradients, update.
+/// All views of all images through f and g in one batch, objective, gradients, update.
 ///
 /// A loss or a gradient that is not a number leaves the weights as they were; the caller sees it in
 /// [`Stepped::non_finite`].
@@ -37,19 +37,20 @@ pub struct Stepped {
 /// See [`SimClr::forward`].
 ///
 /// # Shapes
-/// `batch` holds `[2N, C, S, S]`, rows i and i + N being two views of one image.
+/// `batch` holds `[2N, C, S, S]`, rows i and i + N being two views of one image; `[N, C, S, S]` with labels.
 pub fn train_step(
     model: &SimClr,
     optimizer: &mut Optimizer,
-    loss: &LossConfig,
+    objective: &Objective,
     batch: &Batch,
     (channels, size): (usize, usize),
     lr: f64,
 ) -> Result<Stepped, ModelError> {
-    let shape = [2 * batch.ids.len() as i64, channels as i64, size as i64, size as i64];
+    let rows = batch.pixels.len() / (channels * size * size);
+    let shape = [rows, channels, size, size].map(|side| side as i64);
     let views = to_device(&batch.pixels, shape, model.params.device());
     let (h, z) = model.forward(&views, Mode::Train)?;
-    let NtXent { loss, accuracy } = nt_xent(&z, loss);
+    let Value { loss, accuracy } = objective.of(&z, &batch.ids);
     let value = loss.double_value(&[]);
     let mut gradient_norm = f64::NAN;
     if value.is_finite() {
@@ -59,8 +60,8 @@ pub fn train_step(
             optimizer.step(&model.params, lr);
         }
     }
-    let contrastive_accuracy = accuracy.double_value(&[]);
-    Ok(Stepped { loss: value, contrastive_accuracy, gradient_norm, h: h.detach(), z: z.detach() })
+    let accuracy = accuracy.double_value(&[]);
+    Ok(Stepped { loss: value, accuracy, gradient_norm, h: h.detach(), z: z.detach() })
 }
 
 impl Stepped {

@@ -1,0 +1,157 @@
+//! One ruler for all: transfer to other sets, retrieval, a peer's weights, runs side by side.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
+use std::{path::Path, sync::atomic::AtomicBool};
+
+use simclr::{
+    EvalError, RunConfig,
+    eval::{
+        compare::Comparison,
+        features::load_encoder,
+        foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
+        knn::precision_at_k,
+        protocol::{EvalOptions, evaluate},
+        results::Metric,
+        transfer::TransferSet,
+    },
+    export::export_encoder,
+    train::{RunFolder, Silent},
+};
+use tch::{Kind, Tensor};
+
+mod fixtures;
+
+fn options() -> EvalOptions {
+    EvalOptions { shares: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, ..EvalOptions::default() }
+}
+
+fn evaluated(root: &Path, name: &str, data: &Path, options: &EvalOptions) -> RunFolder {
+    let (run, _) = fixtures::run(&root.join(name), "conv-c3");
+    evaluate(&run, data, options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    run
+}
+
+/// Four directions, two bank images each: the two nearest of a query are its own class's, then others follow.
+#[test]
+fn precision_at_k_by_hand() {
+    tch::set_num_threads(1);
+    let bank = Tensor::from_slice(&[1.0f32, 0.0, 1.0, 0.1, 0.0, 1.0, -0.1, 1.0]).view([4, 2]);
+    let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
+    let queries = Tensor::from_slice(&[2.0f32, 0.0, 0.0, 3.0]).view([2, 2]);
+    let precision = |wanted: [i64; 2], k| precision_at_k(&bank, &labels, &queries, &Tensor::from_slice(&wanted), k);
+    assert_eq!((precision([0, 1], 2), precision([0, 1], 4)), (1.0, 0.5));
+    assert_eq!((precision([1, 0], 1), precision([0, 0], 2)), (0.0, 0.5));
+}
+
+#[test]
+fn transfer_and_retrieval_stand_in_the_results() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    fixtures::images(&data, 20);
+    fixtures::images(&other.join("train"), 25);
+    fixtures::images(&other.join("test"), 5);
+    let set = |metric| TransferSet { path: other.clone(), metric };
+    let transfer = vec![set(Metric::Top1), set(Metric::MeanPerClass), set(Metric::Map11)];
+    let options = EvalOptions { transfer, retrieval_k: 5, ..options() };
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    assert_eq!(results.transfer.len(), 3);
+    for row in &results.transfer {
+        assert_eq!((row.images, row.per_class.len()), ((50, 10), 2));
+        assert!(row.trained >= 0.9 && row.random_init.is_some() && row.lambda >= 1e-6, "{row:?}");
+    }
+    let precision = results.row("raw pixels").unwrap().retrieval.as_ref().unwrap().mean;
+    assert!(precision > 0.9, "{precision}");
+    let table = results.table();
+    for words in ["precision at 5", "mean-per-class", "50 + 10"] {
+        assert!(table.contains(words), "{table}");
+    }
+}
+
+#[test]
+fn runs_side_by_side_with_a_plot() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    fixtures::images(&data, 20);
+    fixtures::images(&other, 15);
+    let runs = [
+        evaluated(folder.path(), "one", &data, &options()),
+        evaluated(folder.path(), "two", &other, &options()),
+    ];
+    let comparison = Comparison::read(&runs).unwrap();
+    let table = comparison.table();
+    assert_eq!(table.lines().filter(|line| line.contains("trained h")).count(), 2, "{table}");
+    assert!(table.contains("evaluated on different images"), "{table}");
+    let plot = folder.path().join("plot.svg");
+    comparison.plot(&plot).unwrap();
+    let svg = fs_err::read_to_string(&plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.matches("<polyline").count() >= 5, "{svg}");
+    let (bare, _) = fixtures::run(&folder.path().join("bare"), "conv-c3");
+    assert!(matches!(Comparison::read(&[bare]), Err(EvalError::Refused(_))));
+}
+
+/// Every number of a tensor from its name and place: the same in `reference/foreign.py`.
+fn made_up(name: &str, tensor: &Tensor) -> Tensor {
+    let salt = name.bytes().fold(0i64, |salt, byte| (salt * 31 + i64::from(byte)) % 1009);
+    let place = Tensor::arange(tensor.numel() as i64, (Kind::Double, tch::Device::Cpu));
+    let wave = (place * 12.9898 + salt as f64).sin().view(&tensor.size()[..]);
+    let fan_in: i64 = tensor.size().iter().skip(1).product();
+    let value = match name.rsplit('.').next().unwrap() {
+        "running_var" => wave * 0.3 + 1.0,
+        "weight" if tensor.dim() == 1 => wave * 0.2 + 1.0,
+        "weight" => wave * (2.0 / fan_in as f64).sqrt(),
+        _ => wave * 0.1,
+    };
+    value.to_kind(Kind::Float)
+}
+
+/// torchvision's ResNet-18 with made-up weights, saved as PyTorch users save it (with classifier, counters and a prefix),
+/// gives PyTorch's features (`reference/foreign.py`).
+#[test]
+fn torchvisions_weights_give_torchvisions_features() {
+    let _generator = fixtures::generator();
+    tch::set_num_threads(1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("resnet18.safetensors");
+    let overrides = ["encoder.name=resnet18", "train.image_size=64", "train.device=cpu"].map(str::to_owned);
+    let mut config = RunConfig::load(None, &overrides).unwrap();
+    (config.encoder.input_mean, config.encoder.input_std) = (IMAGENET_MEAN.to_vec(), IMAGENET_STD.to_vec());
+    let shape = (3, 64);
+    let model = simclr::model::SimClr::new(
+        &config.encoder,
+        &config.head,
+        shape,
+        0,
+        tch::Device::Cpu,
+        simclr::device::Precision::F32,
+    )
+    .unwrap();
+    let names = model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
+    let mut tensors: Vec<_> =
+        names.map(|(name, tensor)| (format!("backbone.{name}"), made_up(name, tensor))).collect();
+    tensors.push(("backbone.bn1.num_batches_tracked".into(), Tensor::from(7i64)));
+    tensors.push(("fc.weight".into(), Tensor::zeros([1000, 512], (Kind::Float, tch::Device::Cpu))));
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+
+    let run = RunFolder::create(&folder.path().join("run")).unwrap();
+    import(&file, &config, 3, &run).unwrap();
+    let frozen = load_encoder(&run).unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/foreign.safetensors");
+    let golden: std::collections::HashMap<_, _> = Tensor::read_safetensors(golden).unwrap().into_iter().collect();
+    let features = frozen.forward(&golden["images"]).unwrap();
+    let difference = (&features - &golden["features"]).abs().max().double_value(&[]);
+    assert!(difference < 1e-4, "{difference}");
+
+    let export = folder.path().join("export.safetensors");
+    let metadata = export_encoder(&run, &export).unwrap().metadata;
+    assert_eq!(metadata["simclr.input_mean"], "0.485,0.456,0.406");
+
+    tensors.retain(|(name, _)| !name.contains("layer3.0.conv2"));
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+    let other = RunFolder::create(&folder.path().join("other")).unwrap();
+    let error = import(&file, &config, 3, &other).unwrap_err();
+    assert!(error.to_string().contains("layer3.0.conv2.weight"), "{error}");
+    assert!(!other.config_file().exists());
+}

@@ -1,0 +1,162 @@
+//! The protocols that train: which rows they give, that a frozen encoder stays as it was, that they resume.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use simclr::{
+    EvalError, RunConfig,
+    checkpoint::Checkpoint,
+    eval::{
+        protocol::{EvalOptions, evaluate},
+        results::Results,
+        trained::TrainedOptions,
+    },
+    train::{Observer, RunFolder, Silent, StepReport},
+};
+
+mod fixtures;
+
+/// A run and a labelled set beside it, small enough to train on in a test.
+fn setting(root: &Path) -> (RunFolder, PathBuf) {
+    let (run, _) = fixtures::run(&root.join("run"), "conv-c3");
+    let mut config = RunConfig::load(Some(&run.config_file()), &[]).unwrap();
+    (config.train.batch, config.train.epochs) = (16, 8.0);
+    (config.train.threads, config.data.threads) = (1, 1);
+    config.optim = simclr::optim::OptimConfig {
+        kind: simclr::optim::OptimKind::Adamw,
+        lr: 3e-3,
+        scaling: simclr::optim::Scaling::None,
+        warmup_epochs: 1.0,
+        ..config.optim
+    };
+    config.augment.crop_scale = [0.8, 1.0];
+    run.write("config.toml", &config.to_toml()).unwrap();
+    let data = root.join("data");
+    fixtures::images(&data.join("train"), 30);
+    fixtures::images(&data.join("test"), 10);
+    (run, data)
+}
+
+fn options(trained: TrainedOptions) -> EvalOptions {
+    let trained = TrainedOptions { epochs: Some(6.0), batch: 8, draws: 2, ..trained };
+    EvalOptions { shares: vec![0.5, 1.0], draws: 1, batch: 16, threads: 1, trained, ..EvalOptions::default() }
+}
+
+fn everything() -> TrainedOptions {
+    TrainedOptions { finetune: true, linear_sgd: true, supervised: true, ..TrainedOptions::default() }
+}
+
+/// Counts steps, and asks for the end after `limit` of them.
+struct Steps<'a> {
+    done: usize,
+    limit: usize,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for Steps<'_> {
+    fn step(&mut self, _: &StepReport) {
+        self.done += 1;
+        self.stop.store(self.done >= self.limit, Ordering::Relaxed);
+    }
+}
+
+/// Results, or the error, and how many steps were trained.
+fn measure(run: &RunFolder, data: &Path, trained: TrainedOptions, limit: usize) -> (Result<Results, EvalError>, usize) {
+    let stop = AtomicBool::new(false);
+    let mut steps = Steps { done: 0, limit, stop: &stop };
+    let results = evaluate(run, data, &options(trained), &mut steps, &stop);
+    (results, steps.done)
+}
+
+/// The only checkpoint of the protocol's run whose folder begins so.
+fn checkpoint_of(run: &RunFolder, protocol: &str) -> Checkpoint {
+    let folders = fs_err::read_dir(run.path().join("evaluation")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found = folders.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(protocol));
+    let folder = RunFolder::open(&found.next().unwrap_or_else(|| panic!("no run of {protocol}"))).unwrap();
+    Checkpoint::load(&folder.checkpoint_files().unwrap()[0]).unwrap()
+}
+
+fn encoder_differs(a: &Checkpoint, b: &Checkpoint) -> bool {
+    let encoder = a.tensors.iter().filter(|(name, _)| name.starts_with("encoder."));
+    let mut compared = 0;
+    let differing = encoder.filter(|(name, tensor)| {
+        compared += 1;
+        tensor.to_kind(tch::Kind::Float) != b.tensors[*name].to_kind(tch::Kind::Float)
+    });
+    let differs = differing.count() > 0;
+    assert!(compared > 10, "weights and batch-norm statistics of three layers");
+    differs
+}
+
+#[test]
+fn every_protocol_gives_its_row_and_only_frozen_encoders_stay_as_they_were() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (run, data) = setting(folder.path());
+    let (results, steps) = measure(&run, &data, everything(), usize::MAX);
+    let results = results.unwrap();
+    let names: Vec<_> = results.rows[4..].iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["linear on crops (sgd)", "fine-tuned", "fine-tuned, fresh weights", "supervised"]);
+    let tuned = results.row("fine-tuned").unwrap();
+    let shape: Vec<_> = tuned.by_labels.iter().map(|cell| (cell.labels, cell.accuracies.len())).collect();
+    assert_eq!(shape, [(30, 2), (60, 1)]);
+    for row in &results.rows[4..] {
+        // Brightness tells the two classes apart: whatever trains at all finds it.
+        let all = row.at(1.0).unwrap().mean;
+        assert!(all >= 0.9, "{}: {all}", row.name);
+    }
+    assert!(results.protocol.trained.len() == 4 && results.table().contains("supervised: the run's own recipe"));
+
+    let pretrained = Checkpoint::load(&run.checkpoint_files().unwrap()[0]).unwrap();
+    assert!(!encoder_differs(&pretrained, &checkpoint_of(&run, "linear-sgd")), "frozen, batch norm included");
+    assert!(encoder_differs(&pretrained, &checkpoint_of(&run, "fine-tuned-100pct")));
+
+    assert!(steps > 100);
+    let (again, steps) = measure(&run, &data, everything(), usize::MAX);
+    assert_eq!((again.unwrap(), steps), (results, 0), "what is trained already is taken");
+}
+
+#[test]
+fn a_stopped_evaluation_goes_on_to_the_same_figures() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let trained = || TrainedOptions { finetune: true, ..TrainedOptions::default() };
+    let (run, data) = setting(&folder.path().join("whole"));
+    let whole = measure(&run, &data, trained(), usize::MAX).0.unwrap();
+    let (run, data) = setting(&folder.path().join("cut"));
+    let mut cuts = 0;
+    let mut resumed = loop {
+        match measure(&run, &data, trained(), 17).0 {
+            Err(EvalError::Stopped) => cuts += 1,
+            done => break done.unwrap(),
+        }
+    };
+    assert!(cuts > 3, "{cuts}");
+    resumed.data.path.clone_from(&whole.data.path);
+    assert_eq!(resumed, whole);
+}
+
+#[test]
+fn labels_can_be_given_as_a_list() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (run, data) = setting(folder.path());
+    let list = folder.path().join("half.txt");
+    let names = (0..14).flat_map(|n| ["light", "low"].map(|class| format!("train/{class}/{n:03}.png\n")));
+    fs_err::write(&list, names.collect::<String>()).unwrap();
+    let rates = vec![0.05];
+    let trained = TrainedOptions { finetune: true, lists: vec![list.clone()], rates, keep_head: 1, ..TrainedOptions::default() };
+    let results = measure(&run, &data, trained.clone(), usize::MAX).0.unwrap();
+    let cell = &results.row("fine-tuned").unwrap().by_labels[0];
+    assert_eq!((cell.labels, cell.accuracies.len()), (28, 1));
+    let kept = checkpoint_of(&run, "fine-tuned-100pct");
+    let kept = kept.tensors.keys().filter(|name| name.starts_with("head.0") || name.starts_with("classifier"));
+    assert_eq!(kept.count(), 3, "the head's first kernel, and the classifier's weight and bias");
+
+    fs_err::write(&list, "train/light/999.png\n").unwrap();
+    let error = evaluate(&run, &data, &options(trained), &mut Silent, &AtomicBool::new(false)).unwrap_err();
+    assert!(error.to_string().contains("999.png"), "{error}");
+}
