@@ -38,7 +38,8 @@ fn precision_at_k_by_hand() {
     let bank = Tensor::from_slice(&[1.0f32, 0.0, 1.0, 0.1, 0.0, 1.0, -0.1, 1.0]).view([4, 2]);
     let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
     let queries = Tensor::from_slice(&[2.0f32, 0.0, 0.0, 3.0]).view([2, 2]);
-    let precision = |wanted: [i64; 2], k| precision_at_k(&bank, &labels, &queries, &Tensor::from_slice(&wanted), k);
+    let precision =
+        |wanted: [i64; 2], k| precision_at_k(&bank, &labels, &queries, &Tensor::from_slice(&wanted), k);
     assert_eq!((precision([0, 1], 2), precision([0, 1], 4)), (1.0, 0.5));
     assert_eq!((precision([1, 0], 1), precision([0, 0], 2)), (0.0, 0.5));
 }
@@ -128,7 +129,8 @@ fn torchvisions_weights_give_torchvisions_features() {
         simclr::device::Precision::F32,
     )
     .unwrap();
-    let names = model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
+    let names =
+        model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
     let mut tensors: Vec<_> =
         names.map(|(name, tensor)| (format!("backbone.{name}"), made_up(name, tensor))).collect();
     tensors.push(("backbone.bn1.num_batches_tracked".into(), Tensor::from(7i64)));
@@ -139,7 +141,8 @@ fn torchvisions_weights_give_torchvisions_features() {
     import(&file, &config, 3, &run).unwrap();
     let frozen = load_encoder(&run).unwrap();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/foreign.safetensors");
-    let golden: std::collections::HashMap<_, _> = Tensor::read_safetensors(golden).unwrap().into_iter().collect();
+    let golden: std::collections::HashMap<_, _> =
+        Tensor::read_safetensors(golden).unwrap().into_iter().collect();
     let features = frozen.forward(&golden["images"]).unwrap();
     let difference = (&features - &golden["features"]).abs().max().double_value(&[]);
     assert!(difference < 1e-4, "{difference}");

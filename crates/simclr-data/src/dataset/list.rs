@@ -49,7 +49,9 @@ impl<'a> Names<'a> {
     fn find(&self, name: &str) -> Result<usize, String> {
         match (self.whole.get(name), self.last.get(name)) {
             (Some(&index), _) | (None, Some(&Some(index))) => Ok(index),
-            (None, Some(None)) => Err(format!("`{name}` is the last part of several names; write more of it")),
+            (None, Some(None)) => {
+                Err(format!("`{name}` is the last part of several names; write more of it"))
+            }
             (None, None) => Err(format!("`{name}` is not an image of the set")),
         }
     }

@@ -61,7 +61,8 @@ impl RunConfig {
         let why = "false, unless task.objective is \"supervised\"";
         check(supervised || !task.frozen, "task.frozen", task.frozen, why)?;
         let layers = if head.kind == HeadKind::Nonlinear && supervised { head.layers } else { 1 };
-        let most = format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
+        let most =
+            format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
         check(task.keep_head < layers, "task.keep_head", task.keep_head, &most)
     }
 }

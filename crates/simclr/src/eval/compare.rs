@@ -125,7 +125,8 @@ impl Comparison {
         chart.configure_mesh().x_desc("share of the labels, %").y_desc("test accuracy, %").draw()?;
         for (index, (name, points)) in lines.iter().enumerate() {
             let color = Palette99::pick(index).to_rgba();
-            let line = LineSeries::new(points.iter().map(|(share, mean, _)| (*share, *mean)), color.stroke_width(2));
+            let line =
+                LineSeries::new(points.iter().map(|(share, mean, _)| (*share, *mean)), color.stroke_width(2));
             chart
                 .draw_series(line)?
                 .label(name)

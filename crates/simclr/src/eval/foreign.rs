@@ -8,10 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::features::load_weights;
 use crate::{
-    EvalError, ModelError, RunConfig,
-    checkpoint::Checkpoint,
-    device::Precision,
-    model::SimClr,
+    EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::SimClr,
     train::RunFolder,
 };
 
@@ -36,11 +33,11 @@ pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder
     let shape = (channels, config.train.image_size as i64);
     let model =
         SimClr::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
-    let wanted = || {
-        model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
-    };
+    let wanted =
+        || model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
     let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
-    let held = |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
+    let held =
+        |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
     let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
     load_weights(wanted(), &file.display().to_string(), |name| {
         Some(find(&format!("{prefix}{name}"))?.to_kind(Kind::Float))

@@ -55,7 +55,11 @@ pub fn precision_at_k(bank: &Tensor, labels: &Tensor, queries: &Tensor, wanted: 
         let own = wanted.narrow(0, row, rows).unsqueeze(1);
         row += rows;
         let same = labels.take(neighbour).eq_tensor(&own);
-        right += same.to_kind(Kind::Double).mean_dim([1].as_slice(), false, Kind::Double).sum(Kind::Double).double_value(&[]);
+        right += same
+            .to_kind(Kind::Double)
+            .mean_dim([1].as_slice(), false, Kind::Double)
+            .sum(Kind::Double)
+            .double_value(&[]);
     });
     right / queries.size()[0] as f64
 }

@@ -234,9 +234,11 @@ impl Results {
         if self.has_retrieval() {
             headings.push(format!("precision at {}", self.protocol.retrieval_k));
         }
-        headings.extend(self.shares().into_iter().map(|(share, labels)| {
-            format!("{} % of labels ({labels})", 100.0 * share)
-        }));
+        headings.extend(
+            self.shares()
+                .into_iter()
+                .map(|(share, labels)| format!("{} % of labels ({labels})", 100.0 * share)),
+        );
         headings
     }
 

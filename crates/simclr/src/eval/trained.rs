@@ -135,7 +135,10 @@ impl Bench<'_> {
         if options.supervised {
             let mut config = self.frozen.config().clone();
             config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
-            protocols.push((SUPERVISED.into(), format!("the run's own recipe with labels: {}", self.words(&config))));
+            protocols.push((
+                SUPERVISED.into(),
+                format!("the run's own recipe with labels: {}", self.words(&config)),
+            ));
             let all = self.sets.train_indices.clone();
             let accuracy = self.accuracy("supervised", &config, &all)?;
             rows.push(self.row(SUPERVISED, vec![Cell::of(1.0, all.len(), vec![accuracy])]));
@@ -202,7 +205,8 @@ impl Bench<'_> {
         if one || held.is_empty() || fit.len() < 2 {
             return Ok(options.rates[0]);
         }
-        let pick = |positions: &[usize]| positions.iter().map(|&position| subset[position]).collect::<Vec<_>>();
+        let pick =
+            |positions: &[usize]| positions.iter().map(|&position| subset[position]).collect::<Vec<_>>();
         let (fit, held) = (pick(&fit), pick(&held));
         let mut best = (f64::NAN, f64::NEG_INFINITY);
         for rate in options.rates.clone() {
@@ -231,13 +235,14 @@ impl Bench<'_> {
         let names: Vec<&str> = indices.iter().map(|&index| samples[index].name.as_str()).collect();
         let names = names.join("\n") + "\n";
         let what = format!("{}{}{names}", config.to_toml(), self.sets.train.fingerprint());
-        let path = self.run.path().join("evaluation").join(format!("{place}-{:08x}", crc32c::crc32c(what.as_bytes())));
-        let folder = if path.join("config.toml").exists() {
-            RunFolder::open(&path)
-        } else {
-            RunFolder::create(&path)
-        }
-        .map_err(from_training)?;
+        let path = self
+            .run
+            .path()
+            .join("evaluation")
+            .join(format!("{place}-{:08x}", crc32c::crc32c(what.as_bytes())));
+        let folder =
+            if path.join("config.toml").exists() { RunFolder::open(&path) } else { RunFolder::create(&path) }
+                .map_err(from_training)?;
         let mut config = config.clone();
         config.task.images = Some(path.join("images.txt"));
         config.data.channels = self.frozen.channels() as usize;

@@ -60,7 +60,8 @@ fn row(
     let classes = sets.train.classes();
     let truth = Truth::of(test_set, &sets.test_labels, &test, classes.len(), set.metric);
     let train_labels = label_tensor(&sets.train_labels, &train.indices);
-    let linear = LinearOptions { lambdas: log_spaced(1e-6, 1e5, 45), seed: options.seed, ..options.linear.clone() };
+    let linear =
+        LinearOptions { lambdas: log_spaced(1e-6, 1e5, 45), seed: options.seed, ..options.linear.clone() };
     let judge = |subject: usize| {
         let fit = linear::fit(&train.features[subject], &train_labels, classes.len() as i64, &linear);
         (fit.classifier.decision(&test.features[subject]), fit.lambda)
@@ -101,7 +102,11 @@ impl Truth {
             several.iter().for_each(|&class| holds[row * classes + class as usize] = true);
         }
         let classes = classes as i64;
-        Self { labels: Tensor::from_slice(&own), holds: Tensor::from_slice(&holds).view([-1, classes]), classes }
+        Self {
+            labels: Tensor::from_slice(&own),
+            holds: Tensor::from_slice(&holds).view([-1, classes]),
+            classes,
+        }
     }
 
     fn figure(&self, decision: &Tensor, metric: Metric) -> f64 {
@@ -121,7 +126,8 @@ impl Truth {
     /// Accuracy on the test images of each class; NaN where there are none.
     fn per_class(&self, decision: &Tensor) -> Vec<f64> {
         let right = decision.argmax(1, false).eq_tensor(&self.labels).to_kind(Kind::Double);
-        let count = |weights: Option<&Tensor>| self.labels.bincount(weights, self.classes).to_kind(Kind::Double);
+        let count =
+            |weights: Option<&Tensor>| self.labels.bincount(weights, self.classes).to_kind(Kind::Double);
         Vec::try_from(count(Some(&right)) / count(None)).expect("one number for each class")
     }
 
@@ -174,7 +180,10 @@ mod tests {
         let truth = Truth { labels, holds, classes: 3 };
         let decision = Tensor::from_slice(&[1.0f64, 0.0, 0.0]).repeat([10, 1]);
         assert!((truth.figure(&decision, Metric::Top1) - 0.9).abs() < 1e-12);
-        assert!((truth.figure(&decision, Metric::MeanPerClass) - 0.5).abs() < 1e-12, "the third class is not there");
+        assert!(
+            (truth.figure(&decision, Metric::MeanPerClass) - 0.5).abs() < 1e-12,
+            "the third class is not there"
+        );
         assert!(truth.per_class(&decision)[2].is_nan());
     }
 }

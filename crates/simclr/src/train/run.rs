@@ -218,8 +218,7 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let train = &self.plan.config.train;
-        let health_due =
-            steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps;
+        let health_due = steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps;
         if health_due && self.plan.config.task.objective == ObjectiveKind::Contrastive {
             let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
             let health = Health::of(&done.h, &done.z, done.loss / scale, done.accuracy);
