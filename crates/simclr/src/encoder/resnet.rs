@@ -63,7 +63,7 @@ impl ResNet {
     }
 
     /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = self.bn1.forward(&self.conv1.forward(images, precision), mode).relu_();
         if self.pool {
             x = max_pool(&x, self.config.padding);
@@ -118,7 +118,7 @@ impl Block {
         Self { layers, shortcut }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut y = x.shallow_clone();
         for (index, (conv, norm)) in self.layers.iter().enumerate() {
             y = norm.forward(&conv.forward(&y, precision), mode);

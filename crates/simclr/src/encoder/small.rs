@@ -43,7 +43,7 @@ impl SmallConv {
     }
 
     /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = images.shallow_clone();
         for (index, (conv, norm)) in self.layers.iter().enumerate() {
             x = norm.forward(&conv.forward(&x, precision), mode).relu_();
