@@ -1,8 +1,11 @@
 //! Convolution and batch norm with explicit mode and precision. Shapes `[B, C, H, W]`, channels-last in memory.
 
+use std::sync::Arc;
+
+use simclr_shim::{Statistics, Sum};
 use tch::{Kind, Tensor};
 
-use super::{Init, Mode, Padding, statistics::MOMENTUM};
+use super::{BatchStatistics, Init, Mode, Padding};
 use crate::{
     device::{Precision, channels_last},
     params::{Params, Role},
@@ -102,17 +105,46 @@ impl BatchNorm {
     }
 
     /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
-        x.batch_norm(
-            Some(&self.scale),
-            Some(&self.shift),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            mode.is_train(),
-            MOMENTUM,
-            EPSILON,
-            true,
-        )
+        self.apply(x, None, false, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`].
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_relu(&self, x: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, None, true, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`] plus `residual`, which is like `x`.
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, Some(residual), true, mode)
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Tensor {
+        let statistics = match mode {
+            Mode::Train(BatchStatistics { exchange, momentum }) => {
+                let exchange = exchange.clone();
+                let sum = exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                Statistics::Batch { momentum: *momentum, exchange: sum }
+            }
+            Mode::Eval => Statistics::Running,
+        };
+        let norm = simclr_shim::BatchNorm {
+            scale: &self.scale,
+            shift: &self.shift,
+            running_mean: &self.running_mean,
+            running_var: &self.running_var,
+            epsilon: EPSILON,
+        };
+        norm.forward(x, residual, relu, statistics).unwrap_or_else(|error| panic!("batch norm: {error}"))
     }
 }
 
