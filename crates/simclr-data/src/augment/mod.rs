@@ -23,7 +23,7 @@ mod params;
 mod study;
 
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
-pub use crop::evaluation_view;
+pub use crop::{evaluation_view, shrink};
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 
 use crate::Image;
