@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
-        let (_, z) = model.forward(&views, Mode::Train)?;
+        let (_, z) = model.forward(&views, &Mode::train())?;
         nt_xent(&z, &loss).loss.backward();
         optimizer.step(&model.params, LEARNING_RATE);
         if let Device::Cuda(index) = device {

@@ -77,9 +77,9 @@ impl SimClr {
     ///
     /// # Errors
     /// See [`Encoder::forward`].
-    pub fn forward(&self, views: &Tensor, mode: Mode) -> Result<(Tensor, Tensor), ModelError> {
+    pub fn forward(&self, views: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
         let h = if self.frozen {
-            tch::no_grad(|| self.encoder.forward(views, Mode::Eval, self.precision))?
+            tch::no_grad(|| self.encoder.forward(views, &Mode::Eval, self.precision))?
         } else {
             self.encoder.forward(views, mode, self.precision)?
         };

@@ -4,6 +4,7 @@ pub mod layers;
 mod resnet;
 mod script;
 mod small;
+mod statistics;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use resnet::ResNet;
 use script::ScriptEncoder;
 use serde::{Deserialize, Serialize};
 use small::SmallConv;
+pub use statistics::{BatchStatistics, Exchange, Mode};
 use tch::Tensor;
 
 use crate::{ModelError, device::Precision, params::Params};
@@ -110,15 +112,6 @@ pub enum Init {
     He,
 }
 
-/// Whether batch norm takes the batch's statistics (and updates its running ones) or the running ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Batch statistics; running statistics are updated.
-    Train,
-    /// Running statistics; nothing is changed.
-    Eval,
-}
-
 /// An encoder f: images to h.
 #[derive(Debug)]
 pub struct Encoder {
@@ -175,7 +168,7 @@ impl Encoder {
     ///
     /// # Errors
     /// Only a TorchScript module fails, with what its own code raises.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let images = match &self.input {
             Some((mean, std)) => &((images - mean) / std),
             None => images,

@@ -43,10 +43,10 @@ impl SmallConv {
     }
 
     /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = images.shallow_clone();
         for (index, (conv, norm)) in self.layers.iter().enumerate() {
-            x = norm.forward(&conv.forward(&x, precision), mode).relu_();
+            x = norm.forward_relu(&conv.forward(&x, precision), mode);
             if self.pooled && index + 1 < self.layers.len() {
                 x = x.max_pool2d([2], [2], [0], [1], false);
             }

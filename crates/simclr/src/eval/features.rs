@@ -151,7 +151,7 @@ impl FrozenEncoder {
     /// A TorchScript module that fails on this batch.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
         let _guard = tch::no_grad_guard();
-        Ok(self.model.encoder.forward(images, Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
+        Ok(self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
     }
 }
 

@@ -282,7 +282,7 @@ impl Bench<'_> {
     ) -> Result<f64, EvalError> {
         let read = ReadOptions::of(self.frozen, self.options.batch, self.options.threads);
         let logits = |pixels: &Tensor| {
-            let (_, logits) = tch::no_grad(|| model.forward(pixels, Mode::Eval))?;
+            let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;
             Ok(logits.argmax(1, false).to_device(tch::Device::Cpu))
         };
         let read = features::extract(set, indices, &read, &[&logits], &mut |_, _| {})?;

@@ -49,7 +49,7 @@ pub fn train_step(
     let rows = batch.pixels.len() / (channels * size * size);
     let shape = [rows, channels, size, size].map(|side| side as i64);
     let views = to_device(&batch.pixels, shape, model.params.device());
-    let (h, z) = model.forward(&views, Mode::Train)?;
+    let (h, z) = model.forward(&views, &Mode::train())?;
     let Value { loss, accuracy } = objective.of(&z, &batch.ids);
     let value = loss.double_value(&[]);
     let mut gradient_norm = f64::NAN;
