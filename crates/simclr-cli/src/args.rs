@@ -30,6 +30,8 @@ pub enum Command {
     Views(Views),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
+    /// Decode an image set once, into one file that every command reads as it reads the set
+    Pack(Pack),
 }
 
 /// `simclr pretrain`.
@@ -295,4 +297,25 @@ pub struct Inspect {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+}
+
+/// `simclr pack`.
+#[derive(Debug, Args)]
+pub struct Pack {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Scale images down whose shorter side has more pixels; crops are then cut from the smaller images, which is not the same
+    /// training [default: keep all pixels]
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<usize>,
+    /// Channels of every image [default: what the set holds]
+    #[arg(long)]
+    pub channels: Option<usize>,
+    /// Threads that decode [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
 }

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Export(arguments) => commands::export::run(&arguments),
         Command::Views(arguments) => commands::views::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Pack(arguments) => commands::pack::run(&arguments),
     };
     outcome.unwrap_or_else(|failure| failure.report())
 }

@@ -16,7 +16,7 @@ use support::{image_folder, pretrain, said, simclr};
 fn help_lists_the_commands() {
     let said = said(&mut simclr(&["--help"]));
     said.succeeds();
-    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect"] {
+    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect", "pack"] {
         assert!(said.out.lines().any(|line| line.trim_start().starts_with(command)), "{}", said.out);
     }
 }
@@ -80,6 +80,39 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let first = weights("a", "1");
     assert!(first == weights("b", "1"), "two runs of one seed differ");
     assert!(first != weights("c", "2"), "two seeds give one result");
+}
+
+/// Twice the same run, on a folder and on what `pack` made of it: the same fingerprint and the same bytes of weights.
+#[test]
+fn a_packed_set_trains_as_its_folder_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    fs::write(data.join("class-1/cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let file = temp.path().join("images.pack");
+    let packed = said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&file));
+    packed.succeeds();
+    assert!(packed.out.contains("41 training and 0 test images, 1 undecodable"), "{}", packed.out);
+    assert!(packed.err.contains("cannot decode `class-1/cut.png`"), "{}", packed.err);
+    let described = |path: &Path| {
+        let said = said(simclr(&["inspect", "--data"]).arg(path));
+        said.refuses(&["1 images cannot be decoded"]);
+        said.out.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(described(&data), described(&file));
+    let fingerprint = described(&data).rsplit(' ').next().unwrap().to_owned();
+    assert!(packed.out.trim_end().ends_with(&fingerprint), "{}", packed.out);
+    let weights = |data: &Path, name: &str| {
+        let run = temp.path().join(name);
+        said(&mut pretrain(data, &run, &["--set", "data.max_bad_share=0.1"])).succeeds();
+        assert!(fs::read_to_string(run.join("bad_files.txt")).unwrap().starts_with("class-1/cut.png\t"));
+        said(simclr(&["export"]).arg(&run)).succeeds();
+        fs::read(run.join("encoder.safetensors")).unwrap()
+    };
+    assert!(weights(&data, "a") == weights(&file, "b"), "weights differ");
+    // Smaller pixels are another set.
+    let small = said(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
+    assert!(!small.succeeds().out.contains(&fingerprint), "{}", small.out);
+    assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
 }
 
 fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
