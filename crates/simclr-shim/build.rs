@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src/hooks.cpp");
     let lib =
         PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("libtorch/lib has a parent").join("include");
@@ -16,6 +17,9 @@ fn main() {
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("src/shim.cpp")
+        .file("src/hooks.cpp")
         .compile("simclr_shim");
+    // For the tests of this crate itself.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:libtorch_lib={}", lib.display());
 }

@@ -1,5 +1,9 @@
 //! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, and loading the
-//! CUDA half of libtorch at run time. All `unsafe` code of the project is in this crate.
+//! CUDA half of libtorch at run time; and, with the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
+
+pub mod hooks;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},

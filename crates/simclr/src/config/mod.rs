@@ -16,6 +16,7 @@ use crate::{
     nt_xent::LossConfig,
     objective::TaskConfig,
     optim::OptimConfig,
+    ranks::RanksConfig,
 };
 
 pub use plan::Plan;
@@ -40,6 +41,8 @@ pub struct RunConfig {
     pub optim: OptimConfig,
     /// The run itself.
     pub train: TrainConfig,
+    /// Several processes.
+    pub ranks: RanksConfig,
 }
 
 /// `[data]`.
