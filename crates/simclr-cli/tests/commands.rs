@@ -5,12 +5,12 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use support::{image_folder, pretrain, said, simclr};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
 
 #[test]
 fn help_lists_the_commands() {
@@ -80,20 +80,6 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let first = weights("a", "1");
     assert!(first == weights("b", "1"), "two runs of one seed differ");
     assert!(first != weights("c", "2"), "two seeds give one result");
-}
-
-fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> =
-        fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    files.pop()
-}
-
-/// 12 of `step-000000012.safetensors`.
-fn step_of(checkpoint: &Path) -> u64 {
-    let name = checkpoint.file_stem().unwrap().to_string_lossy().into_owned();
-    name.trim_start_matches("step-").parse().unwrap()
 }
 
 /// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.

@@ -56,6 +56,8 @@ pub struct Loader {
     dataset: Arc<Dataset>,
     augment: AugmentConfig,
     config: LoaderConfig,
+    /// Which part of every batch, of how many.
+    part: (usize, usize),
 }
 
 impl Loader {
@@ -78,7 +80,17 @@ impl Loader {
                 ),
             });
         }
-        Ok(Self { dataset, augment, config })
+        Ok(Self { dataset, augment, config, part: (0, 1) })
+    }
+
+    /// Makes part `index` of `count` of every batch only, for the process that has this part: contiguous, without overlap,
+    /// the same images and views that all parts together have in one process.
+    ///
+    /// # Panics
+    /// If there is no such part, or fewer images in a batch than parts.
+    pub fn part(self, index: usize, count: usize) -> Self {
+        assert!(index < count && count <= self.config.batch, "part {index} of {count}");
+        Self { part: (index, count), ..self }
     }
 
     /// Full batches per epoch.
@@ -125,7 +137,9 @@ impl Loader {
                 order = (epoch, Key::order(self.config.seed, epoch).stream().permutation(self.dataset.len()));
             }
             let slot = (step % self.steps_per_epoch()) as usize;
-            let ids = &order.1[slot * self.config.batch..][..self.config.batch];
+            let (batch, (index, count)) = (self.config.batch, self.part);
+            let part = index * batch / count..(index + 1) * batch / count;
+            let ids = &order.1[slot * batch..][part];
             let batch = pool.install(|| self.make(step, epoch, ids, abandoned));
             let batch = batch.and_then(|batch| self.count_bad(batch, &mut bad));
             let failed = batch.is_err();
@@ -153,7 +167,8 @@ impl Loader {
             })
             .collect();
         let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
-        if ids.len() - bad.len() < 2 {
+        // The whole batch needs two images, for negatives; every part of it needs one.
+        if ids.len() - bad.len() < if self.part.1 == 1 { 2 } else { 1 } {
             let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
             return Err((DataError::EmptyBatch { step, first }, bad));
         }

@@ -200,8 +200,10 @@ impl Channel {
         let sizes: Vec<usize> = lengths.iter().map(|&length| length as usize).collect();
         let places: Vec<c_int> =
             sizes.iter().scan(0, |at, size| Some(int(std::mem::replace(at, *at + size)))).collect();
-        let mut all = vec![0u8; sizes.iter().sum()];
-        // SAFETY: `all` has room for every piece at its place.
+        // Buffers of no bytes still need an address: Rust's for an empty slice is 1, which Open MPI takes for MPI_IN_PLACE.
+        let own = if own.is_empty() { &[0u8][..] } else { own };
+        let mut all = vec![0u8; sizes.iter().sum::<usize>().max(1)];
+        // SAFETY: `all` has room for every piece at its place; `own` holds at least `length` bytes.
         check(unsafe {
             ffi::MPI_Allgatherv(
                 own.as_ptr().cast(),

@@ -5,7 +5,7 @@ use simclr_data::Dataset;
 
 use super::RunConfig;
 use crate::{
-    ConfigError,
+    ConfigError, RanksError,
     device::Precision,
     nt_xent::LossScale,
     objective::ObjectiveKind,
@@ -40,6 +40,8 @@ pub struct Plan {
     pub data_threads: usize,
     /// Threads of libtorch.
     pub torch_threads: usize,
+    /// Processes.
+    pub ranks: usize,
 }
 
 impl RunConfig {
@@ -73,6 +75,28 @@ impl RunConfig {
             precision,
             data_threads: threads(self.data.threads),
             torch_threads: threads(self.train.threads),
+            ranks: 1,
+        })
+    }
+}
+
+impl Plan {
+    /// The plan of each of `count` processes, `sharing` of which share this machine's processors: threads that the
+    /// configuration leaves open are divided among these.
+    ///
+    /// # Errors
+    /// Fewer images in a batch than processes.
+    pub fn among(self, count: usize, sharing: usize) -> Result<Self, RanksError> {
+        let batch = self.config.train.batch;
+        if batch < count {
+            return Err(RanksError::TooFewImages { batch, count });
+        }
+        let divided = |asked: usize, all: usize| if asked == 0 { (all / sharing).max(1) } else { all };
+        Ok(Self {
+            ranks: count,
+            data_threads: divided(self.config.data.threads, self.data_threads),
+            torch_threads: divided(self.config.train.threads, self.torch_threads),
+            ..self
         })
     }
 }

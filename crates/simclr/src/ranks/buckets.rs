@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
@@ -36,11 +36,12 @@ struct State {
     /// Gradients of this pass are the last ones of the step: what is ready may go.
     armed: AtomicBool,
     filling: Mutex<Filling>,
-    buckets: Vec<Vec<Tensor>>,
 }
 
 #[derive(Debug)]
 struct Filling {
+    /// The parameters of each.
+    buckets: Vec<Vec<Tensor>>,
     /// Gradients that each bucket waits for.
     missing: Vec<usize>,
     /// Buckets that have gone; they go in order, on every rank alike.
@@ -62,13 +63,13 @@ impl Buckets {
         let buckets: Vec<Vec<Tensor>> =
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
         let (out, full) = channel();
-        let missing = buckets.iter().map(Vec::len).collect();
-        let filling = Mutex::new(Filling { missing, gone: 0, out });
-        let state = Arc::new(State { armed: AtomicBool::new(false), filling, buckets });
+        let filling = Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, out });
+        let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
-        for (bucket, leaf) in state.buckets.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |t| (at, t))) {
+        for (bucket, index) in places.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
             let state = Arc::downgrade(&state);
             let call = move || state.upgrade().into_iter().for_each(|state| state.ready(bucket));
+            let leaf = &params.params()[*index].tensor;
             hooks.push(GradientHook::new(leaf, call).expect("libtorch takes a hook on a leaf"));
         }
         let (sums, thread) = add_up(ranks.clone(), full);
@@ -78,8 +79,8 @@ impl Buckets {
     /// The next backward pass is the last one of the step (the only one, unless the batch goes through in chunks).
     pub fn arm(&self) {
         let Some(state) = &self.state else { return };
-        let mut filling = state.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        filling.missing = state.buckets.iter().map(Vec::len).collect();
+        let mut filling = state.filling();
+        filling.missing = filling.buckets.iter().map(Vec::len).collect();
         filling.gone = 0;
         state.armed.store(true, Ordering::Relaxed);
     }
@@ -91,8 +92,11 @@ impl Buckets {
     pub fn finish(&self) {
         let (Some(state), Some(sums)) = (&self.state, &self.sums) else { return };
         assert!(state.armed.swap(false, Ordering::Relaxed), "armed before the backward pass");
-        state.send_the_rest();
-        for bucket in &state.buckets {
+        let mut filling = state.filling();
+        while filling.gone < filling.buckets.len() {
+            filling.send();
+        }
+        for bucket in &filling.buckets {
             let sum = sums.recv().expect("the thread that adds up lives as long as this");
             let mut at = 0;
             for leaf in bucket {
@@ -117,35 +121,35 @@ impl Drop for Buckets {
 }
 
 impl State {
+    fn filling(&self) -> MutexGuard<'_, Filling> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Called by the hook of a parameter of this bucket.
     fn ready(&self, bucket: usize) {
         if !self.armed.load(Ordering::Relaxed) {
             return;
         }
-        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filling = self.filling();
         filling.missing[bucket] = filling.missing[bucket].saturating_sub(1);
         while filling.missing.get(filling.gone) == Some(&0) {
-            self.send(&mut filling);
+            filling.send();
         }
     }
+}
 
-    fn send_the_rest(&self) {
-        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        while filling.gone < self.buckets.len() {
-            self.send(&mut filling);
-        }
-    }
-
-    fn send(&self, filling: &mut Filling) {
+impl Filling {
+    /// Sends the next bucket.
+    fn send(&mut self) {
         let flat = |leaf: &Tensor| {
             let gradient = leaf.grad();
             if gradient.defined() { gradient.reshape([-1]) } else { leaf.zeros_like().detach().reshape([-1]) }
         };
-        let bucket = &self.buckets[filling.gone];
+        let bucket = &self.buckets[self.gone];
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
-        filling.gone += 1;
+        self.gone += 1;
         // The other end goes when this is dropped, not before.
-        let _ = filling.out.send(full);
+        let _ = self.out.send(full);
     }
 }
 

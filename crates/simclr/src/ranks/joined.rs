@@ -88,7 +88,7 @@ impl Joined {
             // The watch names who is lost, if it can; it knows after the longest silence at the latest.
             self.watched.connection_failed(&error.to_string());
             std::thread::sleep(self.watched.longest_silence() * 3 / 2);
-            self.bell.ring(format!("a connection between processes broke: {error}"))
+            self.bell.ring(format!("an exchange with the other processes failed: {error}"))
         })
     }
 }

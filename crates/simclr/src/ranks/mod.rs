@@ -8,10 +8,15 @@ mod buckets;
 #[cfg(feature = "mpi")]
 mod joined;
 mod launch;
+mod team;
 #[cfg(feature = "mpi")]
 mod watch;
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    fmt::{Debug, Display},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -20,6 +25,7 @@ use crate::{RanksError, encoder::Exchange};
 
 pub use buckets::Buckets;
 pub use launch::Launch;
+pub use team::Team;
 
 /// `[ranks]`: when a process counts as lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +101,9 @@ struct Local {
     rank: usize,
     sharing: usize,
 }
+
+/// Begins what a rank says that failed; nothing that is told begins so.
+const FAILED: char = '\0';
 
 /// Why an outcome that all agreed on is no success.
 #[derive(Debug)]
@@ -245,24 +254,27 @@ impl Ranks {
         count[0] > 0.0
     }
 
-    /// One outcome for all: success where all have it, else the failure of the lowest rank that has one.
+    /// One outcome for all: success where all have it, with what each tells the others, by rank; else the failure of the
+    /// lowest rank that has one.
     ///
     /// # Errors
     /// [`Disagreed`].
-    pub fn agree<T, E: std::fmt::Display>(&self, own: Result<T, E>) -> Result<T, Disagreed<E>> {
-        if self.wire.is_none() {
-            return own.map_err(Disagreed::Here);
-        }
-        let said = own.as_ref().err().map(|error| format!("!{error}")).unwrap_or_default();
+    pub fn agree<T, E: Display>(
+        &self,
+        own: Result<T, E>,
+        tell: impl FnOnce(&T) -> String,
+    ) -> Result<(T, Vec<String>), Disagreed<E>> {
+        let said = own.as_ref().map_or_else(|error| format!("{FAILED}{error}"), tell);
         let all = self.gather(said.as_bytes());
-        match (all.iter().position(|said| !said.is_empty()), own) {
-            (None, Ok(value)) => Ok(value),
-            (Some(rank), Err(error)) if rank == self.rank => Err(Disagreed::Here(error)),
-            (rank, _) => {
-                let rank = rank.unwrap_or_default();
-                let message = String::from_utf8_lossy(all[rank].get(1..).unwrap_or_default()).into_owned();
-                Err(Disagreed::Elsewhere { rank, message })
-            }
+        let all: Vec<String> = all.iter().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
+        let failed = all.iter().enumerate().find_map(|(rank, said)| Some((rank, said.strip_prefix(FAILED)?)));
+        match (failed, own) {
+            (None, Ok(value)) => Ok((value, all)),
+            (Some((rank, message)), own) => Err(match own {
+                Err(error) if rank == self.rank => Disagreed::Here(error),
+                _ => Disagreed::Elsewhere { rank, message: message.to_owned() },
+            }),
+            (None, Err(error)) => Err(Disagreed::Here(error)),
         }
     }
 
@@ -349,6 +361,7 @@ mod tests {
         assert_eq!(ranks.sum_tensor(&rows), rows);
         assert_eq!(ranks.broadcast_text("x"), "x");
         assert!(ranks.any(true) && !ranks.any(false) && ranks.exchange().is_none());
-        assert!(matches!(ranks.agree(Err::<(), _>("no")), Err(Disagreed::Here("no"))));
+        assert!(matches!(ranks.agree(Err::<(), _>("no"), |()| String::new()), Err(Disagreed::Here("no"))));
+        assert_eq!(ranks.agree(Ok::<_, String>(5), |v| v.to_string()).unwrap(), (5, vec!["5".to_owned()]));
     }
 }

@@ -13,5 +13,5 @@ pub mod state;
 pub mod step;
 
 pub use observe::{Observer, Silent, StepReport};
-pub use run::{Outcome, pretrain};
+pub use run::{Outcome, pretrain, pretrain_among};
 pub use run_folder::RunFolder;

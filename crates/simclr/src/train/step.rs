@@ -6,11 +6,11 @@ use tch::{Kind, Tensor};
 use crate::{
     ModelError,
     device::to_device,
-    encoder::Mode,
     model::SimClr,
     objective::{Objective, Value},
     optim::Optimizer,
     params::Params,
+    ranks::Team,
 };
 
 /// What a step leaves behind.
@@ -22,13 +22,14 @@ pub struct Stepped {
     pub accuracy: f64,
     /// Norm of the gradient of all parameters together; NaN where the loss already was no number.
     pub gradient_norm: f64,
-    /// h `[2N, F]`, without graph.
+    /// h `[2m, F]` of this process's part of the batch, without graph.
     pub h: Tensor,
-    /// z `[2N, D]`, or logits, without graph.
+    /// z `[2m, D]`, or logits, without graph.
     pub z: Tensor,
 }
 
-/// All views of all images through f and g in one batch, objective, gradients, update.
+/// All views of all images through f and g in one batch, objective, gradients, update. Every rank takes its part of the
+/// batch, and all come to the same weights.
 ///
 /// A loss or a gradient that is not a number leaves the weights as they were; the caller sees it in
 /// [`Stepped::non_finite`].
@@ -37,7 +38,7 @@ pub struct Stepped {
 /// See [`SimClr::forward`].
 ///
 /// # Shapes
-/// `batch` holds `[2N, C, S, S]`, rows i and i + N being two views of one image; `[N, C, S, S]` with labels.
+/// `batch` holds `[2m, C, S, S]`, rows i and i + m being two views of one image; `[m, C, S, S]` with labels.
 pub fn train_step(
     model: &SimClr,
     optimizer: &mut Optimizer,
@@ -45,22 +46,24 @@ pub fn train_step(
     batch: &Batch,
     (channels, size): (usize, usize),
     lr: f64,
+    team: &Team<'_>,
 ) -> Result<Stepped, ModelError> {
     let rows = batch.pixels.len() / (channels * size * size);
     let shape = [rows, channels, size, size].map(|side| side as i64);
     let views = to_device(&batch.pixels, shape, model.params.device());
-    let (h, z) = model.forward(&views, &Mode::train())?;
-    let Value { loss, accuracy } = objective.of(&z, &batch.ids);
-    let value = loss.double_value(&[]);
+    let (h, z) = model.forward(&views, &team.mode())?;
+    let Value { loss, accuracy } = objective.of(&z, &batch.ids, team, team.images());
+    let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
     let mut gradient_norm = f64::NAN;
     if value.is_finite() {
+        team.buckets.arm();
         loss.backward();
+        team.buckets.finish();
         gradient_norm = norm_of_gradients(&model.params);
         if gradient_norm.is_finite() {
             optimizer.step(&model.params, lr);
         }
     }
-    let accuracy = accuracy.double_value(&[]);
     Ok(Stepped { loss: value, accuracy, gradient_norm, h: h.detach(), z: z.detach() })
 }
 
