@@ -1,6 +1,8 @@
-//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, and loading the
-//! CUDA half of libtorch at run time; and, with the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
+//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
+//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, and hooks on gradients; and, with the
+//! feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
+mod batch_norm;
 pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
@@ -12,6 +14,8 @@ use std::{
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
+
+pub use batch_norm::{BatchNorm, Sum};
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,7 @@ type Visit = extern "C" fn(*mut c_void, *const c_char, *mut C_tensor);
 
 unsafe extern "C" {
     fn simclr_free(text: *mut c_char);
+    fn simclr_message(text: *const c_char) -> *mut c_char;
     fn simclr_libtorch_folder() -> *mut c_char;
     fn simclr_libtorch_version() -> *mut c_char;
     fn simclr_cpu_capability() -> *mut c_char;
@@ -63,6 +68,12 @@ fn take(text: *mut c_char) -> Option<String> {
 
 fn check(message: *mut c_char) -> Result<(), ShimError> {
     take(message).map_or(Ok(()), |text| Err(ShimError(text)))
+}
+
+/// A text for C++ to take over.
+fn message(text: &CStr) -> *mut c_char {
+    // SAFETY: `text` is NUL-terminated and copied.
+    unsafe { simclr_message(text.as_ptr()) }
 }
 
 /// What became of `libtorch_cuda.so`.

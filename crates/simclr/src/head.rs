@@ -123,10 +123,7 @@ impl Head {
     pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = h.shallow_clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, mode, precision);
-            if index + 1 < self.layers.len() {
-                x = x.relu_();
-            }
+            x = layer.forward(&x, index + 1 < self.layers.len(), mode, precision);
         }
         x.to_kind(Kind::Float)
     }
@@ -160,11 +157,16 @@ impl Layer {
         Self { weight, bias, norm }
     }
 
-    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+    fn forward(&self, x: &Tensor, relu: bool, mode: &Mode, precision: Precision) -> Tensor {
         let kind = precision.kind();
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
-        let y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
-        self.norm.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y, mode))
+        let mut y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
+        match &self.norm {
+            Some(norm) if relu => norm.forward_relu(&y, mode),
+            Some(norm) => norm.forward(&y, mode),
+            None if relu => y.relu_(),
+            None => y,
+        }
     }
 }
 

@@ -111,12 +111,13 @@ pub fn nt_xent_among(z: &Tensor, config: &LossConfig, members: &dyn Gather) -> N
     let (loss, accuracy, gradient) = tch::no_grad(|| {
         let rows = Unit::new(&z, config.normalize);
         let contrast = Contrast::new(&rows.unit, members, config.temperature);
-        let Anchors { log_sums, right } = contrast.anchors();
-        let scale = config.scale.factor() / contrast.all.size()[0] as f64;
-        let loss = (&log_sums - contrast.positives()).sum(Kind::Double) * scale;
-        let gradient = contrast.gradient(&log_sums, &members.gather(&log_sums)) * (scale / config.temperature);
-        let accuracy = right.sum(Kind::Float) * (2.0 / contrast.all.size()[0] as f64);
-        (loss.to_kind(Kind::Float), accuracy, rows.back(&gradient))
+        let Anchors { log_sums, loss, right } = contrast.anchors();
+        let anchors = contrast.all.size()[0] as f64;
+        let scale = config.scale.factor() / anchors;
+        let gradient =
+            contrast.gradient(&log_sums, &members.gather(&log_sums)) * (scale / config.temperature);
+        let accuracy = right.sum(Kind::Float) * (2.0 / anchors);
+        ((loss * scale).to_kind(Kind::Float), accuracy, rows.back(&gradient))
     });
     NtXent { loss: with_gradient(&z, &gradient) + loss, accuracy }
 }
@@ -170,10 +171,12 @@ struct Contrast {
     room: [Tensor; 2],
 }
 
-/// Of every own anchor.
+/// What the own anchors find.
 struct Anchors {
-    /// ln of the sum of exp(similarity / tau) over all rows but itself, `[2m]`.
+    /// ln of the sum of exp(similarity / tau) over all rows but itself, of every anchor, `[2m]`.
     log_sums: Tensor,
+    /// Sum of their losses, `[]`, f64.
+    loss: Tensor,
     /// Whether the most similar second view is the own one, of every own first view, `[m]`.
     right: Tensor,
 }
@@ -211,7 +214,9 @@ impl Contrast {
     /// All tiles; where the own rows are all rows, those on and above the diagonal.
     fn tiles(&self) -> impl Iterator<Item = Tile> {
         let ((own, all), first) = (self.images(), self.first);
-        let starts = |images: i64| (0..2).flat_map(move |view| (0..images).step_by(TILE as usize).map(move |i| (view, i)));
+        let starts = |images: i64| {
+            (0..2).flat_map(move |view| (0..images).step_by(TILE as usize).map(move |i| (view, i)))
+        };
         let whole = own == all;
         let tile = move |(view, i): (i64, i64), (other, k): (i64, i64)| {
             let (row, column) = (view * own + i, other * all + k);
@@ -244,36 +249,39 @@ impl Contrast {
         logits
     }
 
-    /// Similarity over the temperature of every own row with the other view of its image, `[2m]`.
-    fn positives(&self) -> Tensor {
-        let (own, all) = self.images();
-        let side = |view: i64| self.all.narrow(0, (1 - view) * all + self.first, own);
-        let partners = Tensor::cat(&[side(0), side(1)], 0);
-        (&self.own * partners).sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
-    }
-
     /// The first pass.
     fn anchors(&self) -> Anchors {
         let (own, _) = self.images();
         let mut sums = LogSums::new(2 * own, &self.own);
         let lowest = |rows: i64| Tensor::full([rows], f64::NEG_INFINITY, (Kind::Float, self.own.device()));
-        let (partner, others) = (lowest(own), lowest(own));
+        let (partners, others) = (lowest(2 * own), lowest(own));
         for tile in self.tiles() {
             let (logits, spare) = (self.logits(tile), self.room(1, tile));
             sums.add(&logits, tile.row, 1, &spare);
             if tile.mirrored {
                 sums.add(&logits, tile.column, 0, &spare);
             }
-            if tile.crossed {
-                let mut met = logits.diagonal(tile.partner, 0, 1);
-                let from = tile.row.0 + (-tile.partner).max(0);
-                partner.narrow(0, from.min(own), met.size()[0]).copy_(&met);
+            let mut met = logits.diagonal(tile.partner, 0, 1);
+            if met.numel() > 0 {
+                let here = |start: i64| partners.narrow(0, start, met.size()[0]);
+                here(tile.row.0 + (-tile.partner).max(0)).copy_(&met);
+                if tile.mirrored {
+                    here(tile.column.0 + tile.partner.max(0)).copy_(&met);
+                }
                 let _ = met.fill_(f64::NEG_INFINITY);
+            }
+            if tile.crossed {
                 let mut best = narrow(&others, tile.row);
                 best.copy_(&best.maximum(&logits.amax([1i64].as_slice(), false)));
             }
         }
-        Anchors { log_sums: sums.finish(), right: partner.gt_tensor(&others) }
+        // In this order nothing is lost where the partner is the largest term by far.
+        let losses = (&sums.largest - &partners) + sums.sum.log();
+        Anchors {
+            log_sums: sums.finish(),
+            loss: losses.sum(Kind::Double),
+            right: partners.narrow(0, 0, own).gt_tensor(&others),
+        }
     }
 
     /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (spec 3.4); `log_sums` of
@@ -309,7 +317,10 @@ impl LogSums {
     fn new(rows: i64, like: &Tensor) -> Self {
         let options = (Kind::Float, like.device());
         // The lowest number instead of minus infinity: differences stay numbers.
-        Self { largest: Tensor::full([rows], f64::from(f32::MIN), options), sum: Tensor::zeros([rows], options) }
+        Self {
+            largest: Tensor::full([rows], f64::from(f32::MIN), options),
+            sum: Tensor::zeros([rows], options),
+        }
     }
 
     /// Adds the terms of `logits` along its dimension `along` to the rows `rows`.

@@ -1,8 +1,10 @@
 //! Convolution and batch norm with explicit mode and precision. Shapes `[B, C, H, W]`, channels-last in memory.
 
+use std::sync::Arc;
+
 use tch::{Kind, Tensor};
 
-use super::{Init, Mode, Padding, statistics::MOMENTUM};
+use super::{BatchStatistics, Init, Mode, Padding};
 use crate::{
     device::{Precision, channels_last},
     params::{Params, Role},
@@ -102,17 +104,66 @@ impl BatchNorm {
     }
 
     /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
-        x.batch_norm(
+        self.apply(x, None, false, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`].
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_relu(&self, x: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, None, true, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`] plus `residual`, which is like `x`.
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, Some(residual), true, mode)
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Tensor {
+        match mode {
+            Mode::Train(BatchStatistics { exchange: Some(exchange), momentum }) => {
+                let norm = simclr_shim::BatchNorm {
+                    scale: &self.scale,
+                    shift: &self.shift,
+                    running_mean: &self.running_mean,
+                    running_var: &self.running_var,
+                    epsilon: EPSILON,
+                    momentum: *momentum,
+                };
+                let exchange = Arc::clone(exchange);
+                let sum = Arc::new(move |values: &Tensor| exchange.sum(values));
+                norm.forward(x, residual, relu, Some(sum))
+                    .unwrap_or_else(|error| panic!("batch norm: {error}"))
+            }
+            Mode::Train(statistics) => self.library(x, residual, relu, Some(statistics.momentum)),
+            Mode::Eval => self.library(x, residual, relu, None),
+        }
+    }
+
+    /// libtorch's batch norm: training with a momentum, else on the running statistics.
+    fn library(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, momentum: Option<f64>) -> Tensor {
+        let mut y = x.batch_norm(
             Some(&self.scale),
             Some(&self.shift),
             Some(&self.running_mean),
             Some(&self.running_var),
-            mode.is_train(),
-            MOMENTUM,
+            momentum.is_some(),
+            momentum.unwrap_or_default(),
             EPSILON,
             true,
-        )
+        );
+        if let Some(residual) = residual {
+            y = y.g_add_(residual); // in place: batch norm keeps its input for the backward pass, not its output
+        }
+        if relu { y.relu_() } else { y }
     }
 }
 

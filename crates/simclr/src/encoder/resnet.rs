@@ -64,7 +64,7 @@ impl ResNet {
 
     /// h `[B, F]`.
     pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let mut x = self.bn1.forward(&self.conv1.forward(images, precision), mode).relu_();
+        let mut x = self.bn1.forward_relu(&self.conv1.forward(images, precision), mode);
         if self.pool {
             x = max_pool(&x, self.config.padding);
         }
@@ -119,17 +119,13 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+        let short =
+            self.shortcut.as_ref().map(|(conv, norm)| norm.forward(&conv.forward(x, precision), mode));
+        let ((last_conv, last_norm), first) = self.layers.split_last().expect("a block has convolutions");
         let mut y = x.shallow_clone();
-        for (index, (conv, norm)) in self.layers.iter().enumerate() {
-            y = norm.forward(&conv.forward(&y, precision), mode);
-            if index + 1 < self.layers.len() {
-                y = y.relu_();
-            }
+        for (conv, norm) in first {
+            y = norm.forward_relu(&conv.forward(&y, precision), mode);
         }
-        let short = match &self.shortcut {
-            Some((conv, norm)) => norm.forward(&conv.forward(x, precision), mode),
-            None => x.shallow_clone(),
-        };
-        y.g_add_(&short).relu_() // in place: batch norm keeps its input for the backward pass, not its output
+        last_norm.forward_add_relu(&last_conv.forward(&y, precision), short.as_ref().unwrap_or(x), mode)
     }
 }

@@ -46,7 +46,7 @@ impl SmallConv {
     pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = images.shallow_clone();
         for (index, (conv, norm)) in self.layers.iter().enumerate() {
-            x = norm.forward(&conv.forward(&x, precision), mode).relu_();
+            x = norm.forward_relu(&conv.forward(&x, precision), mode);
             if self.pooled && index + 1 < self.layers.len() {
                 x = x.max_pool2d([2], [2], [0], [1], false);
             }
