@@ -110,7 +110,8 @@ fn twenty_steps_stay_together_also_where_the_number_of_processes_changes() {
     let plain = tensors(&run("plain"));
     let check = |name: &str| {
         assert_eq!(losses(&run(name)).len(), 20);
-        let (distance, tensor) = furthest(&tensors(&run(name)), &plain, "encoder.");
+        let found = tensors(&run(name));
+        let (distance, tensor) = furthest(&found, &plain, "encoder.");
         assert!(distance <= 1e-3, "{name}: {tensor} is {distance:e} away after 20 steps");
         let (loss, expected) = (losses(&run(name))[19], losses(&run("plain"))[19]);
         assert!((loss / expected - 1.0).abs() <= 1e-3, "{name}: loss {loss}, expected {expected}");
@@ -244,7 +245,8 @@ fn images_that_cannot_be_read_are_counted_over_all_ranks() {
     for name in ["class-0/0000.png", "class-3/0039.png"] {
         fs::write(data.join(name), b"no image").unwrap();
     }
-    let some = ["--set", "data.max_bad_share=0.1"];
+    // Two full batches an epoch: every image is met.
+    let some = ["--set", "data.max_bad_share=0.1", "--batch", "20"];
     trained(0, &data, &temp.path().join("plain"), &some);
     trained(3, &data, &temp.path().join("ranks"), &some);
     let (plain, ranks) = (tensors(&temp.path().join("plain")), tensors(&temp.path().join("ranks")));
@@ -257,7 +259,7 @@ fn images_that_cannot_be_read_are_counted_over_all_ranks() {
         names
     };
     assert_eq!(listed("ranks"), listed("plain"));
-    let few = ["--set", "data.max_bad_share=0.03"];
+    let few = ["--set", "data.max_bad_share=0.03", "--batch", "20"];
     let said = said(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
     said.refuses(&["2 of 40"]);
 }

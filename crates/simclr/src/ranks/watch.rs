@@ -19,9 +19,10 @@ use crate::RanksError;
 const BEAT: Duration = Duration::from_secs(1);
 /// Signs on their way to one rank, beyond which no more are sent.
 const UNDERWAY: usize = 8;
-/// Each rank waits so much longer than the one before it, so that one of them speaks for all.
-const TURN: Duration = Duration::from_millis(200);
-const LAST_TURN: Duration = Duration::from_secs(4);
+/// Where rank 0 is lost, each rank but the first of the others waits so much longer than the one before it, so that one of
+/// them speaks for all: longer than a beat and the end of all processes take.
+const TURN: Duration = Duration::from_secs(2);
+const LAST_TURN: Duration = Duration::from_secs(6);
 
 /// What the run's threads and the watch know of each other.
 #[derive(Debug)]
@@ -175,7 +176,7 @@ fn watch(table: &Table, channel: &Channel, alarm: &dyn Fn(String), stop: &Atomic
             }
         }
         if let Some(message) = verdict(table, &signs, myself, now) {
-            std::thread::sleep((TURN * own as u32).min(LAST_TURN));
+            std::thread::sleep(TURN.saturating_mul(own.saturating_sub(1) as u32).min(LAST_TURN));
             return alarm(message);
         }
         std::thread::park_timeout(BEAT);
