@@ -23,7 +23,10 @@ pub fn alone(command: impl FnOnce() -> Result<ExitCode, Failure>) -> Result<Exit
     match Launch::of_environment() {
         Launch::Mpi { count } | Launch::Unconnected { count } if count > 1 => {
             let message = format!("{count} processes were started for a command that runs as one");
-            Err(Failure::user(message, Some("mpirun and srun -n are for `simclr pretrain` and `simclr doctor`".into())))
+            Err(Failure::user(
+                message,
+                Some("mpirun and srun -n are for `simclr pretrain` and `simclr doctor`".into()),
+            ))
         }
         _ => command(),
     }

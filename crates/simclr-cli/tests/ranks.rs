@@ -57,10 +57,12 @@ fn furthest<'a>(
 fn losses(run: &Path) -> Vec<f64> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let losses: Vec<(u64, f64)> = lines
-        .filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?)))
-        .collect();
-    assert!(losses.iter().enumerate().all(|(at, (step, _))| at as u64 == *step), "each step once: {losses:?}");
+    let losses: Vec<(u64, f64)> =
+        lines.filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?))).collect();
+    assert!(
+        losses.iter().enumerate().all(|(at, (step, _))| at as u64 == *step),
+        "each step once: {losses:?}"
+    );
     losses.into_iter().map(|(_, loss)| loss).collect()
 }
 
@@ -74,8 +76,16 @@ fn trained(processes: usize, data: &Path, run: &Path, more: &[&str]) {
 }
 
 /// Plain SGD from rest: after one step the momentum buffer is the gradient.
-const ONE_STEP: &[&str] =
-    &["--set", "optim.kind=sgd", "--set", "optim.weight_decay=0", "--set", "optim.lr_in_momentum=false", "--epochs", "0.5"];
+const ONE_STEP: &[&str] = &[
+    "--set",
+    "optim.kind=sgd",
+    "--set",
+    "optim.weight_decay=0",
+    "--set",
+    "optim.lr_in_momentum=false",
+    "--epochs",
+    "0.5",
+];
 
 #[test]
 fn every_gradient_is_that_of_one_process() {
@@ -95,7 +105,10 @@ fn every_gradient_is_that_of_one_process() {
         let (distance, tensor) = furthest(&found, &plain, "");
         assert!(distance <= 1e-5, "{processes} processes: {tensor} is {distance:e} away");
         let (loss, expected) = (losses(&run(&name))[0], losses(&run("plain"))[0]);
-        assert!((loss / expected - 1.0).abs() <= 1e-5, "{processes} processes: loss {loss}, expected {expected}");
+        assert!(
+            (loss / expected - 1.0).abs() <= 1e-5,
+            "{processes} processes: loss {loss}, expected {expected}"
+        );
     }
 }
 
@@ -148,7 +161,8 @@ fn signal(name: &str, process: u32) {
 }
 
 /// Settings of a run that writes a checkpoint after every step and would go on for long.
-const LONG: &[&str] = &["--epochs", "2000", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
+const LONG: &[&str] =
+    &["--epochs", "2000", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
 
 /// Starts it on several processes and waits until `steps` are done.
 fn started(processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
@@ -254,7 +268,8 @@ fn images_that_cannot_be_read_are_counted_over_all_ranks() {
     assert!(distance <= 1e-3, "{tensor} is {distance:e} away");
     let listed = |run: &str| {
         let text = fs::read_to_string(temp.path().join(run).join("bad_files.txt")).unwrap();
-        let mut names: Vec<_> = text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
+        let mut names: Vec<_> =
+            text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
         names.sort();
         names
     };

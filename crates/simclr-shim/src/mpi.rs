@@ -195,7 +195,15 @@ impl Channel {
         // SAFETY: one number goes out, `count` come in.
         check(unsafe {
             let kind = ffi::RSMPI_INT32_T;
-            ffi::MPI_Allgather((&raw const length).cast(), 1, kind, lengths.as_mut_ptr().cast(), 1, kind, self.raw)
+            ffi::MPI_Allgather(
+                (&raw const length).cast(),
+                1,
+                kind,
+                lengths.as_mut_ptr().cast(),
+                1,
+                kind,
+                self.raw,
+            )
         })?;
         let sizes: Vec<usize> = lengths.iter().map(|&length| length as usize).collect();
         let places: Vec<c_int> =

@@ -317,9 +317,10 @@ impl RanksError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotBuilt { .. } => {
-                Some("install Open MPI and libclang, then `make build`; it switches MPI on where it finds mpicc".into())
-            }
+            Self::NotBuilt { .. } => Some(
+                "install Open MPI and libclang, then `make build`; it switches MPI on where it finds mpicc"
+                    .into(),
+            ),
             Self::Unconnected { .. } => Some("start it with `srun --mpi=pmix`, or with mpirun".into()),
             Self::TooFewImages { .. } => Some("set train.batch higher, or start fewer processes".into()),
             Self::Differ { .. } => Some("every machine needs the same images and the same simclr".into()),

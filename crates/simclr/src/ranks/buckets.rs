@@ -58,7 +58,8 @@ impl Buckets {
         if ranks.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
         }
-        let places = in_buckets(&params.params().iter().map(|param| param.tensor.numel()).collect::<Vec<_>>());
+        let places =
+            in_buckets(&params.params().iter().map(|param| param.tensor.numel()).collect::<Vec<_>>());
         let tensor = |&index: &usize| params.params()[index].tensor.shallow_clone();
         let buckets: Vec<Vec<Tensor>> =
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();

@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn launchers_are_known_by_their_variables() {
         let of = |set: &[(&str, &str)]| {
-            let find = |name: &str| set.iter().find(|(found, _)| *found == name).map(|(_, v)| (*v).to_owned());
+            let find =
+                |name: &str| set.iter().find(|(found, _)| *found == name).map(|(_, v)| (*v).to_owned());
             Launch::of(&find)
         };
         assert_eq!(of(&[]), Launch::Alone);

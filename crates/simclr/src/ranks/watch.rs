@@ -212,10 +212,7 @@ mod tests {
         signs[0].1.update(at(10), [5, 4]); // waits in its fifth exchange
         signs[1].1.update(at(3), [4, 4]); // has not come to it
         assert_eq!(silent(&signs, at(12), Duration::from_secs(9)), None);
-        assert_eq!(
-            silent(&signs, at(13), Duration::from_secs(9)),
-            Some((2, Duration::from_secs(10)))
-        );
+        assert_eq!(silent(&signs, at(13), Duration::from_secs(9)), Some((2, Duration::from_secs(10))));
         signs[1].1.update(at(40), [4, 4]); // still alive
         assert_eq!(stalled(&signs, at(40), Duration::from_secs(40)), None);
         assert_eq!(stalled(&signs, at(40), Duration::from_secs(30)), Some((2, Duration::from_secs(37))));

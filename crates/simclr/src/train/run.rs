@@ -75,13 +75,9 @@ pub fn pretrain_among(
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
     same_everywhere(ranks, &plan)?;
-    let newest = if ranks.is_first() {
-        newest(folder, &plan, &model, &mut optimizer)
-    } else {
-        Ok(Resumed::default())
-    };
-    let Resumed { step: first_step, notes } =
-        share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
+    let newest =
+        if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
+    let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
     if ranks.is_first() {
         observer.start(&start::facts(&plan, &dataset, &model, &optimizer, model.params.device()));
         notes.iter().for_each(|text| observer.message(text));
@@ -351,7 +347,8 @@ impl Run<'_> {
         }
         let images = team.images();
         let steps_done = batch.step + 1;
-        let health_due = steps_done.is_multiple_of(config.train.health_every) || steps_done == plan.total_steps;
+        let health_due =
+            steps_done.is_multiple_of(config.train.health_every) || steps_done == plan.total_steps;
         let health = (health_due && config.task.objective == ObjectiveKind::Contrastive)
             .then(|| self.health(&done, &team));
         // From here on rank 0 may fail by itself: no exchange follows but the one that asks how the step went.
