@@ -3,6 +3,7 @@
 //! in this crate.
 
 mod batch_norm;
+mod gradient;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -13,6 +14,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Sum};
+pub use gradient::backward;
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,9 @@ pub fn load_cuda() -> Cuda {
 pub struct ScriptModule {
     module: *mut CModule,
 }
+
+// SAFETY: a module is reference-counted tensors and code; libtorch lets any thread run it, one at a time.
+unsafe impl Send for ScriptModule {}
 
 impl ScriptModule {
     /// Reads a `.pt` file onto the CPU.

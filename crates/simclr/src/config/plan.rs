@@ -7,6 +7,7 @@ use super::RunConfig;
 use crate::{
     ConfigError,
     device::Precision,
+    encoder::NormOver,
     nt_xent::LossScale,
     objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
@@ -36,6 +37,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Compute precision.
     pub precision: Precision,
+    /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
+    pub view_passes: usize,
     /// Threads of the loader.
     pub data_threads: usize,
     /// Threads of libtorch.
@@ -71,13 +74,27 @@ impl RunConfig {
             total_steps,
             schedule: Schedule::new(&self.optim, batch, steps_per_epoch, total_steps),
             precision,
+            view_passes: self.view_passes(dataset.channels()),
             data_threads: threads(self.data.threads),
             torch_threads: threads(self.train.threads),
         })
     }
 }
 
+/// Bytes of views that are kept from the first pass of a large batch to the second; more are made again, so that memory
+/// does not grow with the batch. Up to here keeping costs less than a second decode, which for JPEG files is most of the
+/// loader's work.
+const KEPT_VIEWS: usize = 1 << 30;
+
 impl RunConfig {
+    fn view_passes(&self, channels: usize) -> usize {
+        let (train, views) = (&self.train, self.task.objective.views());
+        let bytes = views * train.batch * channels * train.image_size * train.image_size * size_of::<f32>();
+        // In lock step the inputs of all stages of the encoder are kept, and views are those of the first one.
+        let kept = !train.is_chunked() || train.batch_norm == NormOver::Global || bytes <= KEPT_VIEWS;
+        if kept { 1 } else { 2 }
+    }
+
     /// Known traps that this configuration steps into, a sentence each. They are legal, so they are said, not refused.
     pub fn cautions(&self) -> Vec<String> {
         let (augment, train, optim) = (&self.augment, &self.train, &self.optim);
@@ -106,6 +123,11 @@ impl RunConfig {
             (
                 optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512,
                 "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
+            ),
+            (
+                train.is_chunked() && train.batch_norm == NormOver::Chunk && train.chunk < 32,
+                "batch norm over chunks of few images: the two views of an image can be told by the statistics that they \
+                 share; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
             ),
             (
                 contrastive && (augment.color == 0.0 || augment.jitter == 0.0),

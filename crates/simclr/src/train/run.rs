@@ -9,12 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
+use simclr_data::{
+    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, loader::Batches,
+};
 
 use super::{
     Observer, RunFolder, StepReport,
     bad_files::BadFiles,
     clock::Clock,
+    large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
@@ -24,6 +27,7 @@ use super::{
 use crate::{
     ConfigError, Plan, RunConfig, TrainError,
     device::{choose_device, choose_precision},
+    encoder::NormOver,
     health::Health,
     model::SimClr,
     nt_xent::LossScale,
@@ -90,7 +94,10 @@ pub fn pretrain(
     passed_over.iter().chain(&notes).for_each(|text| observer.message(text));
 
     // The loop.
-    let loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan))?;
+    let mut loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan))?;
+    if let Some(chunking) = chunking(&plan) {
+        loader = loader.chunked(chunking);
+    }
     let mut run = Run {
         bad_files: BadFiles::open(folder, first_step == 0)?,
         metrics: Metrics::open(folder, first_step)?,
@@ -107,10 +114,11 @@ pub fn pretrain(
     };
     let mut batches = loader.batches(first_step, plan.total_steps)?;
     while let Some(batch) = batches.next() {
-        let batch = batch.or_else(|error| run.give_up(error, batches.left_out()))?;
-        run.step(&batch, batches.waited(), observer)?;
-        if stop.load(Ordering::Relaxed) && batch.step + 1 < plan.total_steps {
-            run.save(batch.step + 1, observer)?;
+        let stepped =
+            batch.map_err(TrainError::from).and_then(|batch| run.step(batch, &mut batches, observer));
+        let done = stepped.or_else(|error| run.give_up(error, batches.left_out()))?;
+        if stop.load(Ordering::Relaxed) && done < plan.total_steps {
+            run.save(done, observer)?;
             return Ok(Outcome::Stopped);
         }
     }
@@ -161,6 +169,12 @@ fn loader_config(plan: &Plan) -> LoaderConfig {
     }
 }
 
+fn chunking(plan: &Plan) -> Option<Chunking> {
+    let train = &plan.config.train;
+    let apart = train.batch_norm == NormOver::ChunkShuffled;
+    train.is_chunked().then_some(Chunking { images: train.chunk, apart, passes: plan.view_passes })
+}
+
 /// A run between its first and its last step.
 struct Run<'a> {
     plan: &'a Plan,
@@ -180,35 +194,69 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One update, its record, and what is due after it: health, online kNN, checkpoint.
-    fn step(&mut self, batch: &Batch, waited: f64, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let (plan, config) = (self.plan, &self.plan.config);
-        for sentence in self.bad_files.add(self.dataset, &batch.bad)? {
-            observer.message(&sentence);
-        }
-        self.last_batch = (batch.step, batch.ids.clone());
-        let lr = plan.schedule.at(batch.step);
-        let shape = (plan.channels, config.train.image_size);
-        let done = train_step(self.model, &mut self.optimizer, &self.objective, batch, shape, lr)?;
+    /// One update, its record, and what is due after it: health, online kNN, checkpoint. `batch` is the batch of the step, or
+    /// its first chunk. Returns how many steps are done.
+    fn step(
+        &mut self,
+        batch: Batch,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<u64, TrainError> {
+        let (plan, config, step) = (self.plan, &self.plan.config, batch.step);
+        let (ids, done) = self.update(batch, batches, observer)?;
+        let images = ids.len();
+        self.last_batch = (step, ids);
         if let Some((what, value)) = done.non_finite() {
             return Err(self.non_finite(what, value)?);
         }
-        let (images_per_second, data_wait) = self.clock.tick(batch.ids.len(), waited);
+        let (images_per_second, data_wait) = self.clock.tick(images, batches.waited());
         let report = StepReport {
-            step: batch.step,
+            step,
             total_steps: plan.total_steps,
-            epoch: (batch.step + 1) as f64 / plan.steps_per_epoch as f64,
+            epoch: (step + 1) as f64 / plan.steps_per_epoch as f64,
             loss: done.loss,
-            chance_loss: self.objective.chance(batch.ids.len()),
+            chance_loss: self.objective.chance(images),
             accuracy: done.accuracy,
             accuracy_of: config.task.objective.accuracy_name(),
-            lr,
+            lr: plan.schedule.at(step),
             images_per_second,
             data_wait,
         };
         self.metrics.step(&report)?;
         observer.step(&report);
-        self.due(batch.step + 1, &done, observer)
+        self.due(step + 1, &done, observer)?;
+        Ok(step + 1)
+    }
+
+    /// The update of one step, whole or in chunks. Returns the images whose loss it is, too.
+    fn update(
+        &mut self,
+        batch: Batch,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<usize>, Stepped), TrainError> {
+        let config = &self.plan.config;
+        let (lr, shape) = (self.plan.schedule.at(batch.step), (self.plan.channels, config.train.image_size));
+        let mut chunks = Chunks::new(batch, batches);
+        let done = if config.train.is_chunked() {
+            let large = LargeStep {
+                model: self.model,
+                objective: &self.objective,
+                over: config.train.batch_norm,
+                passes: self.plan.view_passes,
+                shape,
+                seed: config.train.seed,
+            };
+            large.run(&mut chunks, &mut self.optimizer, lr)
+        } else {
+            let batch = chunks.next()?;
+            let done = train_step(self.model, &mut self.optimizer, &self.objective, &batch, shape, lr);
+            done.map(|done| (batch.ids, done)).map_err(TrainError::from)
+        };
+        for sentence in self.bad_files.add(self.dataset, &chunks.bad)? {
+            observer.message(&sentence);
+        }
+        done
     }
 
     fn due(
@@ -243,10 +291,10 @@ impl Run<'_> {
     }
 
     /// Lists the images of a batch that could not be made, so that the list is whole when the run ends for them.
-    fn give_up(&mut self, error: DataError, left_out: &[(usize, String)]) -> Result<Batch, TrainError> {
+    fn give_up<T>(&mut self, error: TrainError, left_out: &[(usize, String)]) -> Result<T, TrainError> {
         self.bad_files.add(self.dataset, left_out)?;
         self.metrics.flush()?;
-        Err(error.into())
+        Err(error)
     }
 
     /// Writes the checkpoint of `step` unless it is there already. A state with values that are no numbers is an error

@@ -10,6 +10,7 @@ use super::RunFolder;
 use crate::{
     Plan, TrainError,
     device::{Precision, describe},
+    encoder::NormOver,
     model::SimClr,
     objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
@@ -74,6 +75,7 @@ pub fn facts(
         ("encoder", model.encoder.describe()),
         ("head", head(plan)),
         ("loss", loss(plan)),
+        ("batch", batch(plan)),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -117,6 +119,25 @@ fn loss(plan: &Plan) -> String {
             (plan.classes as f64).ln()
         ),
     }
+}
+
+/// How a batch goes through the encoder.
+fn batch(plan: &Plan) -> String {
+    let train = &plan.config.train;
+    if !train.is_chunked() {
+        return format!("{} images at once, batch norm over all of their views", train.batch);
+    }
+    let norm = match train.batch_norm {
+        NormOver::Global => "over the whole batch, chunks in lock step",
+        NormOver::Chunk => "over the chunk",
+        NormOver::ChunkShuffled => "over the chunk, the two views of an image in different chunks",
+    };
+    let (batch, count) = (train.batch, train.batch.div_ceil(train.chunk));
+    let views = if plan.view_passes > 1 { "made twice" } else { "kept between the passes" };
+    format!(
+        "{batch} images in {count} chunks of up to {}, encoded twice; batch norm {norm}; views {views}",
+        train.chunk
+    )
 }
 
 /// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.

@@ -73,7 +73,7 @@ impl Stepped {
 }
 
 /// One number back from the device, however many parameters there are.
-fn norm_of_gradients(params: &Params) -> f64 {
+pub(super) fn norm_of_gradients(params: &Params) -> f64 {
     let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
     let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
     if norms.is_empty() {
