@@ -15,7 +15,7 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(["src/shim.cpp", "src/batch_norm.cpp", "src/hooks.cpp"])
+        .files(["src/shim.cpp", "src/batch_norm.cpp", "src/gradient.cpp", "src/hooks.cpp"])
         .compile("simclr_shim");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display()); // for this crate's own tests
     println!("cargo:libtorch_lib={}", lib.display());

@@ -53,6 +53,12 @@ pub struct Pretrain {
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images that go through the encoder at a time, for batches that do not fit memory (train.chunk)
+    #[arg(long)]
+    pub chunk: Option<usize>,
+    /// global, chunk or chunk-shuffled: whose statistics batch norm takes in chunks (train.batch_norm)
+    #[arg(long)]
+    pub batch_norm: Option<String>,
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
     #[arg(long)]
     pub encoder: Option<String>,
@@ -114,6 +120,8 @@ impl Pretrain {
         self.config.overrides(&[
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
+            key("train.chunk", self.chunk),
+            key("train.batch_norm", quoted(&self.batch_norm)),
             key("encoder.name", quoted(&self.encoder)),
             key("encoder.file", quoted(&self.encoder_file)),
             key("loss.temperature", self.temperature),

@@ -112,6 +112,36 @@ fn every_gradient_is_that_of_one_process() {
     }
 }
 
+/// The part of each of two processes is a chunk of 10: batch norm over it is one process's with chunks of 10, and its
+/// gradients travel to wherever the other view is.
+#[test]
+fn chunks_and_processes_part_a_batch_alike() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run = |name: &str| temp.path().join(name);
+    let with = |processes: usize, norm: &str, chunk: &str| {
+        let name = format!("{processes}-{norm}-{chunk}");
+        let norm = format!("train.batch_norm={norm}");
+        let chunk = format!("train.chunk={chunk}");
+        let settings = [ONE_STEP, &["--batch", "20", "--set", &norm, "--set", &chunk]].concat();
+        trained(processes, &data, &run(&name), &settings);
+        tensors(&run(&name))
+    };
+    let check = |found: &BTreeMap<String, Vec<f64>>, expected: &BTreeMap<String, Vec<f64>>, what: &str| {
+        let (distance, tensor) = furthest(found, expected, "optim.first.");
+        assert!(distance <= 1e-5, "{what}: {tensor} is {distance:e} away");
+    };
+    let plain = with(0, "global", "0");
+    check(&with(2, "global", "5"), &plain, "two processes in two chunks each");
+    for norm in ["chunk", "chunk-shuffled"] {
+        let chunked = with(0, norm, "10");
+        check(&with(2, norm, "0"), &chunked, norm);
+        assert!(furthest(&chunked, &plain, "optim.first.").0 > 1e-2, "{norm} is not global");
+    }
+    check(&with(2, "chunk-shuffled", "5"), &with(0, "chunk-shuffled", "5"), "four chunks on two processes");
+}
+
 #[test]
 fn twenty_steps_stay_together_also_where_the_number_of_processes_changes() {
     let _turn = turn();

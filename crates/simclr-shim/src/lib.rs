@@ -3,6 +3,7 @@
 //! feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
+mod gradient;
 pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
@@ -16,6 +17,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Sum};
+pub use gradient::backward;
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +130,9 @@ pub fn load_cuda() -> Cuda {
 pub struct ScriptModule {
     module: *mut CModule,
 }
+
+// SAFETY: a module is reference-counted tensors and code; libtorch lets any thread run it, one at a time.
+unsafe impl Send for ScriptModule {}
 
 impl ScriptModule {
     /// Reads a `.pt` file onto the CPU.

@@ -134,14 +134,6 @@ pub enum RanksError {
         /// What it said.
         reason: String,
     },
-    /// Fewer images than processes.
-    #[error("train.batch = {batch}: expected at least one image for each of the {count} processes")]
-    TooFewImages {
-        /// N.
-        batch: usize,
-        /// Processes.
-        count: usize,
-    },
     /// Another process reads other images, or runs another version.
     #[error("{what} differ: {here} here, {first} on rank 0")]
     Differ {
@@ -322,7 +314,6 @@ impl RanksError {
                     .into(),
             ),
             Self::Unconnected { .. } => Some("start it with `srun --mpi=pmix`, or with mpirun".into()),
-            Self::TooFewImages { .. } => Some("set train.batch higher, or start fewer processes".into()),
             Self::Differ { .. } => Some("every machine needs the same images and the same simclr".into()),
             _ => None,
         }

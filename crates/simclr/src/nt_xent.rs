@@ -1,7 +1,7 @@
 //! NT-Xent, the normalised temperature-scaled cross entropy (paper section 2.1; google-research/simclr `objective.py`).
 //!
-//! The `[2N, 2N]` matrix of similarities is never whole: two passes walk it tile by tile, the first for the log-sum-exp
-//! of every row, the second for the gradient, whose closed form (spec 3.4) needs nothing else. So memory is O(N D). The
+//! The `[2N, 2N]` matrix of similarities is never whole: two passes walk it tile by tile, the first for the sum
+//! of exponentials of every row, the second for the gradient, whose closed form (spec 3.4) needs nothing else. So memory is O(N D). The
 //! matrix is symmetric, so with all rows at hand only the tiles on and above the diagonal are made.
 
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ pub fn nt_xent(z: &Tensor, config: &LossConfig) -> NtXent {
 
 /// [`nt_xent`] of a batch whose rows lie with several members: each computes the anchors that it owns.
 ///
-/// Rows are gathered once and their log-sum-exps once. With these, an anchor's gradient as negative of all others follows
+/// Rows are gathered once and the sums of their exponentials once. With these, an anchor's gradient as negative of all others follows
 /// from its own row, as similarities are symmetric; so no gradient has to travel back.
 ///
 /// # Panics
@@ -111,11 +111,11 @@ pub fn nt_xent_among(z: &Tensor, config: &LossConfig, members: &dyn Gather) -> N
     let (loss, accuracy, gradient) = tch::no_grad(|| {
         let rows = Unit::new(&z, config.normalize);
         let contrast = Contrast::new(&rows.unit, members, config.temperature);
-        let Anchors { log_sums, loss, right } = contrast.anchors();
+        let Anchors { sums, loss, right } = contrast.anchors();
         let anchors = contrast.all.size()[0] as f64;
         let scale = config.scale.factor() / anchors;
-        let gradient =
-            contrast.gradient(&log_sums, &members.gather(&log_sums)) * (scale / config.temperature);
+        let all_sums = members.gather(&sums);
+        let gradient = contrast.gradient(&sums, &all_sums) * (scale / config.temperature);
         let accuracy = right.sum(Kind::Float) * (2.0 / anchors);
         ((loss * scale).to_kind(Kind::Float), accuracy, rows.back(&gradient))
     });
@@ -173,8 +173,9 @@ struct Contrast {
 
 /// What the own anchors find.
 struct Anchors {
-    /// ln of the sum of exp(similarity / tau) over all rows but itself, of every anchor, `[2m]`.
-    log_sums: Tensor,
+    /// Of every anchor's logits but its own: the largest, and the sum of exp(logit - largest), `[2m, 2]`. The logarithm of
+    /// the whole sum in one f32 would round away what a confident anchor has still to learn.
+    sums: Tensor,
     /// Sum of their losses, `[]`, f64.
     loss: Tensor,
     /// Whether the most similar second view is the own one, of every own first view, `[m]`.
@@ -275,24 +276,27 @@ impl Contrast {
                 best.copy_(&best.maximum(&logits.amax([1i64].as_slice(), false)));
             }
         }
-        // In this order nothing is lost where the partner is the largest term by far.
         let losses = (&sums.largest - &partners) + sums.sum.log();
         Anchors {
-            log_sums: sums.finish(),
+            sums: Tensor::stack(&[sums.largest, sums.sum], 1),
             loss: losses.sum(Kind::Double),
             right: partners.narrow(0, 0, own).gt_tensor(&others),
         }
     }
 
-    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (spec 3.4); `log_sums` of
-    /// the own rows and of all rows.
+    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (spec 3.4); the sums of the
+    /// own anchors and of all.
     fn gradient(&self, own_sums: &Tensor, all_sums: &Tensor) -> Tensor {
+        let split = |sums: &Tensor| (sums.select(1, 0).contiguous(), sums.select(1, 1).reciprocal());
+        let ((own_largest, own_inverse), (all_largest, all_inverse)) = (split(own_sums), split(all_sums));
         let gradient = self.own.zeros_like();
         for tile in self.tiles() {
-            let (mut logits, as_anchor) = (self.logits(tile), self.room(1, tile));
-            // exp(logit - log-sum) is at most 1, whichever of the two is the anchor.
-            let _ = logits.sub_out(&as_anchor, &narrow(own_sums, tile.row).unsqueeze(1)).exp_();
-            let weights = logits.g_sub_(&narrow(all_sums, tile.column)).exp_().g_add_(&as_anchor);
+            let (mut logits, by_row) = (self.logits(tile), self.room(1, tile));
+            let down = |of_rows: &Tensor| narrow(of_rows, tile.row).unsqueeze(1);
+            // Whichever of the two is the anchor, the exponent is at most 0.
+            let _ = logits.sub_out(&by_row, &down(&own_largest)).exp_();
+            let mut weights = logits.g_sub_(&narrow(&all_largest, tile.column)).exp_();
+            let _ = weights.g_mul_(&narrow(&all_inverse, tile.column)).addcmul_(&by_row, &down(&own_inverse));
             let _ = weights.diagonal(tile.partner, 0, 1).g_sub_scalar_(2.0);
             let _ = narrow(&gradient, tile.row).addmm_(&weights, &narrow(&self.all, tile.column));
             if tile.mirrored {
@@ -332,9 +336,5 @@ impl LogSums {
         let before = &sum * (&largest - &now).exp();
         sum.copy_(&(before + terms));
         largest.copy_(&now);
-    }
-
-    fn finish(self) -> Tensor {
-        self.largest + self.sum.log()
     }
 }

@@ -181,6 +181,7 @@ mod tests {
         for (text, key) in [
             ("loss.temperature=0", "loss.temperature"),
             ("train.batch=1", "train.batch"),
+            ("train.chunk=1", "train.chunk"),
             ("train.epochs=0", "train.epochs"),
             ("optim.momentum=1", "optim.momentum"),
             ("optim.lr=-1", "optim.lr"),

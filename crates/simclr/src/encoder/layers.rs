@@ -38,6 +38,11 @@ impl Conv {
         Self { weight, kernel, stride }
     }
 
+    /// A handle to the same kernel.
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), kernel: self.kernel, stride: self.stride }
+    }
+
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
         let kind = precision.kind();
@@ -101,6 +106,16 @@ impl BatchNorm {
         let shift = Tensor::zeros([channels], options);
         let (running_mean, running_var) = running_statistics(params, name, channels);
         Self { scale, shift, running_mean, running_var }
+    }
+
+    /// A handle to the same parameters and running statistics.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            scale: self.scale.shallow_clone(),
+            shift: self.shift.shallow_clone(),
+            running_mean: self.running_mean.shallow_clone(),
+            running_var: self.running_var.shallow_clone(),
+        }
     }
 
     /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).

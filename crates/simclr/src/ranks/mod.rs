@@ -214,21 +214,34 @@ impl Ranks {
         self.wire.as_ref().map_or_else(|| vec![own.to_vec()], |wire| wire.gather(own))
     }
 
-    /// Rows of every rank, one below the other: `own` is `[counts[rank], D]`, f32.
-    pub fn gather_rows(&self, own: &Tensor, counts: &[usize]) -> Tensor {
+    /// Rows of every rank, one below the other: `own` is `[rows, D]`, f32; the number of rows may differ.
+    pub fn gather_rows(&self, own: &Tensor) -> Tensor {
         if self.wire.is_none() {
             return own.detach();
         }
         let (width, device) = (own.size()[1], own.device());
         let mut host = own.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
         let bytes = simclr_shim::hooks::with_bytes(&mut host, |bytes| bytes.to_vec()).unwrap_or_default();
-        let pieces = self.gather(&bytes);
-        let rows: Vec<Tensor> = pieces
-            .iter()
-            .zip(counts)
-            .map(|(bytes, &rows)| Tensor::from_data_size(bytes, &[rows as i64, width], Kind::Float))
-            .collect();
-        Tensor::cat(&rows, 0).to_device(device)
+        let rows = self.gather(&bytes).into_iter().map(|bytes| {
+            Tensor::from_data_size(&bytes, &[bytes.len() as i64 / (4 * width), width], Kind::Float)
+        });
+        Tensor::cat(&rows.collect::<Vec<_>>(), 0).to_device(device)
+    }
+
+    /// Numbers of every rank, by rank.
+    pub fn gather_numbers(&self, own: &[usize]) -> Vec<Vec<usize>> {
+        let bytes: Vec<u8> = own.iter().flat_map(|&number| (number as u64).to_le_bytes()).collect();
+        let numbers = |bytes: Vec<u8>| {
+            let (words, _) = bytes.as_chunks();
+            words.iter().map(|&word| u64::from_le_bytes(word) as usize).collect()
+        };
+        self.gather(&bytes).into_iter().map(numbers).collect()
+    }
+
+    /// Replaces `tensor` (f32) by its mean over all ranks.
+    pub fn average(&self, tensor: &Tensor) {
+        let mean = self.sum_tensor(tensor) / self.count as f64;
+        tch::no_grad(|| tensor.shallow_clone().copy_(&mean));
     }
 
     /// Gives every rank the numbers of rank 0's tensor.
@@ -293,11 +306,6 @@ impl Ranks {
         }
     }
 
-    /// The part of `total` things that is this rank's: contiguous, in order, all of nearly the same size.
-    pub fn part(&self, total: usize) -> std::ops::Range<usize> {
-        self.rank * total / self.count..(self.rank + 1) * total / self.count
-    }
-
     /// Batch-norm statistics over all ranks; `None` for one alone.
     pub fn exchange(&self) -> Option<Arc<dyn Exchange>> {
         (self.count > 1).then(|| Arc::new(OverRanks(self.clone())) as Arc<dyn Exchange>)
@@ -335,16 +343,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_cover_everything_once() {
-        for (total, count) in [(16, 4), (17, 4), (3, 3), (256, 7)] {
-            let of = |rank| Ranks { rank, count, ..Ranks::alone() }.part(total);
-            let all: Vec<usize> = (0..count).flat_map(of).collect();
-            assert_eq!(all, (0..total).collect::<Vec<_>>());
-            assert!((0..count).all(|rank| of(rank).len() >= total / count), "{total} over {count}");
-        }
-    }
-
-    #[test]
     fn places_are_counted_by_machine() {
         let places: Vec<Vec<u8>> =
             ["a\t0-3", "b\t0-1", "a\t0-3", "b\t2-3"].iter().map(|place| place.as_bytes().to_vec()).collect();
@@ -357,8 +355,9 @@ mod tests {
     fn one_alone_exchanges_nothing() {
         let ranks = Ranks::alone();
         let rows = Tensor::from_slice(&[1.0f32, 2.0]).view([2, 1]);
-        assert_eq!(ranks.gather_rows(&rows, &[2]), rows);
+        assert_eq!(ranks.gather_rows(&rows), rows);
         assert_eq!(ranks.sum_tensor(&rows), rows);
+        assert_eq!(ranks.gather_numbers(&[7, 300]), [[7, 300]]);
         assert_eq!(ranks.broadcast_text("x"), "x");
         assert!(ranks.any(true) && !ranks.any(false) && ranks.exchange().is_none());
         assert!(matches!(ranks.agree(Err::<(), _>("no"), |()| String::new()), Err(Disagreed::Here("no"))));

@@ -2,11 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Buckets, Ranks};
-use crate::{
-    encoder::{BatchStatistics, Mode},
-    nt_xent::Gather,
-};
+use super::Ranks;
+use crate::nt_xent::Gather;
 
 /// The ranks of a step.
 #[derive(Debug)]
@@ -14,8 +11,6 @@ pub struct Team<'a> {
     ranks: &'a Ranks,
     /// Images of the batch that each rank holds: images that could not be decoded are missing.
     counts: Vec<usize>,
-    /// Adds up the gradients.
-    pub buckets: &'a Buckets,
 }
 
 impl<'a> Team<'a> {
@@ -23,9 +18,14 @@ impl<'a> Team<'a> {
     ///
     /// # Panics
     /// If there is not one number for each rank.
-    pub fn new(ranks: &'a Ranks, counts: Vec<usize>, buckets: &'a Buckets) -> Self {
+    pub fn new(ranks: &'a Ranks, counts: Vec<usize>) -> Self {
         assert_eq!(counts.len(), ranks.count(), "one number for each rank");
-        Self { ranks, counts, buckets }
+        Self { ranks, counts }
+    }
+
+    /// Images of every rank.
+    pub fn counts(&self) -> &[usize] {
+        &self.counts
     }
 
     /// N, over all ranks.
@@ -33,9 +33,9 @@ impl<'a> Team<'a> {
         self.counts.iter().sum()
     }
 
-    /// Training mode: batch norm over the images of all ranks.
-    pub fn mode(&self) -> Mode {
-        Mode::Train(BatchStatistics { exchange: self.ranks.exchange(), ..BatchStatistics::default() })
+    /// See [`Ranks::gather_rows`].
+    pub fn gather_rows(&self, own: &Tensor) -> Tensor {
+        self.ranks.gather_rows(own)
     }
 
     /// Figures of which every rank has a share.
@@ -52,8 +52,7 @@ impl Gather for Team<'_> {
         }
         let width: i64 = own.size()[1..].iter().product();
         let rows = own.detach().to_kind(Kind::Float).reshape([own.size()[0], width]);
-        let doubled: Vec<usize> = self.counts.iter().map(|images| 2 * images).collect();
-        let all = self.ranks.gather_rows(&rows, &doubled);
+        let all = self.ranks.gather_rows(&rows);
         // By rank, each its first and its second views; wanted are all first views, then all second ones.
         let mut halves = Vec::new();
         for view in 0..2 {

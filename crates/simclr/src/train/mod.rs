@@ -1,8 +1,11 @@
-//! The run: its loop ([`run`]), one update ([`step`]), what is saved ([`state`]), who is told ([`observe`]).
+//! The run: its loop ([`run`]), one update ([`step`]; of a batch in chunks: [`large`]), what is saved ([`state`]), who is told ([`observe`]).
 
+mod agreed;
 mod bad_files;
 mod clock;
 mod events;
+pub mod large;
+mod lock_step;
 mod metrics;
 pub mod observe;
 mod online_knn;

@@ -11,27 +11,32 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
+use simclr_data::{
+    Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, loader::Batches,
+};
 
 use super::{
-    Observer, RunFolder, Silent, StepReport,
+    Observer, RunFolder, StepReport,
+    agreed::{agreed, agreed_telling},
     bad_files::BadFiles,
     clock::Clock,
+    large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
     state::{Resumed, capture, first_non_finite, restore, share, start_from},
-    step::{Stepped, train_step},
+    step::{Setting, Stepped, train_step},
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
     device::{choose_device, choose_precision},
+    encoder::NormOver,
     health::Health,
     model::SimClr,
     nt_xent::{Gather, LossScale},
     objective::{Objective, ObjectiveKind},
     optim::Optimizer,
-    ranks::{Buckets, Disagreed, Ranks, Team},
+    ranks::{Buckets, Ranks, Team},
 };
 
 /// How a run ended.
@@ -84,11 +89,6 @@ pub fn pretrain_among(
     }
 
     // The loop.
-    let loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan));
-    let batches = loader
-        .and_then(|all| all.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps))
-        .map_err(TrainError::from);
-    let mut batches = agreed(ranks, batches)?;
     let record = if ranks.is_first() { Record::open(folder, first_step).map(Some) } else { Ok(None) };
     let mut run = Run {
         record: agreed(ranks, record.map_err(TrainError::from))?,
@@ -106,36 +106,18 @@ pub fn pretrain_among(
         optimizer,
         ranks,
     };
-    while let Some(batch) = batches.next() {
-        let batch = batch.or_else(|error| run.give_up(error, batches.left_out()));
-        let (batch, parts) = run.meet(batch, batches.waited())?;
-        let stepped = run.step(&batch, &parts, observer);
+    let mut batches = agreed(ranks, run.batches(&dataset, first_step))?;
+    for step in first_step..plan.total_steps {
+        let stepped = run.step(step, &mut batches, observer)?;
         let asked = stop.load(Ordering::Relaxed);
         let (_, asked) = agreed_telling(ranks, stepped, |()| asked.to_string())?;
-        if asked.iter().any(|asked| asked == "true") && batch.step + 1 < plan.total_steps {
-            agreed(ranks, run.save(batch.step + 1, observer))?;
+        if asked.iter().any(|asked| asked == "true") && step + 1 < plan.total_steps {
+            agreed(ranks, run.save(step + 1, observer))?;
             return Ok(Outcome::Stopped);
         }
     }
     agreed(ranks, run.save(plan.total_steps, observer))?;
     Ok(Outcome::Finished)
-}
-
-/// Success where all ranks have it.
-fn agreed<T>(ranks: &Ranks, own: Result<T, TrainError>) -> Result<T, TrainError> {
-    agreed_telling(ranks, own, |_| String::new()).map(|(value, _)| value)
-}
-
-/// [`agreed`], with what each rank tells the others.
-fn agreed_telling<T>(
-    ranks: &Ranks,
-    own: Result<T, TrainError>,
-    tell: impl FnOnce(&T) -> String,
-) -> Result<(T, Vec<String>), TrainError> {
-    ranks.agree(own, tell).map_err(|disagreed| match disagreed {
-        Disagreed::Here(error) => error,
-        Disagreed::Elsewhere { rank, message } => TrainError::Elsewhere { rank, message },
-    })
 }
 
 /// What a process has before it meets the others.
@@ -257,6 +239,11 @@ fn loader_config(plan: &Plan) -> LoaderConfig {
     }
 }
 
+fn chunking(plan: &Plan) -> Option<Chunking> {
+    let apart = plan.config.train.batch_norm == NormOver::ChunkShuffled;
+    plan.is_chunked().then_some(Chunking { images: plan.chunk(), apart, passes: plan.view_passes })
+}
+
 /// What rank 0 writes down.
 struct Record {
     metrics: Metrics,
@@ -270,10 +257,9 @@ impl Record {
     }
 }
 
-/// One rank's part of a batch, as it tells the others.
+/// What a rank tells the others about its part of a batch.
 #[derive(Serialize, Deserialize)]
 struct Part {
-    ids: Vec<usize>,
     bad: Vec<(usize, String)>,
     /// Seconds waited for data so far.
     waited: f64,
@@ -302,88 +288,139 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Every rank has its part of the batch; none goes on without the others. Gives the parts of all.
-    fn meet(
-        &mut self,
-        batch: Result<Batch, TrainError>,
-        waited: f64,
-    ) -> Result<(Batch, Vec<Part>), TrainError> {
-        if self.ranks.count() == 1 {
-            let batch = batch?;
-            let part = Part { ids: batch.ids.clone(), bad: batch.bad.clone(), waited };
-            return Ok((batch, vec![part]));
+    /// Starts the loader of this rank's part.
+    fn batches(&self, dataset: &Arc<Dataset>, first_step: u64) -> Result<Batches, TrainError> {
+        let (plan, ranks) = (self.plan, self.ranks);
+        let mut loader = Loader::new(Arc::clone(dataset), plan.config.augment.clone(), loader_config(plan))?;
+        if let Some(chunking) = chunking(plan) {
+            loader = loader.chunked(chunking);
         }
-        let tell = |batch: &Batch| {
-            let part = Part { ids: batch.ids.clone(), bad: batch.bad.clone(), waited };
-            serde_json::to_string(&part).expect("numbers and texts are JSON")
-        };
-        let (batch, parts) = agreed_telling(self.ranks, batch, tell)?;
-        let part = |text: &String| serde_json::from_str(text).expect("every rank writes a part");
-        let parts: Vec<Part> = parts.iter().map(part).collect();
-        // A loader sees the bad images of its own parts alone; the limit is on all of them.
-        let bad: Vec<_> = parts.iter().flat_map(|part| part.bad.clone()).collect();
-        self.bad.extend(bad.iter().map(|(id, _)| *id));
-        let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
-        if self.bad.len() as f64 <= allowed * seen as f64 {
-            return Ok((batch, parts));
-        }
-        let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-        let error = DataError::TooManyBad { bad: self.bad.len(), seen, allowed, first };
-        agreed(self.ranks, self.give_up(error, &bad)).map(|batch| (batch, parts))
+        Ok(loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?)
     }
 
-    /// One update, its record, and what is due after it: health, online kNN, checkpoint.
-    fn step(&mut self, batch: &Batch, parts: &[Part], observer: &mut dyn Observer) -> Result<(), TrainError> {
+    /// One update, its record, and what is due after it: health, online kNN, checkpoint. An error is one that all ranks know
+    /// of; how rank 0's own work went is in the result.
+    fn step(
+        &mut self,
+        step: u64,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<Result<(), TrainError>, TrainError> {
         let (plan, config) = (self.plan, &self.plan.config);
-        self.last_batch = (batch.step, parts.iter().flat_map(|part| part.ids.iter().copied()).collect());
-        let lr = plan.schedule.at(batch.step);
-        let shape = (plan.channels, config.train.image_size);
-        let counts = parts.iter().map(|part| part.ids.len()).collect();
-        let team = Team::new(self.ranks, counts, &self.buckets);
-        let done = train_step(self.model, &mut self.optimizer, &self.objective, batch, shape, lr, &team);
-        let done = done.inspect_err(|error| self.ranks.give_up(&error.to_string()))?;
+        let (images, done) = self.update(step, batches, observer)?;
         if let Some((what, value)) = done.non_finite() {
-            return Err(self.non_finite(what, value)?);
+            let error = self.non_finite(what, value).unwrap_or_else(|error| error);
+            return agreed(self.ranks, Err(error));
         }
-        let images = team.images();
-        let steps_done = batch.step + 1;
+        let steps_done = step + 1;
         let health_due =
             steps_done.is_multiple_of(config.train.health_every) || steps_done == plan.total_steps;
-        let health = (health_due && config.task.objective == ObjectiveKind::Contrastive)
-            .then(|| self.health(&done, &team));
-        // From here on rank 0 may fail by itself: no exchange follows but the one that asks how the step went.
-        for part in parts {
-            self.note_bad(&part.bad, observer)?;
-        }
+        let health =
+            (health_due && config.task.objective == ObjectiveKind::Contrastive).then(|| self.health(&done));
+        // Every rank's wait is a wait of all; the last one to have its data shows.
+        let part = Part { bad: Vec::new(), waited: batches.waited() };
+        let parts = self.tell(&part);
         let waited = parts.iter().map(|part| part.waited).fold(0.0, f64::max);
         let (images_per_second, data_wait) = self.clock.tick(images, waited);
         let report = StepReport {
-            step: batch.step,
+            step,
             total_steps: plan.total_steps,
-            epoch: (batch.step + 1) as f64 / plan.steps_per_epoch as f64,
+            epoch: (step + 1) as f64 / plan.steps_per_epoch as f64,
             loss: done.loss,
             chance_loss: self.objective.chance(images),
             accuracy: done.accuracy,
             accuracy_of: config.task.objective.accuracy_name(),
-            lr,
+            lr: plan.schedule.at(step),
             images_per_second,
             data_wait,
         };
+        Ok(self.write_down(&report, health.as_ref(), observer))
+    }
+
+    /// On rank 0: what a step came to, and what is due after it. It may fail there alone: no exchange follows but the one
+    /// that asks how the step went.
+    fn write_down(
+        &mut self,
+        report: &StepReport,
+        health: Option<&Health>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         if let Some(record) = &mut self.record {
-            record.metrics.step(&report)?;
-            observer.step(&report);
+            record.metrics.step(report)?;
+            observer.step(report);
             if let Some(health) = health {
-                record.metrics.health(batch.step, &health)?;
-                observer.health(&health);
+                record.metrics.health(report.step, health)?;
+                observer.health(health);
             }
         }
-        self.due(steps_done, observer)
+        self.due(report.step + 1, observer)
+    }
+
+    /// The update of one step, whole or in chunks. Returns the number of images whose loss it is, too.
+    fn update(
+        &mut self,
+        step: u64,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<(usize, Stepped), TrainError> {
+        let (plan, train) = (self.plan, &self.plan.config.train);
+        let (lr, shape) = (plan.schedule.at(step), (plan.channels, train.image_size));
+        let setting = Setting {
+            model: self.model,
+            objective: &self.objective,
+            over: train.batch_norm,
+            shape,
+            ranks: self.ranks,
+            buckets: &self.buckets,
+        };
+        let mut chunks = Chunks::new(step, batches);
+        let done = if plan.is_chunked() {
+            let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
+            large.run(&mut chunks, &mut self.optimizer, lr)
+        } else {
+            agreed(self.ranks, chunks.next().map_err(TrainError::from))
+                .and_then(|batch| train_step(&setting, &mut self.optimizer, &batch, lr))
+        };
+        let bad = std::mem::take(&mut chunks.bad);
+        let failed = batches.left_out().to_vec();
+        // An error has been agreed on, so all are here, with and without.
+        self.meet([bad, failed].concat(), observer)?;
+        let (ids, done) = done.inspect_err(|_| drop(self.flush()))?;
+        let images = ids.len();
+        self.last_batch = (step, ids);
+        Ok((images, done))
+    }
+
+    /// What all ranks have to say about their parts.
+    fn tell(&self, own: &Part) -> Vec<Part> {
+        let text = serde_json::to_vec(own).expect("numbers and texts are JSON");
+        let part = |text: &Vec<u8>| serde_json::from_slice(text).expect("every rank writes a part");
+        self.ranks.gather(&text).iter().map(part).collect()
+    }
+
+    /// Lists the images that any rank could not decode. A loader sees those of its own parts alone; the limit is on all.
+    fn meet(&mut self, bad: Vec<(usize, String)>, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let bad: Vec<_> =
+            self.tell(&Part { bad, waited: 0.0 }).into_iter().flat_map(|part| part.bad).collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let noted = self.note_bad(&bad, observer).map_err(TrainError::from);
+        agreed(self.ranks, noted)?;
+        self.bad.extend(bad.iter().map(|(id, _)| *id));
+        let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
+        if self.ranks.count() == 1 || self.bad.len() as f64 <= allowed * seen as f64 {
+            return Ok(());
+        }
+        let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        agreed(self.ranks, Err(DataError::TooManyBad { bad: self.bad.len(), seen, allowed, first }.into()))
     }
 
     /// Figures of the whole batch.
-    fn health(&self, done: &Stepped, team: &Team<'_>) -> Health {
+    fn health(&self, done: &Stepped) -> Health {
         let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
-        let (h, z) = (team.gather(&done.h), team.gather(&done.z));
+        let h = self.ranks.gather_rows(&done.h);
+        let z = Team::new(self.ranks, done.counts.clone()).gather(&done.z);
         Health::of(&h, &z, done.loss / scale, done.accuracy)
     }
 
@@ -418,13 +455,6 @@ impl Run<'_> {
         let sentences = record.bad_files.add(self.dataset, bad)?;
         sentences.iter().for_each(|sentence| observer.message(sentence));
         Ok(())
-    }
-
-    /// Lists the images of a batch that could not be made, so that the list is whole when the run ends for them.
-    fn give_up(&mut self, error: DataError, left_out: &[(usize, String)]) -> Result<Batch, TrainError> {
-        self.note_bad(left_out, &mut Silent)?;
-        self.flush()?;
-        Err(error.into())
     }
 
     fn flush(&mut self) -> Result<(), std::io::Error> {

@@ -149,14 +149,16 @@ const FREE: [&str; 12] = [
 
 fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
-    let now = json!(config);
+    // What a checkpoint from before a key existed does not say was what is now the default.
+    let (now, default) = (json!(config), json!(RunConfig::default()));
     let mut differences = Vec::new();
     for section in ["data", "augment", "encoder", "head", "loss", "task", "optim", "train"] {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");
-            if !FREE.contains(&name.as_str()) && saved[section][key] != now[section][key] {
-                differences.push(format!("{name} was {}, is {}", saved[section][key], now[section][key]));
+            let was = saved[section].get(key).unwrap_or(&default[section][key]);
+            if !FREE.contains(&name.as_str()) && *was != now[section][key] {
+                differences.push(format!("{name} was {was}, is {}", now[section][key]));
             }
         }
     }
