@@ -28,6 +28,8 @@ pub enum Command {
     Export(Export),
     /// Draw originals and augmented views into a PNG
     Views(Views),
+    /// Prove on this machine that processes and chunks give what one plain run gives, and say what a run would be
+    Doctor(Doctor),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
 }
@@ -292,6 +294,17 @@ pub struct Views {
     /// Columns beside the original: views
     #[arg(long, default_value_t = 8)]
     pub views: usize,
+    /// Keys of the configuration.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+}
+
+/// `simclr doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,

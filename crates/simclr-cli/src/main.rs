@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
+        Command::Doctor(arguments) => processes::together(|ranks| commands::doctor::run(&arguments, ranks)),
         Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
     };
     outcome.unwrap_or_else(|failure| failure.report())

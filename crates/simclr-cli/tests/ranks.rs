@@ -263,6 +263,33 @@ fn a_rank_that_stands_still_is_named_and_ends_all() {
 }
 
 #[test]
+fn the_doctor_proves_processes_and_chunks() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 160);
+    for processes in [1, 2] {
+        let mut doctor = simclr(&["doctor", "--data"]);
+        doctor.arg(&data);
+        for setting in support::SMALL {
+            doctor.args(["--set", setting]);
+        }
+        let said = said(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
+        said.succeeds();
+        let verdict = |name: &str| {
+            let mut words = said.out.lines().map(str::split_whitespace);
+            let line = words
+                .find_map(|mut words| Some((words.next()?, words.next()?)).filter(|line| line.1 == name));
+            line.unwrap_or_else(|| panic!("no `{name}` in {}", said.out)).0.to_owned()
+        };
+        assert_eq!(verdict("chunks"), "fine");
+        assert_eq!(verdict("memory"), "fine");
+        assert_eq!(verdict("weight"), "fine");
+        assert_eq!(verdict("processes"), if processes > 1 { "fine" } else { "-" });
+        assert!(["encoder", "learning", "batch", "groups"].iter().all(|name| verdict(name) == "-"));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_once() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();

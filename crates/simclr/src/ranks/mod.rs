@@ -100,6 +100,7 @@ pub struct Ranks {
 struct Local {
     rank: usize,
     sharing: usize,
+    here: usize,
 }
 
 /// Begins what a rank says that failed; nothing that is told begins so.
@@ -122,7 +123,7 @@ pub enum Disagreed<E> {
 impl Ranks {
     /// One process.
     pub fn alone() -> Self {
-        Self { rank: 0, count: 1, local: Local { rank: 0, sharing: 1 }, wire: None }
+        Self { rank: 0, count: 1, local: Local { rank: 0, sharing: 1, here: 1 }, wire: None }
     }
 
     /// The processes that the launcher started (`mpirun`, `srun --mpi=pmix`), or this one alone.
@@ -169,6 +170,11 @@ impl Ranks {
     /// This process among those of its machine: which GPU is its own.
     pub fn local_rank(&self) -> usize {
         self.local.rank
+    }
+
+    /// How many processes run on this machine.
+    pub fn on_this_machine(&self) -> usize {
+        self.local.here
     }
 
     /// How many processes share the processors that this one may use.
@@ -322,13 +328,14 @@ impl Exchange for OverRanks {
     }
 }
 
-/// Place of rank `own` among those on its machine, and how many there may use the same processors, from `host \t processors`
-/// of every rank.
+/// Place of rank `own` among those on its machine, how many there are, and how many may use the same processors, from
+/// `host \t processors` of every rank.
 #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "one process has no places to compare"))]
 fn local(places: &[Vec<u8>], own: usize) -> Local {
     let host = |rank: usize| places[rank].split(|&byte| byte == b'\t').next();
     let rank = (0..own).filter(|&rank| host(rank) == host(own)).count();
-    Local { rank, sharing: places.iter().filter(|place| **place == places[own]).count() }
+    let here = (0..places.len()).filter(|&rank| host(rank) == host(own)).count();
+    Local { rank, sharing: places.iter().filter(|place| **place == places[own]).count(), here }
 }
 
 /// How long a process may be silent when no configuration is known yet.
@@ -347,7 +354,8 @@ mod tests {
         let places: Vec<Vec<u8>> =
             ["a\t0-3", "b\t0-1", "a\t0-3", "b\t2-3"].iter().map(|place| place.as_bytes().to_vec()).collect();
         let found: Vec<Local> = (0..4).map(|rank| local(&places, rank)).collect();
-        let expected = [(0, 2), (0, 1), (1, 2), (1, 1)].map(|(rank, sharing)| Local { rank, sharing });
+        let expected =
+            [(0, 2), (0, 1), (1, 2), (1, 1)].map(|(rank, sharing)| Local { rank, sharing, here: 2 });
         assert_eq!(found, expected);
     }
 

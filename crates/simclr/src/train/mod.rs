@@ -3,6 +3,7 @@
 mod agreed;
 mod bad_files;
 mod clock;
+pub mod doctor;
 mod events;
 pub mod large;
 mod lock_step;

@@ -121,15 +121,15 @@ pub fn pretrain_among(
 }
 
 /// What a process has before it meets the others.
-struct Ready {
-    dataset: Arc<Dataset>,
-    plan: Plan,
-    model: SimClr,
-    optimizer: Optimizer,
-    objective: Objective,
+pub(super) struct Ready {
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) plan: Plan,
+    pub(super) model: SimClr,
+    pub(super) optimizer: Optimizer,
+    pub(super) objective: Objective,
 }
 
-fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ready, TrainError> {
+pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ready, TrainError> {
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
@@ -226,7 +226,7 @@ fn objective(config: &RunConfig, dataset: &Dataset) -> Result<Objective, TrainEr
     Ok(Objective::Supervised { labels, classes: dataset.classes().len() })
 }
 
-fn loader_config(plan: &Plan) -> LoaderConfig {
+pub(super) fn loader_config(plan: &Plan) -> LoaderConfig {
     let config = &plan.config;
     LoaderConfig {
         views: config.task.objective.views(),
