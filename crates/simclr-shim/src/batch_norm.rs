@@ -10,7 +10,7 @@ use std::{
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{ShimError, check, message};
+use crate::{ShimError, check, message, take};
 
 /// Adds an `f32` vector up over all members, in place. A panic inside becomes an error of the pass that called it.
 pub type Sum = Arc<dyn Fn(&Tensor) + Send + Sync>;
@@ -22,21 +22,36 @@ pub struct BatchNorm<'a> {
     pub scale: &'a Tensor,
     /// beta.
     pub shift: &'a Tensor,
-    /// Updated by [`BatchNorm::forward`] unless the momentum is 0.
+    /// Running mean.
     pub running_mean: &'a Tensor,
-    /// Of the unbiased variance.
+    /// Running mean of the unbiased variance.
     pub running_var: &'a Tensor,
     /// Added to the variance.
     pub epsilon: f64,
-    /// Weight of the batch at hand in the running statistics.
-    pub momentum: f64,
+}
+
+/// What to normalise with.
+#[derive(Clone)]
+pub enum Statistics {
+    /// The running ones, which stay as they are.
+    Running,
+    /// Those of the batch at hand.
+    Batch {
+        /// Weight of this batch in the running ones; 0 leaves them as they are.
+        momentum: f64,
+        /// Adds up over those whose batches count too. Every member calls it twice per forward and once per backward
+        /// pass, in the same order, from whichever thread runs the pass.
+        exchange: Option<Sum>,
+    },
 }
 
 #[repr(C)]
 struct COptions {
     epsilon: f64,
     momentum: f64,
+    batch: c_int,
     relu: c_int,
+    composed: c_int,
 }
 
 type CSum = extern "C" fn(*mut c_void, *mut C_tensor) -> *mut c_char;
@@ -56,25 +71,59 @@ unsafe extern "C" {
         drop: Option<CDrop>,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn simclr_instructions() -> *mut c_char;
+    fn simclr_use_instructions(name: *const c_char) -> *mut c_char;
 }
 
 impl BatchNorm<'_> {
-    /// `relu(norm(x) + residual)`, both optional, on the batch's own statistics or, with `exchange`, on those of all
-    /// members. `x` is `[B, C]` or `[B, C, H, W]` in `f32` or `bf16`, `residual` and the result are like it.
-    ///
-    /// Every member calls `exchange` twice per forward and once per backward pass, in the same order, from whichever
-    /// thread runs the pass. Gradients of scale and shift are the member's own share.
+    /// `relu(norm(x) + residual)`, both optional. `x` is `[B, C]` or `[B, C, H, W]` in `f32` or `bf16`, `residual` and the
+    /// result are like it. Gradients of scale and shift are this member's own share.
     ///
     /// # Errors
-    /// Shapes that do not fit, and what `exchange` panicked with. In the backward pass the latter is libtorch's error.
+    /// Shapes that do not fit, and what the exchange panicked with. In the backward pass the latter is libtorch's error.
     pub fn forward(
         &self,
         x: &Tensor,
         residual: Option<&Tensor>,
         relu: bool,
-        exchange: Option<Sum>,
+        statistics: Statistics,
     ) -> Result<Tensor, ShimError> {
-        let options = COptions { epsilon: self.epsilon, momentum: self.momentum, relu: c_int::from(relu) };
+        self.call(x, residual, relu, statistics, false)
+    }
+
+    /// [`BatchNorm::forward`] by libtorch's operations, as other devices than the CPU have it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_composed(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+    ) -> Result<Tensor, ShimError> {
+        self.call(x, residual, relu, statistics, true)
+    }
+
+    fn call(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+        composed: bool,
+    ) -> Result<Tensor, ShimError> {
+        let (momentum, exchange) = match &statistics {
+            Statistics::Running => (0.0, None),
+            Statistics::Batch { momentum, exchange } => (*momentum, exchange.clone()),
+        };
+        let options = COptions {
+            epsilon: self.epsilon,
+            momentum,
+            batch: c_int::from(matches!(statistics, Statistics::Batch { .. })),
+            relu: c_int::from(relu),
+            composed: c_int::from(composed),
+        };
         let context = exchange.map_or(std::ptr::null_mut(), |sum| Box::into_raw(Box::new(sum)));
         let shared = !context.is_null();
         let mut out = std::ptr::null_mut();
@@ -97,6 +146,22 @@ impl BatchNorm<'_> {
             Ok(Tensor::from_ptr(out))
         }
     }
+}
+
+/// Instruction set of the CPU kernels in use: `avx512`, `avx2` or `baseline`. The best that this machine has, at first.
+pub fn instructions() -> String {
+    // SAFETY: takes nothing, returns an owned string.
+    take(unsafe { simclr_instructions() }).unwrap_or_default()
+}
+
+/// Takes the kernels of another instruction set, for all threads from now on.
+///
+/// # Errors
+/// There are none of that name, or the machine cannot run them.
+pub fn use_instructions(name: &str) -> Result<(), ShimError> {
+    let name = CString::new(name).map_err(|error| ShimError(error.to_string()))?;
+    // SAFETY: `name` outlives the call.
+    check(unsafe { simclr_use_instructions(name.as_ptr()) })
 }
 
 /// Unwinding must not cross the C++ frames between here and whoever started the pass.

@@ -16,7 +16,7 @@ use std::{
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-pub use batch_norm::{BatchNorm, Sum};
+pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 pub use gradient::backward;
 
 /// What libtorch said, first line.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use simclr_shim::{Statistics, Sum};
 use tch::{Kind, Tensor};
 
 use super::{BatchStatistics, Init, Mode, Padding};
@@ -143,42 +144,23 @@ impl BatchNorm {
     }
 
     fn apply(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Tensor {
-        match mode {
-            Mode::Train(BatchStatistics { exchange: Some(exchange), momentum }) => {
-                let norm = simclr_shim::BatchNorm {
-                    scale: &self.scale,
-                    shift: &self.shift,
-                    running_mean: &self.running_mean,
-                    running_var: &self.running_var,
-                    epsilon: EPSILON,
-                    momentum: *momentum,
-                };
-                let exchange = Arc::clone(exchange);
-                let sum = Arc::new(move |values: &Tensor| exchange.sum(values));
-                norm.forward(x, residual, relu, Some(sum))
-                    .unwrap_or_else(|error| panic!("batch norm: {error}"))
+        let statistics = match mode {
+            Mode::Train(BatchStatistics { exchange, momentum }) => {
+                let exchange = exchange.clone();
+                let sum =
+                    exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                Statistics::Batch { momentum: *momentum, exchange: sum }
             }
-            Mode::Train(statistics) => self.library(x, residual, relu, Some(statistics.momentum)),
-            Mode::Eval => self.library(x, residual, relu, None),
-        }
-    }
-
-    /// libtorch's batch norm: training with a momentum, else on the running statistics.
-    fn library(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, momentum: Option<f64>) -> Tensor {
-        let mut y = x.batch_norm(
-            Some(&self.scale),
-            Some(&self.shift),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            momentum.is_some(),
-            momentum.unwrap_or_default(),
-            EPSILON,
-            true,
-        );
-        if let Some(residual) = residual {
-            y = y.g_add_(residual); // in place: batch norm keeps its input for the backward pass, not its output
-        }
-        if relu { y.relu_() } else { y }
+            Mode::Eval => Statistics::Running,
+        };
+        let norm = simclr_shim::BatchNorm {
+            scale: &self.scale,
+            shift: &self.shift,
+            running_mean: &self.running_mean,
+            running_var: &self.running_var,
+            epsilon: EPSILON,
+        };
+        norm.forward(x, residual, relu, statistics).unwrap_or_else(|error| panic!("batch norm: {error}"))
     }
 }
 
