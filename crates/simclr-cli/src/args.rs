@@ -28,6 +28,8 @@ pub enum Command {
     Export(Export),
     /// Draw originals and augmented views into a PNG
     Views(Views),
+    /// Prove on this machine that processes and chunks give what one plain run gives, and say what a run would be
+    Doctor(Doctor),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
     /// Decode an image set once, into one file that every command reads as it reads the set
@@ -55,6 +57,12 @@ pub struct Pretrain {
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images that go through the encoder at a time, for batches that do not fit memory (train.chunk)
+    #[arg(long)]
+    pub chunk: Option<usize>,
+    /// global, chunk or chunk-shuffled: whose statistics batch norm takes in chunks (train.batch_norm)
+    #[arg(long)]
+    pub batch_norm: Option<String>,
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
     #[arg(long)]
     pub encoder: Option<String>,
@@ -116,6 +124,8 @@ impl Pretrain {
         self.config.overrides(&[
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
+            key("train.chunk", self.chunk),
+            key("train.batch_norm", quoted(&self.batch_norm)),
             key("encoder.name", quoted(&self.encoder)),
             key("encoder.file", quoted(&self.encoder_file)),
             key("loss.temperature", self.temperature),
@@ -286,6 +296,17 @@ pub struct Views {
     /// Columns beside the original: views
     #[arg(long, default_value_t = 8)]
     pub views: usize,
+    /// Keys of the configuration.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+}
+
+/// `simclr doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,

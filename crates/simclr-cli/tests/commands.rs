@@ -5,12 +5,12 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use support::{image_folder, pretrain, said, simclr};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
 
 #[test]
 fn help_lists_the_commands() {
@@ -113,20 +113,6 @@ fn a_packed_set_trains_as_its_folder_does() {
     let small = said(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
     assert!(!small.succeeds().out.contains(&fingerprint), "{}", small.out);
     assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
-}
-
-fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> =
-        fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    files.pop()
-}
-
-/// 12 of `step-000000012.safetensors`.
-fn step_of(checkpoint: &Path) -> u64 {
-    let name = checkpoint.file_stem().unwrap().to_string_lossy().into_owned();
-    name.trim_start_matches("step-").parse().unwrap()
 }
 
 /// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.

@@ -264,7 +264,7 @@ impl Bench<'_> {
             &config.head,
             shape,
             config.train.seed,
-            choose_device(config.train.device)?,
+            choose_device(config.train.device, 0)?,
             Precision::F32,
         )?;
         let missing = || CheckpointError::Missing { folder: folder.path().to_owned() };
