@@ -59,7 +59,8 @@ fn transfer_and_retrieval_stand_in_the_results() {
     let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert_eq!(results.transfer.len(), 3);
     for row in &results.transfer {
-        assert_eq!((row.images, row.per_class.len()), ((50, 10), 2));
+        assert_eq!((row.images, row.per_class.len(), row.validation.as_str()), ((50, 10), 2, "a fifth of the training images"));
+        assert!(run.path().join(&row.predictions).is_file());
         assert!(row.trained >= 0.9 && row.random_init.is_some() && row.lambda >= 1e-6, "{row:?}");
     }
     let precision = results.row("raw pixels").unwrap().retrieval.as_ref().unwrap().mean;
