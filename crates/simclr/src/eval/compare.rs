@@ -222,7 +222,8 @@ impl Comparison {
 
 impl Contest<'_> {
     fn best(&self) -> Option<usize> {
-        (0..self.entries.len()).max_by(|&a, &b| self.entries[a].1.total_cmp(&self.entries[b].1))
+        // The first of equals.
+        (0..self.entries.len()).rev().max_by(|&a, &b| self.entries[a].1.total_cmp(&self.entries[b].1))
     }
 
     /// p of being as good as the best; none where the answers are not there or are to other images.
@@ -237,15 +238,15 @@ impl Contest<'_> {
         let of = |at: usize| {
             let (run, figure, _) = &self.entries[at];
             let words = match self.p(at) {
-                Some(p) if p > SIGNIFICANT => format!("not significantly worse, p = {p:.2}"),
-                Some(p) => format!("worse, p = {p:.5}"),
-                None => "not tested: other test images, or no predictions".into(),
+                Some(p) if p > SIGNIFICANT => format!("not significantly worse, p = {p:.2} by permutation"),
+                Some(p) => format!("worse, p = {p:.5} by permutation"),
+                None => "not tested: on other test images, or predictions are not there".into(),
             };
             format!("{run} {:.1} ({words})", 100.0 * figure)
         };
         let others: Vec<String> = (0..self.entries.len()).filter(|at| *at != best).map(of).collect();
         let (run, figure, _) = &self.entries[best];
-        Some(format!("best {run} {:.1}; {} (permutation test)", 100.0 * figure, others.join(", ")))
+        Some(format!("best {run} {:.1}; {}", 100.0 * figure, others.join(", ")))
     }
 
     /// Whether `run` is the best or not significantly worse.

@@ -77,7 +77,7 @@ impl Transfer<'_> {
         let mut reading = Reading::of(self.run, ReadOptions { crop: 1.0, ..read }, observer, self.stop);
         let mut part = |set, indices, labels, metric| {
             let read = reading.read(&Part { name: &place, set, indices }, &encoders, false)?;
-            Ok::<_, EvalError>(Half::of(set, labels, read, metric))
+            Half::of(set, labels, read, metric)
         };
         let mut train = part(&sets.train, &sets.train_indices, &sets.train_labels, set.metric)?;
         let test = part(sets.test_set(), &sets.test_indices, &sets.test_labels, set.metric)?;
@@ -137,16 +137,14 @@ struct Half {
 }
 
 impl Half {
-    fn of(set: &Dataset, labels: &[i64], read: Extracted, metric: Metric) -> Self {
-        let name = |&index: &usize| {
-            let name = &set.samples()[index].name;
-            if metric == Metric::Map11 { name.rsplit('/').next().unwrap_or(name).to_owned() } else { name.clone() }
+    fn of(set: &Dataset, labels: &[i64], read: Extracted, metric: Metric) -> Result<Self, EvalError> {
+        let whole = |index: &usize| Ok(set.samples()[*index].name.clone());
+        let names = match metric {
+            Metric::Map11 => file_names(set, &read.indices),
+            Metric::Top1 | Metric::MeanPerClass => read.indices.iter().map(whole).collect(),
         };
-        Self {
-            labels: read.indices.iter().map(|&index| labels[index]).collect(),
-            names: read.indices.iter().map(name).collect(),
-            features: read.features,
-        }
+        let labels = read.indices.iter().map(|&index| labels[index]).collect();
+        Ok(Self { labels, names: names?, features: read.features })
     }
 
     fn append(&mut self, other: Self) {
@@ -154,7 +152,8 @@ impl Half {
             *mine = Tensor::cat(&[&*mine, more], 0);
         }
         self.labels.extend(other.labels);
-        self.names.extend(other.names);
+        // A name that both parts use is of two images.
+        self.names.extend(other.names.into_iter().map(|name| format!("validation: {name}")));
     }
 
     /// The first row of each image.
@@ -186,6 +185,19 @@ impl Half {
         let holds = Tensor::from_slice(&holds).view([-1, classes as i64]);
         Truth { labels: Tensor::from_slice(&labels), holds, classes: classes as i64 }
     }
+}
+
+/// The last part of each image's name; where several have it, with a checksum of the pixels: only copies of one image are
+/// one image.
+fn file_names(set: &Dataset, indices: &[usize]) -> Result<Vec<String>, EvalError> {
+    let last = |index: usize| set.samples()[index].name.rsplit('/').next().unwrap_or_default();
+    let mut times: HashMap<&str, usize> = HashMap::new();
+    indices.iter().for_each(|&index| *times.entry(last(index)).or_default() += 1);
+    let name = |&index: &usize| match times[last(index)] {
+        1 => Ok(last(index).to_owned()),
+        _ => Ok(format!("{} {:08x}", last(index), crc32c::crc32c(&set.decode(index)?.data))),
+    };
+    indices.iter().map(name).collect()
 }
 
 /// One encoder on one set.
