@@ -345,16 +345,29 @@ impl Drop for Batches {
     }
 }
 
-/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order.
+/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order, with the usual crop.
+///
+/// # Errors
+/// See [`evaluation_pixels_of`].
+pub fn evaluation_pixels(
+    dataset: &Dataset,
+    indices: &[usize],
+    size: usize,
+    threads: usize,
+) -> Result<EvaluationPixels, DataError> {
+    evaluation_pixels_of(dataset, indices, (size, augment::EVALUATION_SHARE), threads)
+}
+
+/// The same with the crop of `share` of the shorter side; see [`augment::evaluation_view_of`].
 ///
 /// Returns the indices that could be decoded with their pixels `[len, C, S, S]`, and the others with the reason.
 ///
 /// # Errors
 /// Threads that the system does not give.
-pub fn evaluation_pixels(
+pub fn evaluation_pixels_of(
     dataset: &Dataset,
     indices: &[usize],
-    size: usize,
+    (size, share): (usize, f64),
     threads: usize,
 ) -> Result<EvaluationPixels, DataError> {
     let view = dataset.channels() * size * size;
@@ -364,7 +377,9 @@ pub fn evaluation_pixels(
             .map(|&index| {
                 let image = dataset.decode(index)?;
                 let mut out = vec![0.0; view];
-                SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
+                SCRATCH.with_borrow_mut(|scratch| {
+                    augment::evaluation_view_of(&image, (size, share), &mut out, scratch);
+                });
                 Ok(out)
             })
             .collect()
