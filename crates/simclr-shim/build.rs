@@ -22,7 +22,10 @@ fn glue(include: &Path) {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(["shim", "batch_norm", "batch_norm_cpu", "dispatch"].map(|name| format!("src/{name}.cpp")))
+        .files(
+            ["shim", "batch_norm", "batch_norm_cpu", "dispatch", "gradient", "hooks"]
+                .map(|name| format!("src/{name}.cpp")),
+        )
         .compile("simclr_shim");
 }
 

@@ -28,6 +28,8 @@ pub enum Command {
     Export(Export),
     /// Draw originals and augmented views into a PNG
     Views(Views),
+    /// Prove on this machine that processes and chunks give what one plain run gives, and say what a run would be
+    Doctor(Doctor),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
     /// Decode an image set once, into one file that every command reads as it reads the set
@@ -55,6 +57,12 @@ pub struct Pretrain {
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images that go through the encoder at a time, for batches that do not fit memory (train.chunk)
+    #[arg(long)]
+    pub chunk: Option<usize>,
+    /// global, chunk or chunk-shuffled: whose statistics batch norm takes in chunks (train.batch_norm)
+    #[arg(long)]
+    pub batch_norm: Option<String>,
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
     #[arg(long)]
     pub encoder: Option<String>,
@@ -116,6 +124,8 @@ impl Pretrain {
         self.config.overrides(&[
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
+            key("train.chunk", self.chunk),
+            key("train.batch_norm", quoted(&self.batch_norm)),
             key("encoder.name", quoted(&self.encoder)),
             key("encoder.file", quoted(&self.encoder_file)),
             key("loss.temperature", self.temperature),
@@ -160,15 +170,29 @@ pub struct Evaluate {
     /// Fine-tuning: base learning rates for 256 images, compared on a fifth of the labels [default: 0.05,0.5]
     #[arg(long, value_delimiter = ',')]
     pub finetune_lr: Vec<f64>,
-    /// Fine-tuning: layers of the projection head kept below the classifier (SimCLRv2: 1) [default: 0]
-    #[arg(long)]
-    pub keep_head: Option<usize>,
-    /// Fine-tuning: a list of the labelled images' names in place of drawn subsets; may be given many times
+    /// Fine-tuning: layers of the projection head kept below the classifier, a row for each (0: from h; SimCLRv2: 1)
+    /// [default: 0]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    pub keep_head: Vec<usize>,
+    /// A list of the labelled images' names in place of drawn subsets, for the share of the labels that it is nearest to;
+    /// may be given many times
     #[arg(long, value_name = "FILE")]
     pub labels: Vec<PathBuf>,
-    /// Fine-tuning: subsets drawn for 1 % and 10 % of the labels [default: 3]
+    /// Fine-tuning: how many of the subsets drawn for 1 % and 10 % of the labels [default: 3]
     #[arg(long)]
     pub finetune_draws: Option<usize>,
+    /// Linear classifier on crops: base learning rates for 256 images; several are compared on a fifth [default: 0.1]
+    #[arg(long, value_delimiter = ',')]
+    pub linear_lr: Vec<f64>,
+    /// Linear classifier on crops: weight decays; several are compared on a fifth [default: 0]
+    #[arg(long, value_delimiter = ',')]
+    pub linear_decay: Vec<f64>,
+    /// Linear classifier on crops: update rule [default: sgd]
+    #[arg(long, value_name = "RULE")]
+    pub linear_optim: Option<LinearOptim>,
+    /// Seeds of what is trained with all labels, for mean and spread [default: 1]
+    #[arg(long)]
+    pub seeds: Option<u64>,
     /// Protocols that train: epochs [default: 60 with 1 %, 30 with more labels, 90 of the linear classifier]
     #[arg(long)]
     pub finetune_epochs: Option<f64>,
@@ -185,6 +209,9 @@ pub struct Evaluate {
     /// With --weights: keys of the configuration.
     #[command(flatten)]
     pub config: EncoderArguments,
+    /// Forget what earlier evaluations of the run have found, and do all of it again
+    #[arg(long)]
+    pub fresh: bool,
     /// Print results.json instead of the table
     #[arg(long)]
     pub json: bool,
@@ -226,6 +253,15 @@ pub enum Protocol {
     Supervised,
     /// All of them
     All,
+}
+
+/// Update rule of the linear classifier on crops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LinearOptim {
+    /// Nesterov momentum
+    Sgd,
+    /// Layer-wise adaptive rates
+    Lars,
 }
 
 /// Statistics of the images that weights were trained on.
@@ -286,6 +322,17 @@ pub struct Views {
     /// Columns beside the original: views
     #[arg(long, default_value_t = 8)]
     pub views: usize,
+    /// Keys of the configuration.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+}
+
+/// `simclr doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,

@@ -5,12 +5,12 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use support::{image_folder, pretrain, said, simclr};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
 
 #[test]
 fn help_lists_the_commands() {
@@ -115,18 +115,59 @@ fn a_packed_set_trains_as_its_folder_does() {
     assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
 }
 
-fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> =
-        fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    files.pop()
+/// Names and times of the figures that an evaluation of `run` has found.
+fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };
+    let whole = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some());
+    let mut found: Vec<_> =
+        whole.filter_map(|path| Some((path.clone(), fs::metadata(&path).ok()?.modified().ok()?))).collect();
+    found.retain(|(path, _)| !path.file_name().unwrap().to_string_lossy().starts_with('.'));
+    found.sort();
+    found
 }
 
-/// 12 of `step-000000012.safetensors`.
-fn step_of(checkpoint: &Path) -> u64 {
-    let name = checkpoint.file_stem().unwrap().to_string_lossy().into_owned();
-    name.trim_start_matches("step-").parse().unwrap()
+/// Killed in the middle, once among the frozen protocols and once among those that train: what was found is kept, nothing
+/// is done twice, and the results are those of an evaluation that was left alone.
+#[test]
+fn a_killed_evaluation_goes_on_and_ends_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 80), temp.path().join("run"));
+    said(&mut pretrain(&data, &run, &[])).succeeds();
+    let whole = temp.path().join("whole");
+    assert!(std::process::Command::new("cp").arg("-r").args([&run, &whole]).status().unwrap().success());
+    let evaluate = |run: &Path| {
+        let mut command = simclr(&["evaluate", "--with", "all", "--draws", "2", "--finetune-epochs", "2"]);
+        command.arg(run).args(["--finetune-draws", "2", "--keep-head", "0,1"]);
+        command
+    };
+    said(&mut evaluate(&whole)).succeeds();
+    let of = |run: &Path| {
+        let text = fs::read_to_string(run.join("results.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let mut kept = Vec::new();
+    for enough in [5, 30] {
+        let mut child = evaluate(&run).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while figures(&run).len() < enough {
+            assert!(
+                begin.elapsed() < Duration::from_secs(120),
+                "{} figures in two minutes",
+                figures(&run).len()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "it was still running when it was killed");
+        assert!(!run.join("results.json").exists());
+        let now = figures(&run);
+        assert!(kept.iter().all(|figure| now.contains(figure)), "a figure was found twice");
+        kept = now;
+    }
+    said(&mut evaluate(&run)).succeeds();
+    let now = figures(&run);
+    assert!(kept.iter().all(|figure| now.contains(figure)) && now.len() > kept.len());
+    assert_eq!(of(&run), of(&whole));
 }
 
 /// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.

@@ -79,8 +79,8 @@ impl PartialEq for Pixels {
 
 impl Eq for Pixels {}
 
-impl PartialEq<Vec<u8>> for Pixels {
-    fn eq(&self, other: &Vec<u8>) -> bool {
-        **self == **other
+impl<T: AsRef<[u8]>> PartialEq<T> for Pixels {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
     }
 }

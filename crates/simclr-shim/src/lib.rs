@@ -1,8 +1,12 @@
 //! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
-//! CUDA half of libtorch at run time, and batch norm as an autograd node of its own. All `unsafe` code of the project is
-//! in this crate.
+//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, and hooks on gradients; and, with the
+//! feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
+mod gradient;
+pub mod hooks;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -13,6 +17,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+pub use gradient::backward;
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +130,9 @@ pub fn load_cuda() -> Cuda {
 pub struct ScriptModule {
     module: *mut CModule,
 }
+
+// SAFETY: a module is reference-counted tensors and code; libtorch lets any thread run it, one at a time.
+unsafe impl Send for ScriptModule {}
 
 impl ScriptModule {
     /// Reads a `.pt` file onto the CPU.

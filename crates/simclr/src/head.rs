@@ -119,6 +119,11 @@ impl Head {
         layers
     }
 
+    /// A handle to the same parameters.
+    pub fn shallow_clone(&self) -> Self {
+        Self { layers: self.layers.iter().map(Layer::shallow_clone).collect() }
+    }
+
     /// z `[B, D]` in f32, not normalised.
     pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = h.shallow_clone();
@@ -155,6 +160,14 @@ impl Layer {
             (true, true) => Some(BatchNorm::without_shift(params, &norm_name, output)),
         };
         Self { weight, bias, norm }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            norm: self.norm.as_ref().map(BatchNorm::shallow_clone),
+        }
     }
 
     fn forward(&self, x: &Tensor, relu: bool, mode: &Mode, precision: Precision) -> Tensor {

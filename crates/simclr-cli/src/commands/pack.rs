@@ -27,13 +27,14 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let Some(packed) = pack(&arguments.data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
-    let Packed { train, test, bytes, bad } = packed;
+    let Packed { train, test, validation, bytes, bad } = packed;
+    let more = if validation > 0 { format!(", {validation} validation images") } else { String::new() };
     for (name, reason) in &bad {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
     super::print(&format!(
-        "{}  {train} training and {test} test images, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
+        "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
         arguments.out.display(),
         bad.len(),
         bytes as f64 / 1e6,

@@ -10,7 +10,7 @@ use super::{Crop, Interpolation, Scratch};
 use crate::Image;
 
 /// Share of the shorter side that an evaluation view shows (google-research/simclr `data_util.py` `CROP_PROPORTION`).
-const EVALUATION_SHARE: f64 = 0.875;
+pub const EVALUATION_SHARE: f64 = 0.875;
 /// Largest side whose evaluation view is the whole image (official code: CIFAR is not cropped).
 const SMALL_SIDE: usize = 32;
 
@@ -20,12 +20,25 @@ const SMALL_SIDE: usize = 32;
 /// # Panics
 /// If `out` is not `C * size * size` long.
 pub fn evaluation_view(image: &Image, size: usize, out: &mut [f32], scratch: &mut Scratch) {
+    evaluation_view_of(image, (size, EVALUATION_SHARE), out, scratch);
+}
+
+/// The same with another `share` of the shorter side: 1 in the transfer protocol (paper B.8.1).
+///
+/// # Panics
+/// As [`evaluation_view`].
+pub fn evaluation_view_of(
+    image: &Image,
+    (size, share): (usize, f64),
+    out: &mut [f32],
+    scratch: &mut Scratch,
+) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
     let (width, height) = (image.width, image.height);
     let crop = if size <= SMALL_SIDE {
         Crop { x: 0, y: 0, width, height }
     } else {
-        let side = ((width.min(height) as f64 * EVALUATION_SHARE).round() as usize).max(1);
+        let side = ((width.min(height) as f64 * share).round() as usize).max(1);
         Crop { x: (width - side) / 2, y: (height - side) / 2, width: side, height: side }
     };
     crop_and_resize(image, crop, false, (Interpolation::Bicubic, size), out, scratch);

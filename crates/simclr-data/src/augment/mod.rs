@@ -23,7 +23,7 @@ mod params;
 mod study;
 
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
-pub use crop::{evaluation_view, shrink};
+pub use crop::{EVALUATION_SHARE, evaluation_view, evaluation_view_of, shrink};
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 
 use crate::Image;

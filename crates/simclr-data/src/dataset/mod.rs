@@ -35,6 +35,8 @@ pub enum Split {
     Train,
     /// The test part (`test`, `val`, `validation`, `t10k-`, `test_batch`).
     Test,
+    /// The part to choose by (`val`, `validation`), where there is a test part beside it.
+    Validation,
 }
 
 /// How many channels decoded images have.
@@ -102,6 +104,7 @@ impl Dataset {
             let reason = match split {
                 Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
                 Split::Test => "the set has no test part (a folder or files named test, val or validation)",
+                Split::Validation => "the set has no validation part (val or validation beside test)",
             };
             return Err(DataError::Empty { path: path.to_owned(), reason: reason.into() });
         }
@@ -115,7 +118,12 @@ impl Dataset {
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
     /// [`Dataset::open`] reports it instead of an evaluation quietly doing without.
     pub fn has_test_split(path: &Path) -> bool {
-        Format::of(path).is_ok_and(|format| format.has_test_split(path))
+        Format::of(path).is_ok_and(|format| format.has_split(path, Split::Test))
+    }
+
+    /// Whether `path` holds a validation split beside training and test part; else as [`Dataset::has_test_split`].
+    pub fn has_validation_split(path: &Path) -> bool {
+        Format::of(path).is_ok_and(|format| format.has_split(path, Split::Validation))
     }
 
     /// A data set over a source, for the formats and for tests.
@@ -269,13 +277,13 @@ impl Format {
         }
     }
 
-    fn has_test_split(&self, path: &Path) -> bool {
+    fn has_split(&self, path: &Path, split: Split) -> bool {
         match self {
-            Self::Packed => packed::has_test(path),
-            Self::Parquet(files) => !shards_of_split(files, Split::Test).is_empty(),
-            Self::Idx(files) => idx::find(files, Split::Test).is_some(),
-            Self::Cifar(files) => cifar::has_test(files),
-            Self::Tar(_) | Self::Folder => match self.open(path, Split::Test) {
+            Self::Packed => packed::has_part(path, split),
+            Self::Parquet(files) => !shards_of_split(files, split).is_empty(),
+            Self::Idx(files) => idx::find(files, split).is_some(),
+            Self::Cifar(files) => split == Split::Test && cifar::has_test(files),
+            Self::Tar(_) | Self::Folder => match self.open(path, split) {
                 Ok(opened) => !opened.samples.is_empty(),
                 Err(error) => !matches!(error, DataError::Empty { .. }),
             },
@@ -313,10 +321,12 @@ fn shards_of_split(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
     if !files.iter().any(|file| starts_with(file, &["train"])) {
         return if split == Split::Train { files.to_vec() } else { Vec::new() };
     }
+    let own_test = files.iter().any(|file| starts_with(file, &["test"]));
     let words: &[&str] = match split {
         Split::Train => &["train"],
-        Split::Test if files.iter().any(|file| starts_with(file, &["test"])) => &["test"],
-        Split::Test => &["val"],
+        Split::Test if own_test => &["test"],
+        Split::Validation if !own_test => return Vec::new(),
+        Split::Test | Split::Validation => &["val"],
     };
     files.iter().filter(|file| starts_with(file, words)).cloned().collect()
 }

@@ -39,6 +39,11 @@ impl Conv {
         Self { weight, kernel, stride }
     }
 
+    /// A handle to the same kernel.
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), kernel: self.kernel, stride: self.stride }
+    }
+
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
         let kind = precision.kind();
@@ -104,6 +109,16 @@ impl BatchNorm {
         Self { scale, shift, running_mean, running_var }
     }
 
+    /// A handle to the same parameters and running statistics.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            scale: self.scale.shallow_clone(),
+            shift: self.shift.shallow_clone(),
+            running_mean: self.running_mean.shallow_clone(),
+            running_var: self.running_var.shallow_clone(),
+        }
+    }
+
     /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).
     ///
     /// # Panics
@@ -132,7 +147,8 @@ impl BatchNorm {
         let statistics = match mode {
             Mode::Train(BatchStatistics { exchange, momentum }) => {
                 let exchange = exchange.clone();
-                let sum = exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                let sum =
+                    exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
                 Statistics::Batch { momentum: *momentum, exchange: sum }
             }
             Mode::Eval => Statistics::Running,

@@ -62,16 +62,33 @@ impl ResNet {
         Some(Self { config: config.clone(), conv1, bn1, pool: imagenet_stem, blocks, features: input })
     }
 
-    /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let mut x = self.bn1.forward_relu(&self.conv1.forward(images, precision), mode);
-        if self.pool {
-            x = max_pool(&x, self.config.padding);
+    /// A handle to the same parameters.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            conv1: self.conv1.shallow_clone(),
+            bn1: self.bn1.shallow_clone(),
+            pool: self.pool,
+            blocks: self.blocks.iter().map(Block::shallow_clone).collect(),
+            features: self.features,
         }
-        for block in &self.blocks {
-            x = block.forward(&x, mode, precision);
+    }
+
+    /// First layers, blocks, mean over positions.
+    pub fn stages(&self) -> usize {
+        self.blocks.len() + 2
+    }
+
+    /// Stage `index` of the way from images to h `[B, F]`.
+    pub fn stage(&self, index: usize, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+        if index > 0 {
+            return self
+                .blocks
+                .get(index - 1)
+                .map_or_else(|| global_mean(x), |block| block.forward(x, mode, precision));
         }
-        global_mean(&x)
+        let x = self.bn1.forward_relu(&self.conv1.forward(x, precision), mode);
+        if self.pool { max_pool(&x, self.config.padding) } else { x }
     }
 
     /// F.
@@ -116,6 +133,11 @@ impl Block {
             (conv, BatchNorm::new(params, &format!("{name}.downsample.1"), output, 1.0))
         });
         Self { layers, shortcut }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        let pair = |(conv, norm): &(Conv, BatchNorm)| (conv.shallow_clone(), norm.shallow_clone());
+        Self { layers: self.layers.iter().map(pair).collect(), shortcut: self.shortcut.as_ref().map(pair) }
     }
 
     fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {

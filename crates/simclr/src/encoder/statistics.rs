@@ -2,6 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Weight of the new batch in the running statistics: 1 - the official decay of 0.9 (google-research/simclr `resnet.py`,
@@ -16,6 +17,30 @@ pub trait Exchange: Debug + Send + Sync {
     /// Adds `values` (`f32`, one dimension, on the model's device) up over all members, in place; every member receives the
     /// same bits.
     fn sum(&self, values: &Tensor);
+}
+
+/// `train.batch_norm`: whose statistics batch norm takes where a batch goes through the encoder in chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormOver {
+    /// Those of the whole batch: loss and gradient are those of the whole batch at once.
+    #[default]
+    Global,
+    /// Those of the chunk, which holds both views of its images.
+    Chunk,
+    /// Those of the chunk, which holds first views of some images and second views of others (MoCo's shuffling BN).
+    ChunkShuffled,
+}
+
+impl NormOver {
+    /// As written in a configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Chunk => "chunk",
+            Self::ChunkShuffled => "chunk-shuffled",
+        }
+    }
 }
 
 /// What batch norm normalises with while training.

@@ -1,16 +1,32 @@
-//! The results of several runs side by side: a table, and a plot of accuracy against the share of the labels.
+//! The results of several runs side by side: a table, tests of significance, and a plot of accuracy against the share of
+//! the labels.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
-use super::results::{Cell, Results, aligned};
+use super::{
+    memory::Answers,
+    results::{Cell, Metric, Results, TransferRow, aligned},
+    significance::permutation_test,
+};
 use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
 
 /// Runs with their results, in the order given.
 #[derive(Debug)]
 pub struct Comparison {
     runs: Vec<(String, Results)>,
+}
+
+/// Above this p a run is not significantly worse than the best (paper, table 8).
+const SIGNIFICANT: f64 = 0.05;
+/// Rows that are no run's own merit.
+const CONTROLS: [&str; 4] = ["random-init h", "module as given", "raw pixels", "chance"];
+
+/// Figures of one kind to be compared: the run's name, the figure, the file with its answers.
+struct Contest<'a> {
+    metric: Metric,
+    entries: Vec<(&'a str, f64, PathBuf)>,
 }
 
 impl Comparison {
@@ -50,10 +66,78 @@ impl Comparison {
             }
         }
         let mut text = aligned(&lines);
+        text.extend(self.verdicts().into_iter().map(|line| line + "\n"));
+        if self.runs.iter().any(|(_, results)| !results.transfer.is_empty()) {
+            text.push_str("\ntransfer, test figures in %; *: the best, or not significantly worse than it\n");
+            text.push_str(&aligned(&self.transfer_lines()));
+        }
         for note in self.notes() {
             text.push_str(&format!("note: {note}\n"));
         }
         text
+    }
+
+    /// For every kind of figure that several runs have: the best, and whether the others are significantly worse.
+    fn verdicts(&self) -> Vec<String> {
+        let mut names: Vec<&str> = Vec::new();
+        for row in self.runs.iter().flat_map(|(_, results)| &results.rows) {
+            if !names.contains(&&row.name[..]) && !CONTROLS.contains(&&row.name[..]) {
+                names.push(&row.name);
+            }
+        }
+        let all = |name: &str| format!("{name}, all labels");
+        let kinds = names
+            .into_iter()
+            .flat_map(|name| [(name, true, format!("{name}, kNN")), (name, false, all(name))]);
+        kinds
+            .filter_map(|(name, knn, title)| Some(format!("{title}: {}", self.contest(name, knn).verdict()?)))
+            .collect()
+    }
+
+    /// Figures of the row `name` that rest on one set of answers: kNN, or the classifier with all labels.
+    fn contest(&self, name: &str, knn: bool) -> Contest<'_> {
+        let entry = |(run, results): &'_ (String, Results)| {
+            let row = results.row(name)?;
+            let cell = if knn { row.knn.as_ref()? } else { row.at(1.0)? };
+            let [file] = &cell.predictions[..] else { return None };
+            Some((cell.mean, Path::new(run).join(file)))
+        };
+        let entries =
+            self.runs.iter().filter_map(|run| entry(run).map(|(mean, file)| (&run.0[..], mean, file)));
+        Contest { metric: Metric::Top1, entries: entries.collect() }
+    }
+
+    /// A line for each data set, a column for each run.
+    fn transfer_lines(&self) -> Vec<Vec<String>> {
+        let mut sets: Vec<&TransferRow> = Vec::new();
+        for row in self.runs.iter().flat_map(|(_, results)| &results.transfer) {
+            if !sets.iter().any(|known| known.same_set(row)) {
+                sets.push(row);
+            }
+        }
+        let runs = self.runs.iter().map(|(run, _)| run.clone());
+        let mut lines = vec!["data".to_owned(), "metric".into()];
+        lines.extend(runs);
+        let line = |set: &TransferRow| {
+            let row_of =
+                |results: &'_ Results| results.transfer.iter().find(|row| row.same_set(set)).cloned();
+            let rows: Vec<_> = self.runs.iter().map(|(run, results)| (&run[..], row_of(results))).collect();
+            let mut entries = Vec::new();
+            for (run, row) in &rows {
+                entries.extend(
+                    row.as_ref().map(|row| (*run, row.trained, Path::new(run).join(&row.predictions))),
+                );
+            }
+            let contest = Contest { metric: set.metric, entries };
+            let text = |(run, row): &(&str, Option<TransferRow>)| match row {
+                Some(row) => {
+                    format!("{:.1}{}", 100.0 * row.trained, if contest.leads(run) { "*" } else { "" })
+                }
+                None => "-".into(),
+            };
+            [set.data.clone(), set.metric.name().into()].into_iter().chain(rows.iter().map(text)).collect()
+        };
+        std::iter::once(lines).chain(sets.iter().map(|set| line(set))).collect()
     }
 
     fn notes(&self) -> Vec<String> {
@@ -96,7 +180,7 @@ impl Comparison {
         let mut lines = Vec::new();
         for (at, (run, results)) in self.runs.iter().enumerate() {
             for row in &results.rows {
-                let control = ["random-init h", "raw pixels", "chance"].contains(&row.name.as_str());
+                let control = CONTROLS.contains(&row.name.as_str());
                 if control && at > 0 {
                     continue;
                 }
@@ -143,5 +227,47 @@ impl Comparison {
             .draw()?;
         area.present()?;
         Ok(())
+    }
+}
+
+impl Contest<'_> {
+    fn best(&self) -> Option<usize> {
+        // The first of equals.
+        (0..self.entries.len()).rev().max_by(|&a, &b| self.entries[a].1.total_cmp(&self.entries[b].1))
+    }
+
+    /// p of being as good as the best; none where the answers are not there or are to other images.
+    fn p(&self, at: usize) -> Option<f64> {
+        let answers = |at: usize| Answers::load(&self.entries[at].2).ok().flatten();
+        permutation_test(&answers(self.best()?)?, &answers(at)?, self.metric, 0).ok()
+    }
+
+    /// The best of at least two, and what sets the others apart from it.
+    fn verdict(&self) -> Option<String> {
+        let best = self.best().filter(|_| self.entries.len() > 1)?;
+        let of = |at: usize| {
+            let (run, figure, _) = &self.entries[at];
+            let words = match self.p(at) {
+                Some(p) if p > SIGNIFICANT => format!("not significantly worse, p = {p:.2} by permutation"),
+                Some(p) => format!("worse, p = {p:.5} by permutation"),
+                None => "not tested: on other test images, or predictions are not there".into(),
+            };
+            format!("{run} {:.1} ({words})", 100.0 * figure)
+        };
+        let others: Vec<String> = (0..self.entries.len()).filter(|at| *at != best).map(of).collect();
+        let (run, figure, _) = &self.entries[best];
+        Some(format!("best {run} {:.1}; {}", 100.0 * figure, others.join(", ")))
+    }
+
+    /// Whether `run` is the best or not significantly worse.
+    fn leads(&self, run: &str) -> bool {
+        let at = self.entries.iter().position(|entry| entry.0 == run);
+        at.is_some() && (at == self.best() || at.and_then(|at| self.p(at)).is_some_and(|p| p > SIGNIFICANT))
+    }
+}
+
+impl TransferRow {
+    fn same_set(&self, other: &Self) -> bool {
+        (&self.fingerprint, self.metric) == (&other.fingerprint, other.metric)
     }
 }

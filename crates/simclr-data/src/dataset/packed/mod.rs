@@ -48,6 +48,8 @@ struct Index {
     train: Part,
     /// Second in the file, where the set has a test part.
     test: Option<Part>,
+    /// Third in the file, where the set has a part to choose by.
+    validation: Option<Part>,
 }
 
 /// One split, column by column; all columns but the last two are as long as the part has images.
@@ -78,28 +80,31 @@ pub fn is_packed(path: &Path) -> bool {
 pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
-    let [train, test] = [Some(index.train), index.test].map(Option::unwrap_or_default);
-    let extents =
-        |part: &Part, start| part.extents(start, index.channels).map_err(|reason| wrong(path, reason));
-    let train_extents = extents(&train, HEADER as u64)?;
-    let middle = train_extents.last().map_or(HEADER as u64, |extent| extent.end);
-    let test_extents = extents(&test, middle)?;
-    let end = test_extents.last().map_or(middle, |extent| extent.end);
+    let Index { channels, train, test, validation, .. } = index;
+    let mut end = HEADER as u64;
+    let (mut part, mut extents) = (Part::default(), Vec::new());
+    for (of, found) in [(Split::Train, Some(train)), (Split::Test, test), (Split::Validation, validation)] {
+        let found = found.unwrap_or_default();
+        let places = found.extents(end, channels).map_err(|reason| wrong(path, reason))?;
+        end = places.last().map_or(end, |extent| extent.end);
+        if of == split {
+            (part, extents) = (found, places);
+        }
+    }
     if end != pixels_end as u64 {
         let reason = format!("its index promises pixels up to byte {end}, they end at byte {pixels_end}");
         return Err(wrong(path, reason));
     }
-    let (part, extents) = if split == Split::Train { (train, train_extents) } else { (test, test_extents) };
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
-    let source = Mapped { path: path.to_owned(), file, channels: index.channels, part, extents, checked };
+    let source = Mapped { path: path.to_owned(), file, channels, part, extents, checked };
     Ok(Opened { samples, classes, source: Box::new(source) })
 }
 
-/// Whether there is a test part; true also for a damaged file, which is reported when it is opened.
-pub fn has_test(path: &Path) -> bool {
-    open(path, Split::Test).map_or(true, |opened| !opened.samples.is_empty())
+/// Whether there is such a part; true also for a damaged file, which is reported when it is opened.
+pub fn has_part(path: &Path, split: Split) -> bool {
+    open(path, split).map_or(true, |opened| !opened.samples.is_empty())
 }
 
 fn wrong(path: &Path, reason: String) -> DataError {

@@ -37,13 +37,15 @@ pub struct Packed {
     pub train: usize,
     /// Images of the test part.
     pub test: usize,
+    /// Images of the part to choose by, where there is one beside the test part.
+    pub validation: usize,
     /// Bytes of the file.
     pub bytes: u64,
     /// Images that cannot be decoded, name and reason. They keep their places, and using them fails with that reason.
     pub bad: Vec<(String, String)>,
 }
 
-/// Decodes all images of the set at `data`, both splits, into the file `out`, which `Dataset::open` then reads as it would
+/// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
 /// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An existing
 /// file is replaced when the new one is whole. `progress` hears of images done, and of how many; `None` where `stop` was set.
 ///
@@ -61,28 +63,36 @@ pub fn pack(
         return Err(DataError::Config { key: "size", value, reason });
     }
     let train = Dataset::open(data, Split::Train, options.channels)?;
-    let test = Dataset::has_test_split(data);
-    let channels = Channels::Count(train.channels());
-    let test = test.then(|| Dataset::open(data, Split::Test, channels)).transpose()?;
+    let channels = train.channels();
+    let other = |exists: bool, split| {
+        exists.then(|| Dataset::open(data, split, Channels::Count(channels))).transpose()
+    };
+    let test = other(Dataset::has_test_split(data), Split::Test)?;
+    let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
     let same = |file: &Path| file.canonicalize().ok();
     if same(out).is_some_and(|out| Some(out) == same(data)) {
         return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
     }
-    let mut writer = PackWriter::new(out, train.channels(), options)?;
-    let of = train.len() + test.as_ref().map_or(0, Dataset::len);
-    let Some(train) = writer.part(&train, &mut |done| progress(done, of), stop)? else { return Ok(None) };
-    let before = train.names.len();
-    let test = match test {
-        None => None,
-        Some(test) => match writer.part(&test, &mut |done| progress(before + done, of), stop)? {
-            None => return Ok(None),
-            part => part,
-        },
-    };
-    let counts = (train.names.len(), test.as_ref().map_or(0, |test| test.names.len()));
-    let bad = train.named_bad().chain(test.iter().flat_map(Part::named_bad)).collect();
-    let bytes = writer.finish(train, test)?;
-    Ok(Some(Packed { train: counts.0, test: counts.1, bytes, bad }))
+    let mut writer = PackWriter::new(out, channels, options)?;
+    let sets = [Some(train), test, validation];
+    let of = sets.iter().flatten().map(Dataset::len).sum();
+    let (mut before, mut parts) = (0, Vec::new());
+    for set in &sets {
+        let part = match set {
+            None => None,
+            Some(set) => match writer.part(set, &mut |done| progress(before + done, of), stop)? {
+                None => return Ok(None),
+                part => part,
+            },
+        };
+        before += set.as_ref().map_or(0, Dataset::len);
+        parts.push(part);
+    }
+    let [train, test, validation] =
+        std::array::from_fn(|at| parts[at].as_ref().map_or(0, |part| part.names.len()));
+    let bad = parts.iter().flatten().flat_map(Part::named_bad).collect();
+    let bytes = writer.finish(parts)?;
+    Ok(Some(Packed { train, test, validation, bytes, bad }))
 }
 
 impl Part {
@@ -171,9 +181,12 @@ impl PackWriter {
     }
 
     /// Writes the index and puts the file in its place; the bytes of the whole.
-    fn finish(mut self, train: Part, test: Option<Part>) -> Result<u64, DataError> {
+    fn finish(mut self, parts: Vec<Option<Part>>) -> Result<u64, DataError> {
         let start = self.written;
-        let index = Index { channels: self.channels, size: self.size, train, test };
+        let mut parts = parts.into_iter();
+        let mut next = || parts.next().flatten();
+        let (train, test, validation) = (next().unwrap_or_default(), next(), next());
+        let index = Index { channels: self.channels, size: self.size, train, test, validation };
         let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
         self.put(&json)?;
         let [start, length] = [start, json.len() as u64].map(u64::to_le_bytes);
