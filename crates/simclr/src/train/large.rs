@@ -165,7 +165,7 @@ impl LargeStep<'_> {
             encoded.h.push(h);
             encoded.z.push(z);
             if self.passes > 1 {
-                batch.pixels = Vec::new();
+                batch.pixels = Vec::new().into();
             }
             let last = batch.chunk.is_last();
             encoded.chunks.push(batch);
@@ -219,7 +219,7 @@ impl LargeStep<'_> {
 
     fn take_views(&self, batch: &mut Batch) -> Tensor {
         let views = self.setting.views(batch);
-        batch.pixels = Vec::new();
+        batch.pixels = Vec::new().into();
         views
     }
 
