@@ -1,8 +1,10 @@
 # Everything a person or CI runs. Each target does its own set-up; nothing is installed outside this folder.
 
 CARGO ?= cargo
+# Several processes: switched on where mpicc and libclang are found; what is missing is said.
+MPI = $(shell setup/mpi.sh)
 
-.PHONY: demo test build lint advisories bench-step bench-views setup clean-demo help
+.PHONY: demo test build lint advisories bench bench-step bench-views setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -10,19 +12,22 @@ help: ## What can be run
 setup: ## Fetch libtorch (hash-pinned wheels; LIBTORCH or LIBTORCH_USE_PYTORCH wins)
 	@setup/libtorch.sh
 
-build: setup ## The release binary: target/release/simclr
-	$(CARGO) build --release --locked
+build: setup ## The release binary: target/release/simclr (with MPI where Open MPI and libclang are installed)
+	$(CARGO) build --release --locked $(MPI)
 
 demo: build ## Fashion-MNIST from images to a verified encoder, within ten minutes on two cores
 	@setup/fashion-mnist.sh
 	@setup/demo.sh
 
 test: setup ## Every test
-	$(CARGO) test --release --locked --workspace
+	$(CARGO) test --release --locked --workspace $(MPI)
+	@if [ -n "$(MPI)" ] && ip netns add simclr-probe 2>/dev/null && ip netns del simclr-probe; then \
+	  $(CARGO) test --release --locked --workspace $(MPI) --test two_hosts -- --ignored --test-threads 1; \
+	else echo "two machines (network namespaces): not tested, needs MPI, root and ip (Debian: iproute2)"; fi
 
 lint: setup ## Format, clippy, documentation links, licences of dependencies
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --all-targets $(MPI) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
@@ -30,6 +35,10 @@ lint: setup ## Format, clippy, documentation links, licences of dependencies
 advisories: ## Known vulnerabilities of dependencies (fetches RustSec's database)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check advisories
+
+bench: build ## Us against the peers on the same work, in turns (PEER_PYTHON = a python with torch 2.11, torchvision, lightly, scikit-learn)
+	$(CARGO) build --release --locked --workspace --examples
+	python3 bench/bench.py $(BENCH)
 
 bench-step: build ## One ResNet-18 step against PyTorch (PEER_PYTHON = a python that has torch 2.11)
 	bench/step.sh

@@ -1,12 +1,19 @@
-//! Compiles `shim.cpp` against the libtorch that torch-sys found (its `DEP_TCH_LIBTORCH_LIB`).
+//! Compiles the C++ files against the libtorch that torch-sys found (its `DEP_TCH_LIBTORCH_LIB`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src");
     let lib =
         PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("libtorch/lib has a parent").join("include");
+    glue(&include);
+    kernels();
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display()); // for this crate's own tests
+    println!("cargo:libtorch_lib={}", lib.display());
+}
+
+fn glue(include: &Path) {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -15,7 +22,34 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .file("src/shim.cpp")
+        .files(
+            ["shim", "batch_norm", "batch_norm_cpu", "dispatch", "gradient", "hooks"]
+                .map(|name| format!("src/{name}.cpp")),
+        )
         .compile("simclr_shim");
-    println!("cargo:libtorch_lib={}", lib.display());
+}
+
+/// The inner loops, once per instruction set: name, compiler flags, vectors of sums that the registers hold. The plain
+/// one is what every processor of the target has (SSE2, NEON).
+fn kernels() {
+    let x86: &[(&str, &[&str], &str)] = &[
+        ("avx2", &["-mavx2", "-mfma"], "2"),
+        (
+            "avx512",
+            &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+            "4",
+        ),
+    ];
+    let is_x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let sets = [("baseline", &[][..], "1")]
+        .into_iter()
+        .chain(is_x86.then_some(x86).unwrap_or_default().iter().copied());
+    for (name, flags, tile) in sets {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").pic(true).opt_level(3).flags(flags).flag("-ffp-contract=fast");
+        build.flag_if_supported("-Wno-psabi"); // vectors are passed between inlined functions only
+        build.define("SIMCLR_KERNELS", format!("kernels_{name}").as_str());
+        build.define("SIMCLR_INSTRUCTIONS", format!("\"{name}\"").as_str()).define("SIMCLR_TILE", tile);
+        build.file("src/kernels.cpp").compile(&format!("simclr_kernels_{name}"));
+    }
 }

@@ -28,8 +28,12 @@ pub enum Command {
     Export(Export),
     /// Draw originals and augmented views into a PNG
     Views(Views),
+    /// Prove on this machine that processes and chunks give what one plain run gives, and say what a run would be
+    Doctor(Doctor),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
+    /// Decode an image set once, into one file that every command reads as it reads the set
+    Pack(Pack),
 }
 
 /// `simclr pretrain`.
@@ -53,6 +57,12 @@ pub struct Pretrain {
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images that go through the encoder at a time, for batches that do not fit memory (train.chunk)
+    #[arg(long)]
+    pub chunk: Option<usize>,
+    /// global, chunk or chunk-shuffled: whose statistics batch norm takes in chunks (train.batch_norm)
+    #[arg(long)]
+    pub batch_norm: Option<String>,
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
     #[arg(long)]
     pub encoder: Option<String>,
@@ -114,6 +124,8 @@ impl Pretrain {
         self.config.overrides(&[
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
+            key("train.chunk", self.chunk),
+            key("train.batch_norm", quoted(&self.batch_norm)),
             key("encoder.name", quoted(&self.encoder)),
             key("encoder.file", quoted(&self.encoder_file)),
             key("loss.temperature", self.temperature),
@@ -318,10 +330,42 @@ pub struct Views {
     pub config: ConfigArguments,
 }
 
+/// `simclr doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Keys of the configuration.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+}
+
 /// `simclr inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+}
+
+/// `simclr pack`.
+#[derive(Debug, Args)]
+pub struct Pack {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Scale images down whose shorter side has more pixels; crops are then cut from the smaller images, which is not the same
+    /// training [default: keep all pixels]
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<usize>,
+    /// Channels of every image [default: what the set holds]
+    #[arg(long)]
+    pub channels: Option<usize>,
+    /// Threads that decode [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
 }

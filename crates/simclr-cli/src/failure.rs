@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use simclr::{ConfigError, EvalError, TrainError, data::DataError, error::Blame};
+use simclr::{ConfigError, EvalError, RanksError, TrainError, data::DataError, error::Blame};
 
 /// Exit code where the user can mend it (clap uses the same for wrong usage).
 const USER: u8 = 2;
@@ -15,17 +15,33 @@ pub struct Failure {
     message: String,
     hint: Option<String>,
     code: u8,
+    /// Another process says it.
+    quiet: bool,
 }
 
 impl Failure {
     /// Something that the user can mend.
     pub fn user(message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { message: message.into(), hint, code: USER }
+        Self { message: message.into(), hint, code: USER, quiet: false }
+    }
+
+    /// Another process has failed, and says so.
+    pub fn elsewhere(message: String) -> Self {
+        Self { quiet: true, ..Self::user(message, None) }
+    }
+
+    /// Of this one of several processes; rank 0 needs no name.
+    pub fn of_rank(self, rank: usize) -> Self {
+        let message = if rank == 0 { self.message } else { format!("rank {rank}: {}", self.message) };
+        Self { message, ..self }
     }
 
     /// Prints it.
     #[expect(clippy::print_stderr, reason = "this is where errors are shown")]
     pub fn report(self) -> ExitCode {
+        if self.quiet {
+            return ExitCode::from(self.code);
+        }
         eprintln!("error: {}", self.message);
         if let Some(hint) = self.hint {
             eprintln!("\nhint: {hint}");
@@ -41,9 +57,16 @@ fn code(blame: Blame) -> u8 {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
-        Self { message: error.to_string(), hint: error.hint(), code: code(error.blame()) }
+        let quiet = matches!(error, TrainError::Elsewhere { .. });
+        Self { message: error.to_string(), hint: error.hint(), code: code(error.blame()), quiet }
     }
 }
 
@@ -51,7 +74,7 @@ impl From<EvalError> for Failure {
     fn from(error: EvalError) -> Self {
         // As after any other signal: 128 + SIGINT.
         let code = if matches!(error, EvalError::Stopped) { 130 } else { code(error.blame()) };
-        Self { message: error.to_string(), hint: error.hint(), code }
+        Self { message: error.to_string(), hint: error.hint(), code, quiet: false }
     }
 }
 
@@ -63,6 +86,12 @@ impl From<ConfigError> for Failure {
 
 impl From<DataError> for Failure {
     fn from(error: DataError) -> Self {
+        Self::user(error.to_string(), error.hint())
+    }
+}
+
+impl From<RanksError> for Failure {
+    fn from(error: RanksError) -> Self {
         Self::user(error.to_string(), error.hint())
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod failure;
+mod processes;
 mod report;
 
 use std::process::ExitCode;
@@ -13,35 +14,47 @@ use args::{Arguments, Command};
 
 fn main() -> ExitCode {
     failure::install_panic_hook();
-    calm_openmp();
+    settle_environment();
     let outcome = match Arguments::parse().command {
-        Command::Pretrain(arguments) => commands::pretrain::run(arguments),
-        Command::Evaluate(arguments) => commands::evaluate::run(&arguments),
-        Command::Compare(arguments) => commands::compare::run(&arguments),
-        Command::Embed(arguments) => commands::embed::run(&arguments),
-        Command::Export(arguments) => commands::export::run(&arguments),
-        Command::Views(arguments) => commands::views::run(&arguments),
-        Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Pretrain(arguments) => {
+            processes::together(|ranks| commands::pretrain::run(arguments, ranks))
+        }
+        Command::Evaluate(arguments) => processes::alone(|| commands::evaluate::run(&arguments)),
+        Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),
+        Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
+        Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
+        Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
+        Command::Doctor(arguments) => processes::together(|ranks| commands::doctor::run(&arguments, ranks)),
+        Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
+        Command::Pack(arguments) => processes::alone(|| commands::pack::run(&arguments)),
     };
     outcome.unwrap_or_else(|failure| failure.report())
 }
 
-/// libtorch's OpenMP threads spin while they wait, which starves the loader's threads and anything else on the machine:
-/// on two busy cores a step took fifteen times as long. OpenMP reads its settings before `main`, so they are set for a
-/// second start of this program, unless the user has set them.
+/// Waiting threads that spin starve the others: libtorch's OpenMP threads the loader's (on two busy cores a step took
+/// fifteen times as long), and processes that wait in Open MPI those that they wait for. Both read their settings before
+/// `main`, or from the environment, so they are set for a second start of this program, unless the user has set them.
 #[cfg(unix)]
-fn calm_openmp() {
+fn settle_environment() {
     use std::os::unix::process::CommandExt;
-    const SETTING: &str = "GOMP_SPINCOUNT";
-    if std::env::var_os(SETTING).is_some() || std::env::var_os("OMP_WAIT_POLICY").is_some() {
+    let unset = |name: &str| std::env::var_os(name).is_none();
+    let mut settings = Vec::new();
+    if unset("GOMP_SPINCOUNT") && unset("OMP_WAIT_POLICY") {
+        settings.push(("GOMP_SPINCOUNT", "2000"));
+    }
+    if simclr::ranks::Launch::of_environment() != simclr::ranks::Launch::Alone
+        && unset("OMPI_MCA_mpi_yield_when_idle")
+    {
+        settings.push(("OMPI_MCA_mpi_yield_when_idle", "1"));
+    }
+    if settings.is_empty() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
         // `exec` comes back only when it failed; the run is then slower, not wrong.
-        let _ =
-            std::process::Command::new(program).args(std::env::args_os().skip(1)).env(SETTING, "2000").exec();
+        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(settings).exec();
     }
 }
 
 #[cfg(not(unix))]
-fn calm_openmp() {}
+fn settle_environment() {}

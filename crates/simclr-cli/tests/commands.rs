@@ -5,18 +5,18 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use support::{image_folder, pretrain, said, simclr};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
 
 #[test]
 fn help_lists_the_commands() {
     let said = said(&mut simclr(&["--help"]));
     said.succeeds();
-    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect"] {
+    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect", "pack"] {
         assert!(said.out.lines().any(|line| line.trim_start().starts_with(command)), "{}", said.out);
     }
 }
@@ -85,6 +85,39 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     assert!(first != weights("c", "2"), "two seeds give one result");
 }
 
+/// Twice the same run, on a folder and on what `pack` made of it: the same fingerprint and the same bytes of weights.
+#[test]
+fn a_packed_set_trains_as_its_folder_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    fs::write(data.join("class-1/cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let file = temp.path().join("images.pack");
+    let packed = said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&file));
+    packed.succeeds();
+    assert!(packed.out.contains("41 training and 0 test images, 1 undecodable"), "{}", packed.out);
+    assert!(packed.err.contains("cannot decode `class-1/cut.png`"), "{}", packed.err);
+    let described = |path: &Path| {
+        let said = said(simclr(&["inspect", "--data"]).arg(path));
+        said.refuses(&["1 images cannot be decoded"]);
+        said.out.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(described(&data), described(&file));
+    let fingerprint = described(&data).rsplit(' ').next().unwrap().to_owned();
+    assert!(packed.out.trim_end().ends_with(&fingerprint), "{}", packed.out);
+    let weights = |data: &Path, name: &str| {
+        let run = temp.path().join(name);
+        said(&mut pretrain(data, &run, &["--set", "data.max_bad_share=0.1"])).succeeds();
+        assert!(fs::read_to_string(run.join("bad_files.txt")).unwrap().starts_with("class-1/cut.png\t"));
+        said(simclr(&["export"]).arg(&run)).succeeds();
+        fs::read(run.join("encoder.safetensors")).unwrap()
+    };
+    assert!(weights(&data, "a") == weights(&file, "b"), "weights differ");
+    // Smaller pixels are another set.
+    let small = said(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
+    assert!(!small.succeeds().out.contains(&fingerprint), "{}", small.out);
+    assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
+}
+
 /// Names and times of the figures that an evaluation of `run` has found.
 fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };
@@ -120,7 +153,11 @@ fn a_killed_evaluation_goes_on_and_ends_the_same() {
         let mut child = evaluate(&run).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let begin = Instant::now();
         while figures(&run).len() < enough {
-            assert!(begin.elapsed() < Duration::from_secs(120), "{} figures in two minutes", figures(&run).len());
+            assert!(
+                begin.elapsed() < Duration::from_secs(120),
+                "{} figures in two minutes",
+                figures(&run).len()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().unwrap();
@@ -134,20 +171,6 @@ fn a_killed_evaluation_goes_on_and_ends_the_same() {
     let now = figures(&run);
     assert!(kept.iter().all(|figure| now.contains(figure)) && now.len() > kept.len());
     assert_eq!(of(&run), of(&whole));
-}
-
-fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> =
-        fs::read_dir(run.join("checkpoints")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    files.pop()
-}
-
-/// 12 of `step-000000012.safetensors`.
-fn step_of(checkpoint: &Path) -> u64 {
-    let name = checkpoint.file_stem().unwrap().to_string_lossy().into_owned();
-    name.trim_start_matches("step-").parse().unwrap()
 }
 
 /// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.

@@ -65,7 +65,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("objective", &["nt_xent"]),
     ("model", &["device", "encoder", "head", "objective", "params"]),
     ("optim", &["params"]),
-    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim"]),
+    ("ranks", &["encoder", "nt_xent", "params"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "ranks"]),
     (
         "train",
         &[
@@ -80,11 +81,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "objective",
             "optim",
             "params",
+            "ranks",
         ],
     ),
     (
         "eval",
-        &["checkpoint", "config", "device", "encoder", "head", "model", "objective", "optim", "params", "train"],
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "encoder",
+            "head",
+            "model",
+            "objective",
+            "optim",
+            "params",
+            "train",
+        ],
     ),
     ("export", &["checkpoint", "config", "device", "encoder", "eval", "model", "params", "train"]),
 ];

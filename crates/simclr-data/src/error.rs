@@ -47,7 +47,8 @@ pub enum DataError {
         /// The first failure, with its reason.
         first: String,
     },
-    /// A batch of which fewer than two images could be decoded: there is nothing to contrast.
+    /// A batch of which fewer than two images could be decoded: there is nothing to contrast. Likewise a chunk of fewer than
+    /// two views.
     #[error("step {step}: fewer than two images of the batch could be decoded; the first failure: {first}")]
     EmptyBatch {
         /// Step of the run.

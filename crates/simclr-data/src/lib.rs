@@ -11,13 +11,15 @@ pub mod image;
 
 pub mod augment; // dice (ViewParams), then pixels
 pub mod batch; // 2N views -> Batch, the row order
+pub mod chunking; // which views go through the encoder together
 pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
 pub mod loader; // order, worker threads, prefetch, bad files
 pub mod rng; // (seed, epoch, image, view) -> generator
 
 pub use augment::{AugmentConfig, ViewParams};
-pub use batch::Batch;
+pub use batch::{Batch, Chunk};
+pub use chunking::Chunking;
 pub use dataset::{Dataset, Sample, Split};
 pub use error::DataError;
 pub use image::Image;

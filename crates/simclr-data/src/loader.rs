@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,8 +19,9 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::{ThreadPool, prelude::*};
 
 use crate::{
-    AugmentConfig, Batch, DataError, Dataset,
+    AugmentConfig, Batch, Chunk, Chunking, DataError, Dataset,
     augment::{self, Scratch},
+    chunking::Dealt,
     rng::Key,
 };
 
@@ -44,18 +45,21 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Worker threads, at least 1.
     pub threads: usize,
-    /// Batches made ahead.
+    /// Batches, or chunks, made ahead.
     pub prefetch: usize,
     /// Share of the data set that may fail to decode before the run fails.
     pub max_bad_share: f64,
 }
 
-/// Batches of a run, step by step.
+/// Batches of a run, step by step, or their chunks.
 #[derive(Clone)]
 pub struct Loader {
     dataset: Arc<Dataset>,
     augment: AugmentConfig,
     config: LoaderConfig,
+    chunking: Option<Chunking>,
+    /// Which part of every batch, of how many.
+    part: (usize, usize),
 }
 
 impl Loader {
@@ -78,7 +82,22 @@ impl Loader {
                 ),
             });
         }
-        Ok(Self { dataset, augment, config })
+        Ok(Self { dataset, augment, config, chunking: None, part: (0, 1) })
+    }
+
+    /// Makes part `index` of `count` of every batch only, for the process that has this part: without overlap, the same
+    /// images and views that all parts together have in one process. Chunks are those of the part.
+    ///
+    /// # Panics
+    /// If there is no such part, or fewer images in a batch than parts.
+    pub fn part(self, index: usize, count: usize) -> Self {
+        assert!(index < count && count <= self.config.batch, "part {index} of {count}");
+        Self { part: (index, count), ..self }
+    }
+
+    /// Makes every batch in chunks: `batches` then gives those of a step one after the other, pass after pass.
+    pub fn chunked(self, chunking: Chunking) -> Self {
+        Self { chunking: Some(chunking), ..self }
     }
 
     /// Full batches per epoch.
@@ -102,6 +121,7 @@ impl Loader {
             receiver,
             producer: Some(producer),
             abandoned,
+            passes: self.chunking.map_or(1, |chunking| chunking.passes),
             next_step: first_step,
             end_step,
             waited: Duration::ZERO,
@@ -126,56 +146,110 @@ impl Loader {
             }
             let slot = (step % self.steps_per_epoch()) as usize;
             let ids = &order.1[slot * self.config.batch..][..self.config.batch];
-            let batch = pool.install(|| self.make(step, epoch, ids, abandoned));
-            let batch = batch.and_then(|batch| self.count_bad(batch, &mut bad));
-            let failed = batch.is_err();
-            if out.send(batch).is_err() || failed {
+            let sent = self.make_step((step, epoch, ids), pool, abandoned, &mut |made| {
+                let made = made.and_then(|batch| self.count_bad(batch, &mut bad));
+                let failed = made.is_err();
+                out.send(made).is_ok() && !failed
+            });
+            if !sent {
                 return;
             }
         }
     }
 
-    /// The batch of one step: all views of an image from one decode, images in parallel.
-    fn make(&self, step: u64, epoch: u64, ids: &[usize], abandoned: &AtomicBool) -> Made {
-        let view = self.dataset.channels() * self.config.size * self.config.size;
-        let mut pixels = vec![0.0; self.config.views * ids.len() * view];
-        let mut places: Vec<Vec<&mut [f32]>> = ids.iter().map(|_| Vec::new()).collect();
-        for (row, place) in pixels.chunks_exact_mut(view).enumerate() {
-            places[row % ids.len()].push(place);
+    /// What the batch of a step is made of, as far as it is this part's: the part, or its chunks in every pass.
+    fn deal(&self, step: u64, epoch: u64, ids: &[usize]) -> (Vec<Dealt>, usize) {
+        let (views, (index, count)) = (self.config.views, self.part);
+        match self.chunking {
+            Some(chunking) => {
+                let key = Key::dealing(self.config.seed, epoch, step);
+                let mut all = chunking.deal(ids, views, key, count);
+                let own = all.len() / count;
+                (all.drain(index * own..(index + 1) * own).collect(), chunking.passes)
+            }
+            None => {
+                let first = ids[index * ids.len() / count..(index + 1) * ids.len() / count].to_vec();
+                let second = if views > 1 { first.clone() } else { Vec::new() };
+                (vec![Dealt { first, second }], 1)
+            }
         }
-        let failures: Vec<Option<String>> = places
-            .into_par_iter()
-            .zip(ids)
-            .map(|(places, &id)| match abandoned.load(Ordering::Relaxed) {
-                // Nobody will see this batch: its other images are not worth a decode.
-                true => None,
-                false => self.views_of(epoch, id, places).err().map(|error| error.to_string()),
-            })
-            .collect();
-        let bad: Vec<_> = ids.iter().zip(&failures).filter_map(|(&id, f)| Some((id, f.clone()?))).collect();
-        if ids.len() - bad.len() < 2 {
-            let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-            return Err((DataError::EmptyBatch { step, first }, bad));
-        }
-        if !bad.is_empty() {
-            let rows = failures.iter().cycle().map(Option::is_none);
-            pixels = pixels
-                .chunks_exact(view)
-                .zip(rows)
-                .filter(|(_, good)| *good)
-                .flat_map(|(v, _)| v)
-                .copied()
-                .collect();
-        }
-        let ids =
-            ids.iter().zip(&failures).filter(|(_, failure)| failure.is_none()).map(|(&id, _)| id).collect();
-        Ok(Batch { step, epoch, ids, pixels, bad })
     }
 
-    fn views_of(&self, epoch: u64, id: usize, views: Vec<&mut [f32]>) -> Result<(), DataError> {
+    /// Makes the chunks of a step, pass after pass, and hands them to `send` until it wants no more. Says whether it wanted
+    /// all.
+    fn make_step(
+        &self,
+        (step, epoch, ids): (u64, u64, &[usize]),
+        pool: &ThreadPool,
+        abandoned: &AtomicBool,
+        send: &mut dyn FnMut(Made) -> bool,
+    ) -> bool {
+        let (mut chunks, passes) = self.deal(step, epoch, ids);
+        let (count, mut bad) = (chunks.len(), HashSet::new());
+        // The other parts' views count in the statistics, too.
+        let least = if self.part.1 > 1 { self.config.views } else { 2 };
+        for pass in 0..passes {
+            for (index, dealt) in chunks.iter_mut().enumerate() {
+                let first_pass = pass == 0;
+                if first_pass {
+                    dealt.leave_out(&bad);
+                }
+                let chunk = Chunk { index, count, pass };
+                let made = pool.install(|| self.make((step, epoch, chunk), dealt, abandoned));
+                let made = made.and_then(|batch| {
+                    bad.extend(batch.bad.iter().map(|(id, _)| *id));
+                    if first_pass {
+                        // Exactly the views that this pass saw are made again in the next one.
+                        dealt.leave_out(&bad);
+                    }
+                    enough(batch, ids.len() - bad.len(), first_pass, least)
+                });
+                if !send(made) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// A batch or a chunk of one: all its views of an image from one decode, images in parallel.
+    fn make(&self, (step, epoch, chunk): (u64, u64, Chunk), dealt: &Dealt, abandoned: &AtomicBool) -> Made {
+        let view = self.dataset.channels() * self.config.size * self.config.size;
+        let mut pixels = vec![0.0; dealt.rows() * view];
+        let mut jobs: Vec<(usize, Vec<(u64, &mut [f32])>)> = Vec::new();
+        let mut job_of = HashMap::new();
+        for ((id, number), place) in dealt.views().zip(pixels.chunks_exact_mut(view)) {
+            let job = *job_of.entry(id).or_insert_with(|| {
+                jobs.push((id, Vec::new()));
+                jobs.len() - 1
+            });
+            jobs[job].1.push((number, place));
+        }
+        let failures: Vec<(usize, String)> = jobs
+            .into_par_iter()
+            .filter_map(|(id, views)| match abandoned.load(Ordering::Relaxed) {
+                // Nobody will see this batch: its other images are not worth a decode.
+                true => None,
+                false => self.views_of(epoch, id, views).err().map(|error| (id, error.to_string())),
+            })
+            .collect();
+        if failures.is_empty() {
+            let Dealt { first: ids, second } = dealt.clone();
+            return Ok(Batch { step, epoch, chunk, ids, second, pixels, bad: failures });
+        }
+        let bad: HashSet<usize> = failures.iter().map(|(id, _)| *id).collect();
+        let rows = dealt.views().zip(pixels.chunks_exact(view));
+        let pixels =
+            rows.filter(|((id, _), _)| !bad.contains(id)).flat_map(|(_, row)| row).copied().collect();
+        let mut left = dealt.clone();
+        left.leave_out(&bad);
+        Ok(Batch { step, epoch, chunk, ids: left.first, second: left.second, pixels, bad: failures })
+    }
+
+    fn views_of(&self, epoch: u64, id: usize, views: Vec<(u64, &mut [f32])>) -> Result<(), DataError> {
         let image = self.dataset.decode(id)?;
-        for (view, out) in views.into_iter().enumerate() {
-            let key = Key { seed: self.config.seed, epoch, image: id as u64, view: view as u64 };
+        for (view, out) in views {
+            let key = Key { seed: self.config.seed, epoch, image: id as u64, view };
             let params = self.augment.draw(key, image.width, image.height);
             SCRATCH.with_borrow_mut(|scratch| {
                 augment::apply(&image, &params, &self.augment, self.config.size, out, scratch);
@@ -196,6 +270,17 @@ impl Loader {
     }
 }
 
+/// Refuses a batch of which fewer than two images are `left`: there is nothing to contrast. Likewise a chunk of fewer than
+/// `least` views, which has no statistics, and one that lost images since the pass before.
+fn enough(batch: Batch, left: usize, first_pass: bool, least: usize) -> Made {
+    let rows = batch.ids.len() + batch.second.len();
+    if rows < least || batch.chunk.is_last() && left < 2 || !first_pass && !batch.bad.is_empty() {
+        let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        return Err((DataError::EmptyBatch { step: batch.step, first }, batch.bad));
+    }
+    Ok(batch)
+}
+
 fn worker_pool(threads: usize) -> Result<ThreadPool, DataError> {
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));
@@ -207,6 +292,7 @@ pub struct Batches {
     receiver: Receiver<Made>,
     producer: Option<JoinHandle<()>>,
     abandoned: Arc<AtomicBool>,
+    passes: usize,
     next_step: u64,
     end_step: u64,
     waited: Duration,
@@ -237,7 +323,11 @@ impl Iterator for Batches {
         let lost = || Err((DataError::WorkerLost { step: self.next_step }, Vec::new()));
         let made = self.receiver.recv().unwrap_or_else(|_| lost());
         self.waited += start.elapsed();
-        self.next_step = if made.is_ok() { self.next_step + 1 } else { self.end_step };
+        self.next_step = match &made {
+            Ok(batch) if batch.chunk.is_last() && batch.chunk.pass + 1 == self.passes => self.next_step + 1,
+            Ok(_) => self.next_step,
+            Err(_) => self.end_step,
+        };
         Some(made.map_err(|(error, left_out)| {
             self.left_out = left_out;
             error

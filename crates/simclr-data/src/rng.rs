@@ -13,9 +13,9 @@ pub struct Key {
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: u64,
-    /// Index of the image in its data set, or another purpose's number (see [`Key::order`]).
+    /// Index of the image in its data set, or another purpose's number (see [`Key::order`], [`Key::dealing`]).
     pub image: u64,
-    /// View of the image, 0 or 1.
+    /// View of the image, 0 or 1; the step in [`Key::dealing`].
     pub view: u64,
 }
 
@@ -23,6 +23,11 @@ impl Key {
     /// The stream that orders the images of an epoch. No image has this index.
     pub fn order(seed: u64, epoch: u64) -> Self {
         Self { seed, epoch, image: u64::MAX, view: 0 }
+    }
+
+    /// The stream that deals the views of a step's batch to chunks. No image has this index either.
+    pub fn dealing(seed: u64, epoch: u64, step: u64) -> Self {
+        Self { seed, epoch, image: u64::MAX - 1, view: step }
     }
 
     /// The generator of this key.

@@ -6,9 +6,7 @@ use std::{collections::HashMap, path::PathBuf};
 use safetensors::SafeTensors;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{
-        self, ColorModel, Crop, Interpolation, Jitter, Scratch, evaluation_view, evaluation_view_of,
-    },
+    augment::{self, ColorModel, Crop, Interpolation, Jitter, Scratch, evaluation_view, evaluation_view_of},
     rng::Key,
 };
 

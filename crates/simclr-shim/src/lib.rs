@@ -1,5 +1,12 @@
-//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, and loading the
-//! CUDA half of libtorch at run time. All `unsafe` code of the project is in this crate.
+//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
+//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, and hooks on gradients; and, with the
+//! feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
+
+mod batch_norm;
+mod gradient;
+pub mod hooks;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -8,6 +15,9 @@ use std::{
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
+
+pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+pub use gradient::backward;
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +33,7 @@ type Visit = extern "C" fn(*mut c_void, *const c_char, *mut C_tensor);
 
 unsafe extern "C" {
     fn simclr_free(text: *mut c_char);
+    fn simclr_message(text: *const c_char) -> *mut c_char;
     fn simclr_libtorch_folder() -> *mut c_char;
     fn simclr_libtorch_version() -> *mut c_char;
     fn simclr_cpu_capability() -> *mut c_char;
@@ -59,6 +70,12 @@ fn take(text: *mut c_char) -> Option<String> {
 
 fn check(message: *mut c_char) -> Result<(), ShimError> {
     take(message).map_or(Ok(()), |text| Err(ShimError(text)))
+}
+
+/// A text for C++ to take over.
+fn message(text: &CStr) -> *mut c_char {
+    // SAFETY: `text` is NUL-terminated and copied.
+    unsafe { simclr_message(text.as_ptr()) }
 }
 
 /// What became of `libtorch_cuda.so`.
@@ -113,6 +130,9 @@ pub fn load_cuda() -> Cuda {
 pub struct ScriptModule {
     module: *mut CModule,
 }
+
+// SAFETY: a module is reference-counted tensors and code; libtorch lets any thread run it, one at a time.
+unsafe impl Send for ScriptModule {}
 
 impl ScriptModule {
     /// Reads a `.pt` file onto the CPU.

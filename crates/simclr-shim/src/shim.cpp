@@ -1,6 +1,5 @@
-// The few calls of libtorch that tch lacks, behind a C interface. No exception leaves this file: every function that
-// can fail returns nullptr on success, else a message that the caller frees with simclr_free. Functions that answer
-// with a text return one to be freed likewise, or nullptr where there is none.
+// The few calls of libtorch that tch lacks, behind a C interface. Functions that can fail return a message (guard.h);
+// functions that answer with a text return one to be freed likewise, or nullptr where there is none.
 
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
@@ -9,53 +8,15 @@
 #include <torch/version.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <string>
-#include <vector>
+
+#include "guard.h"
+
+using simclr::guarded;
+using simclr::message;
+using simclr::text_or_null;
 
 namespace {
-
-char* message(const std::string& text) {
-    char* copy = static_cast<char*>(std::malloc(text.size() + 1));
-    if (copy == nullptr) std::abort();  // not even room to say so
-    std::memcpy(copy, text.c_str(), text.size() + 1);
-    return copy;
-}
-
-// c10::Error's what() carries a C++ stack; people need its first line. The TorchScript interpreter says first only that
-// something failed, then where in the module, and what in the last line.
-std::string first_line(const char* what) {
-    std::string text(what);
-    const std::string interpreter = "The following operation failed in the TorchScript interpreter";
-    if (text.compare(0, interpreter.size(), interpreter) == 0) {
-        size_t cause = text.rfind("Error: ");
-        if (cause != std::string::npos) text = text.substr(cause + 7);
-    }
-    return text.substr(0, text.find('\n'));
-}
-
-template <typename F>
-char* guarded(F f) {
-    try {
-        f();
-        return nullptr;
-    } catch (const c10::Error& error) {
-        return message(first_line(error.what_without_backtrace()));
-    } catch (const std::exception& error) {
-        return message(first_line(error.what()));
-    } catch (...) {
-        return message("unknown C++ exception");
-    }
-}
-
-template <typename F>
-char* text_or_null(F f) {
-    try {
-        return message(f());
-    } catch (...) {
-        return nullptr;
-    }
-}
 
 // Turns autocast on for one scope, and clears its weight cache at the end, as torch.autocast does.
 struct Autocast {
@@ -82,6 +43,9 @@ struct Autocast {
 extern "C" {
 
 void simclr_free(char* text) { std::free(text); }
+
+// A copy of `text` that simclr_free frees: how Rust hands a message over.
+char* simclr_message(const char* text) { return message(text); }
 
 // The folder of the libtorch_cpu that this process runs on.
 char* simclr_libtorch_folder() {

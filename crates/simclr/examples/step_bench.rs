@@ -62,7 +62,7 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
-    let device = choose_device(DeviceChoice::Auto)?;
+    let device = choose_device(DeviceChoice::Auto, 0)?;
     let (config, size) = encoder(&arguments.encoder)?;
     let model = SimClr::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
     let sgd = OptimConfig {
@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
-        let (_, z) = model.forward(&views, Mode::Train)?;
+        let (_, z) = model.forward(&views, &Mode::train())?;
         nt_xent(&z, &loss).loss.backward();
         optimizer.step(&model.params, LEARNING_RATE);
         if let Device::Cuda(index) = device {

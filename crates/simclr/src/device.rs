@@ -15,7 +15,7 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// The first CUDA device, or an error.
+    /// A CUDA device, or an error.
     Cuda,
 }
 
@@ -53,17 +53,18 @@ impl Precision {
     }
 }
 
-/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one.
+/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one. Of several GPUs, each
+/// process of a machine takes the one with its own number there, `local_rank`.
 ///
 /// # Errors
 /// Says why CUDA is not to be had, where it was asked for.
-pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
+pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, ConfigError> {
     if choice == DeviceChoice::Cpu {
         return Ok(Device::Cpu);
     }
     let cuda = simclr_shim::load_cuda();
     if tch::Cuda::is_available() {
-        return Ok(Device::Cuda(0));
+        return Ok(Device::Cuda(local_rank % tch::Cuda::device_count().max(1) as usize));
     }
     if choice == DeviceChoice::Auto {
         return Ok(Device::Cpu);
@@ -182,9 +183,9 @@ mod tests {
     /// Where no GPU answers, `auto` falls back and `cuda` says what is missing; where one does, both take it.
     #[test]
     fn a_device_that_is_asked_for_is_had_or_missed_with_a_reason() {
-        assert_eq!(choose_device(DeviceChoice::Cpu).unwrap(), Device::Cpu);
-        let auto = choose_device(DeviceChoice::Auto).unwrap();
-        match choose_device(DeviceChoice::Cuda) {
+        assert_eq!(choose_device(DeviceChoice::Cpu, 0).unwrap(), Device::Cpu);
+        let auto = choose_device(DeviceChoice::Auto, 0).unwrap();
+        match choose_device(DeviceChoice::Cuda, 0) {
             Ok(device) => assert_eq!(device, auto),
             Err(error) => {
                 assert_eq!(auto, Device::Cpu);

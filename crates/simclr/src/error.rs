@@ -112,6 +112,43 @@ pub enum CheckpointError {
     },
 }
 
+/// Processes that cannot train together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RanksError {
+    /// Started several times by a launcher, without MPI in this build.
+    #[error("{count} processes were started, but this simclr was built without MPI")]
+    NotBuilt {
+        /// How many.
+        count: usize,
+    },
+    /// Started several times by `srun` without PMIx.
+    #[error("srun started {count} processes that do not know each other")]
+    Unconnected {
+        /// How many.
+        count: usize,
+    },
+    /// MPI failed at the start.
+    #[error("{reason}")]
+    Mpi {
+        /// What it said.
+        reason: String,
+    },
+    /// Another process reads other images, or runs another version.
+    #[error("{what} differ: {here} here, {first} on rank 0")]
+    Differ {
+        /// What.
+        what: &'static str,
+        /// Here.
+        here: String,
+        /// On rank 0.
+        first: String,
+    },
+    /// Operating system.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
 /// A training run that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -145,6 +182,17 @@ pub enum TrainError {
         step: u64,
         /// File with the names of the batch's images.
         dump: PathBuf,
+    },
+    /// The processes of the run.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
+    /// Another process failed, and says so.
+    #[error("rank {rank}: {message}")]
+    Elsewhere {
+        /// Which.
+        rank: usize,
+        /// What it says.
+        message: String,
     },
     /// The run folder holds another run.
     #[error("run folder `{path}`: {reason}")]
@@ -257,6 +305,21 @@ impl CheckpointError {
     }
 }
 
+impl RanksError {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotBuilt { .. } => Some(
+                "install Open MPI and libclang, then `make build`; it switches MPI on where it finds mpicc"
+                    .into(),
+            ),
+            Self::Unconnected { .. } => Some("start it with `srun --mpi=pmix`, or with mpirun".into()),
+            Self::Differ { .. } => Some("every machine needs the same images and the same simclr".into()),
+            _ => None,
+        }
+    }
+}
+
 impl TrainError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
@@ -273,7 +336,8 @@ impl TrainError {
             Self::RunFolder { .. } => {
                 Some("a new run needs a new folder (--run); an old one goes on with --resume".into())
             }
-            Self::Torch(_) => None,
+            Self::Ranks(error) => error.hint(),
+            Self::Torch(_) | Self::Elsewhere { .. } => None,
         }
     }
 

@@ -119,14 +119,16 @@ impl Head {
         layers
     }
 
+    /// A handle to the same parameters.
+    pub fn shallow_clone(&self) -> Self {
+        Self { layers: self.layers.iter().map(Layer::shallow_clone).collect() }
+    }
+
     /// z `[B, D]` in f32, not normalised.
-    pub fn forward(&self, h: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
         let mut x = h.shallow_clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, mode, precision);
-            if index + 1 < self.layers.len() {
-                x = x.relu_();
-            }
+            x = layer.forward(&x, index + 1 < self.layers.len(), mode, precision);
         }
         x.to_kind(Kind::Float)
     }
@@ -160,11 +162,24 @@ impl Layer {
         Self { weight, bias, norm }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            norm: self.norm.as_ref().map(BatchNorm::shallow_clone),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, relu: bool, mode: &Mode, precision: Precision) -> Tensor {
         let kind = precision.kind();
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
-        let y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
-        self.norm.as_ref().map_or_else(|| y.shallow_clone(), |norm| norm.forward(&y, mode))
+        let mut y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
+        match &self.norm {
+            Some(norm) if relu => norm.forward_relu(&y, mode),
+            Some(norm) => norm.forward(&y, mode),
+            None if relu => y.relu_(),
+            None => y,
+        }
     }
 }
 
@@ -209,14 +224,15 @@ mod tests {
             ["head.0.weight", "head.1.weight", "head.1.bias", "classifier.weight", "classifier.bias"]
         );
         let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
-        let logits = head.forward(&h, Mode::Train, Precision::F32);
+        let logits = head.forward(&h, &Mode::train(), Precision::F32);
         assert_eq!((logits.size(), logits.abs().max().double_value(&[])), (vec![6, 7], 0.0));
     }
 
     #[test]
     fn shapes_and_the_identity() {
         let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
-        let z = |kind, layers| built(kind, layers, HeadNorm::All).0.forward(&h, Mode::Train, Precision::F32);
+        let z =
+            |kind, layers| built(kind, layers, HeadNorm::All).0.forward(&h, &Mode::train(), Precision::F32);
         assert_eq!(z(HeadKind::None, 2), h, "without a head z is h");
         for (kind, layers) in [(HeadKind::Linear, 1), (HeadKind::Nonlinear, 2), (HeadKind::Nonlinear, 3)] {
             assert_eq!(z(kind, layers).size(), [6, 3], "{kind:?} {layers}");
@@ -237,7 +253,7 @@ mod tests {
         let weight = |at: usize| &params.params()[at].tensor;
         let hidden = (h.matmul(&weight(0).tr()) + weight(1)).clamp_min(0.0);
         let expected = hidden.matmul(&weight(2).tr()) + weight(3);
-        let z = head.forward(&h, Mode::Train, Precision::F32);
+        let z = head.forward(&h, &Mode::train(), Precision::F32);
         assert!((z - expected).abs().max().double_value(&[]) < 1e-5);
     }
 }

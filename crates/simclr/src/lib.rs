@@ -23,7 +23,8 @@ pub mod nt_xent; // z [2N, D] -> loss
 pub mod objective; // z or logits -> what a step minimises
 pub mod optim; // who decays, how to step, how fast
 pub mod params; // named parameters and buffers
+pub mod ranks; // the processes of a run
 pub mod train; // the run
 
 pub use config::{Plan, RunConfig};
-pub use error::{CheckpointError, ConfigError, EvalError, ModelError, TrainError};
+pub use error::{CheckpointError, ConfigError, EvalError, ModelError, RanksError, TrainError};

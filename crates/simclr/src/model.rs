@@ -73,17 +73,50 @@ impl SimClr {
         Ok(Self { encoder, head, params, precision, frozen: task.frozen })
     }
 
+    /// The stages of [`SimClr::forward`], for a thread of its own; none of a TorchScript module.
+    pub fn stages(&self) -> Option<Stages> {
+        let (encoder, head) = (self.encoder.shallow_clone()?, self.head.shallow_clone());
+        Some(Stages { encoder, head, precision: self.precision })
+    }
+
     /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm sees both views together.
     ///
     /// # Errors
     /// See [`Encoder::forward`].
-    pub fn forward(&self, views: &Tensor, mode: Mode) -> Result<(Tensor, Tensor), ModelError> {
+    pub fn forward(&self, views: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
         let h = if self.frozen {
-            tch::no_grad(|| self.encoder.forward(views, Mode::Eval, self.precision))?
+            tch::no_grad(|| self.encoder.forward(views, &Mode::Eval, self.precision))?
         } else {
             self.encoder.forward(views, mode, self.precision)?
         };
         let z = self.head.forward(&h, mode, self.precision);
         Ok((h, z))
+    }
+}
+
+/// Handles to the parameters of a model, walked stage by stage: those of the encoder, then the head. The last but one gives
+/// h, the last one z.
+#[derive(Debug)]
+pub struct Stages {
+    encoder: Encoder,
+    head: Head,
+    precision: Precision,
+}
+
+impl Stages {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.encoder.stages() + 1
+    }
+
+    /// One stage: views `[B, C, S, S]` for the first, else what the one before gave.
+    ///
+    /// # Errors
+    /// See [`Encoder::forward`].
+    pub fn run(&self, index: usize, x: &Tensor, mode: &Mode) -> Result<Tensor, ModelError> {
+        if index < self.encoder.stages() {
+            return self.encoder.stage(index, x, mode, self.precision);
+        }
+        Ok(self.head.forward(x, mode, self.precision))
     }
 }

@@ -1,4 +1,8 @@
 //! NT-Xent, the normalised temperature-scaled cross entropy (paper section 2.1; google-research/simclr `objective.py`).
+//!
+//! The `[2N, 2N]` matrix of similarities is never whole: two passes walk it tile by tile, the first for the sum
+//! of exponentials of every row, the second for the gradient, whose closed form (spec 3.4) needs nothing else. So memory is O(N D). The
+//! matrix is symmetric, so with all rows at hand only the tiles on and above the diagonal are made.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -31,40 +35,96 @@ pub enum LossScale {
     Official,
 }
 
-/// The loss of `z` `[2N, D]`, rows `i` and `i + N` being two views of one image, and what is watched (spec 3.5).
+impl LossScale {
+    /// The loss in this scale over the mean over anchors.
+    pub fn factor(self) -> f64 {
+        match self {
+            Self::Paper => 1.0,
+            Self::Official => 2.0,
+        }
+    }
+}
+
+/// Those whose views stand against each other: processes that hold a part of the batch each.
+///
+/// Every member calls it the same number of times in the same order.
+pub trait Gather {
+    /// Own rows `[2m, ..]`, m first views and then the m second views, to those of all members `[2N, ..]`: all first views
+    /// in the order of the members, then all second views. No gradient flows.
+    fn gather(&self, own: &Tensor) -> Tensor;
+
+    /// How many images the members before this one hold.
+    fn first(&self) -> i64;
+}
+
+/// One process that holds the whole batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone;
+
+impl Gather for Alone {
+    fn gather(&self, own: &Tensor) -> Tensor {
+        own.shallow_clone()
+    }
+
+    fn first(&self) -> i64 {
+        0
+    }
+}
+
+/// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and what is watched (spec 3.5).
+///
+/// Where several members share a batch of N images, loss and accuracy are this member's share, to be added up; the
+/// gradient is that of the whole loss.
 #[derive(Debug)]
 pub struct NtXent {
-    /// Scalar with gradient, f32.
+    /// `[]`, f32. Its graph leads to `z` alone.
     pub loss: Tensor,
-    /// Contrastive accuracy over the N views of the other side, `[]`, no gradient.
+    /// Contrastive accuracy over the N views of the other side, `[]`, f32, no gradient. A tie counts as wrong.
     pub accuracy: Tensor,
 }
 
 /// Added under the root of the norm, as TensorFlow's `l2_normalize` does (its default epsilon).
 const NORM_EPSILON: f64 = 1e-12;
 
-/// Computes the loss in f32, whatever the type of `z`.
-///
-/// One `[2N, 2N]` matrix of similarities; the anchor itself is masked to minus infinity before the soft-max, so no
-/// gradient flows through it, and the log-sum-exp is libtorch's, which subtracts the row maximum.
+/// Side of a tile of similarities: two tiles in f32 are 8 MiB, which a processor's last cache holds.
+const TILE: i64 = 1024;
+
+/// The loss of a whole batch, computed in f32 whatever the type of `z`.
 ///
 /// # Panics
 /// If `z` does not have an even number of rows: a batch is made of pairs.
 pub fn nt_xent(z: &Tensor, config: &LossConfig) -> NtXent {
-    let (rows, device) = (z.size()[0], z.device());
+    nt_xent_among(z, config, &Alone)
+}
+
+/// [`nt_xent`] of a batch whose rows lie with several members: each computes the anchors that it owns.
+///
+/// Rows are gathered once and the sums of their exponentials once. With these, an anchor's gradient as negative of all others follows
+/// from its own row, as similarities are symmetric; so no gradient has to travel back.
+///
+/// # Panics
+/// If `z` does not have an even number of rows: a batch is made of pairs.
+pub fn nt_xent_among(z: &Tensor, config: &LossConfig, members: &dyn Gather) -> NtXent {
+    let rows = z.size()[0];
     assert!(rows >= 2 && rows % 2 == 0, "rows i and i + N are two views of one image, got {rows} rows");
-    let n = rows / 2;
-    let z = z.to_kind(Kind::Float);
-    let z = if config.normalize { l2_normalize(&z) } else { z };
-    let itself = Tensor::eye(rows, (Kind::Bool, device));
-    let logits = (z.matmul(&z.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY); // [2N, 2N]
-    let other_view = Tensor::arange(rows, (Kind::Int64, device)).roll([n], [0]); // row i -> i + N mod 2N
-    let mean = logits.cross_entropy_loss(&other_view, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0);
-    let loss = match config.scale {
-        LossScale::Paper => mean,
-        LossScale::Official => mean * 2.0,
-    };
-    NtXent { loss, accuracy: contrastive_accuracy(&logits.detach(), n) }
+    let z = z.to_kind(Kind::Float); // with graph
+    let (loss, accuracy, gradient) = tch::no_grad(|| {
+        let rows = Unit::new(&z, config.normalize);
+        let contrast = Contrast::new(&rows.unit, members, config.temperature);
+        let Anchors { sums, loss, right } = contrast.anchors();
+        let anchors = contrast.all.size()[0] as f64;
+        let scale = config.scale.factor() / anchors;
+        let all_sums = members.gather(&sums);
+        let gradient = contrast.gradient(&sums, &all_sums) * (scale / config.temperature);
+        let accuracy = right.sum(Kind::Float) * (2.0 / anchors);
+        ((loss * scale).to_kind(Kind::Float), accuracy, rows.back(&gradient))
+    });
+    NtXent { loss: with_gradient(&z, &gradient) + loss, accuracy }
+}
+
+/// Zero, whose gradient at `z` is `gradient`: how a gradient that is known already enters a graph.
+pub fn with_gradient(z: &Tensor, gradient: &Tensor) -> Tensor {
+    ((z - z.detach()) * gradient).sum(Kind::Float)
 }
 
 /// Rows to unit length, `[B, D]`.
@@ -73,8 +133,208 @@ pub fn l2_normalize(z: &Tensor) -> Tensor {
     z * squares.clamp_min(NORM_EPSILON).rsqrt()
 }
 
-/// Share of first views whose most similar second view is their own: N candidates (official `model.py`).
-fn contrastive_accuracy(logits: &Tensor, n: i64) -> Tensor {
-    let best = logits.narrow(0, 0, n).narrow(1, n, n).argmax(1, false);
-    best.eq_tensor(&Tensor::arange(n, (Kind::Int64, logits.device()))).to_kind(Kind::Float).mean(Kind::Float)
+/// Rows `[B, D]` at unit length, and what leads a gradient back to the rows as they came.
+struct Unit {
+    unit: Tensor,
+    /// 1 / |z| `[B, 1]`, and whether a row is long enough for its length to count.
+    inverse: Option<(Tensor, Tensor)>,
+}
+
+impl Unit {
+    fn new(z: &Tensor, normalize: bool) -> Self {
+        if !normalize {
+            return Self { unit: z.contiguous(), inverse: None };
+        }
+        let squares = (z * z).sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
+        let inverse = squares.clamp_min(NORM_EPSILON).rsqrt();
+        let long = squares.gt(NORM_EPSILON).to_kind(Kind::Float);
+        Self { unit: (z * &inverse).contiguous(), inverse: Some((inverse, long)) }
+    }
+
+    /// The gradient at z from that at the unit rows: what would only lengthen a row has no effect (spec 3.4).
+    fn back(&self, gradient: &Tensor) -> Tensor {
+        let Some((inverse, long)) = &self.inverse else { return gradient.shallow_clone() };
+        let along = (gradient * &self.unit).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * long;
+        (gradient - &self.unit * along) * inverse
+    }
+}
+
+/// Own rows against all rows.
+struct Contrast {
+    /// Own rows over the temperature, `[2m, D]`.
+    own: Tensor,
+    /// `[2N, D]`.
+    all: Tensor,
+    /// Images before the own ones.
+    first: i64,
+    /// Room for two tiles.
+    room: [Tensor; 2],
+}
+
+/// What the own anchors find.
+struct Anchors {
+    /// Of every anchor's logits but its own: the largest, and the sum of exp(logit - largest), `[2m, 2]`. The logarithm of
+    /// the whole sum in one f32 would round away what a confident anchor has still to learn.
+    sums: Tensor,
+    /// Sum of their losses, `[]`, f64.
+    loss: Tensor,
+    /// Whether the most similar second view is the own one, of every own first view, `[m]`.
+    right: Tensor,
+}
+
+/// A rectangle of the matrix of similarities that lies within one view downwards and within one across.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    /// First own row, and rows.
+    row: (i64, i64),
+    /// First column among all, and columns.
+    column: (i64, i64),
+    /// Where an anchor meets itself: the number of the tile's diagonal.
+    itself: i64,
+    /// Where an anchor meets the other view of its image.
+    partner: i64,
+    /// Whether the tile stands for its mirror image too.
+    mirrored: bool,
+    /// Whether first views meet second views here.
+    crossed: bool,
+}
+
+impl Contrast {
+    fn new(own: &Tensor, members: &dyn Gather, temperature: f64) -> Self {
+        let all = members.gather(own);
+        let side = TILE.min(all.size()[0] / 2);
+        let room = [(); 2].map(|()| Tensor::empty([side * side], (Kind::Float, own.device())));
+        Self { own: own / temperature, all, first: members.first(), room }
+    }
+
+    /// Own images and all images.
+    fn images(&self) -> (i64, i64) {
+        (self.own.size()[0] / 2, self.all.size()[0] / 2)
+    }
+
+    /// All tiles; where the own rows are all rows, those on and above the diagonal.
+    fn tiles(&self) -> impl Iterator<Item = Tile> {
+        let ((own, all), first) = (self.images(), self.first);
+        let starts = |images: i64| {
+            (0..2).flat_map(move |view| (0..images).step_by(TILE as usize).map(move |i| (view, i)))
+        };
+        let whole = own == all;
+        let tile = move |(view, i): (i64, i64), (other, k): (i64, i64)| {
+            let (row, column) = (view * own + i, other * all + k);
+            let among_all = view * all + first + i;
+            Tile {
+                row: (row, TILE.min(own - i)),
+                column: (column, TILE.min(all - k)),
+                itself: among_all - column,
+                partner: (among_all + all) % (2 * all) - column,
+                mirrored: whole && column > row,
+                crossed: (view, other) == (0, 1),
+            }
+        };
+        let tiles = starts(own).flat_map(move |row| starts(all).map(move |column| tile(row, column)));
+        tiles.filter(move |tile| !whole || tile.column.0 >= tile.row.0)
+    }
+
+    /// Room for a tile.
+    fn room(&self, index: usize, tile: Tile) -> Tensor {
+        let (rows, columns) = (tile.row.1, tile.column.1);
+        self.room[index].narrow(0, 0, rows * columns).view([rows, columns])
+    }
+
+    /// Similarities over the temperature, an anchor with itself masked to minus infinity, so that it takes part in
+    /// nothing.
+    fn logits(&self, tile: Tile) -> Tensor {
+        let (rows, columns) = (narrow(&self.own, tile.row), narrow(&self.all, tile.column));
+        let logits = rows.mm_out(&self.room(0, tile), &columns.tr());
+        let _ = logits.diagonal(tile.itself, 0, 1).fill_(f64::NEG_INFINITY);
+        logits
+    }
+
+    /// The first pass.
+    fn anchors(&self) -> Anchors {
+        let (own, _) = self.images();
+        let mut sums = LogSums::new(2 * own, &self.own);
+        let lowest = |rows: i64| Tensor::full([rows], f64::NEG_INFINITY, (Kind::Float, self.own.device()));
+        let (partners, others) = (lowest(2 * own), lowest(own));
+        for tile in self.tiles() {
+            let (logits, spare) = (self.logits(tile), self.room(1, tile));
+            sums.add(&logits, tile.row, 1, &spare);
+            if tile.mirrored {
+                sums.add(&logits, tile.column, 0, &spare);
+            }
+            let mut met = logits.diagonal(tile.partner, 0, 1);
+            if met.numel() > 0 {
+                let here = |start: i64| partners.narrow(0, start, met.size()[0]);
+                here(tile.row.0 + (-tile.partner).max(0)).copy_(&met);
+                if tile.mirrored {
+                    here(tile.column.0 + tile.partner.max(0)).copy_(&met);
+                }
+                let _ = met.fill_(f64::NEG_INFINITY);
+            }
+            if tile.crossed {
+                let mut best = narrow(&others, tile.row);
+                best.copy_(&best.maximum(&logits.amax([1i64].as_slice(), false)));
+            }
+        }
+        let losses = (&sums.largest - &partners) + sums.sum.log();
+        Anchors {
+            sums: Tensor::stack(&[sums.largest, sums.sum], 1),
+            loss: losses.sum(Kind::Double),
+            right: partners.narrow(0, 0, own).gt_tensor(&others),
+        }
+    }
+
+    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (spec 3.4); the sums of the
+    /// own anchors and of all.
+    fn gradient(&self, own_sums: &Tensor, all_sums: &Tensor) -> Tensor {
+        let split = |sums: &Tensor| (sums.select(1, 0).contiguous(), sums.select(1, 1).reciprocal());
+        let ((own_largest, own_inverse), (all_largest, all_inverse)) = (split(own_sums), split(all_sums));
+        let gradient = self.own.zeros_like();
+        for tile in self.tiles() {
+            let (mut logits, by_row) = (self.logits(tile), self.room(1, tile));
+            let down = |of_rows: &Tensor| narrow(of_rows, tile.row).unsqueeze(1);
+            // Whichever of the two is the anchor, the exponent is at most 0.
+            let _ = logits.sub_out(&by_row, &down(&own_largest)).exp_();
+            let mut weights = logits.g_sub_(&narrow(&all_largest, tile.column)).exp_();
+            let _ = weights.g_mul_(&narrow(&all_inverse, tile.column)).addcmul_(&by_row, &down(&own_inverse));
+            let _ = weights.diagonal(tile.partner, 0, 1).g_sub_scalar_(2.0);
+            let _ = narrow(&gradient, tile.row).addmm_(&weights, &narrow(&self.all, tile.column));
+            if tile.mirrored {
+                let _ = narrow(&gradient, tile.column).addmm_(&weights.tr(), &narrow(&self.all, tile.row));
+            }
+        }
+        gradient
+    }
+}
+
+fn narrow(tensor: &Tensor, (start, length): (i64, i64)) -> Tensor {
+    tensor.narrow(0, start, length)
+}
+
+/// ln of sums of exponentials that arrive in parts: the largest term so far, and the sum of the terms over its exponential.
+struct LogSums {
+    largest: Tensor,
+    sum: Tensor,
+}
+
+impl LogSums {
+    fn new(rows: i64, like: &Tensor) -> Self {
+        let options = (Kind::Float, like.device());
+        // The lowest number instead of minus infinity: differences stay numbers.
+        Self {
+            largest: Tensor::full([rows], f64::from(f32::MIN), options),
+            sum: Tensor::zeros([rows], options),
+        }
+    }
+
+    /// Adds the terms of `logits` along its dimension `along` to the rows `rows`.
+    fn add(&mut self, logits: &Tensor, rows: (i64, i64), along: i64, spare: &Tensor) {
+        let (mut largest, mut sum) = (narrow(&self.largest, rows), narrow(&self.sum, rows));
+        let now = largest.maximum(&logits.amax([along].as_slice(), false));
+        let terms = logits.sub_out(spare, &now.unsqueeze(along)).exp_();
+        let terms = terms.sum_dim_intlist([along].as_slice(), false, Kind::Float);
+        let before = &sum * (&largest - &now).exp();
+        sum.copy_(&(before + terms));
+        largest.copy_(&now);
+    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::nt_xent::{LossConfig, LossScale, NtXent, nt_xent};
+use crate::nt_xent::{Gather, LossConfig, LossScale, NtXent, nt_xent_among};
 
 /// `[task]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -77,20 +77,22 @@ pub struct Value {
 }
 
 impl Objective {
-    /// Of `z`: `[2N, D]` projections, or `[N, K]` logits of the images `ids`.
-    pub fn of(&self, z: &Tensor, ids: &[usize]) -> Value {
+    /// Of `z`: `[2m, D]` projections, or `[m, K]` logits of the images `ids`, which are this member's of a batch of
+    /// `images`. The values of all members add up to those of the batch.
+    pub fn of(&self, z: &Tensor, ids: &[usize], members: &dyn Gather, images: usize) -> Value {
         match self {
             Self::Contrastive(config) => {
-                let NtXent { loss, accuracy } = nt_xent(z, config);
+                let NtXent { loss, accuracy } = nt_xent_among(z, config, members);
                 Value { loss, accuracy }
             }
             Self::Supervised { labels, .. } => {
                 let labels: Vec<i64> = ids.iter().map(|&id| labels[id]).collect();
                 let labels = Tensor::from_slice(&labels).to_device(z.device());
                 let logits = z.to_kind(Kind::Float);
-                let loss = logits.cross_entropy_for_logits(&labels);
+                let share = ids.len() as f64 / images as f64;
+                let loss = logits.cross_entropy_for_logits(&labels) * share;
                 let right = logits.detach().argmax(1, false).eq_tensor(&labels);
-                Value { loss, accuracy: right.to_kind(Kind::Float).mean(Kind::Float) }
+                Value { loss, accuracy: right.to_kind(Kind::Float).mean(Kind::Float) * share }
             }
         }
     }
@@ -110,13 +112,14 @@ impl Objective {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nt_xent::Alone;
 
     /// Two images, three classes, by hand: -ln softmax.
     #[test]
     fn cross_entropy_by_hand() {
         let objective = Objective::Supervised { labels: vec![9, 2, 0], classes: 3 };
         let logits = Tensor::from_slice(&[1.0f32, 0.0, 2.0, 0.5, 0.5, 0.0]).view([2, 3]);
-        let value = objective.of(&logits, &[1, 2]);
+        let value = objective.of(&logits, &[1, 2], &Alone, 2);
         let row = |x: [f64; 3], y: usize| x.iter().map(|v| v.exp()).sum::<f64>().ln() - x[y];
         let expected = (row([1.0, 0.0, 2.0], 2) + row([0.5, 0.5, 0.0], 0)) / 2.0;
         assert!((value.loss.double_value(&[]) - expected).abs() < 1e-6);

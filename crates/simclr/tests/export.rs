@@ -30,7 +30,7 @@ fn the_frozen_encoder_is_the_one_of_the_checkpoint() {
     let (run, model) = fixtures::run(folder.path(), "conv-c3");
     let frozen = load_encoder(&run).unwrap();
     let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
-    let want = tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, Precision::F32)).unwrap();
+    let want = tch::no_grad(|| model.encoder.forward(&images, &Mode::Eval, Precision::F32)).unwrap();
     assert_eq!(frozen.forward(&images).unwrap(), want);
     assert_eq!((frozen.origin().step, frozen.origin().total_steps), (7, Some(9)));
 }

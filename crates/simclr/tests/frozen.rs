@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use simclr::{
     RunConfig,
-    encoder::Mode,
     data::{DataError, Dataset, Image, Sample, dataset::Source},
+    encoder::Mode,
     eval::{
         features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
         knn::{knn_predict, precision_at_k},
@@ -103,7 +103,7 @@ fn a_changed_statistic_would_be_seen() {
     let other = random("conv-c3", 1);
     assert!(!frozen.differs(other.model()));
     let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
-    let _ = tch::no_grad(|| frozen.model().forward(&images, Mode::Train)).unwrap();
+    let _ = tch::no_grad(|| frozen.model().forward(&images, &Mode::train())).unwrap();
     let changed: Vec<_> = before.iter().zip(bytes(&frozen)).filter(|(was, is)| **was != *is).collect();
     assert!(!changed.is_empty() && changed.iter().all(|(was, _)| was.0.contains("running_")));
     assert!(frozen.fingerprint() != fingerprint && frozen.differs(other.model()));

@@ -105,7 +105,7 @@ fn forward_loss_every_gradient_and_running_statistics() {
     let golden = golden("model.safetensors");
     for Case { name, config, shape } in cases() {
         let model = build(&config, (shape[1], shape[2]), Precision::F32);
-        let (h, z) = model.forward(&images(&shape, 0.3), Mode::Train).unwrap();
+        let (h, z) = model.forward(&images(&shape, 0.3), &Mode::train()).unwrap();
         let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
         loss.backward();
         let get = |what: &str| named(&golden, &format!("{name}.{what}"));
@@ -146,8 +146,9 @@ fn forward_loss_every_gradient_and_running_statistics() {
             model.params.buffers().iter().map(|(_, b)| b.sum(Kind::Double).double_value(&[])).collect();
         far("buffer_sums", &Tensor::from_slice(&sums));
         let before: Vec<Tensor> = model.params.buffers().iter().map(|(_, buffer)| buffer.copy()).collect();
-        let h =
-            tch::no_grad(|| model.encoder.forward(&images(&shape, 0.3), Mode::Eval, Precision::F32).unwrap());
+        let h = tch::no_grad(|| {
+            model.encoder.forward(&images(&shape, 0.3), &Mode::Eval, Precision::F32).unwrap()
+        });
         far("h_eval", &first_columns(&h));
         for (kept, (buffer, now)) in before.iter().zip(model.params.buffers()) {
             assert_eq!(kept, now, "{name}: inference changed {buffer}");
@@ -164,7 +165,7 @@ fn bf16_follows_f32() {
     for Case { name, config, shape } in cases().into_iter().take(3) {
         let loss = |precision| {
             let model = build(&config, (shape[1], shape[2]), precision);
-            let (h, z) = model.forward(&images(&shape, 0.3), Mode::Train).unwrap();
+            let (h, z) = model.forward(&images(&shape, 0.3), &Mode::train()).unwrap();
             assert_eq!((h.kind(), z.kind()), (Kind::Float, Kind::Float), "{name}");
             let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
@@ -199,7 +200,7 @@ fn ten_steps_of_sgd_follow_pytorchs_curve() {
     let curve: Vec<f64> = (0..10)
         .map(|step| {
             let (_, z) =
-                model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), Mode::Train).unwrap();
+                model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), &Mode::train()).unwrap();
             let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
             optimizer.step(&model.params, 0.05);
@@ -215,8 +216,8 @@ fn ten_steps_of_sgd_follow_pytorchs_curve() {
 fn views_encoded_apart_have_other_statistics() {
     let model = build(&encoder(EncoderName::ConvC3, Stem::Auto, Padding::Symmetric), (3, 16), Precision::F32);
     let views = images(&[8, 3, 16, 16], 0.3);
-    let together = model.encoder.forward(&views, Mode::Train, Precision::F32).unwrap();
-    let half = |at| model.encoder.forward(&views.narrow(0, at, 4), Mode::Train, Precision::F32).unwrap();
+    let together = model.encoder.forward(&views, &Mode::train(), Precision::F32).unwrap();
+    let half = |at| model.encoder.forward(&views.narrow(0, at, 4), &Mode::train(), Precision::F32).unwrap();
     let apart = Tensor::cat(&[half(0), half(4)], 0);
     assert!(relative(&apart, &together) > 1e-3);
 }
@@ -270,14 +271,14 @@ fn a_torchscript_module_trains_and_stays_still_in_inference() {
         let encoder = Encoder::new(&config, 3, 16, &mut params).unwrap();
         let x = images(&[4, 3, 16, 16], 0.3);
         let expected = named(&golden("script.safetensors"), "h_eval").shallow_clone();
-        let h = encoder.forward(&x, Mode::Eval, precision).unwrap();
+        let h = encoder.forward(&x, &Mode::Eval, precision).unwrap();
         let allowed = if precision == Precision::F32 { 1e-5 } else { 2e-2 };
         assert!(relative(&h, &expected) < allowed, "{}", relative(&h, &expected));
         let state = |params: &Params| params.named().map(|(_, t)| t.detach().copy()).collect::<Vec<_>>();
         let before = state(&params);
-        let _ = encoder.forward(&x, Mode::Eval, precision).unwrap();
+        let _ = encoder.forward(&x, &Mode::Eval, precision).unwrap();
         assert_eq!(before, state(&params), "inference changes nothing");
-        encoder.forward(&x, Mode::Train, precision).unwrap().square().sum(Kind::Float).backward();
+        encoder.forward(&x, &Mode::train(), precision).unwrap().square().sum(Kind::Float).backward();
         let mut optimizer = Optimizer::new(&OptimConfig::default(), &params);
         optimizer.step(&params, 0.1);
         let changed = state(&params).iter().zip(&before).filter(|(a, b)| a != b).count();

@@ -65,7 +65,7 @@ fn the_width_multiplier_multiplies_every_layer() {
         let inner = shape(&params, "encoder.layer4.0.conv2.weight");
         assert_eq!(inner, [8 * base, 8 * base, 3, 3]);
         let images = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
-        let h = encoder.forward(&images, Mode::Train, Precision::F32).unwrap();
+        let h = encoder.forward(&images, &Mode::train(), Precision::F32).unwrap();
         assert_eq!((h.size(), h.kind()), (vec![2, features], Kind::Float));
     }
 }
@@ -81,7 +81,7 @@ fn the_stem_goes_by_size_unless_it_is_named() {
         let (encoder, params) = build(&config, 1, size);
         assert_eq!(shape(&params, "encoder.conv1.weight"), [8, 1, kernel, kernel], "{stem:?} {size}");
         let images = Tensor::rand([2, 1, size, size], (Kind::Float, Device::Cpu));
-        let h = encoder.forward(&images, Mode::Train, Precision::F32).unwrap();
+        let h = encoder.forward(&images, &Mode::train(), Precision::F32).unwrap();
         assert_eq!(h.size(), [2, 64], "{stem:?} {size}");
     }
 }

@@ -1,8 +1,13 @@
 //! NT-Xent against published values, a plain f64 oracle, finite differences and its own symmetries.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::{Barrier, Mutex};
+
 use proptest::prelude::*;
-use simclr::nt_xent::{LossConfig, LossScale, nt_xent};
+use simclr::{
+    data::rng::Key,
+    nt_xent::{Gather, LossConfig, LossScale, NtXent, nt_xent, nt_xent_among},
+};
 use tch::{Kind, Tensor};
 
 fn config(temperature: f64) -> LossConfig {
@@ -197,4 +202,191 @@ proptest! {
             prop_assert!((loss(&other) - whole).abs() < 1e-5, "{} {whole}", loss(&other));
         }
     }
+}
+
+/// The formula in f64 with the whole matrix, through autograd: loss and gradient at `z`.
+fn whole_matrix(z: &Tensor, config: &LossConfig, kind: Kind) -> (f64, Tensor) {
+    let leaf = z.detach().to_kind(kind).set_requires_grad(true);
+    let rows = leaf.size()[0];
+    let unit = match config.normalize {
+        true => &leaf / (&leaf * &leaf).sum_dim_intlist([1i64].as_slice(), true, kind).sqrt(),
+        false => leaf.shallow_clone(),
+    };
+    let itself = Tensor::eye(rows, (Kind::Bool, leaf.device()));
+    let logits = (unit.matmul(&unit.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY);
+    let partner = Tensor::arange(rows, (Kind::Int64, leaf.device())).roll([rows / 2], [0]);
+    let mean = logits.cross_entropy_loss(&partner, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0);
+    let loss = if config.scale == LossScale::Official { mean * 2.0 } else { mean };
+    loss.backward();
+    (loss.double_value(&[]), leaf.grad())
+}
+
+fn random_rows(rows: i64, columns: i64, seed: u64, length: f64) -> Tensor {
+    // Not libtorch's generator, which tests that run side by side would share.
+    let mut stream = Key { seed, epoch: 0, image: 0, view: 0 }.stream();
+    let values: Vec<f32> = (0..rows * columns).map(|_| stream.uniform(-1.0, 1.0) * length as f32).collect();
+    Tensor::from_slice(&values).view([rows, columns])
+}
+
+/// |a - b| / |b|.
+fn relative(found: &Tensor, expected: &Tensor) -> f64 {
+    let expected = expected.to_kind(Kind::Double);
+    ((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).double_value(&[])
+}
+
+fn both(z: &Tensor, config: &LossConfig) -> (f64, Tensor) {
+    let leaf = z.detach().set_requires_grad(true);
+    let loss = nt_xent(&leaf, config).loss;
+    loss.backward();
+    (loss.double_value(&[]), leaf.grad())
+}
+
+/// Views that are near their partner, as in training, or not at all; sizes that end inside a tile, at its edge and just
+/// behind it.
+#[test]
+fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
+    for (n, d) in [(1, 8), (2, 3), (37, 16), (1023, 8), (1024, 8), (1025, 8), (2500, 24)] {
+        for (temperature, scale, near) in
+            [(0.01, LossScale::Paper, 0.5), (0.1, LossScale::Official, 2.0), (1.0, LossScale::Paper, 2.0)]
+        {
+            let config = LossConfig { temperature, scale, normalize: true };
+            let first = random_rows(n, d, 1, 1.0);
+            let second = &first + random_rows(n, d, 2, near);
+            let z = Tensor::cat(&[first, second], 0);
+            let (loss, gradient) = both(&z, &config);
+            let (expected, by_autograd) = whole_matrix(&z, &config, Kind::Double);
+            let case = format!("N = {n}, tau = {temperature}");
+            assert!((loss - expected).abs() <= 1e-4 * expected.abs().max(1e-2), "{case}: {loss} {expected}");
+            // With one image the gradient is zero, with two a small tau makes it smaller than f32 holds 1 - p.
+            if n > 2 {
+                let error = relative(&gradient, &by_autograd);
+                assert!(error < 1e-4, "{case}: gradient off by {error:e}");
+            }
+        }
+    }
+}
+
+/// Without normalisation logits are as large as z makes them: hundreds here, where exp alone would overflow.
+#[test]
+fn large_logits_agree_with_f64() {
+    for (n, length, temperature) in [(300, 6.0, 0.5), (1100, 10.0, 1.0)] {
+        let config = LossConfig { temperature, scale: LossScale::Paper, normalize: false };
+        let first = random_rows(n, 16, 3, length);
+        let z = Tensor::cat(&[&first, &(&first + random_rows(n, 16, 4, length))], 0);
+        let (loss, gradient) = both(&z, &config);
+        let (expected, by_autograd) = whole_matrix(&z, &config, Kind::Double);
+        assert!((loss / expected - 1.0).abs() < 1e-4, "{loss} {expected}");
+        let error = relative(&gradient, &by_autograd);
+        assert!(error < 1e-4, "gradient off by {error:e}");
+    }
+}
+
+/// In f32 both forms differ by rounding only, and the tiles are not the worse of the two.
+#[test]
+fn no_less_precise_than_the_whole_matrix_in_f32() {
+    let config = config(0.1);
+    let first = random_rows(1500, 32, 5, 1.0);
+    let z = Tensor::cat(&[&first, &(&first + random_rows(1500, 32, 6, 0.7))], 0);
+    let (_, exact) = whole_matrix(&z, &config, Kind::Double);
+    let (_, in_f32) = whole_matrix(&z, &config, Kind::Float);
+    let (_, tiled) = both(&z, &config);
+    let (tiled, in_f32) = (relative(&tiled, &exact), relative(&in_f32, &exact));
+    assert!(tiled < 1e-5 && tiled < 3.0 * in_f32, "tiled {tiled:e}, whole {in_f32:e}");
+}
+
+/// Members of a batch as threads that wait for each other.
+struct Member<'a> {
+    own: usize,
+    images: &'a [i64],
+    slots: &'a Mutex<Vec<Option<Tensor>>>,
+    barrier: &'a Barrier,
+}
+
+impl Gather for Member<'_> {
+    fn gather(&self, own: &Tensor) -> Tensor {
+        self.slots.lock().unwrap()[self.own] = Some(own.shallow_clone());
+        self.barrier.wait();
+        let side = |view: i64| {
+            let slots = self.slots.lock().unwrap();
+            let parts = slots.iter().zip(self.images);
+            parts.map(|(part, &m)| part.as_ref().unwrap().narrow(0, view * m, m)).collect::<Vec<_>>()
+        };
+        let all = Tensor::cat(&[side(0), side(1)].into_iter().flatten().collect::<Vec<_>>(), 0);
+        self.barrier.wait();
+        all
+    }
+
+    fn first(&self) -> i64 {
+        self.images[..self.own].iter().sum()
+    }
+}
+
+/// Shares of loss and accuracy add up to the whole's, gradients are the whole's: also with members of unequal size.
+#[test]
+fn members_that_own_rows_each_agree_with_the_whole() {
+    for images in [&[5i64, 5][..], &[3, 1, 6], &[1030, 200, 1100, 7]] {
+        let n: i64 = images.iter().sum();
+        let first = random_rows(n, 16, 7, 1.0);
+        let z = Tensor::cat(&[&first, &(&first + random_rows(n, 16, 8, 1.0))], 0);
+        let config = config(0.2);
+        let (loss, gradient) = both(&z, &config);
+        let accuracy = nt_xent(&z, &config).accuracy.double_value(&[]);
+        let (slots, barrier) =
+            (Mutex::new(images.iter().map(|_| None).collect()), Barrier::new(images.len()));
+        let shares: Vec<_> = std::thread::scope(|scope| {
+            let started: Vec<_> = (0..images.len())
+                .map(|own| {
+                    let member = Member { own, images, slots: &slots, barrier: &barrier };
+                    let own =
+                        Tensor::cat(&[0, n].map(|side| z.narrow(0, side + member.first(), images[own])), 0);
+                    let config = config.clone();
+                    scope.spawn(move || {
+                        let own = own.detach().set_requires_grad(true);
+                        let NtXent { loss, accuracy } = nt_xent_among(&own, &config, &member);
+                        loss.backward();
+                        (loss.double_value(&[]), accuracy.double_value(&[]), own.grad())
+                    })
+                })
+                .collect();
+            started.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let sum = |share: fn(&(f64, f64, Tensor)) -> f64| shares.iter().map(share).sum::<f64>();
+        assert!((sum(|share| share.0) - loss).abs() < 1e-5, "{} {loss}", sum(|share| share.0));
+        assert!((sum(|share| share.1) - accuracy).abs() < 1e-6, "{} {accuracy}", sum(|share| share.1));
+        assert!(accuracy > 0.05 && accuracy < 1.0, "{accuracy}");
+        let side =
+            |view: i64| shares.iter().zip(images).map(move |(share, &m)| share.2.narrow(0, view * m, m));
+        let found = Tensor::cat(&side(0).chain(side(1)).collect::<Vec<_>>(), 0);
+        assert!(relative(&found, &gradient) < 1e-6, "{images:?}: {:e}", relative(&found, &gradient));
+    }
+}
+
+/// Accuracy by the matrix, where it spans tiles.
+#[test]
+fn contrastive_accuracy_across_tiles() {
+    let n = 1500;
+    let first = random_rows(n, 8, 9, 1.0);
+    let z = Tensor::cat(&[&first, &(&first + random_rows(n, 8, 10, 1.0))], 0);
+    let unit = |view: i64| simclr::nt_xent::l2_normalize(&z.narrow(0, view * n, n));
+    let best = unit(0).matmul(&unit(1).tr()).argmax(1, false);
+    let expected = best
+        .eq_tensor(&Tensor::arange(n, (Kind::Int64, z.device())))
+        .to_kind(Kind::Double)
+        .mean(Kind::Double);
+    let found = nt_xent(&z, &config(0.5)).accuracy.double_value(&[]);
+    assert!(
+        (found - expected.double_value(&[])).abs() < 1e-6 && found > 0.02 && found < 0.9,
+        "{found} {expected}"
+    );
+}
+
+/// Views that have fallen together find nothing, however the tie is broken.
+#[test]
+fn a_tie_is_not_found() {
+    assert_eq!(
+        nt_xent(&Tensor::ones([64, 4], (Kind::Float, tch::Device::Cpu)), &config(0.5))
+            .accuracy
+            .double_value(&[]),
+        0.0
+    );
 }

@@ -133,7 +133,10 @@ fn a_repeated_evaluation_reads_nothing_and_says_the_same() {
     assert_eq!(measure(&options()), (first.clone(), 0));
     let (more, read) = measure(&EvalOptions { shares: vec![0.1, 0.5, 1.0], ..options() });
     assert!(read > 0, "another share needs features");
-    assert_eq!((&more.rows[0].by_labels[0], &more.rows[0].knn), (&first.rows[0].by_labels[0], &first.rows[0].knn));
+    assert_eq!(
+        (&more.rows[0].by_labels[0], &more.rows[0].knn),
+        (&first.rows[0].by_labels[0], &first.rows[0].knn)
+    );
     let (again, read) = measure(&EvalOptions { fresh: true, ..options() });
     assert!(read > 0 && again == first);
 }

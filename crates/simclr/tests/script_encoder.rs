@@ -69,7 +69,7 @@ fn a_batch_that_does_not_fit_is_an_error() {
     assert_eq!(encoder.feature_dim(), 8);
     let wrong = Tensor::zeros([2, 4, 16, 16], (Kind::Float, Device::Cpu));
     for precision in [Precision::F32, Precision::Bf16] {
-        for mode in [Mode::Train, Mode::Eval] {
+        for mode in &[Mode::train(), Mode::Eval] {
             assert!(encoder.forward(&wrong, mode, precision).is_err());
         }
     }
@@ -81,7 +81,8 @@ fn autocast_does_not_leak() {
     let (encoder, _params) = load(&golden(), 3).unwrap();
     let options = (Kind::Float, Device::Cpu);
     for channels in [3, 4] {
-        let h = encoder.forward(&Tensor::zeros([2, channels, 16, 16], options), Mode::Train, Precision::Bf16);
+        let h =
+            encoder.forward(&Tensor::zeros([2, channels, 16, 16], options), &Mode::train(), Precision::Bf16);
         assert_eq!(h.is_ok(), channels == 3);
         let a = Tensor::ones([2, 2], options);
         assert_eq!(a.matmul(&a).kind(), Kind::Float);

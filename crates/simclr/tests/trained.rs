@@ -46,7 +46,13 @@ fn options(trained: TrainedOptions) -> EvalOptions {
 }
 
 fn everything() -> TrainedOptions {
-    TrainedOptions { finetune: true, linear_sgd: true, supervised: true, seeds: 2, ..TrainedOptions::default() }
+    TrainedOptions {
+        finetune: true,
+        linear_sgd: true,
+        supervised: true,
+        seeds: 2,
+        ..TrainedOptions::default()
+    }
 }
 
 /// Counts steps, and asks for the end after `limit` of them.

@@ -49,7 +49,8 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
     let default = EvalOptions::default();
     let asked = |protocol| arguments.with.iter().any(|with| [protocol, Protocol::All].contains(with));
     let training = default.trained;
-    let or = |given: &[f64], default: &[f64]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+    let or =
+        |given: &[f64], default: &[f64]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
     let keep_head = &arguments.keep_head;
     Ok(EvalOptions {
         knn_k: arguments.k.unwrap_or(default.knn_k),

@@ -12,15 +12,53 @@ use std::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use simclr::{
     RunConfig,
-    train::{Observer, Outcome, RunFolder, pretrain},
+    ranks::Ranks,
+    train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
 };
 
-use crate::{args::Pretrain, failure::Failure, report::Terminal};
+use crate::{args::Pretrain, failure::Failure, processes, report::Terminal};
 
-/// Runs or resumes; a signal ends it after a checkpoint with 128 + its number.
-pub fn run(arguments: Pretrain) -> Result<ExitCode, Failure> {
-    let (config, folder) = if arguments.resume { resumed(&arguments)? } else { fresh(&arguments)? };
-    let data = arguments.data.or_else(|| config.data.path.clone());
+/// Runs or resumes, on every process alike; a signal ends it after a checkpoint with 128 + its number.
+pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
+    // Rank 0 decides; the other processes need neither the configuration's file nor the run's folder.
+    let (own, told) = processes::decided_by_first(ranks, || decide(&arguments), Decided::to_json)?;
+    let Decided { config, data, folder } = own.map_or_else(|| Decided::of_json(&told), Ok)?;
+    let (stop, signal) = watch_signals()?;
+    let outcome = if ranks.is_first() {
+        let mut terminal = Terminal::new();
+        terminal.message(&format!("run folder     {}", folder.path().display()));
+        pretrain_among(ranks, &config, &data, &folder, &mut terminal, &stop)
+    } else {
+        pretrain_among(ranks, &config, &data, &folder, &mut Silent, &stop)
+    };
+    if outcome.is_err() && ranks.is_first() {
+        folder.remove_if_unused();
+    }
+    match outcome? {
+        Outcome::Finished => {
+            if ranks.is_first() {
+                super::print(&folder.path().display().to_string());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Stopped => {
+            // 128 + 2 or 15, as a shell reports a process that a signal ended; it may have come to another rank only.
+            let signals = ranks.gather(&[signal.load(Ordering::Relaxed) as u8]);
+            Ok(ExitCode::from(128 + signals.into_iter().flatten().max().unwrap_or_default()))
+        }
+    }
+}
+
+/// What is run, and where.
+struct Decided {
+    config: RunConfig,
+    data: PathBuf,
+    folder: RunFolder,
+}
+
+fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
+    let (config, folder) = if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
+    let data = arguments.data.clone().or_else(|| config.data.path.clone());
     let data = data.ok_or_else(|| {
         Failure::user("no images are named", Some("give a folder of images with --data".into()))
     })?;
@@ -35,21 +73,19 @@ pub fn run(arguments: Pretrain) -> Result<ExitCode, Failure> {
             RunFolder::create(&path)?
         }
     };
-    let (stop, signal) = watch_signals()?;
-    let mut terminal = Terminal::new();
-    terminal.message(&format!("run folder     {}", folder.path().display()));
-    let outcome = pretrain(&config, &data, &folder, &mut terminal, &stop);
-    if outcome.is_err() {
-        folder.remove_if_unused();
+    Ok(Decided { config, data, folder })
+}
+
+impl Decided {
+    fn to_json(&self) -> String {
+        serde_json::json!([self.config.to_toml(), self.data, self.folder.path()]).to_string()
     }
-    drop(terminal);
-    match outcome? {
-        Outcome::Finished => {
-            super::print(&folder.path().display().to_string());
-            Ok(ExitCode::SUCCESS)
-        }
-        // 128 + 2 or 15, as a shell reports a process that a signal ended.
-        Outcome::Stopped => Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8)),
+
+    fn of_json(text: &str) -> Result<Self, Failure> {
+        let (config, data, folder): (String, PathBuf, PathBuf) =
+            serde_json::from_str(text).map_err(|error| Failure::user(error.to_string(), None))?;
+        let folder = RunFolder::of_another_process(&folder);
+        Ok(Self { config: RunConfig::of_toml(&config)?, data, folder })
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output},
+    time::{Duration, Instant},
 };
 
 /// A folder of `count` 16x16 PNG files in four class folders; stripes differ by class, colours by chance.
@@ -63,6 +64,47 @@ pub fn pretrain(data: &Path, run: &Path, more: &[&str]) -> Command {
     command
 }
 
+/// `command` on so many processes of this machine, whatever its number of processors.
+pub fn mpirun(processes: usize, command: &mut Command) -> Command {
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &processes.to_string()]);
+    mpirun.arg(command.get_program()).args(command.get_args()).env("NO_COLOR", "1");
+    // Tests run as root in containers, which mpirun asks for twice.
+    mpirun.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    mpirun
+}
+
+/// The newest checkpoint of a run.
+pub fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
+    let folder = fs_err::read_dir(run.join("checkpoints")).ok()?;
+    let mut files: Vec<_> = folder.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.retain(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')));
+    files.sort();
+    files.pop()
+}
+
+/// 12 of `step-000000012.safetensors`.
+pub fn step_of(checkpoint: &Path) -> u64 {
+    let name = checkpoint.file_stem().unwrap().to_string_lossy().into_owned();
+    name.trim_start_matches("step-").parse().unwrap()
+}
+
+/// Waits until a process with piped outputs has ended, and kills it where it does not in time.
+#[track_caller]
+pub fn finished(mut child: Child, within: Duration) -> Said {
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > within {
+            child.kill().unwrap();
+            let said = Said::of(&child.wait_with_output().unwrap());
+            panic!("still running after {within:?}: stdout {}\nstderr {}", said.out, said.err);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Said::of(&child.wait_with_output().unwrap())
+}
+
 /// What a finished process said.
 pub struct Said {
     /// Exit code.
@@ -75,12 +117,15 @@ pub struct Said {
 
 /// Runs to the end.
 pub fn said(command: &mut Command) -> Said {
-    let Output { status, stdout, stderr } = command.output().expect("the binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Said { code: status.code(), out: text(stdout), err: text(stderr) }
+    Said::of(&command.output().expect("the binary starts"))
 }
 
 impl Said {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
     /// Exit code 2, exactly one message, which holds every one of `parts`, and no panic.
     #[track_caller]
     pub fn refuses(&self, parts: &[&str]) {

@@ -39,6 +39,16 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// Reads what [`RunConfig::to_toml`] wrote on another process.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn of_toml(text: &str) -> Result<Self, ConfigError> {
+        let config = from_text(Path::new("rank 0"), text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// The configuration with every default written out.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a configuration is tables of plain values, which TOML can hold")
@@ -171,6 +181,7 @@ mod tests {
         for (text, key) in [
             ("loss.temperature=0", "loss.temperature"),
             ("train.batch=1", "train.batch"),
+            ("train.chunk=1", "train.chunk"),
             ("train.epochs=0", "train.epochs"),
             ("optim.momentum=1", "optim.momentum"),
             ("optim.lr=-1", "optim.lr"),

@@ -11,11 +11,12 @@ use simclr_data::AugmentConfig;
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
-    encoder::EncoderConfig,
+    encoder::{EncoderConfig, NormOver},
     head::HeadConfig,
     nt_xent::LossConfig,
     objective::TaskConfig,
     optim::OptimConfig,
+    ranks::RanksConfig,
 };
 
 pub use plan::Plan;
@@ -40,6 +41,8 @@ pub struct RunConfig {
     pub optim: OptimConfig,
     /// The run itself.
     pub train: TrainConfig,
+    /// Several processes.
+    pub ranks: RanksConfig,
 }
 
 /// `[data]`.
@@ -72,6 +75,11 @@ pub struct TrainConfig {
     pub epochs: f64,
     /// N: images per step (2N views).
     pub batch: usize,
+    /// Images that go through the encoder at a time; 0 = the whole batch. The loss is that of the whole batch in any case.
+    pub chunk: usize,
+    /// Whose statistics batch norm takes in chunks: `global` (the whole batch's; exact, memory grows with the batch),
+    /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk).
+    pub batch_norm: NormOver,
     /// Side S of a view in pixels.
     pub image_size: usize,
     /// Seed of weights, order and augmentation.
@@ -94,11 +102,20 @@ pub struct TrainConfig {
     pub knn_images: usize,
 }
 
+impl TrainConfig {
+    /// Whether a batch goes through the encoder in chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.chunk > 0 && self.chunk < self.batch
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             epochs: 100.0,
             batch: 256,
+            chunk: 0,
+            batch_norm: NormOver::Global,
             image_size: 224,
             seed: 0,
             device: DeviceChoice::Auto,

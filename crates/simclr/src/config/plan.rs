@@ -7,6 +7,7 @@ use super::RunConfig;
 use crate::{
     ConfigError,
     device::Precision,
+    encoder::NormOver,
     nt_xent::LossScale,
     objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
@@ -36,10 +37,14 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Compute precision.
     pub precision: Precision,
+    /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
+    pub view_passes: usize,
     /// Threads of the loader.
     pub data_threads: usize,
     /// Threads of libtorch.
     pub torch_threads: usize,
+    /// Processes.
+    pub ranks: usize,
 }
 
 impl RunConfig {
@@ -71,13 +76,78 @@ impl RunConfig {
             total_steps,
             schedule: Schedule::new(&self.optim, batch, steps_per_epoch, total_steps),
             precision,
+            view_passes: self.view_passes(dataset.channels()),
             data_threads: threads(self.data.threads),
             torch_threads: threads(self.train.threads),
+            ranks: 1,
         })
     }
 }
 
+impl Plan {
+    /// Images that go through the encoder at a time on each process.
+    pub fn chunk(&self) -> usize {
+        let (train, part) = (&self.config.train, self.config.train.batch.div_ceil(self.ranks));
+        if train.chunk > 0 { train.chunk.min(part) } else { part }
+    }
+
+    /// Whether a process takes its part of a batch in chunks, or has to deal views to other processes.
+    pub fn is_chunked(&self) -> bool {
+        let train = &self.config.train;
+        let dealt = self.ranks > 1 && train.batch_norm == NormOver::ChunkShuffled;
+        dealt || self.chunk() < train.batch.div_ceil(self.ranks)
+    }
+
+    /// The plan of each of `count` processes, `sharing` of which share this machine's processors: threads that the
+    /// configuration leaves open are divided among these.
+    ///
+    /// # Errors
+    /// Fewer images in a batch than processes.
+    pub fn among(self, count: usize, sharing: usize) -> Result<Self, ConfigError> {
+        let batch = self.config.train.batch;
+        let refused = |key: &str, value: String, expected: String| {
+            Err(ConfigError::Value { key: key.into(), value, expected })
+        };
+        let train = &self.config.train;
+        if batch < count {
+            let wanted = format!("at least one image for each of the {count} processes");
+            return refused("train.batch", batch.to_string(), wanted);
+        }
+        if count > 1 && self.config.encoder.file.is_some() && train.batch_norm == NormOver::Global {
+            let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees the views of \
+                       its own process only";
+            return refused("train.batch_norm", "global".into(), why.into());
+        }
+        let shuffled = train.batch_norm == NormOver::ChunkShuffled;
+        if shuffled && count == 1 && !train.is_chunked() {
+            let why = "with chunk-shuffled: at least 2 images and fewer than train.batch, or several processes, so that there \
+                       are chunks to deal to";
+            return refused("train.chunk", train.chunk.to_string(), why.into());
+        }
+        let divided = |asked: usize, all: usize| if asked == 0 { (all / sharing).max(1) } else { all };
+        Ok(Self {
+            ranks: count,
+            data_threads: divided(self.config.data.threads, self.data_threads),
+            torch_threads: divided(self.config.train.threads, self.torch_threads),
+            ..self
+        })
+    }
+}
+
+/// Bytes of views that are kept from the first pass of a large batch to the second; more are made again, so that memory
+/// does not grow with the batch. Up to here keeping costs less than a second decode, which for JPEG files is most of the
+/// loader's work.
+const KEPT_VIEWS: usize = 1 << 30;
+
 impl RunConfig {
+    fn view_passes(&self, channels: usize) -> usize {
+        let (train, views) = (&self.train, self.task.objective.views());
+        let bytes = views * train.batch * channels * train.image_size * train.image_size * size_of::<f32>();
+        // In lock step the inputs of all stages of the encoder are kept, and views are those of the first one.
+        let kept = !train.is_chunked() || train.batch_norm == NormOver::Global || bytes <= KEPT_VIEWS;
+        if kept { 1 } else { 2 }
+    }
+
     /// Known traps that this configuration steps into, a sentence each. They are legal, so they are said, not refused.
     pub fn cautions(&self) -> Vec<String> {
         let (augment, train, optim) = (&self.augment, &self.train, &self.optim);
@@ -106,6 +176,11 @@ impl RunConfig {
             (
                 optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512,
                 "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
+            ),
+            (
+                train.is_chunked() && train.batch_norm == NormOver::Chunk && train.chunk < 32,
+                "batch norm over chunks of few images: the two views of an image can be told by the statistics that they \
+                 share; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
             ),
             (
                 contrastive && (augment.color == 0.0 || augment.jitter == 0.0),

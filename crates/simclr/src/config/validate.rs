@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, head::HeadKind, objective::ObjectiveKind};
+use crate::{ConfigError, encoder::NormOver, head::HeadKind, objective::ObjectiveKind};
 
 impl RunConfig {
     /// Checks every range.
@@ -24,6 +24,7 @@ impl RunConfig {
         check(head.hidden >= 0, "head.hidden", head.hidden, "0 (the width of h) or a width")?;
         positive("loss.temperature", self.loss.temperature)?;
         self.validate_task()?;
+        self.validate_chunks()?;
         not_negative("optim.lr", optim.lr)?;
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
@@ -50,7 +51,11 @@ impl RunConfig {
         not_negative("train.checkpoint_minutes", train.checkpoint_minutes)?;
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;
-        not_negative("train.knn_every", train.knn_every)
+        not_negative("train.knn_every", train.knn_every)?;
+        let silence = self.ranks.silence_seconds;
+        // A sign of life comes every second, and a busy machine may be late with it.
+        check(silence >= 3.0 && silence.is_finite(), "ranks.silence_seconds", silence, "at least 3 seconds")?;
+        positive("ranks.stall_minutes", self.ranks.stall_minutes)
     }
 }
 
@@ -64,6 +69,23 @@ impl RunConfig {
         let most =
             format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
         check(task.keep_head < layers, "task.keep_head", task.keep_head, &most)
+    }
+}
+
+impl RunConfig {
+    fn validate_chunks(&self) -> Result<(), ConfigError> {
+        let (train, task) = (&self.train, &self.task);
+        let (chunk, over) = (train.chunk, train.batch_norm);
+        check(chunk != 1, "train.chunk", chunk, "0 (the whole batch), or at least 2 images")?;
+        let shuffled = over == NormOver::ChunkShuffled;
+        let pairs = task.objective == ObjectiveKind::Contrastive;
+        let why = "global or chunk: with labels there is one view of each image";
+        check(!shuffled || pairs, "train.batch_norm", over.as_str(), why)?;
+        let foreign = self.encoder.file.is_some() && train.is_chunked();
+        let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees its own chunk only";
+        check(!foreign || over != NormOver::Global, "train.batch_norm", over.as_str(), why)?;
+        let why = "0 with task.frozen, which needs no memory for a backward pass through the encoder";
+        check(!(task.frozen && train.is_chunked()), "train.chunk", chunk, why)
     }
 }
 

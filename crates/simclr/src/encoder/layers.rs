@@ -1,8 +1,11 @@
 //! Convolution and batch norm with explicit mode and precision. Shapes `[B, C, H, W]`, channels-last in memory.
 
+use std::sync::Arc;
+
+use simclr_shim::{Statistics, Sum};
 use tch::{Kind, Tensor};
 
-use super::{Init, Mode, Padding};
+use super::{BatchStatistics, Init, Mode, Padding};
 use crate::{
     device::{Precision, channels_last},
     params::{Params, Role},
@@ -10,8 +13,6 @@ use crate::{
 
 /// Batch-norm epsilon (google-research/simclr `resnet.py` `BATCH_NORM_EPSILON`).
 pub const EPSILON: f64 = 1e-5;
-/// Weight of the new batch in the running statistics: 1 - the official decay of 0.9.
-pub const MOMENTUM: f64 = 0.1;
 /// Standard deviation of a standard normal cut at two sigma.
 const CUT_NORMAL_STD: f64 = 0.879_625_66;
 
@@ -36,6 +37,11 @@ impl Conv {
         let weight = initial_kernel([output, input, kernel, kernel], init);
         let weight = params.add(format!("{name}.weight"), Role::Kernel, channels_last(&weight));
         Self { weight, kernel, stride }
+    }
+
+    /// A handle to the same kernel.
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), kernel: self.kernel, stride: self.stride }
     }
 
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
@@ -103,18 +109,58 @@ impl BatchNorm {
         Self { scale, shift, running_mean, running_var }
     }
 
+    /// A handle to the same parameters and running statistics.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            scale: self.scale.shallow_clone(),
+            shift: self.shift.shallow_clone(),
+            running_mean: self.running_mean.shallow_clone(),
+            running_var: self.running_var.shallow_clone(),
+        }
+    }
+
     /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).
-    pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        x.batch_norm(
-            Some(&self.scale),
-            Some(&self.shift),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            mode == Mode::Train,
-            MOMENTUM,
-            EPSILON,
-            true,
-        )
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, None, false, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`].
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_relu(&self, x: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, None, true, mode)
+    }
+
+    /// ReLU of [`BatchNorm::forward`] plus `residual`, which is like `x`.
+    ///
+    /// # Panics
+    /// If the exchange of statistics does.
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: &Mode) -> Tensor {
+        self.apply(x, Some(residual), true, mode)
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Tensor {
+        let statistics = match mode {
+            Mode::Train(BatchStatistics { exchange, momentum }) => {
+                let exchange = exchange.clone();
+                let sum =
+                    exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                Statistics::Batch { momentum: *momentum, exchange: sum }
+            }
+            Mode::Eval => Statistics::Running,
+        };
+        let norm = simclr_shim::BatchNorm {
+            scale: &self.scale,
+            shift: &self.shift,
+            running_mean: &self.running_mean,
+            running_var: &self.running_var,
+            epsilon: EPSILON,
+        };
+        norm.forward(x, residual, relu, statistics).unwrap_or_else(|error| panic!("batch norm: {error}"))
     }
 }
 
@@ -207,7 +253,7 @@ mod tests {
         let mut params = Params::new(tch::Device::Cpu);
         let norm = BatchNorm::new(&mut params, "bn", 1, 1.0);
         let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 6.0]).view([2, 1, 1, 2]);
-        let y = Vec::<f32>::try_from(norm.forward(&x, Mode::Train).view(-1).detach()).unwrap();
+        let y = Vec::<f32>::try_from(norm.forward(&x, &Mode::train()).view(-1).detach()).unwrap();
         let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         let deviation = (3.5 + EPSILON).sqrt();
         for (found, x) in y.iter().zip([1.0, 2.0, 3.0, 6.0]) {
@@ -216,7 +262,7 @@ mod tests {
         let running = |at: usize| params.buffers()[at].1.double_value(&[0]);
         near(running(0), 0.3);
         near(running(1), 0.9 + 0.1 * 14.0 / 3.0);
-        let inferred = norm.forward(&x, Mode::Eval).double_value(&[0, 0, 0, 0]);
+        let inferred = norm.forward(&x, &Mode::Eval).double_value(&[0, 0, 0, 0]);
         near(inferred, (1.0 - 0.3) / (0.9 + 1.4 / 3.0 + EPSILON).sqrt());
         near(running(0), 0.3);
     }

@@ -4,6 +4,7 @@ pub mod layers;
 mod resnet;
 mod script;
 mod small;
+mod statistics;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use resnet::ResNet;
 use script::ScriptEncoder;
 use serde::{Deserialize, Serialize};
 use small::SmallConv;
+pub use statistics::{BatchStatistics, Exchange, MOMENTUM, Mode, NormOver};
 use tch::Tensor;
 
 use crate::{ModelError, device::Precision, params::Params};
@@ -110,15 +112,6 @@ pub enum Init {
     He,
 }
 
-/// Whether batch norm takes the batch's statistics (and updates its running ones) or the running ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Batch statistics; running statistics are updated.
-    Train,
-    /// Running statistics; nothing is changed.
-    Eval,
-}
-
 /// An encoder f: images to h.
 #[derive(Debug)]
 pub struct Encoder {
@@ -171,19 +164,57 @@ impl Encoder {
         Ok(Self { network, input, description })
     }
 
+    /// A handle to the same parameters; none of a TorchScript module, whose inside is not ours.
+    pub fn shallow_clone(&self) -> Option<Self> {
+        let network = match &self.network {
+            Network::ResNet(network) => Network::ResNet(network.shallow_clone()),
+            Network::Small(network) => Network::Small(network.shallow_clone()),
+            Network::Script(_) => return None,
+        };
+        let input = self.input.as_ref().map(|(mean, std)| (mean.shallow_clone(), std.shallow_clone()));
+        Some(Self { network, input, description: self.description.clone() })
+    }
+
     /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
     ///
     /// # Errors
     /// Only a TorchScript module fails, with what its own code raises.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let images = match &self.input {
-            Some((mean, std)) => &((images - mean) / std),
-            None => images,
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
+        let mut x = images.shallow_clone();
+        for index in 0..self.stages() {
+            x = self.stage(index, &x, mode, precision)?;
+        }
+        Ok(x)
+    }
+
+    /// In how many stages `forward` can be walked: what goes from one to the next is one tensor.
+    pub fn stages(&self) -> usize {
+        match &self.network {
+            Network::ResNet(network) => network.stages(),
+            Network::Small(network) => network.stages(),
+            Network::Script(_) => 1,
+        }
+    }
+
+    /// One stage of `forward`: images for the first, h from the last.
+    ///
+    /// # Errors
+    /// See [`Encoder::forward`].
+    pub fn stage(
+        &self,
+        index: usize,
+        x: &Tensor,
+        mode: &Mode,
+        precision: Precision,
+    ) -> Result<Tensor, ModelError> {
+        let x = match &self.input {
+            Some((mean, std)) if index == 0 => &((x - mean) / std),
+            _ => x,
         };
         match &self.network {
-            Network::ResNet(network) => Ok(network.forward(images, mode, precision)),
-            Network::Small(network) => Ok(network.forward(images, mode, precision)),
-            Network::Script(network) => network.forward(images, mode, precision),
+            Network::ResNet(network) => Ok(network.stage(index, x, mode, precision)),
+            Network::Small(network) => Ok(network.stage(index, x, mode, precision)),
+            Network::Script(network) => network.forward(x, mode, precision),
         }
     }
 

@@ -62,16 +62,33 @@ impl ResNet {
         Some(Self { config: config.clone(), conv1, bn1, pool: imagenet_stem, blocks, features: input })
     }
 
-    /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
-        let mut x = self.bn1.forward(&self.conv1.forward(images, precision), mode).relu_();
-        if self.pool {
-            x = max_pool(&x, self.config.padding);
+    /// A handle to the same parameters.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            conv1: self.conv1.shallow_clone(),
+            bn1: self.bn1.shallow_clone(),
+            pool: self.pool,
+            blocks: self.blocks.iter().map(Block::shallow_clone).collect(),
+            features: self.features,
         }
-        for block in &self.blocks {
-            x = block.forward(&x, mode, precision);
+    }
+
+    /// First layers, blocks, mean over positions.
+    pub fn stages(&self) -> usize {
+        self.blocks.len() + 2
+    }
+
+    /// Stage `index` of the way from images to h `[B, F]`.
+    pub fn stage(&self, index: usize, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+        if index > 0 {
+            return self
+                .blocks
+                .get(index - 1)
+                .map_or_else(|| global_mean(x), |block| block.forward(x, mode, precision));
         }
-        global_mean(&x)
+        let x = self.bn1.forward_relu(&self.conv1.forward(x, precision), mode);
+        if self.pool { max_pool(&x, self.config.padding) } else { x }
     }
 
     /// F.
@@ -118,18 +135,19 @@ impl Block {
         Self { layers, shortcut }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode, precision: Precision) -> Tensor {
+    fn shallow_clone(&self) -> Self {
+        let pair = |(conv, norm): &(Conv, BatchNorm)| (conv.shallow_clone(), norm.shallow_clone());
+        Self { layers: self.layers.iter().map(pair).collect(), shortcut: self.shortcut.as_ref().map(pair) }
+    }
+
+    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+        let short =
+            self.shortcut.as_ref().map(|(conv, norm)| norm.forward(&conv.forward(x, precision), mode));
+        let ((last_conv, last_norm), first) = self.layers.split_last().expect("a block has convolutions");
         let mut y = x.shallow_clone();
-        for (index, (conv, norm)) in self.layers.iter().enumerate() {
-            y = norm.forward(&conv.forward(&y, precision), mode);
-            if index + 1 < self.layers.len() {
-                y = y.relu_();
-            }
+        for (conv, norm) in first {
+            y = norm.forward_relu(&conv.forward(&y, precision), mode);
         }
-        let short = match &self.shortcut {
-            Some((conv, norm)) => norm.forward(&conv.forward(x, precision), mode),
-            None => x.shallow_clone(),
-        };
-        y.g_add_(&short).relu_() // in place: batch norm keeps its input for the backward pass, not its output
+        last_norm.forward_add_relu(&last_conv.forward(&y, precision), short.as_ref().unwrap_or(x), mode)
     }
 }

@@ -60,8 +60,8 @@ impl ScriptEncoder {
     ///
     /// # Errors
     /// What the module's own code raises.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let out = self.module.forward(images, mode == Mode::Train, precision == Precision::Bf16);
+    pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
+        let out = self.module.forward(images, mode.is_train(), precision == Precision::Bf16);
         let out =
             out.map_err(|error| ModelError::File { path: self.path.clone(), reason: error.to_string() })?;
         Ok(if out.dim() == 4 { global_mean(&out) } else { out.to_kind(Kind::Float) })

@@ -42,16 +42,23 @@ impl SmallConv {
         Some(Self { layers, pooled, features: input })
     }
 
-    /// h `[B, F]`.
-    pub fn forward(&self, images: &Tensor, mode: Mode, precision: Precision) -> Tensor {
-        let mut x = images.shallow_clone();
-        for (index, (conv, norm)) in self.layers.iter().enumerate() {
-            x = norm.forward(&conv.forward(&x, precision), mode).relu_();
-            if self.pooled && index + 1 < self.layers.len() {
-                x = x.max_pool2d([2], [2], [0], [1], false);
-            }
-        }
-        global_mean(&x)
+    /// A handle to the same parameters.
+    pub fn shallow_clone(&self) -> Self {
+        let pair = |(conv, norm): &(Conv, BatchNorm)| (conv.shallow_clone(), norm.shallow_clone());
+        Self { layers: self.layers.iter().map(pair).collect(), pooled: self.pooled, features: self.features }
+    }
+
+    /// Layers, mean over positions.
+    pub fn stages(&self) -> usize {
+        self.layers.len() + 1
+    }
+
+    /// Stage `index` of the way from images to h `[B, F]`.
+    pub fn stage(&self, index: usize, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+        let Some((conv, norm)) = self.layers.get(index) else { return global_mean(x) };
+        let x = norm.forward_relu(&conv.forward(x, precision), mode);
+        let pools = self.pooled && index + 1 < self.layers.len();
+        if pools { x.max_pool2d([2], [2], [0], [1], false) } else { x }
     }
 
     /// F.

@@ -86,8 +86,12 @@ impl Comparison {
             }
         }
         let all = |name: &str| format!("{name}, all labels");
-        let kinds = names.into_iter().flat_map(|name| [(name, true, format!("{name}, kNN")), (name, false, all(name))]);
-        kinds.filter_map(|(name, knn, title)| Some(format!("{title}: {}", self.contest(name, knn).verdict()?))).collect()
+        let kinds = names
+            .into_iter()
+            .flat_map(|name| [(name, true, format!("{name}, kNN")), (name, false, all(name))]);
+        kinds
+            .filter_map(|(name, knn, title)| Some(format!("{title}: {}", self.contest(name, knn).verdict()?)))
+            .collect()
     }
 
     /// Figures of the row `name` that rest on one set of answers: kNN, or the classifier with all labels.
@@ -98,7 +102,8 @@ impl Comparison {
             let [file] = &cell.predictions[..] else { return None };
             Some((cell.mean, Path::new(run).join(file)))
         };
-        let entries = self.runs.iter().filter_map(|run| entry(run).map(|(mean, file)| (&run.0[..], mean, file)));
+        let entries =
+            self.runs.iter().filter_map(|run| entry(run).map(|(mean, file)| (&run.0[..], mean, file)));
         Contest { metric: Metric::Top1, entries: entries.collect() }
     }
 
@@ -114,15 +119,20 @@ impl Comparison {
         let mut lines = vec!["data".to_owned(), "metric".into()];
         lines.extend(runs);
         let line = |set: &TransferRow| {
-            let row_of = |results: &'_ Results| results.transfer.iter().find(|row| row.same_set(set)).cloned();
+            let row_of =
+                |results: &'_ Results| results.transfer.iter().find(|row| row.same_set(set)).cloned();
             let rows: Vec<_> = self.runs.iter().map(|(run, results)| (&run[..], row_of(results))).collect();
             let mut entries = Vec::new();
             for (run, row) in &rows {
-                entries.extend(row.as_ref().map(|row| (*run, row.trained, Path::new(run).join(&row.predictions))));
+                entries.extend(
+                    row.as_ref().map(|row| (*run, row.trained, Path::new(run).join(&row.predictions))),
+                );
             }
             let contest = Contest { metric: set.metric, entries };
             let text = |(run, row): &(&str, Option<TransferRow>)| match row {
-                Some(row) => format!("{:.1}{}", 100.0 * row.trained, if contest.leads(run) { "*" } else { "" }),
+                Some(row) => {
+                    format!("{:.1}{}", 100.0 * row.trained, if contest.leads(run) { "*" } else { "" })
+                }
                 None => "-".into(),
             };
             [set.data.clone(), set.metric.name().into()].into_iter().chain(rows.iter().map(text)).collect()

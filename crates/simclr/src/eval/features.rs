@@ -104,7 +104,7 @@ impl FrozenEncoder {
     /// # Errors
     /// An encoder that cannot be built, or a device that is not there.
     pub fn random_init(config: &RunConfig, channels: i64, seed: u64) -> Result<Self, EvalError> {
-        let device = choose_device(config.train.device)?;
+        let device = choose_device(config.train.device, 0)?;
         let sides = (channels, config.train.image_size as i64);
         let model = SimClr::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
         let origin = Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new() };
@@ -174,7 +174,7 @@ impl FrozenEncoder {
     /// A TorchScript module that fails on this batch.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
         let _guard = tch::no_grad_guard();
-        Ok(self.model.encoder.forward(images, Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
+        Ok(self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
     }
 }
 

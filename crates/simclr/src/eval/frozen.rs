@@ -209,9 +209,12 @@ impl Judge<'_, '_> {
     /// What a figure of `whose` features depends on, besides the protocol.
     fn key(&self, name: &str, whose: &str, protocol: Value) -> Key {
         let left_out = [&self.kept.train, &self.kept.test].map(|indices| checksum(indices));
-        Key::new(name, json!({
-            "features": whose, "data": self.frozen.data(), "kept": left_out, "protocol": protocol,
-        }))
+        Key::new(
+            name,
+            json!({
+                "features": whose, "data": self.frozen.data(), "kept": left_out, "protocol": protocol,
+            }),
+        )
     }
 
     /// Bank and queries `[n, F]` of one column.
@@ -225,14 +228,20 @@ impl Judge<'_, '_> {
         let read = self.features.as_ref().expect("it was just read");
         let agree = read.train.indices == self.kept.train && read.test.indices == self.kept.test;
         if !agree {
-            let reason = "images can be decoded that could not before, or the other way round; evaluate with --fresh";
+            let reason =
+                "images can be decoded that could not before, or the other way round; evaluate with --fresh";
             return Err(EvalError::Refused(reason.into()));
         }
         Ok((read.train.features[column].shallow_clone(), read.test.features[column].shallow_clone()))
     }
 
     /// Weighted and plain kNN, and retrieval where it is asked for.
-    fn neighbours(&mut self, name: &str, column: usize, whose: &str) -> Result<[Option<Figure>; 3], EvalError> {
+    fn neighbours(
+        &mut self,
+        name: &str,
+        column: usize,
+        whose: &str,
+    ) -> Result<[Option<Figure>; 3], EvalError> {
         let options = self.frozen.options;
         let (k, temperature, retrieval_k) = (self.k(), options.knn_temperature, options.retrieval_k);
         let keys = [
@@ -241,9 +250,8 @@ impl Judge<'_, '_> {
             self.key(&format!("{name}, retrieval"), whose, json!(["retrieval", retrieval_k])),
         ];
         let wanted = if retrieval_k > 0 { 3 } else { 2 };
-        let mut found: [Option<Figure>; 3] = std::array::from_fn(|at| {
-            (at < wanted).then(|| self.frozen.memory.figure(&keys[at])).flatten()
-        });
+        let mut found: [Option<Figure>; 3] =
+            std::array::from_fn(|at| (at < wanted).then(|| self.frozen.memory.figure(&keys[at])).flatten());
         if found[..wanted].iter().all(Option::is_some) {
             return Ok(found);
         }
@@ -286,14 +294,16 @@ impl Judge<'_, '_> {
         let (bank, test) = self.features(column)?;
         let row = |index: &usize| self.kept.train.binary_search(index).expect("it is kept") as i64;
         let rows: Vec<i64> = subset.iter().map(row).collect();
-        let bank =
-            if rows.len() as i64 == bank.size()[0] { bank } else { bank.index_select(0, &Tensor::from_slice(&rows)) };
+        let bank = if rows.len() as i64 == bank.size()[0] {
+            bank
+        } else {
+            bank.index_select(0, &Tensor::from_slice(&rows))
+        };
         let labels = label_tensor(&self.frozen.sets.train_labels, subset);
         let classes = self.frozen.sets.train.classes().len() as i64;
         let fit = linear::fit(&bank, &labels, classes, &options);
         let (_, truth) = self.frozen.sets.labels_of(self.kept);
-        let how =
-            format!("{} after {} iterations", linear::ending(fit.minimum.stop), fit.minimum.iterations);
+        let how = format!("{} after {} iterations", linear::ending(fit.minimum.stop), fit.minimum.iterations);
         let figure = Figure::accuracy(&fit.classifier.predict(&test), &truth);
         let figure = Figure { lambda: Some(fit.lambda), how, ..figure };
         self.frozen.memory.keep_figure(&key, figure)

@@ -57,7 +57,9 @@ impl LabelSets {
     /// The same without those that are all images: share and number of the draw, subset.
     fn few(&self) -> impl Iterator<Item = (f64, usize, &Vec<usize>)> {
         let few = self.shares.iter().filter(|(share, _)| *share < 1.0);
-        few.flat_map(|(share, subsets)| subsets.iter().enumerate().map(|(draw, subset)| (*share, draw, subset)))
+        few.flat_map(|(share, subsets)| {
+            subsets.iter().enumerate().map(|(draw, subset)| (*share, draw, subset))
+        })
     }
 
     /// Writes `evaluation/labels/SHAREpct-DRAW.txt`, names one a line: the lists that `--labels` takes.
@@ -66,7 +68,8 @@ impl LabelSets {
         for (share, draw, subset) in self.few() {
             let names: Vec<&str> = subset.iter().map(|&index| set.samples()[index].name.as_str()).collect();
             let name = format!("evaluation/labels/{}pct-{draw}.txt", 100.0 * share);
-            run.write(&name, &(names.join("\n") + "\n")).map_err(|error| EvalError::Training(Box::new(error)))?;
+            run.write(&name, &(names.join("\n") + "\n"))
+                .map_err(|error| EvalError::Training(Box::new(error)))?;
         }
         Ok(())
     }

@@ -109,7 +109,11 @@ impl Standard {
         let (mean, deviation) = moments(features);
         let size = deviation.square().mean(Kind::Double).sqrt().double_value(&[]);
         let scale = if size > 0.0 { 1.0 / size } else { 1.0 };
-        Self { mean, scale: Tensor::from_slice(&[scale]).to_device(features.device()), penalty: scale * scale }
+        Self {
+            mean,
+            scale: Tensor::from_slice(&[scale]).to_device(features.device()),
+            penalty: scale * scale,
+        }
     }
 
     /// Scaled `features`, in `f64`.
@@ -125,8 +129,10 @@ fn moments(features: &Tensor) -> (Tensor, Tensor) {
     let rows = features.size()[0] as f64;
     let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
         let blocks = features.split(ROWS, 0).into_iter();
-        let sums = blocks.map(|x| of(&x.to_kind(Kind::Double)).sum_dim_intlist([0].as_slice(), true, Kind::Double));
-        sums.reduce(|a, b| a + b).unwrap_or_else(|| Tensor::zeros([1, features.size()[1]], (Kind::Double, features.device())))
+        let sums =
+            blocks.map(|x| of(&x.to_kind(Kind::Double)).sum_dim_intlist([0].as_slice(), true, Kind::Double));
+        sums.reduce(|a, b| a + b)
+            .unwrap_or_else(|| Tensor::zeros([1, features.size()[1]], (Kind::Double, features.device())))
     };
     let mean = sum(&|x| x.shallow_clone()) / rows;
     let variance = sum(&|x| (x - &mean).square()) / rows;

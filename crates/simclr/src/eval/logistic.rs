@@ -227,8 +227,9 @@ mod tests {
         let plain = Standard::of(&x);
         let single = Problem::new(&x, &plain, &y, 5);
         assert_eq!((single.kind, single.blocks.len()), (Kind::Float, 17));
-        let halves =
-            |part: i64| Problem::new(&x.narrow(0, part * 8500, 8500), &plain, &y.narrow(0, part * 8500, 8500), 5);
+        let halves = |part: i64| {
+            Problem::new(&x.narrow(0, part * 8500, 8500), &plain, &y.narrow(0, part * 8500, 8500), 5)
+        };
         let point: Vec<f64> = (0..single.origin().len()).map(|i| 0.1 * (i as f64 * 1.3).sin()).collect();
         let at = |problem: &Problem| {
             let mut gradient = problem.origin();
@@ -268,10 +269,7 @@ mod tests {
         let wide = Problem::new(&more_x, &standard, &more_y, 4);
         assert!(wide.basis.is_none());
         let solver = Lbfgs { tolerance: 1e-10, ..Lbfgs::default() };
-        let (a, b) = (
-            narrow.solve(narrow.origin(), 1e-2, &solver),
-            wide.solve(wide.origin(), 1e-2, &solver),
-        );
+        let (a, b) = (narrow.solve(narrow.origin(), 1e-2, &solver), wide.solve(wide.origin(), 1e-2, &solver));
         assert!((a.value - b.value).abs() < 1e-12, "{} {}", a.value, b.value);
         let ((w, _), (v, _)) = (narrow.unpack(&a.x), wide.unpack(&b.x));
         assert_eq!(w.size(), [60, 4]);

@@ -81,7 +81,10 @@ impl Figure {
 
     /// The accuracy of `predicted` labels `[Q]`.
     pub(super) fn accuracy(predicted: &Tensor, truth: &Tensor) -> Self {
-        Self { answers: Some(Answers::new(predicted, truth)), ..Self::of(super::knn::accuracy(predicted, truth)) }
+        Self {
+            answers: Some(Answers::new(predicted, truth)),
+            ..Self::of(super::knn::accuracy(predicted, truth))
+        }
     }
 }
 
@@ -124,7 +127,12 @@ impl Memory {
     }
 
     /// Keeps `note`, and `answers` with it, in the file of the run folder that is returned.
-    pub(super) fn keep(&self, key: &Key, note: Value, answers: Option<&Answers>) -> Result<String, EvalError> {
+    pub(super) fn keep(
+        &self,
+        key: &Key,
+        note: Value,
+        answers: Option<&Answers>,
+    ) -> Result<String, EvalError> {
         let mut kept = Checkpoint::default();
         kept.sections.insert("of".into(), key.of.clone());
         kept.sections.insert("note".into(), note);

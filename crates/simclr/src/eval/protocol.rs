@@ -142,7 +142,8 @@ pub fn evaluate(
     notes.extend(few_labels(&rows));
     let protocol = ProtocolFacts { trained: protocols, ..options.facts(kept.train.len(), &trained) };
     let (schema, simclr) = (SCHEMA, env!("CARGO_PKG_VERSION").into());
-    let results = Results { schema, simclr, run: run_facts(&trained), data: facts, protocol, rows, transfer, notes };
+    let results =
+        Results { schema, simclr, run: run_facts(&trained), data: facts, protocol, rows, transfer, notes };
     let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
     write_atomically(&run.results_file(), &json)?;
     Ok(results)
@@ -266,7 +267,9 @@ fn few_labels(rows: &[Row]) -> Vec<String> {
     let row = |name: &str| rows.iter().find(|row| row.name == name);
     let (Some(linear), Some(tuned)) = (row("trained h"), row(trained::FINETUNED)) else { return Vec::new() };
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
-    let all = linear.at(1.0).map_or(String::new(), |cell| format!("; linear with all labels {}", percent(cell.mean)));
+    let all = linear
+        .at(1.0)
+        .map_or(String::new(), |cell| format!("; linear with all labels {}", percent(cell.mean)));
     let sentence = |cell: &Cell| {
         let beside = &linear.at(cell.share)?.accuracies;
         let same = &beside[..cell.accuracies.len().min(beside.len())];

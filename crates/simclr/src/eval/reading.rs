@@ -88,7 +88,8 @@ impl<'a> Reading<'a> {
         if kept.is_some() && !pixels {
             return Ok(kept.take().expect("it was just seen"));
         }
-        let forwards: Vec<_> = encoders.iter().map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
+        let forwards: Vec<_> =
+            encoders.iter().map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
         let flat = |pixels: &Tensor| Ok(features::flat_pixels(pixels));
         let missing = if kept.is_some() { &[] } else { &forwards[..] };
         let mut extractors: Vec<&Extractor<'_>> = missing.iter().map(|forward| forward as _).collect();
@@ -117,7 +118,9 @@ impl<'a> Reading<'a> {
 /// Forgets the pieces of `run`: all that rests on them is known.
 pub(super) fn forget(run: &RunFolder) -> Result<(), EvalError> {
     let folder = pieces(run);
-    Ok(if folder.exists() { fs_err::remove_dir_all(folder)? })
+    Ok(if folder.exists() {
+        fs_err::remove_dir_all(folder)?
+    })
 }
 
 fn pieces(run: &RunFolder) -> PathBuf {

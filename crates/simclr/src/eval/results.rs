@@ -230,7 +230,8 @@ impl Results {
         let mut lines = vec![self.headings()];
         let (retrieval, shares) = (self.has_retrieval(), self.shares());
         lines.extend(self.rows.iter().map(|row| {
-            let known = [Some(&row.knn), Some(&row.knn_plain), retrieval.then_some(&row.retrieval)].into_iter();
+            let known =
+                [Some(&row.knn), Some(&row.knn_plain), retrieval.then_some(&row.retrieval)].into_iter();
             let by_share = shares.iter().map(|(share, _)| row.at(*share).map_or("-".into(), Cell::text));
             let cells = known.flatten().map(|cell| cell.as_ref().map_or("-".into(), Cell::text));
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
@@ -240,7 +241,8 @@ impl Results {
         text.push_str(&format!("linear classifier: {}\n", self.protocol.linear));
         for row in &self.rows {
             if let Some(cell) = row.by_labels.last().filter(|cell| !cell.lambdas.is_empty()) {
-                let lambdas: Vec<String> = cell.lambdas.iter().map(|lambda| format!("{lambda:.0e}")).collect();
+                let lambdas: Vec<String> =
+                    cell.lambdas.iter().map(|lambda| format!("{lambda:.0e}")).collect();
                 text.push_str(&format!("lambda of {} with all labels: {}\n", row.name, lambdas.join(", ")));
             }
         }
@@ -272,7 +274,8 @@ impl Results {
     }
 
     fn transfer_lines(&self) -> Vec<Vec<String>> {
-        let headings = ["data", "metric", "images", "trained h", "random-init h", "lambda", "chosen on"].map(str::to_owned);
+        let headings = ["data", "metric", "images", "trained h", "random-init h", "lambda", "chosen on"]
+            .map(str::to_owned);
         let percent = |share: f64| format!("{:.1}", 100.0 * share);
         let line = |row: &TransferRow| {
             let control = row.random_init.map_or("-".into(), percent);

@@ -15,13 +15,19 @@ const SAMPLES: usize = 100_000;
 ///
 /// # Errors
 /// Answers to other images.
-pub(super) fn permutation_test(a: &Answers, b: &Answers, metric: Metric, seed: u64) -> Result<f64, EvalError> {
+pub(super) fn permutation_test(
+    a: &Answers,
+    b: &Answers,
+    metric: Metric,
+    seed: u64,
+) -> Result<f64, EvalError> {
     let (truth_a, truth_b) = (labels(&a.truth), labels(&b.truth));
     // An image of several classes counts as what was named, so the two truths may differ there.
     if truth_a.len() != truth_b.len() || (metric != Metric::Map11 && truth_a != truth_b) {
         return Err(EvalError::Refused("the two were tested on different images".into()));
     }
-    let right = |answers: &Answers| labels(&answers.predicted.eq_tensor(&answers.truth).to_kind(tch::Kind::Int64));
+    let right =
+        |answers: &Answers| labels(&answers.predicted.eq_tensor(&answers.truth).to_kind(tch::Kind::Int64));
     let weights = weights(&truth_a, metric);
     let differences = right(a).into_iter().zip(right(b)).zip(weights);
     // Images that both get right, or both wrong, change nothing when they are exchanged.
@@ -34,7 +40,8 @@ pub(super) fn permutation_test(a: &Answers, b: &Answers, metric: Metric, seed: u
 fn weights(truth: &[i64], metric: Metric) -> Vec<f64> {
     let mut counts = std::collections::HashMap::new();
     truth.iter().for_each(|class| *counts.entry(*class).or_insert(0u32) += 1);
-    let weight = |class: &i64| if metric == Metric::MeanPerClass { 1.0 / f64::from(counts[class]) } else { 1.0 };
+    let weight =
+        |class: &i64| if metric == Metric::MeanPerClass { 1.0 / f64::from(counts[class]) } else { 1.0 };
     truth.iter().map(weight).collect()
 }
 
@@ -93,7 +100,10 @@ mod tests {
             let p = permutation_test(&a, &other, Metric::Top1, 0).unwrap();
             let exact = mcnemar(b as u64, c as u64);
             // Three standard errors of a share of 100,000 samples, and a bit.
-            assert!((p - exact).abs() < 3.0 * (exact * (1.0 - exact) / 1e5).sqrt() + 1e-4, "{b} {c}: {p} {exact}");
+            assert!(
+                (p - exact).abs() < 3.0 * (exact * (1.0 - exact) / 1e5).sqrt() + 1e-4,
+                "{b} {c}: {p} {exact}"
+            );
         }
         let (same, _) = pair(5, 0);
         assert_eq!(permutation_test(&same, &same, Metric::Top1, 0).unwrap(), 1.0);

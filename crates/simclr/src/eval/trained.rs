@@ -154,7 +154,8 @@ impl Bench<'_> {
             let config = self.linear_config(start.clone());
             let grid = self.linear_grid();
             protocols.push((name.clone(), format!("{}{}", self.words(&config), grid.words())));
-            let place = format!("linear-{}", if options.linear_optim == OptimKind::Sgd { "sgd" } else { "lars" });
+            let place =
+                format!("linear-{}", if options.linear_optim == OptimKind::Sgd { "sgd" } else { "lars" });
             let cell = self.with_all(&place, &config, &grid)?;
             rows.push(self.row(&name, vec![cell]));
         }
@@ -162,7 +163,11 @@ impl Bench<'_> {
             for keep in &options.keep_head {
                 let name = finetuned_name(*keep);
                 let config = self.finetune_config(start.clone(), *keep, 1.0, self.kept.train.len());
-                let words = format!("from the run's weights; {}{}", self.words(&config), self.finetune_grid().words());
+                let words = format!(
+                    "from the run's weights; {}{}",
+                    self.words(&config),
+                    self.finetune_grid().words()
+                );
                 protocols.push((name.clone(), words));
                 rows.push(self.finetuned(&name, start.as_ref(), *keep)?);
             }
@@ -173,7 +178,8 @@ impl Bench<'_> {
             let config = self.supervised_config();
             let words = format!("the run's own recipe with labels: {}", self.words(&config));
             protocols.push((SUPERVISED.into(), words));
-            let cell = self.with_all("supervised", &config, &Grid::one(config.optim.lr, config.optim.weight_decay))?;
+            let cell =
+                self.with_all("supervised", &config, &Grid::one(config.optim.lr, config.optim.weight_decay))?;
             rows.push(self.row(SUPERVISED, vec![cell]));
         }
         Ok((rows, protocols))
@@ -189,8 +195,10 @@ impl Bench<'_> {
             let finals = if share < 1.0 { 1 } else { seeds };
             self.finetune_sets(share).iter().map(|subset| finals + grid.size(subset.len())).sum::<usize>()
         };
-        let finetuned = self.options.shares.iter().map(|&of| share(of)).sum::<usize>() * (options.keep_head.len() + 1);
-        let asked = [(options.linear_sgd, linear), (options.finetune, finetuned), (options.supervised, seeds)];
+        let finetuned =
+            self.options.shares.iter().map(|&of| share(of)).sum::<usize>() * (options.keep_head.len() + 1);
+        let asked =
+            [(options.linear_sgd, linear), (options.finetune, finetuned), (options.supervised, seeds)];
         asked.iter().filter(|(asked, _)| *asked).map(|(_, count)| count).sum()
     }
 
@@ -206,7 +214,10 @@ impl Bench<'_> {
 
     fn finetune_grid(&self) -> Grid {
         let options = &self.options.trained;
-        Grid { candidates: options.rates.iter().map(|rate| (*rate, 0.0)).collect(), below: options.sweep_below }
+        Grid {
+            candidates: options.rates.iter().map(|rate| (*rate, 0.0)).collect(),
+            below: options.sweep_below,
+        }
     }
 
     /// The subsets of one share that are fine-tuned on.
@@ -236,7 +247,8 @@ impl Bench<'_> {
         let grid = self.finetune_grid();
         let mut cells = Vec::new();
         for share in self.options.shares.clone() {
-            let place = |draw: usize| format!("{}-{}pct-{draw}", name.replace([' ', ','], "-"), 100.0 * share);
+            let place =
+                |draw: usize| format!("{}-{}pct-{draw}", name.replace([' ', ','], "-"), 100.0 * share);
             let config = |labels: usize| self.finetune_config(start.cloned(), keep, share, labels);
             if share >= 1.0 {
                 let config = config(self.kept.train.len());
@@ -262,7 +274,13 @@ impl Bench<'_> {
     }
 
     /// The candidate with the highest accuracy on a stratified fifth of the labels; the first of equals.
-    fn best(&mut self, place: &str, config: &RunConfig, subset: &[usize], grid: &Grid) -> Result<(f64, f64), EvalError> {
+    fn best(
+        &mut self,
+        place: &str,
+        config: &RunConfig,
+        subset: &[usize],
+        grid: &Grid,
+    ) -> Result<(f64, f64), EvalError> {
         let labels: Vec<i64> = subset.iter().map(|&index| self.sets.train_labels[index]).collect();
         let (fit, held) =
             splits::hold_out(&labels, self.sets.train.classes().len(), HOLD_OUT, self.options.seed);
@@ -290,7 +308,13 @@ impl Bench<'_> {
     }
 
     /// Accuracy on the training images `held` after training on `fit`. The model is not kept.
-    fn tried(&mut self, place: &str, config: &RunConfig, fit: &[usize], held: &[usize]) -> Result<f64, EvalError> {
+    fn tried(
+        &mut self,
+        place: &str,
+        config: &RunConfig,
+        fit: &[usize],
+        held: &[usize],
+    ) -> Result<f64, EvalError> {
         let what = self.what(config, fit);
         let key = Key::new(place, json!({ "trained": what, "judged": checksum(held) }));
         if let Some(known) = self.memory.figure(&key) {
@@ -373,7 +397,7 @@ impl Bench<'_> {
             &config.head,
             shape,
             config.train.seed,
-            choose_device(config.train.device)?,
+            choose_device(config.train.device, 0)?,
             Precision::F32,
         )?;
         let missing = || CheckpointError::Missing { folder: folder.path().to_owned() };
@@ -391,7 +415,7 @@ impl Bench<'_> {
     ) -> Result<Figure, EvalError> {
         let read = ReadOptions::of(self.frozen, self.options.batch, self.options.threads);
         let logits = |pixels: &Tensor| {
-            let (_, logits) = tch::no_grad(|| model.forward(pixels, Mode::Eval))?;
+            let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;
             Ok(logits.argmax(1, false).to_device(tch::Device::Cpu))
         };
         let read = features::extract(set, indices, &read, &[&logits], &mut |_, _| {})?;
@@ -399,7 +423,13 @@ impl Bench<'_> {
     }
 
     /// Paper B.5: Nesterov momentum, no warm-up, no regularisation, crop and flip only.
-    fn finetune_config(&self, start: Option<PathBuf>, keep_head: usize, share: f64, labels: usize) -> RunConfig {
+    fn finetune_config(
+        &self,
+        start: Option<PathBuf>,
+        keep_head: usize,
+        share: f64,
+        labels: usize,
+    ) -> RunConfig {
         let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
         let epochs = self.options.trained.epochs.unwrap_or(paper);
         let mut config = self.with_labels(FINETUNE_RATE, epochs, labels);
@@ -488,7 +518,8 @@ impl Grid {
 
     fn words(&self) -> String {
         let tried: Vec<String> = self.candidates.iter().map(|candidate| said(*candidate)).collect();
-        let below = if self.below == usize::MAX { String::new() } else { format!(" up to {} labels", self.below) };
+        let below =
+            if self.below == usize::MAX { String::new() } else { format!(" up to {} labels", self.below) };
         match tried.len() {
             1 => String::new(),
             _ => format!("; compared on a fifth of the labels{below}: {}", tried.join(", ")),

@@ -61,11 +61,14 @@ impl Transfer<'_> {
         let validation = sets.validation(&set.path)?;
         let chosen_on = validation.as_ref().map(|(set, _)| set.fingerprint());
         let place = format!("transfer to {}", set.path.file_name().unwrap_or_default().to_string_lossy());
-        let key = Key::new(&place, json!({
-            "features": [Some(trained.fingerprint()), control.map(FrozenEncoder::fingerprint)],
-            "data": [json!(sets.fingerprints()), json!(chosen_on)],
-            "size": trained.image_size(), "metric": set.metric, "seed": self.options.seed,
-        }));
+        let key = Key::new(
+            &place,
+            json!({
+                "features": [Some(trained.fingerprint()), control.map(FrozenEncoder::fingerprint)],
+                "data": [json!(sets.fingerprints()), json!(chosen_on)],
+                "size": trained.image_size(), "metric": set.metric, "seed": self.options.seed,
+            }),
+        );
         let known = self.memory.note(&key).and_then(|(note, _)| serde_json::from_value(note).ok());
         if let Some(known) = known {
             return Ok(TransferRow { data: set.path.display().to_string(), ..known });
@@ -179,7 +182,9 @@ impl Half {
         }
         let mut holds = vec![false; rows.len() * classes];
         for (at, &row) in rows.iter().enumerate() {
-            of_image[&self.names[row][..]].iter().for_each(|&class| holds[at * classes + class as usize] = true);
+            of_image[&self.names[row][..]]
+                .iter()
+                .for_each(|&class| holds[at * classes + class as usize] = true);
         }
         let labels: Vec<i64> = rows.iter().map(|&row| self.labels[row]).collect();
         let holds = Tensor::from_slice(&holds).view([-1, classes as i64]);

@@ -76,7 +76,10 @@ impl Metrics {
         self.events.write_all(&events::record(&events::scalar(now(), step, tag, value as f32)))
     }
 
+    /// One line, with the time at which it was written (seconds since 1970), so that accuracy can be told against time.
     fn line(&mut self, value: &Value) -> Result<(), std::io::Error> {
+        let mut value = value.clone();
+        value["time"] = now().into();
         writeln!(self.lines, "{value}")?;
         if self.flushed.elapsed().as_secs() >= FLUSH_SECONDS {
             self.flush()?;

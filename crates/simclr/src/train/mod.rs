@@ -1,8 +1,12 @@
-//! The run: its loop ([`run`]), one update ([`step`]), what is saved ([`state`]), who is told ([`observe`]).
+//! The run: its loop ([`run`]), one update ([`step`]; of a batch in chunks: [`large`]), what is saved ([`state`]), who is told ([`observe`]).
 
+mod agreed;
 mod bad_files;
 mod clock;
+pub mod doctor;
 mod events;
+pub mod large;
+mod lock_step;
 mod metrics;
 pub mod observe;
 mod online_knn;
@@ -13,5 +17,5 @@ pub mod state;
 pub mod step;
 
 pub use observe::{Observer, Silent, StepReport};
-pub use run::{Outcome, pretrain};
+pub use run::{Outcome, pretrain, pretrain_among};
 pub use run_folder::RunFolder;

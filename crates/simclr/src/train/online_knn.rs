@@ -78,7 +78,7 @@ impl OnlineKnn {
             let (size, channels) = (self.size as i64, dataset.channels() as i64);
             let images =
                 to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
-            let h = tch::no_grad(|| model.encoder.forward(&images, Mode::Eval, model.precision))?;
+            let h = tch::no_grad(|| model.encoder.forward(&images, &Mode::Eval, model.precision))?;
             features.push(h.to_device(Device::Cpu));
             labels.extend(read.ids.iter().map(|&id| i64::from(self.labels[id])));
         }

@@ -1,6 +1,7 @@
 //! The life of a run, top to bottom.
 
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{
         Arc,
@@ -9,26 +10,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_data::{Batch, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
+use serde::{Deserialize, Serialize};
+use simclr_data::{
+    Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, loader::Batches,
+};
 
 use super::{
     Observer, RunFolder, StepReport,
+    agreed::{agreed, agreed_telling},
     bad_files::BadFiles,
     clock::Clock,
+    large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
-    state::{Resumed, capture, first_non_finite, restore, start_from},
-    step::{Stepped, train_step},
+    state::{Resumed, capture, first_non_finite, restore, share, start_from},
+    step::{Setting, Stepped, train_step},
 };
 use crate::{
-    ConfigError, Plan, RunConfig, TrainError,
+    ConfigError, Plan, RanksError, RunConfig, TrainError,
     device::{choose_device, choose_precision},
+    encoder::NormOver,
     health::Health,
     model::SimClr,
-    nt_xent::LossScale,
+    nt_xent::{Gather, LossScale},
     objective::{Objective, ObjectiveKind},
     optim::Optimizer,
+    ranks::{Buckets, Ranks, Team},
 };
 
 /// How a run ended.
@@ -51,16 +59,86 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    // Images and plan. The configuration names its images from here on, so a resumed run has the same one.
+    pretrain_among(&Ranks::alone(), config, data, folder, observer, stop)
+}
+
+/// [`pretrain`] by several processes, each of which calls this with the same configuration and takes its part of every
+/// batch. Rank 0 alone reads and writes `folder` and tells `observer`.
+///
+/// # Errors
+/// See [`TrainError`]. All processes end with an error if one has one; of several, that of the lowest rank is returned
+/// there, and [`TrainError::Elsewhere`] on the others.
+pub fn pretrain_among(
+    ranks: &Ranks,
+    config: &RunConfig,
+    data: &Path,
+    folder: &RunFolder,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    ranks.set_patience(&config.ranks);
+    // Images, plan, model and optimizer, fresh or from the newest checkpoint.
+    let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
+    same_everywhere(ranks, &plan)?;
+    let newest =
+        if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
+    let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
+    if ranks.is_first() {
+        observer.start(&start::facts(&plan, &dataset, &model, &optimizer, model.params.device()));
+        notes.iter().for_each(|text| observer.message(text));
+    }
+
+    // The loop.
+    let record = if ranks.is_first() { Record::open(folder, first_step).map(Some) } else { Ok(None) };
+    let mut run = Run {
+        record: agreed(ranks, record.map_err(TrainError::from))?,
+        knn: OnlineKnn::new(&plan, &dataset).filter(|_| ranks.is_first()),
+        objective,
+        saved: (Instant::now(), (first_step > 0).then_some(first_step)),
+        clock: Clock::default(),
+        last_batch: (first_step, Vec::new()),
+        bad: HashSet::new(),
+        buckets: Buckets::new(&model.params, ranks),
+        plan: &plan,
+        folder,
+        dataset: &dataset,
+        model: &model,
+        optimizer,
+        ranks,
+    };
+    let mut batches = agreed(ranks, run.batches(&dataset, first_step))?;
+    for step in first_step..plan.total_steps {
+        let stepped = run.step(step, &mut batches, observer)?;
+        let asked = stop.load(Ordering::Relaxed);
+        let (_, asked) = agreed_telling(ranks, stepped, |()| asked.to_string())?;
+        if asked.iter().any(|asked| asked == "true") && step + 1 < plan.total_steps {
+            agreed(ranks, run.save(step + 1, observer))?;
+            return Ok(Outcome::Stopped);
+        }
+    }
+    agreed(ranks, run.save(plan.total_steps, observer))?;
+    Ok(Outcome::Finished)
+}
+
+/// What a process has before it meets the others.
+pub(super) struct Ready {
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) plan: Plan,
+    pub(super) model: SimClr,
+    pub(super) optimizer: Optimizer,
+    pub(super) objective: Objective,
+}
+
+pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ready, TrainError> {
+    // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
     let config = &config;
     let dataset = Arc::new(training_images(config, data)?);
-    let device = choose_device(config.train.device)?;
+    let device = choose_device(config.train.device, ranks.local_rank())?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
+    let plan = plan.among(ranks.count(), ranks.sharing())?;
     tch::set_num_threads(plan.torch_threads as i32);
-
-    // Model and optimizer, fresh or from the newest checkpoint.
     let shape = (plan.channels as i64, config.train.image_size as i64);
     let (task, seed) = (&config.task, config.train.seed);
     let objective = objective(config, &dataset)?;
@@ -77,45 +155,45 @@ pub fn pretrain(
     if let Some(start) = &task.start {
         start_from(start, &model)?;
     }
-    let mut optimizer = Optimizer::new(&config.optim, &model.params);
-    let (newest, passed_over) = folder.newest_checkpoint()?;
-    let Resumed { step: first_step, notes } = match &newest {
-        Some((path, checkpoint)) => restore(path, checkpoint, &plan, &model, &mut optimizer)?,
-        None => Resumed::default(),
-    };
-    drop(newest);
-    folder.remove_partial_files()?;
-    start::save(folder, &plan, device)?;
-    observer.start(&start::facts(&plan, &dataset, &model, &optimizer, device));
-    passed_over.iter().chain(&notes).for_each(|text| observer.message(text));
+    let optimizer = Optimizer::new(&config.optim, &model.params);
+    Ok(Ready { dataset, plan, model, optimizer, objective })
+}
 
-    // The loop.
-    let loader = Loader::new(Arc::clone(&dataset), config.augment.clone(), loader_config(&plan))?;
-    let mut run = Run {
-        bad_files: BadFiles::open(folder, first_step == 0)?,
-        metrics: Metrics::open(folder, first_step)?,
-        knn: OnlineKnn::new(&plan, &dataset),
-        objective,
-        saved: (Instant::now(), (first_step > 0).then_some(first_step)),
-        clock: Clock::default(),
-        last_batch: (first_step, Vec::new()),
-        plan: &plan,
-        folder,
-        dataset: &dataset,
-        model: &model,
-        optimizer,
-    };
-    let mut batches = loader.batches(first_step, plan.total_steps)?;
-    while let Some(batch) = batches.next() {
-        let batch = batch.or_else(|error| run.give_up(error, batches.left_out()))?;
-        run.step(&batch, batches.waited(), observer)?;
-        if stop.load(Ordering::Relaxed) && batch.step + 1 < plan.total_steps {
-            run.save(batch.step + 1, observer)?;
-            return Ok(Outcome::Stopped);
+/// Other images, another program or another precision on one of the ranks would silently be another run.
+fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
+    let precision = format!("{:?}", plan.precision).to_lowercase();
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let own = [
+        ("the images' fingerprints", plan.data_fingerprint.clone()),
+        ("the versions of simclr", version),
+        ("compute precisions", precision),
+    ];
+    let mut result = Ok(());
+    for (what, here) in own {
+        let first = ranks.broadcast_text(&here);
+        if here != first && result.is_ok() {
+            result = Err(RanksError::Differ { what, here, first }.into());
         }
     }
-    run.save(plan.total_steps, observer)?;
-    Ok(Outcome::Finished)
+    agreed(ranks, result)
+}
+
+/// On rank 0: the state of the newest checkpoint, where there is one, and a run folder that is ready for the run.
+fn newest(
+    folder: &RunFolder,
+    plan: &Plan,
+    model: &SimClr,
+    optimizer: &mut Optimizer,
+) -> Result<Resumed, TrainError> {
+    let (newest, mut notes) = folder.newest_checkpoint()?;
+    let resumed = match &newest {
+        Some((path, checkpoint)) => restore(path, checkpoint, plan, model, optimizer)?,
+        None => Resumed::default(),
+    };
+    folder.remove_partial_files()?;
+    start::save(folder, plan, model.params.device())?;
+    notes.extend(resumed.notes);
+    Ok(Resumed { step: resumed.step, notes })
 }
 
 fn no_such(data: &Path) -> DataError {
@@ -148,7 +226,7 @@ fn objective(config: &RunConfig, dataset: &Dataset) -> Result<Objective, TrainEr
     Ok(Objective::Supervised { labels, classes: dataset.classes().len() })
 }
 
-fn loader_config(plan: &Plan) -> LoaderConfig {
+pub(super) fn loader_config(plan: &Plan) -> LoaderConfig {
     let config = &plan.config;
     LoaderConfig {
         views: config.task.objective.views(),
@@ -161,6 +239,32 @@ fn loader_config(plan: &Plan) -> LoaderConfig {
     }
 }
 
+fn chunking(plan: &Plan) -> Option<Chunking> {
+    let apart = plan.config.train.batch_norm == NormOver::ChunkShuffled;
+    plan.is_chunked().then_some(Chunking { images: plan.chunk(), apart, passes: plan.view_passes })
+}
+
+/// What rank 0 writes down.
+struct Record {
+    metrics: Metrics,
+    bad_files: BadFiles,
+}
+
+impl Record {
+    fn open(folder: &RunFolder, first_step: u64) -> Result<Self, std::io::Error> {
+        let bad_files = BadFiles::open(folder, first_step == 0)?;
+        Ok(Self { metrics: Metrics::open(folder, first_step)?, bad_files })
+    }
+}
+
+/// What a rank tells the others about its part of a batch.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    bad: Vec<(usize, String)>,
+    /// Seconds waited for data so far.
+    waited: f64,
+}
+
 /// A run between its first and its last step.
 struct Run<'a> {
     plan: &'a Plan,
@@ -169,66 +273,165 @@ struct Run<'a> {
     model: &'a SimClr,
     optimizer: Optimizer,
     objective: Objective,
-    metrics: Metrics,
-    bad_files: BadFiles,
+    ranks: &'a Ranks,
+    buckets: Buckets,
+    /// Rank 0's.
+    record: Option<Record>,
     knn: Option<OnlineKnn>,
     /// When the last checkpoint was written, and the step of the newest one.
     saved: (Instant, Option<u64>),
     clock: Clock,
-    /// Step and images of the newest batch, to name where numbers stop being numbers.
+    /// Step and images of the newest batch over all ranks, to name where numbers stop being numbers.
     last_batch: (u64, Vec<usize>),
+    /// Images that no rank could decode so far.
+    bad: HashSet<usize>,
 }
 
 impl Run<'_> {
-    /// One update, its record, and what is due after it: health, online kNN, checkpoint.
-    fn step(&mut self, batch: &Batch, waited: f64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    /// Starts the loader of this rank's part.
+    fn batches(&self, dataset: &Arc<Dataset>, first_step: u64) -> Result<Batches, TrainError> {
+        let (plan, ranks) = (self.plan, self.ranks);
+        let mut loader = Loader::new(Arc::clone(dataset), plan.config.augment.clone(), loader_config(plan))?;
+        if let Some(chunking) = chunking(plan) {
+            loader = loader.chunked(chunking);
+        }
+        Ok(loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?)
+    }
+
+    /// One update, its record, and what is due after it: health, online kNN, checkpoint. An error is one that all ranks know
+    /// of; how rank 0's own work went is in the result.
+    fn step(
+        &mut self,
+        step: u64,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<Result<(), TrainError>, TrainError> {
         let (plan, config) = (self.plan, &self.plan.config);
-        for sentence in self.bad_files.add(self.dataset, &batch.bad)? {
-            observer.message(&sentence);
-        }
-        self.last_batch = (batch.step, batch.ids.clone());
-        let lr = plan.schedule.at(batch.step);
-        let shape = (plan.channels, config.train.image_size);
-        let done = train_step(self.model, &mut self.optimizer, &self.objective, batch, shape, lr)?;
+        let (images, done) = self.update(step, batches, observer)?;
         if let Some((what, value)) = done.non_finite() {
-            return Err(self.non_finite(what, value)?);
+            let error = self.non_finite(what, value).unwrap_or_else(|error| error);
+            return agreed(self.ranks, Err(error));
         }
-        let (images_per_second, data_wait) = self.clock.tick(batch.ids.len(), waited);
+        let steps_done = step + 1;
+        let health_due =
+            steps_done.is_multiple_of(config.train.health_every) || steps_done == plan.total_steps;
+        let health =
+            (health_due && config.task.objective == ObjectiveKind::Contrastive).then(|| self.health(&done));
+        // Every rank's wait is a wait of all; the last one to have its data shows.
+        let part = Part { bad: Vec::new(), waited: batches.waited() };
+        let parts = self.tell(&part);
+        let waited = parts.iter().map(|part| part.waited).fold(0.0, f64::max);
+        let (images_per_second, data_wait) = self.clock.tick(images, waited);
         let report = StepReport {
-            step: batch.step,
+            step,
             total_steps: plan.total_steps,
-            epoch: (batch.step + 1) as f64 / plan.steps_per_epoch as f64,
+            epoch: (step + 1) as f64 / plan.steps_per_epoch as f64,
             loss: done.loss,
-            chance_loss: self.objective.chance(batch.ids.len()),
+            chance_loss: self.objective.chance(images),
             accuracy: done.accuracy,
             accuracy_of: config.task.objective.accuracy_name(),
-            lr,
+            lr: plan.schedule.at(step),
             images_per_second,
             data_wait,
         };
-        self.metrics.step(&report)?;
-        observer.step(&report);
-        self.due(batch.step + 1, &done, observer)
+        Ok(self.write_down(&report, health.as_ref(), observer))
     }
 
-    fn due(
+    /// On rank 0: what a step came to, and what is due after it. It may fail there alone: no exchange follows but the one
+    /// that asks how the step went.
+    fn write_down(
         &mut self,
-        steps_done: u64,
-        done: &Stepped,
+        report: &StepReport,
+        health: Option<&Health>,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let train = &self.plan.config.train;
-        let health_due = steps_done.is_multiple_of(train.health_every) || steps_done == self.plan.total_steps;
-        if health_due && self.plan.config.task.objective == ObjectiveKind::Contrastive {
-            let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
-            let health = Health::of(&done.h, &done.z, done.loss / scale, done.accuracy);
-            self.metrics.health(steps_done - 1, &health)?;
-            observer.health(&health);
+        if let Some(record) = &mut self.record {
+            record.metrics.step(report)?;
+            observer.step(report);
+            if let Some(health) = health {
+                record.metrics.health(report.step, health)?;
+                observer.health(health);
+            }
         }
+        self.due(report.step + 1, observer)
+    }
+
+    /// The update of one step, whole or in chunks. Returns the number of images whose loss it is, too.
+    fn update(
+        &mut self,
+        step: u64,
+        batches: &mut Batches,
+        observer: &mut dyn Observer,
+    ) -> Result<(usize, Stepped), TrainError> {
+        let (plan, train) = (self.plan, &self.plan.config.train);
+        let (lr, shape) = (plan.schedule.at(step), (plan.channels, train.image_size));
+        let setting = Setting {
+            model: self.model,
+            objective: &self.objective,
+            over: train.batch_norm,
+            shape,
+            ranks: self.ranks,
+            buckets: &self.buckets,
+        };
+        let mut chunks = Chunks::new(step, batches);
+        let done = if plan.is_chunked() {
+            let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
+            large.run(&mut chunks, &mut self.optimizer, lr)
+        } else {
+            agreed(self.ranks, chunks.next().map_err(TrainError::from))
+                .and_then(|batch| train_step(&setting, &mut self.optimizer, &batch, lr))
+        };
+        let bad = std::mem::take(&mut chunks.bad);
+        let failed = batches.left_out().to_vec();
+        // An error has been agreed on, so all are here, with and without.
+        self.meet([bad, failed].concat(), observer)?;
+        let (ids, done) = done.inspect_err(|_| drop(self.flush()))?;
+        let images = ids.len();
+        self.last_batch = (step, ids);
+        Ok((images, done))
+    }
+
+    /// What all ranks have to say about their parts.
+    fn tell(&self, own: &Part) -> Vec<Part> {
+        let text = serde_json::to_vec(own).expect("numbers and texts are JSON");
+        let part = |text: &Vec<u8>| serde_json::from_slice(text).expect("every rank writes a part");
+        self.ranks.gather(&text).iter().map(part).collect()
+    }
+
+    /// Lists the images that any rank could not decode. A loader sees those of its own parts alone; the limit is on all.
+    fn meet(&mut self, bad: Vec<(usize, String)>, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let bad: Vec<_> =
+            self.tell(&Part { bad, waited: 0.0 }).into_iter().flat_map(|part| part.bad).collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let noted = self.note_bad(&bad, observer).map_err(TrainError::from);
+        agreed(self.ranks, noted)?;
+        self.bad.extend(bad.iter().map(|(id, _)| *id));
+        let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
+        if self.ranks.count() == 1 || self.bad.len() as f64 <= allowed * seen as f64 {
+            return Ok(());
+        }
+        let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        agreed(self.ranks, Err(DataError::TooManyBad { bad: self.bad.len(), seen, allowed, first }.into()))
+    }
+
+    /// Figures of the whole batch.
+    fn health(&self, done: &Stepped) -> Health {
+        let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
+        let h = self.ranks.gather_rows(&done.h);
+        let z = Team::new(self.ranks, done.counts.clone()).gather(&done.z);
+        Health::of(&h, &z, done.loss / scale, done.accuracy)
+    }
+
+    /// Rank 0's work between steps, for which the others wait.
+    fn due(&mut self, steps_done: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let train = &self.plan.config.train;
         let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
         if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
-            if let Some(accuracy) = knn.accuracy(self.model, self.dataset)? {
-                self.metrics.knn(steps_done - 1, accuracy)?;
+            let accuracy = knn.accuracy(self.model, self.dataset)?;
+            if let (Some(accuracy), Some(record)) = (accuracy, &mut self.record) {
+                record.metrics.knn(steps_done - 1, accuracy)?;
                 let (epoch, percent) = (steps_done / self.plan.steps_per_epoch, 100.0 * accuracy);
                 observer.message(&format!(
                     "epoch {epoch}: online kNN on held-out training images {percent:.1} %"
@@ -242,18 +445,27 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Lists the images of a batch that could not be made, so that the list is whole when the run ends for them.
-    fn give_up(&mut self, error: DataError, left_out: &[(usize, String)]) -> Result<Batch, TrainError> {
-        self.bad_files.add(self.dataset, left_out)?;
-        self.metrics.flush()?;
-        Err(error.into())
+    /// Lists images that could not be decoded, each once, and says so.
+    fn note_bad(
+        &mut self,
+        bad: &[(usize, String)],
+        observer: &mut dyn Observer,
+    ) -> Result<(), std::io::Error> {
+        let Some(record) = &mut self.record else { return Ok(()) };
+        let sentences = record.bad_files.add(self.dataset, bad)?;
+        sentences.iter().for_each(|sentence| observer.message(sentence));
+        Ok(())
     }
 
-    /// Writes the checkpoint of `step` unless it is there already. A state with values that are no numbers is an error
-    /// and not written: the checkpoint before it is worth more.
+    fn flush(&mut self) -> Result<(), std::io::Error> {
+        self.record.as_mut().map_or(Ok(()), |record| record.metrics.flush())
+    }
+
+    /// On rank 0: writes the checkpoint of `step` unless it is there already. A state with values that are no numbers is an
+    /// error and not written: the checkpoint before it is worth more.
     fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        self.metrics.flush()?;
-        if self.saved.1 == Some(step) {
+        self.flush()?;
+        if self.saved.1 == Some(step) || !self.ranks.is_first() {
             return Ok(());
         }
         let checkpoint = capture(self.plan, self.model, &self.optimizer, step);
@@ -273,8 +485,10 @@ impl Run<'_> {
         let (step, ids) = (self.last_batch.0, &self.last_batch.1);
         let names: Vec<_> = ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
         let name = format!("nonfinite-step-{step}.txt");
-        self.folder.write(&name, &(names.join("\n") + "\n"))?;
-        self.metrics.flush()?;
+        if self.ranks.is_first() {
+            self.folder.write(&name, &(names.join("\n") + "\n"))?;
+        }
+        self.flush()?;
         Ok(TrainError::NonFinite { what, value, step, dump: self.folder.path().join(name) })
     }
 }

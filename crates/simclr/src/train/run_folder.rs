@@ -29,6 +29,11 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder as the other processes of a run name it; they read and write nothing there.
+    pub fn of_another_process(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Opens an existing one.
     ///
     /// # Errors

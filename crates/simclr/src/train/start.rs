@@ -10,6 +10,7 @@ use super::RunFolder;
 use crate::{
     Plan, TrainError,
     device::{Precision, describe},
+    encoder::NormOver,
     model::SimClr,
     objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
@@ -74,6 +75,7 @@ pub fn facts(
         ("encoder", model.encoder.describe()),
         ("head", head(plan)),
         ("loss", loss(plan)),
+        ("batch", batch(plan)),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -117,6 +119,35 @@ fn loss(plan: &Plan) -> String {
             (plan.classes as f64).ln()
         ),
     }
+}
+
+/// How a batch goes through the encoder.
+fn batch(plan: &Plan) -> String {
+    let train = &plan.config.train;
+    let part = train.batch.div_ceil(plan.ranks);
+    let (each, own) = match plan.ranks {
+        1 => (String::new(), "batch"),
+        ranks => (format!(" on {ranks} processes, up to {part} images each"), "process"),
+    };
+    let chunked = plan.is_chunked();
+    let norm = match train.batch_norm {
+        _ if !chunked && plan.ranks == 1 => "over all of their views",
+        NormOver::Global if !chunked => "over all of their views on all processes",
+        NormOver::Global => "over the whole batch, chunks in lock step",
+        _ if !chunked => "over the views of each process, running statistics averaged",
+        NormOver::Chunk => "over the chunk",
+        NormOver::ChunkShuffled => "over the chunk, the two views of an image in different chunks",
+    };
+    if !chunked {
+        return format!("{} images at once{each}, batch norm {norm}", train.batch);
+    }
+    let count = part.div_ceil(plan.chunk());
+    let views = if plan.view_passes > 1 { "made twice" } else { "kept between the passes" };
+    format!(
+        "{} images{each}, {count} chunks of up to {} in each {own}, encoded twice; batch norm {norm}; views {views}",
+        train.batch,
+        plan.chunk()
+    )
 }
 
 /// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.

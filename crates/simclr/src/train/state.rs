@@ -1,12 +1,14 @@
 //! Everything that a resumed run needs: weights, batch-norm buffers, optimizer, step. Order of images and randomness
 //! follow from (seed, step) alone.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::{CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer};
+use crate::{
+    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer, ranks::Ranks,
+};
 
 /// A checkpoint of the run after `step` steps.
 pub fn capture(plan: &Plan, model: &SimClr, optimizer: &Optimizer, step: u64) -> Checkpoint {
@@ -29,6 +31,7 @@ fn facts(plan: &Plan) -> Value {
         "data_fingerprint": plan.data_fingerprint,
         "precision": plan.precision,
         "torch_threads": plan.torch_threads,
+        "ranks": plan.ranks,
     })
 }
 
@@ -76,6 +79,16 @@ pub fn restore(
     Ok(Resumed { step, notes })
 }
 
+/// Gives every rank what rank 0 has: weights, buffers, the optimizer's state, and where the run goes on.
+pub fn share(ranks: &Ranks, model: &SimClr, optimizer: &mut Optimizer, resumed: Resumed) -> Resumed {
+    let step = ranks.broadcast_text(&resumed.step.to_string());
+    model.params.named().for_each(|(_, tensor)| ranks.broadcast(tensor));
+    let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
+    state.values().for_each(|tensor| ranks.broadcast(tensor));
+    optimizer.load_state(&|name, _| Ok(state[name].shallow_clone())).expect("its own names and shapes");
+    Resumed { step: step.parse().expect("rank 0 wrote a number"), notes: resumed.notes }
+}
+
 /// Puts the weights of the checkpoint at `path` into `model`: the encoder, the layers of the head that the model has, and
 /// the classifier where both have one.
 ///
@@ -95,13 +108,14 @@ pub fn start_from(path: &Path, model: &SimClr) -> Result<(), CheckpointError> {
 
 /// What may change with the machine, and changes the last bits of sums.
 fn changed(was: &Value, is: &Value) -> Vec<String> {
-    let names = [("precision", "compute precision"), ("torch_threads", "libtorch's threads")];
-    let other = names.iter().filter(|(key, _)| was[key] != is[key]);
+    let names =
+        [("precision", "compute precision"), ("torch_threads", "libtorch's threads"), ("ranks", "processes")];
+    // Checkpoints from before there were several processes do not say how many wrote them.
+    let value = |state: &Value, key: &str| if state[key].is_null() { json!(1) } else { state[key].clone() };
+    let other = names.iter().filter(|(key, _)| value(was, key) != value(is, key));
     let sentence = |(key, name): &(&str, &str)| {
-        format!(
-            "{name} changed from {} to {}: not bit for bit what an uninterrupted run gives",
-            was[key], is[key]
-        )
+        let (was, is) = (value(was, key), value(is, key));
+        format!("{name} changed from {was} to {is}: not bit for bit what an uninterrupted run gives")
     };
     other.map(sentence).collect()
 }
@@ -135,14 +149,16 @@ const FREE: [&str; 12] = [
 
 fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
-    let now = json!(config);
+    // What a checkpoint from before a key existed does not say was what is now the default.
+    let (now, default) = (json!(config), json!(RunConfig::default()));
     let mut differences = Vec::new();
     for section in ["data", "augment", "encoder", "head", "loss", "task", "optim", "train"] {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");
-            if !FREE.contains(&name.as_str()) && saved[section][key] != now[section][key] {
-                differences.push(format!("{name} was {}, is {}", saved[section][key], now[section][key]));
+            let was = saved[section].get(key).unwrap_or(&default[section][key]);
+            if !FREE.contains(&name.as_str()) && *was != now[section][key] {
+                differences.push(format!("{name} was {was}, is {}", now[section][key]));
             }
         }
     }

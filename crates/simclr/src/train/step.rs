@@ -3,65 +3,122 @@
 use simclr_data::Batch;
 use tch::{Kind, Tensor};
 
+use super::agreed::or_end_all;
 use crate::{
-    ModelError,
+    TrainError,
     device::to_device,
-    encoder::Mode,
+    encoder::{BatchStatistics, Mode, NormOver},
     model::SimClr,
     objective::{Objective, Value},
     optim::Optimizer,
     params::Params,
+    ranks::{Buckets, Ranks, Team},
 };
+
+/// What every step of a run is made with.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// f and g.
+    pub model: &'a SimClr,
+    /// What is minimised.
+    pub objective: &'a Objective,
+    /// Whose statistics batch norm takes.
+    pub over: NormOver,
+    /// C and S of the views.
+    pub shape: (usize, usize),
+    /// The processes, each with its part of the batch.
+    pub ranks: &'a Ranks,
+    /// Add up the gradients.
+    pub buckets: &'a Buckets,
+}
 
 /// What a step leaves behind.
 #[derive(Debug)]
 pub struct Stepped {
-    /// The objective's value.
+    /// The objective's value over the whole batch.
     pub loss: f64,
     /// The objective's accuracy, `[0, 1]`.
     pub accuracy: f64,
     /// Norm of the gradient of all parameters together; NaN where the loss already was no number.
     pub gradient_norm: f64,
-    /// h `[2N, F]`, without graph.
+    /// h of this rank's views, `[.., F]`, in any order, without graph.
     pub h: Tensor,
-    /// z `[2N, D]`, or logits, without graph.
+    /// z `[2m, D]` of this rank's images, or logits `[m, K]`, without graph.
     pub z: Tensor,
+    /// Images of every rank.
+    pub counts: Vec<usize>,
 }
 
-/// All views of all images through f and g in one batch, objective, gradients, update.
+/// Loss and gradients of a batch in one pass: all views of this rank's part through f and g, objective, gradients, which are
+/// then those of the whole batch on every rank. Returns the images of all ranks, too.
+///
+/// # Errors
+/// See [`SimClr::forward`]; with several ranks they end the process.
+///
+/// # Shapes
+/// `batch` holds `[2m, C, S, S]`, rows i and i + m being two views of one image; `[m, C, S, S]` with labels.
+pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, Stepped), TrainError> {
+    let Setting { model, objective, ranks, buckets, .. } = *setting;
+    let ids = ranks.gather_numbers(&batch.ids);
+    let team = Team::new(ranks, ids.iter().map(Vec::len).collect());
+    let views = setting.views(batch);
+    let (h, z) = or_end_all(ranks, model.forward(&views, &setting.mode()).map_err(TrainError::from))?;
+    let Value { loss, accuracy } = objective.of(&z, &batch.ids, &team, team.images());
+    let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
+    let mut gradient_norm = f64::NAN;
+    if value.is_finite() {
+        buckets.arm();
+        loss.backward();
+        buckets.finish();
+        gradient_norm = norm_of_gradients(&model.params);
+    }
+    let (h, z, counts) = (h.detach(), z.detach(), team.counts().to_vec());
+    Ok((ids.concat(), Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
+}
+
+/// [`gradients`] and the update.
 ///
 /// A loss or a gradient that is not a number leaves the weights as they were; the caller sees it in
 /// [`Stepped::non_finite`].
 ///
 /// # Errors
-/// See [`SimClr::forward`].
-///
-/// # Shapes
-/// `batch` holds `[2N, C, S, S]`, rows i and i + N being two views of one image; `[N, C, S, S]` with labels.
+/// See [`gradients`].
 pub fn train_step(
-    model: &SimClr,
+    setting: &Setting<'_>,
     optimizer: &mut Optimizer,
-    objective: &Objective,
     batch: &Batch,
-    (channels, size): (usize, usize),
     lr: f64,
-) -> Result<Stepped, ModelError> {
-    let rows = batch.pixels.len() / (channels * size * size);
-    let shape = [rows, channels, size, size].map(|side| side as i64);
-    let views = to_device(&batch.pixels, shape, model.params.device());
-    let (h, z) = model.forward(&views, Mode::Train)?;
-    let Value { loss, accuracy } = objective.of(&z, &batch.ids);
-    let value = loss.double_value(&[]);
-    let mut gradient_norm = f64::NAN;
-    if value.is_finite() {
-        loss.backward();
-        gradient_norm = norm_of_gradients(&model.params);
-        if gradient_norm.is_finite() {
-            optimizer.step(&model.params, lr);
+) -> Result<(Vec<usize>, Stepped), TrainError> {
+    let (ids, done) = gradients(setting, batch)?;
+    setting.update(optimizer, &done, lr);
+    Ok((ids, done))
+}
+
+impl Setting<'_> {
+    /// Training mode of a batch that goes through in one pass.
+    fn mode(&self) -> Mode {
+        let exchange = if self.over == NormOver::Global { self.ranks.exchange() } else { None };
+        Mode::Train(BatchStatistics { exchange, ..BatchStatistics::default() })
+    }
+
+    /// The pixels of `batch` as a tensor `[rows, C, S, S]`.
+    pub fn views(&self, batch: &Batch) -> Tensor {
+        let (channels, size) = self.shape;
+        let shape = [batch.ids.len() + batch.second.len(), channels, size, size].map(|side| side as i64);
+        to_device(&batch.pixels, shape, self.model.params.device())
+    }
+
+    /// The update, where loss and gradient are numbers. Where every rank has batch-norm statistics of its own, the running
+    /// ones become their mean, so that the model is one and the same everywhere.
+    pub fn update(&self, optimizer: &mut Optimizer, done: &Stepped, lr: f64) {
+        if done.gradient_norm.is_finite() {
+            optimizer.step(&self.model.params, lr);
+        }
+        if self.over != NormOver::Global && self.ranks.count() > 1 {
+            let buffers = self.model.params.buffers().iter().map(|(_, buffer)| buffer);
+            buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.ranks.average(buffer));
         }
     }
-    let accuracy = accuracy.double_value(&[]);
-    Ok(Stepped { loss: value, accuracy, gradient_norm, h: h.detach(), z: z.detach() })
 }
 
 impl Stepped {
@@ -73,7 +130,7 @@ impl Stepped {
 }
 
 /// One number back from the device, however many parameters there are.
-fn norm_of_gradients(params: &Params) -> f64 {
+pub fn norm_of_gradients(params: &Params) -> f64 {
     let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
     let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
     if norms.is_empty() {

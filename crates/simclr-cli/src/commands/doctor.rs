@@ -1,0 +1,38 @@
+//! `simclr doctor`.
+
+use std::process::ExitCode;
+
+use simclr::{
+    RunConfig,
+    ranks::Ranks,
+    train::doctor::{Finding, Verdict, examine},
+};
+
+use crate::{args::Doctor, failure::Failure, processes};
+
+/// Exit code where something is wrong.
+const WRONG: u8 = 1;
+
+/// Examines on every process, and lets rank 0 say what was found.
+pub fn run(arguments: &Doctor, ranks: &Ranks) -> Result<ExitCode, Failure> {
+    let load = || Ok(RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?);
+    let (own, told) = processes::decided_by_first(ranks, load, RunConfig::to_toml)?;
+    let config = own.map_or_else(|| RunConfig::of_toml(&told), Ok)?;
+    let findings = examine(ranks, &config, &arguments.data)?;
+    let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
+    if ranks.is_first() {
+        findings.iter().for_each(|finding| super::print(&line(finding)));
+    }
+    // What is wrong on one process is wrong.
+    Ok(if ranks.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })
+}
+
+/// `verdict  name  text`.
+fn line(finding: &Finding) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Fine => "fine",
+        Verdict::Note => "-",
+        Verdict::Wrong => "WRONG",
+    };
+    format!("{verdict:<6} {:<14} {}", finding.name, finding.text.replace('\n', "\n                      "))
+}

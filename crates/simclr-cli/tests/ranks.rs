@@ -1,0 +1,337 @@
+//! Several processes through the real binary: the same training, ranks that die or hang, another number of ranks.
+#![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use fs_err as fs;
+use simclr::checkpoint::Checkpoint;
+use support::{Said, finished, image_folder, mpirun, newest_checkpoint, pretrain, said, simclr, step_of};
+
+/// Lost ranks are noticed within this time; the default silence is 20 s.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// One test at a time: each starts several processes.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Of a checkpoint: tensors by name.
+fn tensors(run: &Path) -> BTreeMap<String, Vec<f64>> {
+    let path = newest_checkpoint(run).unwrap();
+    let checkpoint = Checkpoint::load(&path).unwrap();
+    let numbers = |tensor: &tch::Tensor| Vec::<f64>::try_from(tensor.reshape([-1])).unwrap();
+    checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), numbers(tensor))).collect()
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// The largest distance of a tensor from its twin, relative to the tensor, and whose it is.
+fn furthest<'a>(
+    found: &'a BTreeMap<String, Vec<f64>>,
+    expected: &BTreeMap<String, Vec<f64>>,
+    prefix: &str,
+) -> (f64, &'a str) {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    let of = |(name, values): (&'a String, &Vec<f64>)| {
+        let twin = &expected[name];
+        let apart: Vec<f64> = values.iter().zip(twin).map(|(a, b)| a - b).collect();
+        (norm(&apart) / norm(twin).max(f64::MIN_POSITIVE), name.as_str())
+    };
+    let all = found.iter().filter(|(name, _)| name.starts_with(prefix)).map(of);
+    all.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+}
+
+/// Losses by step.
+fn losses(run: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let losses: Vec<(u64, f64)> =
+        lines.filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?))).collect();
+    assert!(
+        losses.iter().enumerate().all(|(at, (step, _))| at as u64 == *step),
+        "each step once: {losses:?}"
+    );
+    losses.into_iter().map(|(_, loss)| loss).collect()
+}
+
+/// `processes` of them, or one by hand.
+fn trained(processes: usize, data: &Path, run: &Path, more: &[&str]) {
+    let mut command = pretrain(data, run, more);
+    let said = said(&mut if processes == 0 { command } else { mpirun(processes, &mut command) });
+    said.succeeds();
+    assert_eq!(said.out.trim(), run.display().to_string(), "one process speaks");
+    assert!(!said.err.contains("resumed"), "{}", said.err);
+}
+
+/// Plain SGD from rest: after one step the momentum buffer is the gradient.
+const ONE_STEP: &[&str] = &[
+    "--set",
+    "optim.kind=sgd",
+    "--set",
+    "optim.weight_decay=0",
+    "--set",
+    "optim.lr_in_momentum=false",
+    "--epochs",
+    "0.5",
+];
+
+#[test]
+fn every_gradient_is_that_of_one_process() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run = |name: &str| temp.path().join(name);
+    // An odd batch: parts of 5, 5, 5 and 6 images.
+    let settings = [ONE_STEP, &["--batch", "21"]].concat();
+    trained(0, &data, &run("plain"), &settings);
+    let plain = tensors(&run("plain"));
+    assert!(norm(&plain["optim.first.encoder.conv1.weight"]) > 1e-3, "there is a gradient");
+    for processes in [1, 2, 4] {
+        let name = format!("ranks-{processes}");
+        trained(processes, &data, &run(&name), &settings);
+        let found = tensors(&run(&name));
+        let (distance, tensor) = furthest(&found, &plain, "");
+        assert!(distance <= 1e-5, "{processes} processes: {tensor} is {distance:e} away");
+        let (loss, expected) = (losses(&run(&name))[0], losses(&run("plain"))[0]);
+        assert!(
+            (loss / expected - 1.0).abs() <= 1e-5,
+            "{processes} processes: loss {loss}, expected {expected}"
+        );
+    }
+}
+
+/// The part of each of two processes is a chunk of 10: batch norm over it is one process's with chunks of 10, and its
+/// gradients travel to wherever the other view is.
+#[test]
+fn chunks_and_processes_part_a_batch_alike() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run = |name: &str| temp.path().join(name);
+    let with = |processes: usize, norm: &str, chunk: &str| {
+        let name = format!("{processes}-{norm}-{chunk}");
+        let norm = format!("train.batch_norm={norm}");
+        let chunk = format!("train.chunk={chunk}");
+        let settings = [ONE_STEP, &["--batch", "20", "--set", &norm, "--set", &chunk]].concat();
+        trained(processes, &data, &run(&name), &settings);
+        tensors(&run(&name))
+    };
+    let check = |found: &BTreeMap<String, Vec<f64>>, expected: &BTreeMap<String, Vec<f64>>, what: &str| {
+        let (distance, tensor) = furthest(found, expected, "optim.first.");
+        assert!(distance <= 1e-5, "{what}: {tensor} is {distance:e} away");
+    };
+    let plain = with(0, "global", "0");
+    check(&with(2, "global", "5"), &plain, "two processes in two chunks each");
+    for norm in ["chunk", "chunk-shuffled"] {
+        let chunked = with(0, norm, "10");
+        check(&with(2, norm, "0"), &chunked, norm);
+        assert!(furthest(&chunked, &plain, "optim.first.").0 > 1e-2, "{norm} is not global");
+    }
+    check(&with(2, "chunk-shuffled", "5"), &with(0, "chunk-shuffled", "5"), "four chunks on two processes");
+}
+
+#[test]
+fn twenty_steps_stay_together_also_where_the_number_of_processes_changes() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run = |name: &str| temp.path().join(name);
+    let settings = ["--epochs", "10"];
+    trained(0, &data, &run("plain"), &settings);
+    let plain = tensors(&run("plain"));
+    let check = |name: &str| {
+        assert_eq!(losses(&run(name)).len(), 20);
+        let found = tensors(&run(name));
+        let (distance, tensor) = furthest(&found, &plain, "encoder.");
+        assert!(distance <= 1e-3, "{name}: {tensor} is {distance:e} away after 20 steps");
+        let (loss, expected) = (losses(&run(name))[19], losses(&run("plain"))[19]);
+        assert!((loss / expected - 1.0).abs() <= 1e-3, "{name}: loss {loss}, expected {expected}");
+    };
+    for processes in [2, 4] {
+        let name = format!("ranks-{processes}");
+        trained(processes, &data, &run(&name), &settings);
+        check(&name);
+    }
+}
+
+/// The process of `rank` in the run that is told by its folder.
+fn process_of(rank: usize, run: &Path) -> u32 {
+    let has = |file: &Path, part: &str| {
+        let bytes = std::io::Read::bytes(fs::File::open(file).ok()?).collect::<Result<Vec<u8>, _>>().ok()?;
+        let found = bytes.split(|&byte| byte == 0).any(|word| word == part.as_bytes());
+        found.then_some(())
+    };
+    let found = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let folder = entry.ok()?.path();
+        let id = folder.file_name()?.to_str()?.parse().ok()?;
+        has(&folder.join("cmdline"), &run.display().to_string())?;
+        has(&folder.join("environ"), &format!("OMPI_COMM_WORLD_RANK={rank}"))?;
+        Some(id)
+    });
+    let found: Vec<u32> = found.collect();
+    assert_eq!(found.len(), 1, "one process is rank {rank}");
+    found[0]
+}
+
+fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Settings of a run that writes a checkpoint after every step and would go on for long.
+const LONG: &[&str] =
+    &["--epochs", "2000", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
+
+/// Starts it on several processes and waits until `steps` are done.
+fn started(processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
+    let mut command = mpirun(processes, &mut pretrain(data, run, &[LONG, more].concat()));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 5) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+/// It ends by itself in time, with an error.
+fn ends(child: Child) -> Said {
+    let said = finished(child, WITHIN);
+    assert_ne!(said.code, Some(0), "{}", said.err);
+    assert!(!said.err.contains("internal error"), "{}", said.err);
+    said
+}
+
+/// Ends the long run early: goes on for a few steps, on so many processes.
+fn resumed(processes: usize, run: &Path) {
+    let before = step_of(&newest_checkpoint(run).unwrap());
+    let mut command = mpirun(processes, simclr(&["pretrain", "--resume", "--run"]).arg(run));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while step_of(&newest_checkpoint(run).unwrap()) < before + 5 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no further checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal("TERM", process_of(0, run));
+    let said = finished(child, WITHIN);
+    assert_eq!(said.code, Some(143), "{}", said.err);
+    assert!(said.err.contains("resumed after step "), "{}", said.err);
+    let changed = format!("processes changed from 3 to {processes}");
+    assert_eq!(said.err.contains(&changed), processes != 3, "{}", said.err);
+}
+
+#[test]
+fn a_killed_rank_ends_all_and_the_run_goes_on_with_fewer() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run = temp.path().join("run");
+    let child = started(3, &data, &run, &[]);
+    signal("KILL", process_of(1, &run));
+    let said = ends(child);
+    assert!(said.err.contains("rank 1"), "it is named: {}", said.err);
+    resumed(2, &run);
+}
+
+#[test]
+fn a_rank_that_stands_still_is_named_and_ends_all() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    for lost in [2, 0] {
+        let run = temp.path().join(format!("run-{lost}"));
+        let child = started(3, &data, &run, &["--set", "ranks.silence_seconds=4"]);
+        signal("STOP", process_of(lost, &run));
+        let said = ends(child);
+        let errors: Vec<_> = said.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        let named = format!("rank {lost} of 3 on ");
+        assert!(errors.len() == 1 && errors[0].contains(&named), "{named}in {}", said.err);
+        said.hints("--resume");
+    }
+}
+
+#[test]
+fn the_doctor_proves_processes_and_chunks() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 160);
+    for processes in [1, 2] {
+        let mut doctor = simclr(&["doctor", "--data"]);
+        doctor.arg(&data);
+        for setting in support::SMALL {
+            doctor.args(["--set", setting]);
+        }
+        let said = said(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
+        said.succeeds();
+        let verdict = |name: &str| {
+            let mut words = said.out.lines().map(str::split_whitespace);
+            let line = words
+                .find_map(|mut words| Some((words.next()?, words.next()?)).filter(|line| line.1 == name));
+            line.unwrap_or_else(|| panic!("no `{name}` in {}", said.out)).0.to_owned()
+        };
+        assert_eq!(verdict("chunks"), "fine");
+        assert_eq!(verdict("memory"), "fine");
+        assert_eq!(verdict("weight"), "fine");
+        assert_eq!(verdict("processes"), if processes > 1 { "fine" } else { "-" });
+        assert!(["encoder", "learning", "batch", "groups"].iter().all(|name| verdict(name) == "-"));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_once() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let run: PathBuf = temp.path().join("run");
+    let refused = |more: &[&str], parts: &[&str]| {
+        let said = said(&mut mpirun(3, &mut pretrain(&data, &run, more)));
+        said.refuses(parts);
+        assert!(!run.join("config.toml").exists());
+    };
+    refused(&["--batch", "2"], &["train.batch = 2", "3 processes"]);
+    refused(&["--batch", "41"], &["train.batch", "at most the 40 images"]);
+    refused(&["--set", "train.bacth=4"], &["train.bacth"]);
+    let said = said(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
+    assert_eq!(said.code, Some(2));
+    assert!(said.err.contains("2 processes were started for a command that runs as one"), "{}", said.err);
+}
+
+#[test]
+fn images_that_cannot_be_read_are_counted_over_all_ranks() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    for name in ["class-0/0000.png", "class-3/0039.png"] {
+        fs::write(data.join(name), b"no image").unwrap();
+    }
+    // Two full batches an epoch: every image is met.
+    let some = ["--set", "data.max_bad_share=0.1", "--batch", "20"];
+    trained(0, &data, &temp.path().join("plain"), &some);
+    trained(3, &data, &temp.path().join("ranks"), &some);
+    let (plain, ranks) = (tensors(&temp.path().join("plain")), tensors(&temp.path().join("ranks")));
+    let (distance, tensor) = furthest(&ranks, &plain, "encoder.");
+    assert!(distance <= 1e-3, "{tensor} is {distance:e} away");
+    let listed = |run: &str| {
+        let text = fs::read_to_string(temp.path().join(run).join("bad_files.txt")).unwrap();
+        let mut names: Vec<_> =
+            text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(listed("ranks"), listed("plain"));
+    let few = ["--set", "data.max_bad_share=0.03", "--batch", "20"];
+    let said = said(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
+    said.refuses(&["2 of 40"]);
+}

@@ -1,0 +1,185 @@
+//! Two machines that train together over TCP, and the link between them is cut. Each machine is a network namespace of its
+//! own, which takes root: `make test` runs this where it can and says so where it cannot.
+#![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use fs_err as fs;
+use support::{finished, image_folder, mpirun, newest_checkpoint, pretrain, said, simclr, step_of};
+
+/// Everything on both sides has ended within this time after the cut.
+const WITHIN: Duration = Duration::from_secs(30);
+const ADDRESSES: [&str; 2] = ["10.213.77.1", "10.213.77.2"];
+
+fn ip(arguments: &str) -> bool {
+    Command::new("ip").args(arguments.split(' ')).stderr(Stdio::null()).status().unwrap().success()
+}
+
+/// Two namespaces joined by a pair of virtual cards. Dropping it takes them away with whatever still runs there.
+struct Hosts {
+    names: [String; 2],
+    agent: PathBuf,
+}
+
+impl Hosts {
+    fn new(folder: &Path) -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let names = ["a", "b"].map(|side| format!("simclr-{side}-{}-{number}", std::process::id()));
+        // In place of ssh: mpirun calls it with a machine and a command.
+        let agent = folder.join("agent.sh");
+        let text = format!("#!/bin/sh\nshift\nexec ip netns exec {} sh -c \"$*\"\n", names[1]);
+        fs::write(&agent, text).unwrap();
+        fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).unwrap();
+        let hosts = Self { names, agent };
+        let [a, b] = &hosts.names;
+        assert!(ip(&format!("netns add {a}")) && ip(&format!("netns add {b}")), "namespaces need root");
+        assert!(ip(&format!("link add card netns {a} type veth peer name card netns {b}")));
+        for (name, address) in hosts.names.iter().zip(ADDRESSES) {
+            assert!(ip(&format!("-n {name} addr add {address}/24 dev card")));
+            assert!(ip(&format!("-n {name} link set card up")) && ip(&format!("-n {name} link set lo up")));
+        }
+        hosts
+    }
+
+    /// Pulls the plug on the second machine's side, or puts it back.
+    fn link(&self, state: &str) {
+        assert!(ip(&format!("-n {} link set card {state}", self.names[1])));
+    }
+
+    /// `command` as one process on each, started from the first.
+    fn mpirun(&self, settings: &[&str], command: &mut Command) -> Command {
+        let hosts = ADDRESSES.map(|address| format!("{address}:1")).join(",");
+        let network = format!("{}0/24", ADDRESSES[0].trim_end_matches('1'));
+        let local = mpirun(2, command);
+        let mut across = Command::new("ip");
+        across.args([
+            "netns",
+            "exec",
+            &self.names[0],
+            "mpirun",
+            "--host",
+            &hosts,
+            "--mca",
+            "btl",
+            "tcp,self",
+        ]);
+        across.args(["--mca", "btl_tcp_if_include", &network, "--mca", "oob_tcp_if_include", &network]);
+        across.args(["--mca", "plm_rsh_agent"]).arg(&self.agent).args(settings).args(local.get_args());
+        across.envs(local.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        across
+    }
+
+    /// Processes on machine `side`.
+    fn processes(&self, side: usize) -> Vec<String> {
+        let pids = Command::new("ip").args(["netns", "pids", &self.names[side]]).output().unwrap().stdout;
+        String::from_utf8_lossy(&pids).split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Processes on both that are `simclr`.
+    fn trainers(&self) -> usize {
+        let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let all = self.processes(0).into_iter().chain(self.processes(1));
+        all.filter(|pid| name(pid).trim() == "simclr").count()
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let begin = Instant::now();
+        while !done(self) {
+            assert!(begin.elapsed() < WITHIN, "{what}: not within {WITHIN:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kill_all(&self) {
+        for pid in (0..2).flat_map(|side| self.processes(side)) {
+            let _ = Command::new("kill").args(["-s", "KILL", &pid]).status();
+        }
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.kill_all();
+        for name in &self.names {
+            ip(&format!("netns del {name}"));
+        }
+    }
+}
+
+/// What the README tells users of several machines: mpirun and its daemons then notice a cut by themselves.
+const KEEPALIVE: &[&str] = &[
+    "--mca",
+    "oob_tcp_keepalive_time",
+    "5",
+    "--mca",
+    "oob_tcp_keepalive_intvl",
+    "1",
+    "--mca",
+    "oob_tcp_keepalive_probes",
+    "5",
+];
+
+/// Long enough to be cut in the middle.
+const LONG: &[&str] =
+    &["--epochs", "400", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
+
+fn started(hosts: &Hosts, settings: &[&str], data: &Path, run: &Path, more: &[&str]) -> Child {
+    let mut command = hosts.mpirun(settings, &mut pretrain(data, run, &[LONG, more].concat()));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let enough = |_: &Hosts| newest_checkpoint(run).is_some_and(|path| step_of(&path) >= 20);
+    hosts.wait_until("20 steps", enough);
+    assert_eq!(hosts.trainers(), 2, "one process on each machine");
+    child
+}
+
+#[test]
+#[ignore = "needs root and network namespaces; `make test` runs it where it can"]
+fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let (whole, cut) = (temp.path().join("whole"), temp.path().join("cut"));
+    let hosts = Hosts::new(temp.path());
+    said(&mut hosts.mpirun(KEEPALIVE, &mut pretrain(&data, &whole, LONG))).succeeds();
+
+    let child = started(&hosts, KEEPALIVE, &data, &cut, &[]);
+    hosts.link("down");
+    let said_then = finished(child, WITHIN);
+    assert_ne!(said_then.code, Some(0));
+    assert!(said_then.err.contains(ADDRESSES[1]), "the lost machine is named: {}", said_then.err);
+    hosts.wait_until("the end on both sides", |hosts| (0..2).all(|side| hosts.processes(side).is_empty()));
+    assert!(step_of(&newest_checkpoint(&cut).unwrap()) < 800, "it was cut before its end");
+
+    hosts.link("up");
+    let resumed = said(&mut hosts.mpirun(KEEPALIVE, simclr(&["pretrain", "--resume", "--run"]).arg(&cut)));
+    resumed.succeeds();
+    assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
+    let bytes = |run: &Path| fs::read(newest_checkpoint(run).unwrap()).unwrap();
+    assert!(bytes(&whole) == bytes(&cut), "the weights differ");
+}
+
+/// Without help from the launcher, whose TCP connections wait for many minutes.
+#[test]
+#[ignore = "needs root and network namespaces; `make test` runs it where it can"]
+fn both_sides_notice_a_cut_by_themselves() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let hosts = Hosts::new(temp.path());
+    let run = temp.path().join("run");
+    let child = started(&hosts, &[], &data, &run, &["--set", "ranks.silence_seconds=4"]);
+    hosts.link("down");
+    hosts.wait_until("the end of both processes", |hosts| hosts.trainers() == 0);
+    hosts.kill_all();
+    let said = finished(child, WITHIN);
+    assert!(said.err.contains("error: rank 1 of 2 on "), "{}", said.err);
+    assert!(said.err.contains("the network to it is cut"), "{}", said.err);
+}

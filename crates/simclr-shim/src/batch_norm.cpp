@@ -1,0 +1,172 @@
+// Which batch norm serves a call, and the one made of libtorch's operations.
+
+#include "batch_norm.h"
+
+namespace simclr {
+namespace {
+
+// [B, C] as it is, [B, C, H, W] as [B * H * W, C]: a view where channels are innermost.
+Tensor rows(const Tensor& x) {
+    return x.dim() == 2 ? x : x.permute({0, 2, 3, 1}).reshape({-1, x.size(1)});
+}
+
+// The way back.
+Tensor shaped(const Tensor& rows, at::IntArrayRef shape) {
+    if (shape.size() == 2) return rows;
+    return rows.view({shape[0], shape[2], shape[3], shape[1]}).permute({0, 3, 1, 2});
+}
+
+// What one normalisation used.
+struct Moments {
+    Tensor mean;      // [C]
+    Tensor variance;  // [C], biased
+    Tensor count;     // rows of all members, f64, no dimension; on the device, so that nothing waits for it
+};
+
+Moments moments(const Tensor& x, const Exchange* exchange) {
+    int64_t own = x.size(0), channels = x.size(1);
+    if (exchange == nullptr) {
+        Tensor mean = x.mean(0), count = at::scalar_tensor(own, x.options().dtype(at::kDouble));
+        return {mean, (x - mean).square_().mean(0), count};
+    }
+    Tensor sums = at::empty({channels + 2}, x.options());
+    sums.narrow(0, 0, channels).copy_(x.sum(0));
+    sums[channels].fill_(own / COUNT_UNIT);
+    sums[channels + 1].fill_(own % COUNT_UNIT);
+    exchange->sum(sums);
+    Tensor count = sums[channels].to(at::kDouble) * COUNT_UNIT + sums[channels + 1];
+    Tensor mean = sums.narrow(0, 0, channels) / count;
+    // About the common mean at once: sum (x - m)^2 = sum (x - m_r)^2 + n_r (m_r - m)^2.
+    Tensor squares = (x - mean).square_().sum(0);
+    exchange->sum(squares);
+    return {mean, squares / count, count};
+}
+
+void update_running(const Moments& found, const Inputs& in, double momentum) {
+    if (momentum == 0) return;
+    Tensor unbiased = found.variance * (found.count / (found.count - 1).clamp_min_(1));
+    in.running_mean.mul_(1 - momentum).add_(found.mean, momentum);
+    in.running_var.mul_(1 - momentum).add_(unbiased, momentum);
+}
+
+struct ComposedBackward : Node {
+    SavedVariable x, y, scale;
+    Moments found;
+    double epsilon;
+    bool relu;
+    std::shared_ptr<Exchange> exchange;
+
+    std::string name() const override { return "SimclrComposedBatchNormBackward"; }
+
+    void release_variables() override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        x.reset_data();
+        y.reset_data();
+        scale.reset_data();
+    }
+
+    // Gradients of x, residual, scale, shift. Those of scale and shift are this member's share.
+    variable_list apply(variable_list&& grads) override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        refuse_second_derivative();
+        variable_list out(4);
+        if (!grads[0].defined()) return out;
+        Tensor input = x.unpack(), dy = rows(grads[0]);
+        if (relu) dy = dy * (rows(y.unpack(shared_from_this())) > 0);
+        Tensor inverse = (found.variance + epsilon).rsqrt_(), g = dy.to(at::kFloat);
+        Tensor normalised = (rows(input).to(at::kFloat) - found.mean) * inverse;
+        Tensor sums = at::stack({g.sum(0), (g * normalised).sum(0)});
+        if (task_should_compute_output(2)) out[2] = sums[1].clone();
+        if (task_should_compute_output(3)) out[3] = sums[0].clone();
+        if (exchange) exchange->sum(sums.view(-1));
+        sums = sums / found.count;
+        if (task_should_compute_output(0)) {
+            Tensor dx = (g - sums[0] - normalised * sums[1]) * (inverse * scale.unpack());
+            out[0] = shaped(dx.to(input.scalar_type()), input.sizes());
+        }
+        if (task_should_compute_output(1)) out[1] = shaped(dy, input.sizes());
+        return out;
+    }
+};
+
+// libtorch's own batch norm, in its own graph.
+Tensor library_batch_norm(const Inputs& in, const Options& options) {
+    Tensor y = at::batch_norm(in.x, in.scale, in.shift, in.running_mean, in.running_var, options.batch != 0,
+                              options.momentum, options.epsilon, true);
+    if (in.residual.defined()) y.add_(in.residual);  // in place: batch norm keeps its input, not its output
+    if (options.relu != 0) y.relu_();
+    return y;
+}
+
+void check_shapes(const Inputs& in) {
+    const Tensor& x = in.x;
+    TORCH_CHECK(x.dim() == 2 || x.dim() == 4, "batch norm: expected [B, C] or [B, C, H, W], got ", x.sizes());
+    for (const Tensor& vector : {in.scale, in.shift, in.running_mean, in.running_var}) {
+        TORCH_CHECK(vector.dim() == 1 && vector.size(0) == x.size(1) && vector.scalar_type() == at::kFloat &&
+                        vector.is_contiguous(),
+                    "batch norm: expected f32 vectors of ", x.size(1), " channels, got ", vector.sizes());
+    }
+    TORCH_CHECK(!in.residual.defined() || in.residual.sizes() == x.sizes(), "batch norm: expected a residual of ",
+                x.sizes(), ", got ", in.residual.sizes());
+}
+
+Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
+    check_shapes(in);
+    bool kernels = in.x.is_cpu() && options.composed == 0 &&
+                   (in.x.scalar_type() == at::kFloat || in.x.scalar_type() == at::kBFloat16);
+    if (options.batch == 0) return kernels && !needs_graph(in) ? fused_inference(in, options) : library_batch_norm(in, options);
+    if (kernels) return fused_batch_norm(in, options, std::move(exchange));
+    // Without members a GPU's own kernels are the faster ones.
+    if (exchange == nullptr && options.composed == 0) return library_batch_norm(in, options);
+    return composed_batch_norm(in, options, std::move(exchange));
+}
+
+}  // namespace
+
+Tensor composed_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
+    Moments found;
+    Tensor out;
+    {
+        at::NoGradGuard no_grad;
+        Tensor values = rows(in.x).to(at::kFloat);
+        found = moments(values, exchange.get());
+        update_running(found, in, options.momentum);
+        Tensor factor = (found.variance + options.epsilon).rsqrt_() * in.scale;
+        Tensor y = (values - found.mean) * factor + in.shift;
+        if (in.residual.defined()) y += rows(in.residual);
+        if (options.relu != 0) y.relu_();
+        out = shaped(y.to(in.x.scalar_type()), in.x.sizes());
+    }
+    if (!needs_graph(in)) return out;
+    auto node = std::make_shared<ComposedBackward>();
+    node->x = SavedVariable(in.x, false);
+    node->scale = SavedVariable(in.scale, false);
+    node->found = found;
+    node->epsilon = options.epsilon;
+    node->relu = options.relu != 0;
+    node->exchange = std::move(exchange);
+    connect(node, in, out);
+    if (node->relu) node->y = SavedVariable(out, true);
+    return out;
+}
+
+}  // namespace simclr
+
+extern "C" {
+
+// See `BatchNorm` in batch_norm.rs. `residual` may be null. `call` may be null, else `context` is dropped when the graph
+// no longer needs it, on failure too.
+char* simclr_batch_norm(const torch::Tensor* x, const torch::Tensor* residual, const torch::Tensor* scale,
+                        const torch::Tensor* shift, const torch::Tensor* running_mean, const torch::Tensor* running_var,
+                        const simclr::Options* options, void* context, simclr::Sum call, simclr::Drop drop,
+                        torch::Tensor** out) {
+    return simclr::guarded([&] {
+        std::shared_ptr<simclr::Exchange> exchange;
+        if (call != nullptr) exchange = std::make_shared<simclr::Exchange>(context, call, drop);
+        torch::Tensor none;
+        simclr::Inputs in{*x, residual == nullptr ? none : *residual, *scale, *shift, *running_mean, *running_var};
+        *out = new torch::Tensor(simclr::batch_norm(in, *options, std::move(exchange)));
+    });
+}
+
+}  // extern "C"

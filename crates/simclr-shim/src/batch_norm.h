@@ -1,0 +1,96 @@
+// Batch norm (+ addition of a residual) (+ ReLU) as one node of the autograd graph, whose statistics may be those of
+// several members: chunks of a batch, processes, or both. Arithmetic and statistics are f32 whatever the input's type.
+//
+// Members combine their statistics as google-research/simclr resnet.py does: the mean of all, then the variances of all
+// plus the squared distances of their means from it; weighted by row counts, as members may hold different numbers.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+
+#include "guard.h"
+
+namespace simclr {
+
+using torch::Tensor;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Adds a tensor up over all members, in place. It takes the tensor handle over; a message means failure.
+using Sum = char* (*)(void* context, Tensor* values);
+using Drop = void (*)(void* context);
+
+// The members. The graph shares it, so it lives until the last backward pass has run or been dropped.
+struct Exchange {
+    void* context;
+    Sum call;
+    Drop drop;
+
+    Exchange(void* context, Sum call, Drop drop) : context(context), call(call), drop(drop) {}
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
+    ~Exchange() { drop(context); }
+
+    void sum(const Tensor& values) const {
+        if (char* failure = call(context, new Tensor(values))) {
+            std::string text(failure);
+            std::free(failure);
+            throw std::runtime_error("exchange of batch-norm statistics: " + text);
+        }
+    }
+};
+
+// Counts are sent as two numbers, since f32 holds whole numbers only up to 2^24 and a batch may have more positions.
+constexpr int64_t COUNT_UNIT = 4096;
+
+struct Inputs {
+    const Tensor& x;         // [B, C] or [B, C, H, W]
+    const Tensor& residual;  // like x, or undefined
+    const Tensor& scale;     // [C], as all that follow
+    const Tensor& shift;
+    const Tensor& running_mean;
+    const Tensor& running_var;
+};
+
+// As `COptions` of batch_norm.rs.
+struct Options {
+    double epsilon;
+    double momentum;
+    int batch;     // statistics of the batch, else the running ones
+    int relu;
+    int composed;  // of libtorch's operations even where there are kernels
+};
+
+// The nodes' common ground. `inputs` of the graph are x, residual, scale, shift.
+inline void connect(const std::shared_ptr<Node>& node, const Inputs& in, Tensor& out) {
+    node->set_next_edges(torch::autograd::collect_next_edges(in.x, in.residual, in.scale, in.shift));
+    torch::autograd::set_history(out, node);
+}
+
+inline bool needs_graph(const Inputs& in) {
+    return torch::autograd::compute_requires_grad(in.x, in.residual, in.scale, in.shift);
+}
+
+inline void refuse_second_derivative() {
+    if (at::GradMode::is_enabled()) throw std::runtime_error("batch norm has no second derivative here");
+}
+
+// Any device, by libtorch's operations.
+Tensor composed_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+
+// CPU, f32 and bf16, by kernels.h.
+Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+
+// relu(x * factor + offset + residual) by the running statistics, without a graph; CPU as above.
+Tensor fused_inference(const Inputs& in, const Options& options);
+
+}  // namespace simclr

@@ -1,0 +1,186 @@
+//! Batch norm as one node of the autograd graph, with statistics that may be shared (C++ side: `batch_norm.cpp`).
+
+use std::{
+    any::Any,
+    ffi::{CString, c_char, c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::{ShimError, check, message, take};
+
+/// Adds an `f32` vector up over all members, in place. A panic inside becomes an error of the pass that called it.
+pub type Sum = Arc<dyn Fn(&Tensor) + Send + Sync>;
+
+/// The parts of a batch norm over C channels, each `[C]` in `f32`.
+#[derive(Debug)]
+pub struct BatchNorm<'a> {
+    /// gamma.
+    pub scale: &'a Tensor,
+    /// beta.
+    pub shift: &'a Tensor,
+    /// Running mean.
+    pub running_mean: &'a Tensor,
+    /// Running mean of the unbiased variance.
+    pub running_var: &'a Tensor,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// What to normalise with.
+#[derive(Clone)]
+pub enum Statistics {
+    /// The running ones, which stay as they are.
+    Running,
+    /// Those of the batch at hand.
+    Batch {
+        /// Weight of this batch in the running ones; 0 leaves them as they are.
+        momentum: f64,
+        /// Adds up over those whose batches count too. Every member calls it twice per forward and once per backward
+        /// pass, in the same order, from whichever thread runs the pass.
+        exchange: Option<Sum>,
+    },
+}
+
+#[repr(C)]
+struct COptions {
+    epsilon: f64,
+    momentum: f64,
+    batch: c_int,
+    relu: c_int,
+    composed: c_int,
+}
+
+type CSum = extern "C" fn(*mut c_void, *mut C_tensor) -> *mut c_char;
+type CDrop = extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    fn simclr_batch_norm(
+        x: *const C_tensor,
+        residual: *const C_tensor,
+        scale: *const C_tensor,
+        shift: *const C_tensor,
+        running_mean: *const C_tensor,
+        running_var: *const C_tensor,
+        options: *const COptions,
+        context: *mut c_void,
+        call: Option<CSum>,
+        drop: Option<CDrop>,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn simclr_instructions() -> *mut c_char;
+    fn simclr_use_instructions(name: *const c_char) -> *mut c_char;
+}
+
+impl BatchNorm<'_> {
+    /// `relu(norm(x) + residual)`, both optional. `x` is `[B, C]` or `[B, C, H, W]` in `f32` or `bf16`, `residual` and the
+    /// result are like it. Gradients of scale and shift are this member's own share.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, and what the exchange panicked with. In the backward pass the latter is libtorch's error.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+    ) -> Result<Tensor, ShimError> {
+        self.call(x, residual, relu, statistics, false)
+    }
+
+    /// [`BatchNorm::forward`] by libtorch's operations, as other devices than the CPU have it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_composed(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+    ) -> Result<Tensor, ShimError> {
+        self.call(x, residual, relu, statistics, true)
+    }
+
+    fn call(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+        composed: bool,
+    ) -> Result<Tensor, ShimError> {
+        let (momentum, exchange) = match &statistics {
+            Statistics::Running => (0.0, None),
+            Statistics::Batch { momentum, exchange } => (*momentum, exchange.clone()),
+        };
+        let options = COptions {
+            epsilon: self.epsilon,
+            momentum,
+            batch: c_int::from(matches!(statistics, Statistics::Batch { .. })),
+            relu: c_int::from(relu),
+            composed: c_int::from(composed),
+        };
+        let context = exchange.map_or(std::ptr::null_mut(), |sum| Box::into_raw(Box::new(sum)));
+        let shared = !context.is_null();
+        let mut out = std::ptr::null_mut();
+        // SAFETY: all tensors are live for the call. `context` fits `sum` and `drop_sum` and is handed over; `out` is an
+        // owned tensor on success.
+        unsafe {
+            check(simclr_batch_norm(
+                x.as_ptr(),
+                residual.map_or(std::ptr::null(), Tensor::as_ptr),
+                self.scale.as_ptr(),
+                self.shift.as_ptr(),
+                self.running_mean.as_ptr(),
+                self.running_var.as_ptr(),
+                &options,
+                context.cast(),
+                shared.then_some(sum as CSum),
+                shared.then_some(drop_sum as CDrop),
+                &mut out,
+            ))?;
+            Ok(Tensor::from_ptr(out))
+        }
+    }
+}
+
+/// Instruction set of the CPU kernels in use: `avx512`, `avx2` or `baseline`. The best that this machine has, at first.
+pub fn instructions() -> String {
+    // SAFETY: takes nothing, returns an owned string.
+    take(unsafe { simclr_instructions() }).unwrap_or_default()
+}
+
+/// Takes the kernels of another instruction set, for all threads from now on.
+///
+/// # Errors
+/// There are none of that name, or the machine cannot run them.
+pub fn use_instructions(name: &str) -> Result<(), ShimError> {
+    let name = CString::new(name).map_err(|error| ShimError(error.to_string()))?;
+    // SAFETY: `name` outlives the call.
+    check(unsafe { simclr_use_instructions(name.as_ptr()) })
+}
+
+/// Unwinding must not cross the C++ frames between here and whoever started the pass.
+extern "C" fn sum(context: *mut c_void, values: *mut C_tensor) -> *mut c_char {
+    // SAFETY: `context` is the box that `forward` handed over, alive until `drop_sum`; `values` is ours.
+    let (call, values) = unsafe { (&*context.cast::<Sum>(), Tensor::from_ptr(values)) };
+    match catch_unwind(AssertUnwindSafe(|| call(&values))) {
+        Ok(()) => std::ptr::null_mut(),
+        Err(panic) => message(&CString::new(text_of(&*panic).replace('\0', " ")).unwrap_or_default()),
+    }
+}
+
+extern "C" fn drop_sum(context: *mut c_void) {
+    // SAFETY: called once, with the box that `forward` handed over. A destructor that panics aborts the process.
+    unsafe { drop(Box::from_raw(context.cast::<Sum>())) }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".to_owned())
+}

@@ -1,0 +1,311 @@
+//! MPI behind a safe interface: joining, separate channels, and the few operations that a run needs, each with its return
+//! code checked, which the `mpi` crate's own methods throw away.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::Arc,
+};
+
+use mpi::{Threading, environment::Universe, ffi, traits::AsRaw};
+
+/// What MPI said.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("MPI: {0}")]
+pub struct MpiError(String);
+
+/// Elements of one call: MPI counts in C ints.
+const MOST: usize = 1 << 28;
+
+/// MPI as this process joined it. It is left (finalised) when the last [`Channel`] and this are gone.
+pub struct Mpi {
+    universe: Universe,
+    rank: usize,
+    count: usize,
+}
+
+impl std::fmt::Debug for Mpi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} of {}", self.rank, self.count)
+    }
+}
+
+// SAFETY: `start` makes sure of MPI_THREAD_MULTIPLE, under which any thread may call MPI at any time.
+unsafe impl Send for Mpi {}
+// SAFETY: as above.
+unsafe impl Sync for Mpi {}
+
+fn check(code: c_int) -> Result<(), MpiError> {
+    if code == 0 {
+        return Ok(());
+    }
+    let mut text = [0u8; ffi::MPI_MAX_ERROR_STRING as usize];
+    let mut length: c_int = 0;
+    // SAFETY: the buffer has the length that MPI asks for.
+    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
+    let length = usize::try_from(length).unwrap_or_default().min(text.len());
+    Err(MpiError(String::from_utf8_lossy(&text[..length]).into_owned()))
+}
+
+fn int(value: usize) -> c_int {
+    c_int::try_from(value).expect("messages are cut into pieces that C ints can count")
+}
+
+impl Mpi {
+    /// Joins the processes that the launcher started. Once in the life of a process.
+    ///
+    /// # Errors
+    /// A second call, or an MPI that does not let several threads communicate (MPI_THREAD_MULTIPLE).
+    pub fn start() -> Result<Arc<Self>, MpiError> {
+        let joined = mpi::initialize_with_threading(Threading::Multiple);
+        let (universe, level) = joined.ok_or_else(|| MpiError("it was started before".into()))?;
+        if level < Threading::Multiple {
+            return Err(MpiError(format!("it gives {level:?} of threads, this needs MPI_THREAD_MULTIPLE")));
+        }
+        use mpi::traits::Communicator;
+        let world = universe.world();
+        let (rank, count) = (world.rank() as usize, world.size() as usize);
+        // SAFETY: the world is live, the handler a constant of MPI. Errors then come back as return codes.
+        check(unsafe { ffi::MPI_Comm_set_errhandler(world.as_raw(), ffi::RSMPI_ERRORS_RETURN) })?;
+        Ok(Arc::new(Self { universe, rank, count }))
+    }
+
+    /// This process, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The name of this machine.
+    pub fn host() -> String {
+        mpi::environment::processor_name().unwrap_or_default()
+    }
+
+    /// A channel of its own: what is sent on it meets nothing that is sent on another. All processes call this together.
+    ///
+    /// # Errors
+    /// What MPI said.
+    pub fn channel(self: &Arc<Self>) -> Result<Channel, MpiError> {
+        // SAFETY: the world is live; `raw` is written on success, and owned by the channel.
+        unsafe {
+            let mut raw = ffi::RSMPI_COMM_NULL;
+            check(ffi::MPI_Comm_dup(self.universe.world().as_raw(), &mut raw))?;
+            check(ffi::MPI_Comm_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN))?;
+            Ok(Channel { raw, mpi: Arc::clone(self) })
+        }
+    }
+
+    /// Ends all processes at once with this exit code, whatever state they are in; this one for certain, even where the
+    /// launcher cannot be reached any more.
+    pub fn end_all(&self, code: i32) -> ! {
+        unsafe extern "C" {
+            fn _exit(code: c_int) -> !;
+        }
+        /// For the launcher to hear of it.
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            // SAFETY: ends the process without running anything that could wait for the other threads.
+            unsafe { _exit(code) }
+        });
+        // SAFETY: may be called from any thread; it does not come back unless the launcher is gone.
+        unsafe {
+            ffi::MPI_Abort(self.universe.world().as_raw(), code);
+            _exit(code)
+        }
+    }
+}
+
+/// A communicator of its own over all processes. All methods but [`Channel::send`] and [`Channel::receive`] are called by
+/// all processes together, in the same order.
+pub struct Channel {
+    raw: ffi::MPI_Comm,
+    mpi: Arc<Mpi>,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "channel of {:?}", self.mpi)
+    }
+}
+
+// SAFETY: a communicator is a handle; MPI_THREAD_MULTIPLE holds (see `Mpi::start`).
+unsafe impl Send for Channel {}
+// SAFETY: as above.
+unsafe impl Sync for Channel {}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once, before MPI is finalised: `mpi` is dropped after this.
+        unsafe { ffi::MPI_Comm_free(&mut self.raw) };
+    }
+}
+
+impl Channel {
+    /// Adds up over all processes, in place. All receive the same bits.
+    ///
+    /// # Errors
+    /// What MPI said.
+    pub fn sum(&self, values: &mut [f32]) -> Result<(), MpiError> {
+        // SAFETY: the type is MPI's for f32.
+        self.sum_as(values, unsafe { ffi::RSMPI_FLOAT })
+    }
+
+    /// [`Channel::sum`] of f64.
+    ///
+    /// # Errors
+    /// What MPI said.
+    pub fn sum_f64(&self, values: &mut [f64]) -> Result<(), MpiError> {
+        // SAFETY: the type is MPI's for f64.
+        self.sum_as(values, unsafe { ffi::RSMPI_DOUBLE })
+    }
+
+    fn sum_as<T: Copy>(&self, values: &mut [T], kind: ffi::MPI_Datatype) -> Result<(), MpiError> {
+        for piece in values.chunks_mut(MOST) {
+            let own = piece.to_vec();
+            // SAFETY: both buffers hold `len` values of `kind` and do not overlap.
+            check(unsafe {
+                ffi::MPI_Allreduce(
+                    own.as_ptr().cast(),
+                    piece.as_mut_ptr().cast(),
+                    int(own.len()),
+                    kind,
+                    ffi::RSMPI_SUM,
+                    self.raw,
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What every process gives, by rank; lengths may differ.
+    ///
+    /// # Errors
+    /// What MPI said.
+    ///
+    /// # Panics
+    /// If all together are 2 GiB or more.
+    pub fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, MpiError> {
+        let count = self.mpi.count;
+        let mut lengths = vec![0 as c_int; count];
+        let length = int(own.len());
+        // SAFETY: one number goes out, `count` come in.
+        check(unsafe {
+            let kind = ffi::RSMPI_INT32_T;
+            ffi::MPI_Allgather(
+                (&raw const length).cast(),
+                1,
+                kind,
+                lengths.as_mut_ptr().cast(),
+                1,
+                kind,
+                self.raw,
+            )
+        })?;
+        let sizes: Vec<usize> = lengths.iter().map(|&length| length as usize).collect();
+        let places: Vec<c_int> =
+            sizes.iter().scan(0, |at, size| Some(int(std::mem::replace(at, *at + size)))).collect();
+        // Buffers of no bytes still need an address: Rust's for an empty slice is 1, which Open MPI takes for MPI_IN_PLACE.
+        let own = if own.is_empty() { &[0u8][..] } else { own };
+        let mut all = vec![0u8; sizes.iter().sum::<usize>().max(1)];
+        // SAFETY: `all` has room for every piece at its place; `own` holds at least `length` bytes.
+        check(unsafe {
+            ffi::MPI_Allgatherv(
+                own.as_ptr().cast(),
+                length,
+                ffi::RSMPI_UINT8_T,
+                all.as_mut_ptr().cast(),
+                lengths.as_ptr(),
+                places.as_ptr(),
+                ffi::RSMPI_UINT8_T,
+                self.raw,
+            )
+        })?;
+        let mut rest = &all[..];
+        Ok(sizes.iter().map(|&size| rest.split_off(..size).unwrap_or_default().to_vec()).collect())
+    }
+
+    /// The bytes of process `from`, for all; lengths are the same everywhere.
+    ///
+    /// # Errors
+    /// What MPI said.
+    pub fn broadcast(&self, from: usize, bytes: &mut [u8]) -> Result<(), MpiError> {
+        for piece in bytes.chunks_mut(MOST) {
+            let length = int(piece.len());
+            let start: *mut c_void = piece.as_mut_ptr().cast();
+            // SAFETY: the buffer holds `length` bytes.
+            check(unsafe { ffi::MPI_Bcast(start, length, ffi::RSMPI_UINT8_T, int(from), self.raw) })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all are here.
+    ///
+    /// # Errors
+    /// What MPI said.
+    pub fn barrier(&self) -> Result<(), MpiError> {
+        // SAFETY: the communicator is live.
+        check(unsafe { ffi::MPI_Barrier(self.raw) })
+    }
+
+    /// Sends without waiting. `None` where MPI refuses, which [`Channel::receive`]'s silence on the other side shows too.
+    pub fn send(&self, to: usize, words: [u64; 2]) -> Option<Sending> {
+        let words = Box::new(words);
+        // SAFETY: `words` lives on the heap until the request is done: `Sending` owns both.
+        unsafe {
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            let start: *const c_void = (&raw const *words).cast();
+            let code = ffi::MPI_Isend(start, 2, ffi::RSMPI_UINT64_T, int(to), 0, self.raw, &mut request);
+            (code == 0).then_some(Sending { request, words: Some(words) })
+        }
+    }
+
+    /// The next message that has come, and from whom.
+    pub fn receive(&self) -> Option<(usize, [u64; 2])> {
+        // SAFETY: what is probed is two words, the only message that `send` makes on this channel.
+        unsafe {
+            let mut status: ffi::MPI_Status = std::mem::zeroed();
+            let mut there: c_int = 0;
+            let any = (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_ANY_TAG);
+            if ffi::MPI_Iprobe(any.0, any.1, self.raw, &mut there, &mut status) != 0 || there == 0 {
+                return None;
+            }
+            let mut words = [0u64; 2];
+            let (from, start) = (status.MPI_SOURCE, (&raw mut words).cast());
+            let kind = ffi::RSMPI_UINT64_T;
+            let code = ffi::MPI_Recv(start, 2, kind, from, any.1, self.raw, &mut status);
+            (code == 0).then_some((from as usize, words))
+        }
+    }
+}
+
+/// A message on its way.
+pub struct Sending {
+    request: ffi::MPI_Request,
+    words: Option<Box<[u64; 2]>>,
+}
+
+// SAFETY: a request is a handle; MPI_THREAD_MULTIPLE holds.
+unsafe impl Send for Sending {}
+
+impl Sending {
+    /// Whether it has left this process.
+    pub fn is_done(&mut self) -> bool {
+        let mut done: c_int = 0;
+        // SAFETY: the request is live, or the null one, for which MPI says done.
+        let code = unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+        code != 0 || done != 0
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.is_done() {
+            // MPI still reads the words; sixteen bytes of a process that is about to end are left to it.
+            self.words.take().map(Box::leak);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+// libtorch's own threads for loops of ours.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
+
+namespace simclr {
+
+// Calls `task(i)` for i in 0 .. tasks, spread over the threads of libtorch. `task` must not throw nor use tensors.
+//
+// at::parallel_for is a template that brings OpenMP into whoever instantiates it, and a second OpenMP runtime means a
+// second pool of threads. A TensorIterator runs the instance inside libtorch: here over an index vector nobody reads.
+template <typename F>
+void parallel(int64_t tasks, const F& task) {
+    if (tasks == 1 || at::get_num_threads() == 1) {
+        for (int64_t i = 0; i < tasks; i++) task(i);
+        return;
+    }
+    at::Tensor index = at::empty({tasks}, at::kByte);
+    const char* first = static_cast<const char*>(index.const_data_ptr());
+    auto loop = [&](char** data, const int64_t* strides, int64_t count) {
+        for (int64_t i = 0; i < count; i++) task(data[0] + i * strides[0] - first);
+    };
+    at::TensorIterator::borrowing_nullary_op(index).for_each(loop, 1);
+}
+
+}  // namespace simclr
