@@ -1,12 +1,13 @@
 """Is an evaluation what scikit-learn makes of the same features? A run that `simclr evaluate` has judged, once more.
 
-Run by hand with Python 3, numpy, scikit-learn 1.x, pillow and safetensors, from the root of the repository:
+Run by hand with Python 3, numpy, scikit-learn 1.x and safetensors, from the root of the repository:
     target/release/simclr evaluate RUN --data DATA
     target/release/simclr embed RUN --data DATA --out h.npy
-    python reference/sklearn_eval.py RUN DATA h.npy [--pixels] [--draws N]
+    target/release/simclr embed RUN --data DATA --out pixels.npy --pixels
+    python reference/sklearn_eval.py RUN h.npy [--pixels pixels.npy] [--draws N]
 DATA must be a folder with the parts train and test and a folder for each class. The labelled images of each draw, the
 neighbours, the temperature and the regularisation are those that the evaluation names in RUN; its answers are compared
-image by image. With --pixels the raw-pixel row too (only where images have the side that the run sees).
+image by image. With --pixels the raw-pixel row too.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import json
 import pathlib
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -24,11 +24,6 @@ def split_of(paths, features, part):
     """Features and class names of a part, in the order of the table."""
     rows = [i for i, path in enumerate(paths) if path.split("/")[0] == part]
     return [paths[i] for i in rows], features[rows], np.array([paths[i].split("/")[1] for i in rows])
-
-
-def pixels(data, paths):
-    read = lambda path: np.asarray(Image.open(data / path).convert("RGB"), dtype=np.float32) / 255
-    return np.stack([read(path).transpose(2, 0, 1).reshape(-1) for path in paths])
 
 
 def answers(run, cell, at):
@@ -93,24 +88,24 @@ def linear(run, row, names, bank, y, test, draws):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=pathlib.Path)
-    parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("features", type=pathlib.Path)
-    parser.add_argument("--pixels", action="store_true")
+    parser.add_argument("--pixels", type=pathlib.Path)
     parser.add_argument("--draws", type=int, default=5)
     arguments = parser.parse_args()
-    run, data = arguments.run, arguments.data
+    run = arguments.run
     results = json.loads((run / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     paths = pathlib.Path(f"{arguments.features}.paths.txt").read_text().splitlines()
     h = np.load(arguments.features)
     names, bank, classes = split_of(paths, h, "train")
-    test_names, test, _ = split_of(paths, h, "test")
+    _, test, _ = split_of(paths, h, "test")
     y = np.unique(classes, return_inverse=True)[1]
     assert len(names) == results["data"]["train_images"] and len(test) == results["data"]["test_images"]
     knn(run, results, rows["trained h"], bank, y, test)
     worst = linear(run, rows["trained h"], names, bank, y, test, arguments.draws)
     if arguments.pixels:
-        bank, test = pixels(data, names), pixels(data, test_names)
+        raw = np.load(arguments.pixels)
+        bank, test = split_of(paths, raw, "train")[1], split_of(paths, raw, "test")[1]
         knn(run, results, rows["raw pixels"], bank, y, test)
         worst = max(worst, linear(run, rows["raw pixels"], names, bank, y, test, arguments.draws))
     print(f"largest difference of the linear classifiers: {worst:.2f} points (bar: 0.2)")

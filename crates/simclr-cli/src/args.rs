@@ -295,6 +295,9 @@ pub struct Embed {
     /// Table to write, .parquet or .npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Write the raw pixels that an evaluation's control sees in place of h
+    #[arg(long)]
+    pub pixels: bool,
 }
 
 /// `simclr export`.

@@ -175,59 +175,100 @@ impl Comparison {
         Ok(write_atomically(out, svg.as_bytes())?)
     }
 
-    /// Lines of the plot: a name and (share, mean, spread), all in percent.
-    fn lines(&self) -> Vec<(String, Vec<(f64, f64, f64)>)> {
-        let mut lines = Vec::new();
+    /// Lines of the plot, the runs' own first, then the controls of the first run.
+    fn lines(&self) -> Vec<Line> {
+        let point = |cell: &Cell| (100.0 * cell.share, 100.0 * cell.mean, 100.0 * cell.std);
+        let (mut own, mut controls) = (Vec::new(), Vec::new());
         for (at, (run, results)) in self.runs.iter().enumerate() {
-            for row in &results.rows {
+            for row in results.rows.iter().filter(|row| !row.by_labels.is_empty()) {
                 let control = CONTROLS.contains(&row.name.as_str());
-                if control && at > 0 {
-                    continue;
+                let name = if control { row.name.clone() } else { format!("{}: {}", short(run), row.name) };
+                let line = Line { name, control, points: row.by_labels.iter().map(point).collect() };
+                match control {
+                    true if at == 0 => controls.push(line),
+                    true => {}
+                    false => own.push(line),
                 }
-                let point = |cell: &Cell| (100.0 * cell.share, 100.0 * cell.mean, 100.0 * cell.std);
-                let points: Vec<_> = row.by_labels.iter().map(point).collect();
-                let name = if control { row.name.clone() } else { format!("{run}: {}", row.name) };
-                lines.push((name, points));
             }
         }
-        lines.retain(|(_, points)| !points.is_empty());
-        lines
+        own.append(&mut controls);
+        own
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
         let lines = self.lines();
-        let values = || lines.iter().flat_map(|(_, points)| points);
+        let values = || lines.iter().flat_map(|line| &line.points);
         let lowest = values().map(|(share, ..)| *share).fold(100.0, f64::min);
         let top = values().map(|(_, mean, std)| mean + std).fold(0.0, f64::max);
         let area = SVGBackend::with_string(svg, (960, 560)).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
             .margin(16)
-            .x_label_area_size(40)
-            .y_label_area_size(48)
+            .x_label_area_size(44)
+            .y_label_area_size(52)
             .build_cartesian_2d((lowest * 0.8..130.0).log_scale(), 0.0..(top * 1.05).min(100.0))?;
-        chart.configure_mesh().x_desc("share of the labels, %").y_desc("test accuracy, %").draw()?;
-        for (index, (name, points)) in lines.iter().enumerate() {
-            let color = Palette99::pick(index).to_rgba();
-            let line =
-                LineSeries::new(points.iter().map(|(share, mean, _)| (*share, *mean)), color.stroke_width(2));
-            chart
-                .draw_series(line)?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+        chart
+            .configure_mesh()
+            .x_desc("share of the labels, %")
+            .y_desc("test accuracy, %")
+            .x_label_formatter(&|share| format!("{share}"))
+            .y_label_formatter(&|accuracy| format!("{accuracy:.0}"))
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(BLACK.mix(0.12))
+            .label_style(("sans-serif", 14))
+            .draw()?;
+        for (index, Line { name, control, points }) in lines.iter().enumerate() {
+            let color = if *control { CONTROL } else { COLORS[index % COLORS.len()] };
+            let style = color.stroke_width(if *control { 1 } else { 2 });
+            let line = LineSeries::new(points.iter().map(|(share, mean, _)| (*share, *mean)), style);
+            let drawn = chart.draw_series(line)?;
+            if !control {
+                drawn.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+            }
             chart.draw_series(points.iter().map(|&(share, mean, std)| {
                 ErrorBar::new_vertical(share, mean - std, mean, mean + std, color.filled(), 6)
             }))?;
+            if *control {
+                // Controls share a colour and carry their names, each at another point and side, as they may lie close.
+                let (share, mean, _) = points[index % points.len()];
+                let above = if index % 2 == 0 { 0.035 } else { -0.012 };
+                let text = ("sans-serif", 13).into_font().color(&CONTROL);
+                chart.draw_series([Text::new(name.clone(), (share * 1.04, mean + above * top), text)])?;
+            }
         }
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)
+            .label_font(("sans-serif", 14))
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .draw()?;
         area.present()?;
         Ok(())
     }
+}
+
+/// A line of the plot: its name, and (share, mean, spread) of its points, in percent.
+struct Line {
+    name: String,
+    control: bool,
+    points: Vec<(f64, f64, f64)>,
+}
+
+/// Colours that the colour-blind tell apart (Okabe and Ito 2008), without the yellow that white swallows.
+const COLORS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+];
+const CONTROL: RGBColor = RGBColor(120, 120, 120);
+
+/// The last part of a run's path.
+fn short(run: &str) -> &str {
+    Path::new(run).file_name().and_then(|name| name.to_str()).unwrap_or(run)
 }
 
 impl Contest<'_> {

@@ -260,6 +260,12 @@ pub fn raw_pixels(
     extract(dataset, indices, options, &[&|pixels| Ok(flat_pixels(pixels))], progress)
 }
 
+/// C * side * side: numbers of an image in [`flat_pixels`], as the run of `frozen` reads it.
+pub fn pixel_dim(frozen: &FrozenEncoder) -> i64 {
+    let side = (frozen.image_size() as i64).min(RAW_SIDE);
+    frozen.channels() * side * side
+}
+
 /// Pixels `[B, C, S, S]` to rows `[B, C * side * side]`.
 pub fn flat_pixels(pixels: &Tensor) -> Tensor {
     let size = pixels.size();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::{
-    features::{BadImage, Extracted, FrozenEncoder, RAW_SIDE, ReadOptions, label_tensor},
+    features::{BadImage, Extracted, FrozenEncoder, ReadOptions, label_tensor, pixel_dim},
     knn::{self, Neighbours},
     label_sets::LabelSets,
     linear::{self, LinearOptions},
@@ -90,8 +90,7 @@ impl Frozen<'_> {
             let members = self.controls.iter().enumerate().map(|(at, encoder)| whose(at + 1, encoder));
             subjects.push(Subject { name, dimensions, members: members.collect() });
         }
-        let side = (self.trained.image_size() as i64).min(RAW_SIDE);
-        let dimensions = self.trained.channels() * side * side;
+        let dimensions = pixel_dim(self.trained);
         let members = vec![(1 + self.controls.len(), "pixels".into())];
         subjects.push(Subject { name: "raw pixels", dimensions, members });
         subjects

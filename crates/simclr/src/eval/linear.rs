@@ -62,8 +62,9 @@ const FOLDS: usize = 5;
 impl Default for LinearOptions {
     fn default() -> Self {
         Self {
-            // A decade apart: on standardised features the accuracy changes by tenths of a point per decade.
-            lambdas: log_spaced(1e-5, 1.0, 6),
+            // A decade apart: on standardised features the accuracy changes by tenths of a point per decade. With few labels
+            // 1 is often best, and must not be the end.
+            lambdas: log_spaced(1e-5, 100.0, 8),
             penalty: Penalty::Mean,
             standardise: true,
             seed: 0,
@@ -379,7 +380,7 @@ mod tests {
         let (x, y) = clusters(1500, 5);
         let options = LinearOptions::default();
         let fit = super::fit(&x, &y, 3, &options);
-        assert_eq!(fit.sweep.len(), 6);
+        assert_eq!(fit.sweep.len(), 8);
         let best = fit.sweep.iter().map(|(_, accuracy)| *accuracy).fold(0.0, f64::max);
         let first = fit.sweep.iter().find(|(_, accuracy)| *accuracy == best).unwrap();
         assert_eq!(fit.lambda, first.0, "the largest of the best: {:?}", fit.sweep);

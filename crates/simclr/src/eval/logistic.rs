@@ -1,5 +1,8 @@
 //! The objective of the linear classifier, its gradient and its curvature: scaled `x` `[n, F]`, labels `[n]` and a point
-//! (W `[F, K]` row by row, then b `[K]`) to J and dJ, for the solver in `lbfgs`.
+//! (W class by class `[K, F]`, then b `[K]`) to J and dJ, for the solver in `lbfgs`.
+//!
+//! Logits are computed as W x^T `[K, m]` and gradients as r x with r `[K, m]`: with few classes these are two to five times
+//! as fast in MKL as x W^T and x^T r.
 
 use tch::{Kind, Tensor};
 
@@ -8,10 +11,10 @@ use super::{
     linear::Standard,
 };
 
-/// J on one set of features; the point is W row by row, then b, as one vector.
+/// J on one set of features; the point is W class by class, then b, as one vector.
 #[derive(Debug)]
 pub(super) struct Problem {
-    /// Rows `[m, R]` and labels `[m, 1]`, in blocks that stay in the processor's cache between the two products.
+    /// Rows `[m, R]` and labels `[1, m]`, in blocks that stay in the processor's cache between the two products.
     blocks: Vec<(Tensor, Tensor)>,
     rows: i64,
     /// R: F, or where there are fewer rows than features, the rank of the rows.
@@ -37,9 +40,10 @@ enum Moments {
 
 /// The approximate Hessian of each class's weights, ready to be divided by.
 enum Curvature {
-    /// `[R, 1]`, its inverse.
+    /// `[R]`, its inverse.
     Diagonal(Tensor),
-    /// `[F, F]`, the Cholesky factor of the Hessian.
+    /// `[F, F]`, its Cholesky factor, in f32: it is approximate anyway, and solving with a factor keeps the direction one
+    /// of descent.
     Full(Tensor),
 }
 
@@ -68,7 +72,7 @@ impl Problem {
             Moments::Unknown
         };
         let blocks = features.split(BLOCK, 0).into_iter().map(|x| standard.apply(&x).to_kind(kind));
-        let blocks = blocks.zip(columns(labels)).collect();
+        let blocks = blocks.zip(lines(labels)).collect();
         Self { blocks, rows, width, classes, kind, basis: None, moments }
     }
 
@@ -85,7 +89,7 @@ impl Problem {
         let basis = x.transpose(0, 1).matmul(&left) / &singular;
         let coordinates = left * &singular;
         let (width, moments) = (kept.size()[0], Moments::Diagonal(squares / rows as f64));
-        let blocks = coordinates.split(BLOCK, 0).into_iter().zip(columns(labels)).collect();
+        let blocks = coordinates.split(BLOCK, 0).into_iter().zip(lines(labels)).collect();
         Self { blocks, rows, width, classes, kind: Kind::Double, basis: Some(basis), moments }
     }
 
@@ -93,16 +97,18 @@ impl Problem {
         vec![0.0; ((self.width + 1) * self.classes) as usize]
     }
 
-    /// W `[R, K]` and b `[K]` of a point.
+    /// W `[K, R]` and b `[K]` of a point.
     fn split(&self, point: &[f64]) -> (Tensor, Tensor) {
-        let theta = Tensor::from_slice(point).view([-1, self.classes]);
-        (theta.narrow(0, 0, self.width), theta.get(self.width))
+        let theta = Tensor::from_slice(point);
+        let weights = self.classes * self.width;
+        (theta.narrow(0, 0, weights).view([self.classes, self.width]), theta.narrow(0, weights, self.classes))
     }
 
     /// W `[F, K]` and b `[K]` of a point, over the scaled features.
     pub(super) fn unpack(&self, point: &[f64]) -> (Tensor, Tensor) {
         let (weight, bias) = self.split(point);
-        (self.basis.as_ref().map_or_else(|| weight.shallow_clone(), |basis| basis.matmul(&weight)), bias)
+        let weight = weight.transpose(0, 1);
+        (self.basis.as_ref().map_or_else(|| weight.contiguous(), |basis| basis.matmul(&weight)), bias)
     }
 
     pub(super) fn solve(&self, start: Vec<f64>, lambda: f64, solver: &Lbfgs) -> Minimum {
@@ -125,12 +131,12 @@ impl Problem {
         let ridge = lambda + 1e-6 * self.spread();
         match &self.moments {
             Moments::Diagonal(moments) => {
-                Some(Curvature::Diagonal((moments * self.spread() + ridge).reciprocal().unsqueeze(1)))
+                Some(Curvature::Diagonal((moments * self.spread() + ridge).reciprocal()))
             }
             Moments::Full(moments) => {
                 let hessian = moments * self.spread()
                     + Tensor::eye(self.width, (Kind::Double, moments.device())) * ridge;
-                Some(Curvature::Full(hessian.f_linalg_cholesky(false).ok()?))
+                Some(Curvature::Full(hessian.f_linalg_cholesky(false).ok()?.to_kind(Kind::Float)))
             }
             Moments::Unknown => None,
         }
@@ -141,11 +147,14 @@ impl Problem {
         let (weight, bias) = self.split(vector);
         let weight = match curvature {
             Curvature::Diagonal(inverse) => weight * inverse,
-            Curvature::Full(factor) => weight.cholesky_solve(factor, false),
+            Curvature::Full(factor) => {
+                let columns = weight.to_kind(Kind::Float).transpose(0, 1);
+                columns.cholesky_solve(factor, false).transpose(0, 1).to_kind(Kind::Double)
+            }
         };
         let mut out = vec![0.0; vector.len()];
-        let bias = (bias / self.spread()).unsqueeze(0);
-        Tensor::cat(&[weight, bias], 0).view([-1]).copy_data(&mut out, vector.len());
+        let parts = [weight.reshape([-1]), bias / self.spread()];
+        Tensor::cat(&parts, 0).copy_data(&mut out, vector.len());
         out
     }
 
@@ -153,27 +162,26 @@ impl Problem {
     fn evaluate(&self, point: &[f64], lambda: f64, gradient: &mut [f64]) -> f64 {
         let (weight, bias) = self.split(point);
         let mut entropy = 0.0;
-        let mut slope = Tensor::zeros([self.width + 1, self.classes], (Kind::Double, weight.device()));
-        let (narrow_w, narrow_b) = (weight.to_kind(self.kind), bias.to_kind(self.kind));
+        let mut slope = Tensor::zeros([self.classes, self.width], (Kind::Double, weight.device()));
+        let mut slope_b = Tensor::zeros([self.classes], (Kind::Double, weight.device()));
+        let (narrow_w, narrow_b) = (weight.to_kind(self.kind), bias.to_kind(self.kind).unsqueeze(1));
         for (x, labels) in &self.blocks {
-            let log_p = narrow_b.addmm(x, &narrow_w).log_softmax(1, self.kind);
-            entropy -= log_p.gather(1, labels, false).sum(Kind::Double).double_value(&[]);
+            let log_p = (narrow_w.matmul(&x.transpose(0, 1)) + &narrow_b).log_softmax(0, self.kind);
+            entropy -= log_p.gather(0, labels, false).sum(Kind::Double).double_value(&[]);
             let minus_one = Tensor::full(labels.size(), -1.0, (self.kind, labels.device()));
-            let residual = log_p.exp().scatter_add(1, labels, &minus_one);
-            let _ = slope.narrow(0, 0, self.width).g_add_(&x.transpose(0, 1).matmul(&residual));
-            let _ =
-                slope.get(self.width).g_add_(&residual.sum_dim_intlist([0].as_slice(), false, Kind::Double));
+            let residual = log_p.exp().scatter_add(0, labels, &minus_one);
+            slope += residual.matmul(x);
+            slope_b += residual.sum_dim_intlist([1].as_slice(), false, Kind::Double);
         }
-        slope /= self.rows as f64;
-        let _ = slope.narrow(0, 0, self.width).g_add_(&(&weight * lambda));
-        slope.view([-1]).copy_data(gradient, gradient.len());
+        slope = slope / self.rows as f64 + &weight * lambda;
+        Tensor::cat(&[slope.view([-1]), slope_b / self.rows as f64], 0).copy_data(gradient, gradient.len());
         entropy / self.rows as f64 + 0.5 * lambda * weight.square().sum(Kind::Double).double_value(&[])
     }
 }
 
-/// Labels `[n]` as columns `[m, 1]`, one for each block.
-fn columns(labels: &Tensor) -> Vec<Tensor> {
-    labels.to_kind(Kind::Int64).unsqueeze(1).split(BLOCK, 0)
+/// Labels `[n]` as lines `[1, m]`, one for each block.
+fn lines(labels: &Tensor) -> Vec<Tensor> {
+    labels.to_kind(Kind::Int64).unsqueeze(0).split(BLOCK, 1)
 }
 
 #[cfg(test)]
