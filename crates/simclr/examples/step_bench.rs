@@ -63,6 +63,9 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let device = choose_device(DeviceChoice::Auto)?;
+    if std::env::var("KEEP").is_ok() {
+        simclr_shim::keep_memory()?;
+    }
     let (config, size) = encoder(&arguments.encoder)?;
     let model = SimClr::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
     let sgd = OptimConfig {

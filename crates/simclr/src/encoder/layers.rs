@@ -132,7 +132,8 @@ impl BatchNorm {
         let statistics = match mode {
             Mode::Train(BatchStatistics { exchange, momentum }) => {
                 let exchange = exchange.clone();
-                let sum = exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                let sum =
+                    exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
                 Statistics::Batch { momentum: *momentum, exchange: sum }
             }
             Mode::Eval => Statistics::Running,

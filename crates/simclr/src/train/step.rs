@@ -1,7 +1,7 @@
 //! One update of Algorithm 1 (paper, section 2.1).
 
 use simclr_data::Batch;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{
     ModelError,
@@ -9,8 +9,7 @@ use crate::{
     encoder::Mode,
     model::SimClr,
     objective::{Objective, Value},
-    optim::Optimizer,
-    params::Params,
+    optim::{self, Optimizer},
 };
 
 /// What a step leaves behind.
@@ -55,7 +54,7 @@ pub fn train_step(
     let mut gradient_norm = f64::NAN;
     if value.is_finite() {
         loss.backward();
-        gradient_norm = norm_of_gradients(&model.params);
+        gradient_norm = optim::gradient_norm(&model.params);
         if gradient_norm.is_finite() {
             optimizer.step(&model.params, lr);
         }
@@ -69,16 +68,5 @@ impl Stepped {
     pub fn non_finite(&self) -> Option<(&'static str, f64)> {
         let figures = [("the loss", self.loss), ("the gradient's norm", self.gradient_norm)];
         figures.into_iter().find(|(_, value)| !value.is_finite())
-    }
-}
-
-/// One number back from the device, however many parameters there are.
-fn norm_of_gradients(params: &Params) -> f64 {
-    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
-    let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
-    if norms.is_empty() {
-        0.0
-    } else {
-        Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
     }
 }
