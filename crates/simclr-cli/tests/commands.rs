@@ -28,6 +28,19 @@ fn wrong_usage_exits_with_2() {
     said(&mut simclr(&["pretrain"])).refuses(&["no images are named"]);
 }
 
+/// Copies that do not know each other would train one run over each other.
+#[test]
+fn processes_that_cannot_meet_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    said(pretrain(&data, &run, &[]).env("SLURM_STEP_NUM_TASKS", "4")).refuses(&["srun started 4 processes"]);
+    said(simclr(&["inspect", "--data"]).arg(&data).env("SLURM_STEP_NUM_TASKS", "4"))
+        .refuses(&["4 processes were started for a command that runs as one"]);
+    #[cfg(not(feature = "mpi"))]
+    said(pretrain(&data, &run, &[]).env("OMPI_COMM_WORLD_SIZE", "2")).refuses(&["built without MPI"]);
+    assert!(!run.exists());
+}
+
 #[test]
 fn the_straight_line_from_images_to_features() {
     let temp = tempfile::tempdir().unwrap();
