@@ -74,7 +74,8 @@ fn the_straight_line_from_images_to_features() {
         assert!(out.is_file());
     }
     let out = temp.path().join("pixels.npy");
-    let embedded = said(simclr(&["embed", "--pixels"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
+    let embedded =
+        said(simclr(&["embed", "--pixels"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
     assert!(embedded.out.contains("80 rows of 768 features"), "{}", embedded.out);
     let sheet = temp.path().join("views.png");
     let drawn = said(simclr(&["views", "--image-size", "16", "--data"]).arg(&data).arg("--out").arg(&sheet));

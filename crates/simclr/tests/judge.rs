@@ -59,7 +59,10 @@ fn transfer_and_retrieval_stand_in_the_results() {
     let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert_eq!(results.transfer.len(), 3);
     for row in &results.transfer {
-        assert_eq!((row.images, row.per_class.len(), row.validation.as_str()), ((50, 10), 2, "a fifth of the training images"));
+        assert_eq!(
+            (row.images, row.per_class.len(), row.validation.as_str()),
+            ((50, 10), 2, "a fifth of the training images")
+        );
         assert!(run.path().join(&row.predictions).is_file());
         assert!(row.trained >= 0.9 && row.random_init.is_some() && row.lambda >= 1e-6, "{row:?}");
     }
@@ -89,7 +92,8 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
         }
         // Two of the bright images hold the other class too.
         for name in ["light-000.png", "light-001.png"] {
-            fs_err::copy(voc.join(part).join("light").join(name), voc.join(part).join("low").join(name)).unwrap();
+            fs_err::copy(voc.join(part).join("light").join(name), voc.join(part).join("low").join(name))
+                .unwrap();
         }
     }
     let transfer = vec![TransferSet { path: voc.clone(), metric: Metric::Map11 }];
@@ -100,7 +104,11 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
     assert_eq!((row.images, row.validation.as_str()), ((40 + 16, 12), "its own part"));
     assert!(row.trained > 0.9, "{}: images of both classes are found under both", row.trained);
     let answers = simclr::checkpoint::Checkpoint::load(&run.path().join(&row.predictions)).unwrap();
-    assert_eq!(answers.tensors["predicted"].size(), [12], "an answer for each image, not for each of its folders");
+    assert_eq!(
+        answers.tensors["predicted"].size(),
+        [12],
+        "an answer for each image, not for each of its folders"
+    );
     let table = results.table();
     assert!(table.contains("map-11") && table.contains("its own part"), "{table}");
 }

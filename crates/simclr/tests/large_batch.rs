@@ -264,16 +264,16 @@ fn error_of_chunks(config: &RunConfig, seed: u64, batch: usize, chunks: &[usize]
 
 #[test]
 fn twenty_steps_in_chunks_stay_with_the_whole() {
-    // Small enough steps that rounding alone does not lead runs apart: larger ones are chaotic, in chunks or not.
-    for more in [&["optim.lr=0.01"][..], &["encoder.name=resnet18", "encoder.width=0.125", "optim.lr=0.001"]]
+    // Small steps: with larger ones, first weights that differ by 1e-7 lead plain runs as far apart as chunks do.
+    for more in [&["optim.lr=0.01"][..], &["encoder.name=resnet18", "encoder.width=0.125", "optim.lr=0.0003"]]
     {
         let config = config(more);
-        let expected = whole(&config, 32, 20);
+        let expected = whole(&config, 64, 20);
         let fresh = model(&config);
         let first = &fresh.params.params()[0];
-        assert!(relative(&expected.state[&first.name], &first.tensor.detach()) > 1e-3, "it trains");
-        for chunk in [16, 8, 4] {
-            let found = chunked(&config, 32, (chunk, NormOver::Global), 20);
+        assert!(relative(&expected.state[&first.name], &first.tensor.detach()) > 1e-4, "it trains");
+        for chunk in [32, 16, 8] {
+            let found = chunked(&config, 64, (chunk, NormOver::Global), 20);
             for ((_, a), (_, b)) in found.steps.iter().zip(&expected.steps) {
                 assert!((a.loss / b.loss - 1.0).abs() < 1e-3, "chunks of {chunk}: {} {}", a.loss, b.loss);
             }

@@ -14,11 +14,10 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
     let options = EmbedOptions { pixels: arguments.pixels, ..EmbedOptions::default() };
-    let embedded =
-        embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
-            // Ten lines at most.
-            stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
-        })?;
+    let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
+        // Ten lines at most.
+        stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
+    })?;
     for bad in &embedded.bad {
         stages.show(&format!("skipped: {}", bad.reason));
     }
