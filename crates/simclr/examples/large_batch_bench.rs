@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Seconds of every step but the first.
 fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (train, device) = (&config.train, choose_device(config.train.device)?);
+    let (train, device) = (&config.train, choose_device(config.train.device, 0)?);
     let precision = simclr::device::choose_precision(train.precision, device);
     let shape = (3, train.image_size);
     let model = SimClr::new(&config.encoder, &config.head, (3, shape.1 as i64), 0, device, precision)?;
@@ -111,13 +111,14 @@ fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
         passes: 1,
     };
     let ids: Vec<usize> = (0..train.batch).collect();
-    let chunks = chunking.deal(&ids, 2, Key::dealing(0, 0, step));
+    let chunks = chunking.deal(&ids, 2, Key::dealing(0, 0, step), 1);
     let count = chunks.len();
     let batch = |(index, dealt): (usize, simclr::data::chunking::Dealt)| Batch {
         step,
         epoch: 0,
         chunk: Chunk { index, count, pass: 0 },
-        pixels: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size),
+        pixels: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size)
+            .into(),
         ids: dealt.first,
         second: dealt.second,
         bad: Vec::new(),
