@@ -53,20 +53,21 @@ impl Precision {
     }
 }
 
-/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one.
+/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one, and on the CPU has
+/// large tensors kept (see [`simclr_shim::keep_memory`]).
 ///
 /// # Errors
 /// Says why CUDA is not to be had, where it was asked for.
 pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
     if choice == DeviceChoice::Cpu {
-        return Ok(Device::Cpu);
+        return Ok(cpu());
     }
     let cuda = simclr_shim::load_cuda();
     if tch::Cuda::is_available() {
         return Ok(Device::Cuda(0));
     }
     if choice == DeviceChoice::Auto {
-        return Ok(Device::Cpu);
+        return Ok(cpu());
     }
     let reason = match cuda {
         Cuda::Loaded => "a GPU, but none answers".to_owned(),
@@ -79,6 +80,12 @@ pub fn choose_device(choice: DeviceChoice) -> Result<Device, ConfigError> {
         Cuda::Failed(reason) => format!("a loadable libtorch_cuda.so ({reason})"),
     };
     Err(ConfigError::Value { key: "train.device".into(), value: "cuda".into(), expected: reason })
+}
+
+/// The CPU, with its memory kept. Where that fails all works, slower.
+fn cpu() -> Device {
+    let _ = simclr_shim::keep_memory();
+    Device::Cpu
 }
 
 /// Decides the precision for `device`.
