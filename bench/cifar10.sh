@@ -1,7 +1,7 @@
 #!/bin/sh
 # Does contrastive pretraining work here? CIFAR-10 as JPEG class folders, small encoder, 30 epochs, 3 seeds: crop + colour
 # against crop alone and against the random-init encoder. PER_CLASS=1000 (default) is the setting of the scaled-down study
-# (10,000 training images), PER_CLASS=5000 the whole set. Writes every run's results.json and a summary.
+# (10,000 training images), PER_CLASS=5000 the whole set. Writes every run's results.json and a summary. Cut off, it goes on where it was; `rm -r runs/bench-*` starts anew.
 # usage: [PER_CLASS=1000] bench/cifar10.sh cifar10-jpeg.tar [OUTPUT-FOLDER]    on 2 cores: see the summary
 set -eu
 archive=$(realpath "$1")
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 per_class=${PER_CLASS:-1000}
 out=${2:-bench/results/cifar10-$per_class}
 data=datasets/cifar10-$per_class
-simclr=target/release/simclr
+simclr=${SIMCLR:-target/release/simclr}
 
 # The first $1 files of each class folder of the part $2.
 unpack() {
@@ -29,8 +29,11 @@ started=$(date +%s)
 for seed in 0 1 2; do
     for recipe in cifar10_conv_c3 cifar10_conv_c3_crop_only; do
         run=runs/bench-$recipe-$per_class-$seed
-        rm -rf "$run"
-        "$simclr" pretrain --config "configs/$recipe.toml" --data "$data" --run "$run" --seed "$seed"
+        if [ -d "$run" ]; then # cut off before: it goes on, to the same weights
+            "$simclr" pretrain --resume --run "$run"
+        else
+            "$simclr" pretrain --config "configs/$recipe.toml" --data "$data" --run "$run" --seed "$seed"
+        fi
         "$simclr" evaluate "$run" --data "$data" >"$out/$recipe-$seed.txt"
         cp "$run/results.json" "$out/$recipe-$seed.json"
     done

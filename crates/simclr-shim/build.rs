@@ -23,7 +23,7 @@ fn glue(include: &Path) {
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .files(
-            ["shim", "batch_norm", "batch_norm_cpu", "dispatch", "gradient", "hooks"]
+            ["shim", "batch_norm", "batch_norm_cpu", "dispatch", "gradient", "hooks", "memory", "optimizer"]
                 .map(|name| format!("src/{name}.cpp")),
         )
         .compile("simclr_shim");
@@ -46,7 +46,14 @@ fn kernels() {
         .chain(if is_x86 { x86 } else { &[] }.iter().copied());
     for (name, flags, tile) in sets {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").pic(true).opt_level(3).flags(flags).flag("-ffp-contract=fast");
+        build
+            .cpp(true)
+            .std("c++17")
+            .pic(true)
+            .opt_level(3)
+            .flags(flags)
+            .flag("-ffp-contract=fast")
+            .flag("-fno-math-errno");
         build.flag_if_supported("-Wno-psabi"); // vectors are passed between inlined functions only
         build.define("SIMCLR_KERNELS", format!("kernels_{name}").as_str());
         build.define("SIMCLR_INSTRUCTIONS", format!("\"{name}\"").as_str()).define("SIMCLR_TILE", tile);

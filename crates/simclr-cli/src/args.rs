@@ -32,6 +32,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Say what an image set holds, and which of its files cannot be decoded
     Inspect(Inspect),
+    /// Decode an image set once, into one file that every command reads as it reads the set
+    Pack(Pack),
 }
 
 /// `simclr pretrain`.
@@ -168,15 +170,29 @@ pub struct Evaluate {
     /// Fine-tuning: base learning rates for 256 images, compared on a fifth of the labels [default: 0.05,0.5]
     #[arg(long, value_delimiter = ',')]
     pub finetune_lr: Vec<f64>,
-    /// Fine-tuning: layers of the projection head kept below the classifier (SimCLRv2: 1) [default: 0]
-    #[arg(long)]
-    pub keep_head: Option<usize>,
-    /// Fine-tuning: a list of the labelled images' names in place of drawn subsets; may be given many times
+    /// Fine-tuning: layers of the projection head kept below the classifier, a row for each (0: from h; SimCLRv2: 1)
+    /// [default: 0]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    pub keep_head: Vec<usize>,
+    /// A list of the labelled images' names in place of drawn subsets, for the share of the labels that it is nearest to;
+    /// may be given many times
     #[arg(long, value_name = "FILE")]
     pub labels: Vec<PathBuf>,
-    /// Fine-tuning: subsets drawn for 1 % and 10 % of the labels [default: 3]
+    /// Fine-tuning: how many of the subsets drawn for 1 % and 10 % of the labels [default: 3]
     #[arg(long)]
     pub finetune_draws: Option<usize>,
+    /// Linear classifier on crops: base learning rates for 256 images; several are compared on a fifth [default: 0.1]
+    #[arg(long, value_delimiter = ',')]
+    pub linear_lr: Vec<f64>,
+    /// Linear classifier on crops: weight decays; several are compared on a fifth [default: 0]
+    #[arg(long, value_delimiter = ',')]
+    pub linear_decay: Vec<f64>,
+    /// Linear classifier on crops: update rule [default: sgd]
+    #[arg(long, value_name = "RULE")]
+    pub linear_optim: Option<LinearOptim>,
+    /// Seeds of what is trained with all labels, for mean and spread [default: 1]
+    #[arg(long)]
+    pub seeds: Option<u64>,
     /// Protocols that train: epochs [default: 60 with 1 %, 30 with more labels, 90 of the linear classifier]
     #[arg(long)]
     pub finetune_epochs: Option<f64>,
@@ -193,6 +209,9 @@ pub struct Evaluate {
     /// With --weights: keys of the configuration.
     #[command(flatten)]
     pub config: EncoderArguments,
+    /// Forget what earlier evaluations of the run have found, and do all of it again
+    #[arg(long)]
+    pub fresh: bool,
     /// Print results.json instead of the table
     #[arg(long)]
     pub json: bool,
@@ -236,6 +255,15 @@ pub enum Protocol {
     All,
 }
 
+/// Update rule of the linear classifier on crops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LinearOptim {
+    /// Nesterov momentum
+    Sgd,
+    /// Layer-wise adaptive rates
+    Lars,
+}
+
 /// Statistics of the images that weights were trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Normalize {
@@ -267,6 +295,9 @@ pub struct Embed {
     /// Table to write, .parquet or .npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Write the raw pixels that an evaluation's control sees in place of h
+    #[arg(long)]
+    pub pixels: bool,
 }
 
 /// `simclr export`.
@@ -316,4 +347,25 @@ pub struct Inspect {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+}
+
+/// `simclr pack`.
+#[derive(Debug, Args)]
+pub struct Pack {
+    /// Images
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Scale images down whose shorter side has more pixels; crops are then cut from the smaller images, which is not the same
+    /// training [default: keep all pixels]
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<usize>,
+    /// Channels of every image [default: what the set holds]
+    #[arg(long)]
+    pub channels: Option<usize>,
+    /// Threads that decode [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
 }

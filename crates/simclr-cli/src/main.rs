@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
         Command::Doctor(arguments) => processes::together(|ranks| commands::doctor::run(&arguments, ranks)),
         Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
+        Command::Pack(arguments) => processes::alone(|| commands::pack::run(&arguments)),
     };
     outcome.unwrap_or_else(|failure| failure.report())
 }

@@ -85,6 +85,19 @@ impl Observer for Terminal {
         }
     }
 
+    fn progress(&mut self, what: &str, done: usize, of: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+            bar.set_message(format!("{what} {done}/{of}"));
+            return;
+        }
+        if self.last_line.is_none_or(|last| last.elapsed().as_secs() >= LINE_SECONDS) {
+            self.last_line = Some(Instant::now());
+            self.line(&format!("{what} {done}/{of}"));
+        }
+    }
+
     fn health(&mut self, health: &Health) {
         if self.bar.is_some() || health.spread.is_nan() {
             return;

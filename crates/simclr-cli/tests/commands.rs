@@ -5,7 +5,7 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
 fn help_lists_the_commands() {
     let said = said(&mut simclr(&["--help"]));
     said.succeeds();
-    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect"] {
+    for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect", "pack"] {
         assert!(said.out.lines().any(|line| line.trim_start().starts_with(command)), "{}", said.out);
     }
 }
@@ -73,6 +73,10 @@ fn the_straight_line_from_images_to_features() {
         assert!(embedded.out.contains("80 rows of 32 features, 0 images skipped"), "{}", embedded.out);
         assert!(out.is_file());
     }
+    let out = temp.path().join("pixels.npy");
+    let embedded =
+        said(simclr(&["embed", "--pixels"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
+    assert!(embedded.out.contains("80 rows of 768 features"), "{}", embedded.out);
     let sheet = temp.path().join("views.png");
     let drawn = said(simclr(&["views", "--image-size", "16", "--data"]).arg(&data).arg("--out").arg(&sheet));
     drawn.succeeds();
@@ -93,6 +97,94 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let first = weights("a", "1");
     assert!(first == weights("b", "1"), "two runs of one seed differ");
     assert!(first != weights("c", "2"), "two seeds give one result");
+}
+
+/// Twice the same run, on a folder and on what `pack` made of it: the same fingerprint and the same bytes of weights.
+#[test]
+fn a_packed_set_trains_as_its_folder_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    fs::write(data.join("class-1/cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let file = temp.path().join("images.pack");
+    let packed = said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&file));
+    packed.succeeds();
+    assert!(packed.out.contains("41 training and 0 test images, 1 undecodable"), "{}", packed.out);
+    assert!(packed.err.contains("cannot decode `class-1/cut.png`"), "{}", packed.err);
+    let described = |path: &Path| {
+        let said = said(simclr(&["inspect", "--data"]).arg(path));
+        said.refuses(&["1 images cannot be decoded"]);
+        said.out.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(described(&data), described(&file));
+    let fingerprint = described(&data).rsplit(' ').next().unwrap().to_owned();
+    assert!(packed.out.trim_end().ends_with(&fingerprint), "{}", packed.out);
+    let weights = |data: &Path, name: &str| {
+        let run = temp.path().join(name);
+        said(&mut pretrain(data, &run, &["--set", "data.max_bad_share=0.1"])).succeeds();
+        assert!(fs::read_to_string(run.join("bad_files.txt")).unwrap().starts_with("class-1/cut.png\t"));
+        said(simclr(&["export"]).arg(&run)).succeeds();
+        fs::read(run.join("encoder.safetensors")).unwrap()
+    };
+    assert!(weights(&data, "a") == weights(&file, "b"), "weights differ");
+    // Smaller pixels are another set.
+    let small = said(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
+    assert!(!small.succeeds().out.contains(&fingerprint), "{}", small.out);
+    assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
+}
+
+/// Names and times of the figures that an evaluation of `run` has found.
+fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };
+    let whole = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some());
+    let mut found: Vec<_> =
+        whole.filter_map(|path| Some((path.clone(), fs::metadata(&path).ok()?.modified().ok()?))).collect();
+    found.retain(|(path, _)| !path.file_name().unwrap().to_string_lossy().starts_with('.'));
+    found.sort();
+    found
+}
+
+/// Killed in the middle, once among the frozen protocols and once among those that train: what was found is kept, nothing
+/// is done twice, and the results are those of an evaluation that was left alone.
+#[test]
+fn a_killed_evaluation_goes_on_and_ends_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 80), temp.path().join("run"));
+    said(&mut pretrain(&data, &run, &[])).succeeds();
+    let whole = temp.path().join("whole");
+    assert!(std::process::Command::new("cp").arg("-r").args([&run, &whole]).status().unwrap().success());
+    let evaluate = |run: &Path| {
+        let mut command = simclr(&["evaluate", "--with", "all", "--draws", "2", "--finetune-epochs", "2"]);
+        command.arg(run).args(["--finetune-draws", "2", "--keep-head", "0,1"]);
+        command
+    };
+    said(&mut evaluate(&whole)).succeeds();
+    let of = |run: &Path| {
+        let text = fs::read_to_string(run.join("results.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let mut kept = Vec::new();
+    for enough in [5, 30] {
+        let mut child = evaluate(&run).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while figures(&run).len() < enough {
+            assert!(
+                begin.elapsed() < Duration::from_secs(120),
+                "{} figures in two minutes",
+                figures(&run).len()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "it was still running when it was killed");
+        assert!(!run.join("results.json").exists());
+        let now = figures(&run);
+        assert!(kept.iter().all(|figure| now.contains(figure)), "a figure was found twice");
+        kept = now;
+    }
+    said(&mut evaluate(&run)).succeeds();
+    let now = figures(&run);
+    assert!(kept.iter().all(|figure| now.contains(figure)) && now.len() > kept.len());
+    assert_eq!(of(&run), of(&whole));
 }
 
 /// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.

@@ -423,6 +423,50 @@ fn library_folder(_command: &std::process::Command) -> PathBuf {
     libtorch.canonicalize().unwrap().join("lib")
 }
 
+#[test]
+fn cut_and_foreign_packed_sets() {
+    let place = Place::new();
+    let (data, file) = (place.images(), place.path("images.pack"));
+    let packed = |out: &Path| said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(out));
+    packed(&file).succeeds();
+    let whole = fs::read(&file).unwrap();
+    for (bytes, reason) in [
+        (&whole[..whole.len() / 2], "cut short"),
+        (b"simclrpk", "cut short"),
+        (b"simclrpk\x07 from the future, with some bytes more", "version"),
+        (b"PK\x03\x04 a zip file", "no images found"),
+    ] {
+        fs::write(place.path("wrong.pack"), bytes).unwrap();
+        let run = place.path("run");
+        said(&mut pretrain(&place.path("wrong.pack"), &run, &[])).refuses(&["wrong.pack", reason]);
+        assert!(!run.exists(), "nothing is left behind");
+    }
+    let itself = said(simclr(&["pack", "--data"]).arg(&file).arg("--out").arg(&file));
+    itself.refuses(&["images.pack", "the data set itself"]);
+    packed(&place.path("no/folder.pack")).refuses(&["cannot write", "folder.pack"]);
+    said(simclr(&["pack", "--data", "gone", "--out"]).arg(&file)).refuses(&["gone"]);
+    assert_eq!(fs::read(&file).unwrap(), whole);
+}
+
+/// A disk that is full while a set is packed: the old file stays, and nothing else.
+#[cfg(unix)]
+#[test]
+fn full_disk_keeps_the_old_packed_set() {
+    let place = Place::new();
+    let (data, file) = (place.images(), place.path("images.pack"));
+    fs::write(&file, b"old").unwrap();
+    let inner = simclr(&["pack", "--data", data.to_str().unwrap(), "--out", file.to_str().unwrap()]);
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "ulimit -f 20; trap '' XFSZ; exec \"$@\"", "sh"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .env("GOMP_SPINCOUNT", "2000");
+    said(&mut command).refuses(&["cannot write", "images.pack"]);
+    assert_eq!(fs::read(&file).unwrap(), b"old");
+    assert_eq!(fs::read_dir(place.temp.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
 /// A disk that is full: files may not grow beyond 20 kB, which is below a checkpoint's size.
 #[cfg(unix)]
 #[test]

@@ -84,7 +84,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ranks",
         ],
     ),
-    ("eval", &["checkpoint", "config", "device", "encoder", "head", "model", "params", "train"]),
+    (
+        "eval",
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "encoder",
+            "head",
+            "model",
+            "objective",
+            "optim",
+            "params",
+            "train",
+        ],
+    ),
     ("export", &["checkpoint", "config", "device", "encoder", "eval", "model", "params", "train"]),
 ];
 

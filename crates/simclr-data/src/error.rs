@@ -79,7 +79,8 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Empty { .. } => Some(
-                "give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files".into(),
+                "give a folder of images (any depth), tar shards, CIFAR binary, IDX or parquet files, or a packed set"
+                    .into(),
             ),
             Self::TooManyBad { .. } | Self::EmptyBatch { .. } => {
                 Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into())

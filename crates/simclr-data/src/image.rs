@@ -1,5 +1,9 @@
 //! A decoded image: 8 bits, interleaved.
 
+use std::ops::{Deref, DerefMut};
+
+use bytes::Bytes;
+
 /// Pixels as `u8`, row by row, channels interleaved: the byte of row `y`, column `x`, channel `c` is
 /// `data[(y * width + x) * channels + c]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +15,7 @@ pub struct Image {
     /// 1 (grey), 3 (RGB) or any number of bands.
     pub channels: usize,
     /// `height * width * channels` bytes.
-    pub data: Vec<u8>,
+    pub data: Pixels,
 }
 
 impl Image {
@@ -20,8 +24,63 @@ impl Image {
     /// # Panics
     /// If `data` is not `height * width * channels` long, or a side is zero: decoders check both before.
     pub fn new(width: usize, height: usize, channels: usize, data: Vec<u8>) -> Self {
+        Self::over(width, height, channels, Pixels::Own(data))
+    }
+
+    /// An image over pixels that somebody else holds: of a packed set only the rows that a crop needs are ever read.
+    pub(crate) fn shared(width: usize, height: usize, channels: usize, data: Bytes) -> Self {
+        Self::over(width, height, channels, Pixels::Shared(data))
+    }
+
+    fn over(width: usize, height: usize, channels: usize, data: Pixels) -> Self {
         assert!(width > 0 && height > 0 && channels > 0, "an image has at least one pixel");
         assert_eq!(data.len(), width * height * channels, "pixels fill the image");
         Self { width, height, channels, data }
+    }
+}
+
+/// Bytes of an image, its own or shared; a slice to everyone who looks at them.
+#[derive(Debug, Clone)]
+pub enum Pixels {
+    /// Decoded into memory.
+    Own(Vec<u8>),
+    /// Part of something larger, such as a mapped file; copied when it is written to.
+    Shared(Bytes),
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(data) => data,
+            Self::Shared(data) => data,
+        }
+    }
+}
+
+impl DerefMut for Pixels {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        if let Self::Shared(data) = self {
+            *self = Self::Own(data.to_vec());
+        }
+        match self {
+            Self::Own(data) => data,
+            Self::Shared(_) => unreachable!("it was copied above"),
+        }
+    }
+}
+
+impl PartialEq for Pixels {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Pixels {}
+
+impl<T: AsRef<[u8]>> PartialEq<T> for Pixels {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
     }
 }

@@ -21,6 +21,7 @@ use rayon::{ThreadPool, prelude::*};
 use crate::{
     AugmentConfig, Batch, Chunk, Chunking, DataError, Dataset,
     augment::{self, Scratch},
+    batch::Spare,
     chunking::Dealt,
     rng::Key,
 };
@@ -58,6 +59,7 @@ pub struct Loader {
     augment: AugmentConfig,
     config: LoaderConfig,
     chunking: Option<Chunking>,
+    spare: Arc<Spare>,
     /// Which part of every batch, of how many.
     part: (usize, usize),
 }
@@ -82,7 +84,7 @@ impl Loader {
                 ),
             });
         }
-        Ok(Self { dataset, augment, config, chunking: None, part: (0, 1) })
+        Ok(Self { dataset, augment, config, chunking: None, spare: Arc::default(), part: (0, 1) })
     }
 
     /// Makes part `index` of `count` of every batch only, for the process that has this part: without overlap, the same
@@ -215,7 +217,7 @@ impl Loader {
     /// A batch or a chunk of one: all its views of an image from one decode, images in parallel.
     fn make(&self, (step, epoch, chunk): (u64, u64, Chunk), dealt: &Dealt, abandoned: &AtomicBool) -> Made {
         let view = self.dataset.channels() * self.config.size * self.config.size;
-        let mut pixels = vec![0.0; dealt.rows() * view];
+        let mut pixels = self.spare.take(dealt.rows() * view);
         let mut jobs: Vec<(usize, Vec<(u64, &mut [f32])>)> = Vec::new();
         let mut job_of = HashMap::new();
         for ((id, number), place) in dealt.views().zip(pixels.chunks_exact_mut(view)) {
@@ -345,40 +347,55 @@ impl Drop for Batches {
     }
 }
 
-/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order.
-///
-/// Returns the indices that could be decoded with their pixels `[len, C, S, S]`, and the others with the reason.
+/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order, with the usual crop.
 ///
 /// # Errors
-/// Threads that the system does not give.
+/// See [`evaluation_pixels_of`].
 pub fn evaluation_pixels(
     dataset: &Dataset,
     indices: &[usize],
     size: usize,
     threads: usize,
 ) -> Result<EvaluationPixels, DataError> {
+    evaluation_pixels_of(dataset, indices, (size, augment::EVALUATION_SHARE), threads)
+}
+
+/// The same with the crop of `share` of the shorter side; see [`augment::evaluation_view_of`].
+///
+/// Returns the indices that could be decoded with their pixels `[len, C, S, S]`, and the others with the reason.
+///
+/// # Errors
+/// Threads that the system does not give.
+pub fn evaluation_pixels_of(
+    dataset: &Dataset,
+    indices: &[usize],
+    (size, share): (usize, f64),
+    threads: usize,
+) -> Result<EvaluationPixels, DataError> {
     let view = dataset.channels() * size * size;
-    let decoded: Vec<Result<Vec<f32>, DataError>> = worker_pool(threads)?.install(|| {
-        indices
-            .par_iter()
-            .map(|&index| {
-                let image = dataset.decode(index)?;
-                let mut out = vec![0.0; view];
-                SCRATCH.with_borrow_mut(|scratch| augment::evaluation_view(&image, size, &mut out, scratch));
-                Ok(out)
-            })
-            .collect()
+    let mut result = EvaluationPixels { pixels: vec![0.0; indices.len() * view], ..Default::default() };
+    let prepared: Vec<Result<(), DataError>> = worker_pool(threads)?.install(|| {
+        let places = result.pixels.par_chunks_exact_mut(view);
+        let prepare = |(&index, out): (&usize, &mut [f32])| {
+            let image = dataset.decode(index)?;
+            SCRATCH.with_borrow_mut(|scratch| {
+                augment::evaluation_view_of(&image, (size, share), out, scratch);
+            });
+            Ok(())
+        };
+        indices.par_iter().zip(places).map(prepare).collect()
     });
-    let mut result = EvaluationPixels::default();
-    for (&index, view) in indices.iter().zip(decoded) {
-        match view {
-            Ok(view) => {
+    for (at, (&index, prepared)) in indices.iter().zip(prepared).enumerate() {
+        match prepared {
+            Ok(()) => {
+                // Closes the gap of those before it that failed.
+                result.pixels.copy_within(at * view..(at + 1) * view, result.ids.len() * view);
                 result.ids.push(index);
-                result.pixels.extend(view);
             }
             Err(error) => result.bad.push((index, error.to_string())),
         }
     }
+    result.pixels.truncate(result.ids.len() * view);
     Ok(result)
 }
 

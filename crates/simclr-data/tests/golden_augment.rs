@@ -6,7 +6,7 @@ use std::{collections::HashMap, path::PathBuf};
 use safetensors::SafeTensors;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, ColorModel, Crop, Interpolation, Jitter, Scratch, evaluation_view},
+    augment::{self, ColorModel, Crop, Interpolation, Jitter, Scratch, evaluation_view, evaluation_view_of},
     rng::Key,
 };
 
@@ -143,4 +143,9 @@ fn evaluation_views_follow_the_official_crop() {
     let mut out = vec![0.0; 56 * 56];
     evaluation_view(&image, 56, &mut out, &mut Scratch::default());
     assert!(out.iter().all(|&value| value == 1.0), "only the central square is seen");
+    // The transfer protocol: the whole shorter side, frame included.
+    let mut out = vec![0.0; 64 * 64];
+    evaluation_view_of(&image, (64, 1.0), &mut out, &mut Scratch::default());
+    let bright = out.iter().filter(|&&value| value == 1.0).count();
+    assert_eq!((bright, out[0]), (56 * 56, 0.0));
 }

@@ -156,16 +156,16 @@ extern "C" {
 
 // See `BatchNorm` in batch_norm.rs. `residual` may be null. `call` may be null, else `context` is dropped when the graph
 // no longer needs it, on failure too.
-char* simclr_batch_norm(const torch::Tensor* x, const torch::Tensor* residual, const torch::Tensor* scale,
-                        const torch::Tensor* shift, const torch::Tensor* running_mean, const torch::Tensor* running_var,
+char* simclr_batch_norm(const at::Tensor* x, const at::Tensor* residual, const at::Tensor* scale,
+                        const at::Tensor* shift, const at::Tensor* running_mean, const at::Tensor* running_var,
                         const simclr::Options* options, void* context, simclr::Sum call, simclr::Drop drop,
-                        torch::Tensor** out) {
+                        at::Tensor** out) {
     return simclr::guarded([&] {
         std::shared_ptr<simclr::Exchange> exchange;
         if (call != nullptr) exchange = std::make_shared<simclr::Exchange>(context, call, drop);
-        torch::Tensor none;
+        at::Tensor none;
         simclr::Inputs in{*x, residual == nullptr ? none : *residual, *scale, *shift, *running_mean, *running_var};
-        *out = new torch::Tensor(simclr::batch_norm(in, *options, std::move(exchange)));
+        *out = new at::Tensor(simclr::batch_norm(in, *options, std::move(exchange)));
     });
 }
 

@@ -271,9 +271,81 @@ void gradient(const Matrix& m, const void* x, const void* dy, const float* mean,
     else gradient_as<BF16>(m, x, dy, mean, factor, offset, p, q, r, dx);
 }
 
+// Elements whose sums are held in f32 before they are added up in f64.
+constexpr int64_t RUN = 4096;
+
+// Adds sum first(i)^2 and sum second(i)^2 over i in 0 .. count.
+#define SQUARES(count, FIRST, SECOND, sums)                                        \
+    for (int64_t run = 0; run < (count); run += RUN) {                             \
+        int64_t end = (count) - run < RUN ? (count) : run + RUN, i = run;          \
+        F32x16 first_sum = {}, second_sum = {};                                    \
+        for (; i < end; i += LANES) {                                              \
+            int64_t lanes = end - i < LANES ? end - i : LANES;                     \
+            F32x16 first = FIRST, second = SECOND;                                 \
+            first_sum += first * first;                                            \
+            second_sum += second * second;                                         \
+        }                                                                          \
+        for (int64_t lane = 0; lane < LANES; lane++) {                             \
+            (sums)[0] += first_sum[lane];                                          \
+            (sums)[1] += second_sum[lane];                                         \
+        }                                                                          \
+    }
+
+INLINE F32x16 lanes_of(const float* values, int64_t at, int64_t lanes) {
+    return lanes == LANES ? F32::load(values + at) : Ragged<F32>::load(values + at, lanes);
+}
+
+void norms(const float* w, const float* g, float decay, int64_t count, double* sums) {
+    SQUARES(count, lanes_of(w, i, lanes), lanes_of(g, i, lanes) + first * decay, sums)
+}
+
+template <bool NESTEROV>
+void momentum_of(const MomentumRule& rule, float* __restrict w, const float* __restrict g, float* __restrict v,
+                 int64_t count) {
+    float decay = rule.decay, momentum = rule.momentum, inside = rule.inside, outside = rule.outside;
+    for (int64_t i = 0; i < count; i++) {
+        float step = (g[i] + w[i] * decay) * inside;
+        float velocity = v[i] * momentum + step;
+        v[i] = velocity;
+        w[i] -= (NESTEROV ? velocity * momentum + step : velocity) * outside;
+    }
+}
+
+void momentum(const MomentumRule& rule, float* w, const float* g, float* v, int64_t count) {
+    if (rule.nesterov) momentum_of<true>(rule, w, g, v, count);
+    else momentum_of<false>(rule, w, g, v, count);
+}
+
+INLINE float adam_update(const AdamRule& rule, float w, float m, float s) {
+    return m / rule.unbias1 / (__builtin_sqrtf(s / rule.unbias2) + rule.eps) + w * rule.added_decay;
+}
+
+void adam_moments(const AdamRule& rule_, const float* __restrict w, const float* __restrict g, float* __restrict m,
+                  float* __restrict s, int64_t count, double* sums) {
+    const AdamRule rule = rule_;  // a copy that the stores below cannot change
+    float updates[RUN];
+    for (int64_t from = 0; from < count; from += RUN) {
+        int64_t part = count - from < RUN ? count - from : RUN;
+        for (int64_t i = 0; i < part; i++) {
+            int64_t at = from + i;
+            m[at] = m[at] * rule.beta1 + g[at] * rule.one_less_beta1;
+            s[at] = s[at] * rule.beta2 + g[at] * g[at] * rule.one_less_beta2;
+            updates[i] = adam_update(rule, w[at], m[at], s[at]);
+        }
+        SQUARES(part, lanes_of(w + from, i, lanes), lanes_of(updates, i, lanes), sums)
+    }
+}
+
+void adam_weights(const AdamRule& rule_, float* __restrict w, const float* __restrict m, const float* __restrict s,
+                  int64_t count) {
+    const AdamRule rule = rule_;
+    for (int64_t i = 0; i < count; i++) w[i] = w[i] * rule.kept - adam_update(rule, w[i], m[i], s[i]) * rule.rate;
+}
+
 }  // namespace
 
 extern const Kernels SIMCLR_KERNELS;
-const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments, normalise, gradient_sums, gradient};
+const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments, normalise, gradient_sums, gradient,
+                                norms, momentum, adam_moments, adam_weights};
 
 }  // namespace simclr

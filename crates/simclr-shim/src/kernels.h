@@ -15,6 +15,19 @@ struct Matrix {
     Element element;
 };
 
+// One update of momentum SGD or LARS: g' = g + w * decay, s = g' * inside, v = v * momentum + s,
+// w -= outside * (nesterov ? v * momentum + s : v).
+struct MomentumRule {
+    float decay, momentum, inside, outside;
+    bool nesterov;
+};
+
+// One update of AdamW or LAMB: m = m * beta1 + g * (1 - beta1), s = s * beta2 + g^2 * (1 - beta2),
+// u = (m / unbias1) / (sqrt(s / unbias2) + eps) + w * added_decay, w = w * kept - u * rate.
+struct AdamRule {
+    float beta1, one_less_beta1, beta2, one_less_beta2, unbias1, unbias2, eps, added_decay, kept, rate;
+};
+
 struct Kernels {
     const char* name;
 
@@ -35,6 +48,18 @@ struct Kernels {
     // dy.
     void (*gradient)(const Matrix& matrix, const void* x, const void* dy, const float* mean, const float* factor,
                      const float* offset, const float* p, const float* q, const float* r, void* dx);
+
+    // Adds sum w^2 and sum (g + w * decay)^2 to `sums`.
+    void (*norms)(const float* w, const float* g, float decay, int64_t count, double* sums);
+
+    void (*momentum)(const MomentumRule& rule, float* w, const float* g, float* v, int64_t count);
+
+    // The new moments; adds sum w^2 and sum u^2 to `sums`.
+    void (*adam_moments)(const AdamRule& rule, const float* w, const float* g, float* m, float* s, int64_t count,
+                         double* sums);
+
+    // The new weights, from the new moments.
+    void (*adam_weights)(const AdamRule& rule, float* w, const float* m, const float* s, int64_t count);
 };
 
 // For this machine.

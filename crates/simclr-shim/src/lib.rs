@@ -7,6 +7,7 @@ mod gradient;
 pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod optimizer;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -18,6 +19,7 @@ use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 pub use gradient::backward;
+pub use optimizer::{Parameter, Rule, Trust, drop_gradient, gradient_norm, optimizer_step};
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,7 @@ unsafe extern "C" {
     fn simclr_libtorch_folder() -> *mut c_char;
     fn simclr_libtorch_version() -> *mut c_char;
     fn simclr_cpu_capability() -> *mut c_char;
+    fn simclr_keep_memory() -> *mut c_char;
     fn simclr_module_load(path: *const c_char, out: *mut *mut CModule) -> *mut c_char;
     fn simclr_module_free(module: *mut CModule);
     fn simclr_module_to(module: *mut CModule, like: *const C_tensor) -> *mut c_char;
@@ -105,6 +108,16 @@ pub fn libtorch_version() -> String {
 pub fn cpu_capability() -> String {
     // SAFETY: takes nothing, returns an owned string.
     take(unsafe { simclr_cpu_capability() }).unwrap_or_default()
+}
+
+/// From now on CPU tensors of a megabyte or more come from huge pages that the process keeps until it ends, so that a
+/// training step does not have the kernel clear the same memory again and again. Calling it twice changes nothing.
+///
+/// # Errors
+/// What libtorch said.
+pub fn keep_memory() -> Result<(), ShimError> {
+    // SAFETY: takes nothing; tensors made before remember who frees them.
+    check(unsafe { simclr_keep_memory() })
 }
 
 /// Loads `libtorch_cuda.so` where it lies beside libtorch, so that one binary serves CPU and GPU. Call before any tensor

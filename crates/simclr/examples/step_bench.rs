@@ -1,7 +1,7 @@
 //! Seconds per SimCLR step (forward, NT-Xent, backward, SGD with momentum) on random views that lie on the device
 //! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared.
 //!
-//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50] [--views 256] [--runs 5]`
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3] [--views 256] [--runs 5]`
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::{error::Error, time::Instant};
@@ -55,7 +55,8 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
     let (name, stem, size) = match name {
         "resnet18-cifar" => (EncoderName::Resnet18, Stem::Cifar, 32),
         "resnet50" => (EncoderName::Resnet50, Stem::Imagenet, 224),
-        other => return Err(format!("expected resnet18-cifar or resnet50, got {other}").into()),
+        "conv-c3" => (EncoderName::ConvC3, Stem::Auto, 32),
+        other => return Err(format!("expected resnet18-cifar, resnet50 or conv-c3, got {other}").into()),
     };
     Ok((EncoderConfig { name, stem, zero_gamma: false, init: Init::He, ..EncoderConfig::default() }, size))
 }
@@ -99,7 +100,7 @@ fn report(arguments: &Arguments, device: Device, seconds: &[f64]) {
     let median = (seconds[(runs - 1) / 2] + seconds[runs / 2]) / 2.0;
     let (kind, place) = (if *precision == Precision::Bf16 { "bf16" } else { "f32" }, describe(device));
     println!(
-        "ours-{kind} {encoder} {place}: {median:.3} s/step (min {:.3} max {:.3}), {:.1} views/s, peak RSS {:.2} GiB",
+        "ours-{kind} {encoder} {place}: {median:.4} s/step (min {:.4} max {:.4}), {:.1} views/s, peak RSS {:.2} GiB",
         seconds[0],
         seconds[runs - 1],
         *views as f64 / median,

@@ -53,21 +53,22 @@ impl Precision {
     }
 }
 
-/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one. Of several GPUs, each
-/// process of a machine takes the one with its own number there, `local_rank`.
+/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one, and on the CPU has
+/// large tensors kept (see [`simclr_shim::keep_memory`]). Of several GPUs, each process of a machine takes the one with its
+/// own number there, `local_rank`.
 ///
 /// # Errors
 /// Says why CUDA is not to be had, where it was asked for.
 pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, ConfigError> {
     if choice == DeviceChoice::Cpu {
-        return Ok(Device::Cpu);
+        return Ok(cpu());
     }
     let cuda = simclr_shim::load_cuda();
     if tch::Cuda::is_available() {
         return Ok(Device::Cuda(local_rank % tch::Cuda::device_count().max(1) as usize));
     }
     if choice == DeviceChoice::Auto {
-        return Ok(Device::Cpu);
+        return Ok(cpu());
     }
     let reason = match cuda {
         Cuda::Loaded => "a GPU, but none answers".to_owned(),
@@ -80,6 +81,12 @@ pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, 
         Cuda::Failed(reason) => format!("a loadable libtorch_cuda.so ({reason})"),
     };
     Err(ConfigError::Value { key: "train.device".into(), value: "cuda".into(), expected: reason })
+}
+
+/// The CPU, with its memory kept. Where that fails all works, slower.
+fn cpu() -> Device {
+    let _ = simclr_shim::keep_memory();
+    Device::Cpu
 }
 
 /// Decides the precision for `device`.

@@ -141,7 +141,7 @@ fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
     (run, set.samples().iter().map(|sample| sample.name.clone()).collect(), h)
 }
 
-const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1 };
+const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1, pixels: false };
 
 #[test]
 fn parquet_holds_path_label_class_and_h() {

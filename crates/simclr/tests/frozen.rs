@@ -7,9 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use simclr::{
     RunConfig,
     data::{DataError, Dataset, Image, Sample, dataset::Source},
+    encoder::Mode,
     eval::{
         features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
-        knn::knn_predict,
+        knn::{knn_predict, precision_at_k},
         linear::{LinearOptions, fit},
     },
 };
@@ -87,10 +88,25 @@ fn evaluation_changes_no_byte() {
         let labels: Vec<i64> = (0..60).map(|i| i % 3).collect();
         let labels = label_tensor(&labels, &indices);
         let _ = knn_predict(h, &labels, h, 3, 5, Some(0.1));
+        let _ = precision_at_k(h, &labels, h, &labels, 5);
         fit(h, &labels, 3, &LinearOptions::default());
         assert!(bytes(&frozen) == before, "{encoder} was changed");
         assert!(!h.requires_grad());
     }
+}
+
+/// What the test above rests on: a single batch through the encoder as in training is seen, in statistics alone.
+#[test]
+fn a_changed_statistic_would_be_seen() {
+    let frozen = random("conv-c3", 1);
+    let (before, fingerprint) = (bytes(&frozen), frozen.fingerprint());
+    let other = random("conv-c3", 1);
+    assert!(!frozen.differs(other.model()));
+    let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
+    let _ = tch::no_grad(|| frozen.model().forward(&images, &Mode::train())).unwrap();
+    let changed: Vec<_> = before.iter().zip(bytes(&frozen)).filter(|(was, is)| **was != *is).collect();
+    assert!(!changed.is_empty() && changed.iter().all(|(was, _)| was.0.contains("running_")));
+    assert!(frozen.fingerprint() != fingerprint && frozen.differs(other.model()));
 }
 
 #[test]

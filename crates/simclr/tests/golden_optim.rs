@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use simclr::{
-    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer},
+    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm},
     params::{Params, Role},
 };
 use tch::{Device, Kind, Tensor};
@@ -37,14 +37,17 @@ fn set_gradient(param: &Tensor, gradient: &Tensor) {
     (param * gradient).sum(Kind::Float).backward();
 }
 
-fn run(config: &OptimConfig, steps: i64) -> Params {
+/// `step` by the CPU's kernels, or `step_composed` by libtorch's operations.
+type Step = fn(&mut Optimizer, &Params, f64);
+
+fn run(config: &OptimConfig, steps: i64, step_once: Step) -> Params {
     let params = start();
     let mut optimizer = Optimizer::new(config, &params);
     for step in 0..steps {
         for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
             set_gradient(&param.tensor, &wave(shape, 0.5 + step as f64 + name.len() as f64, 0.4));
         }
-        optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64);
+        step_once(&mut optimizer, &params, 0.3 * (1 + step) as f64 / STEPS as f64);
     }
     params
 }
@@ -74,12 +77,15 @@ fn ten_steps_of_every_rule() {
         ("adamw", base(OptimKind::Adamw)),
         ("lamb", base(OptimKind::Lamb)),
     ] {
-        for param in run(&config, STEPS).params() {
-            let name = format!("{run_name}.{}", param.name);
-            let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
-            let difference = (param.tensor.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
-            // Values of order 1 after ten f32 updates.
-            assert!(difference < 5e-6, "{name}: {difference}");
+        for step_once in [Optimizer::step as Step, Optimizer::step_composed] {
+            for param in run(&config, STEPS, step_once).params() {
+                let name = format!("{run_name}.{}", param.name);
+                let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
+                let difference =
+                    (param.tensor.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+                // Values of order 1 after ten f32 updates.
+                assert!(difference < 5e-6, "{name}: {difference}");
+            }
         }
     }
 }
@@ -134,7 +140,7 @@ fn state_goes_through_save_and_load() {
             }
             optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64);
         }
-        for (resumed, whole) in params.params().iter().zip(run(&config, STEPS).params()) {
+        for (resumed, whole) in params.params().iter().zip(run(&config, STEPS, Optimizer::step).params()) {
             assert_eq!(resumed.tensor, whole.tensor, "{kind:?} {}", whole.name);
         }
     }
@@ -152,6 +158,58 @@ fn gradients_are_cleared_and_missing_ones_leave_the_weight() {
     let gradient = params.params()[0].tensor.grad();
     assert!(!gradient.defined() || gradient.abs().sum(Kind::Float).double_value(&[]) == 0.0);
     assert_ne!(moved, start().params()[0].tensor);
+}
+
+/// Tensors larger than one piece of work, in both memory layouts, with a gradient in the other one: the kernels and
+/// libtorch's operations agree, and so do one thread and two, to the bit.
+#[test]
+fn large_tensors_in_any_layout_go_through_the_kernels() {
+    let build = || {
+        tch::manual_seed(5);
+        let mut params = Params::new(Device::Cpu);
+        let kernel = Tensor::randn([96, 90, 3, 3], (Kind::Float, Device::Cpu));
+        let _ = params.add("plain", Role::Kernel, kernel.copy());
+        let _ = params.add("channels_last", Role::Kernel, simclr::device::channels_last(&kernel));
+        let _ = params.add(
+            "one",
+            Role::Kernel,
+            simclr::device::channels_last(&kernel.narrow(2, 0, 1).narrow(3, 0, 1)),
+        );
+        let _ = params.add("odd", Role::Bias, Tensor::randn([70_001], (Kind::Float, Device::Cpu)));
+        params
+    };
+    let train = |config: &OptimConfig, step_once: Step| {
+        let params = build();
+        let mut optimizer = Optimizer::new(config, &params);
+        for step in 0..3 {
+            for param in params.params() {
+                let wave = (param.tensor.detach().contiguous() * (2.0 + f64::from(step))).sin();
+                set_gradient(&param.tensor, &wave);
+            }
+            let sum =
+                params.params().iter().map(|p| p.tensor.grad().square().sum(Kind::Double).double_value(&[]));
+            let norm = sum.sum::<f64>().sqrt();
+            assert!((gradient_norm(&params) / norm - 1.0).abs() < 1e-6);
+            step_once(&mut optimizer, &params, 0.02);
+            assert_eq!(gradient_norm(&params), 0.0, "dropped");
+        }
+        params
+    };
+    let threads = tch::get_num_threads();
+    for kind in [OptimKind::Lars, OptimKind::Sgd, OptimKind::Adamw, OptimKind::Lamb] {
+        let config = base(kind);
+        let [one, two] = [1, 2].map(|threads| {
+            tch::set_num_threads(threads);
+            train(&config, Optimizer::step)
+        });
+        let composed = train(&config, Optimizer::step_composed);
+        for ((one, two), composed) in one.params().iter().zip(two.params()).zip(composed.params()) {
+            assert_eq!(one.tensor, two.tensor, "{kind:?} {}", one.name);
+            let off = (&one.tensor - &composed.tensor).abs().max().double_value(&[]);
+            assert!(off < 2e-6, "{kind:?} {}: {off}", one.name);
+        }
+    }
+    tch::set_num_threads(threads);
 }
 
 #[test]

@@ -59,7 +59,11 @@ fn transfer_and_retrieval_stand_in_the_results() {
     let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert_eq!(results.transfer.len(), 3);
     for row in &results.transfer {
-        assert_eq!((row.images, row.per_class.len()), ((50, 10), 2));
+        assert_eq!(
+            (row.images, row.per_class.len(), row.validation.as_str()),
+            ((50, 10), 2, "a fifth of the training images")
+        );
+        assert!(run.path().join(&row.predictions).is_file());
         assert!(row.trained >= 0.9 && row.random_init.is_some() && row.lambda >= 1e-6, "{row:?}");
     }
     let precision = results.row("raw pixels").unwrap().retrieval.as_ref().unwrap().mean;
@@ -68,6 +72,45 @@ fn transfer_and_retrieval_stand_in_the_results() {
     for words in ["precision at 5", "mean-per-class", "50 + 10"] {
         assert!(table.contains(words), "{table}");
     }
+}
+
+/// VOC2007's way: a validation part beside the test part, and images that lie in the folders of all their classes.
+#[test]
+fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (data, voc) = (folder.path().join("data"), folder.path().join("voc"));
+    fixtures::images(&data, 20);
+    for (part, count) in [("train", 20), ("val", 8), ("test", 6)] {
+        fixtures::images(&voc.join(part), count);
+        for class in ["light", "low"] {
+            for number in 0..count {
+                let name = format!("{number:03}.png");
+                let unique = voc.join(part).join(class).join(format!("{class}-{name}"));
+                fs_err::rename(voc.join(part).join(class).join(&name), &unique).unwrap();
+            }
+        }
+        // Two of the bright images hold the other class too.
+        for name in ["light-000.png", "light-001.png"] {
+            fs_err::copy(voc.join(part).join("light").join(name), voc.join(part).join("low").join(name))
+                .unwrap();
+        }
+    }
+    let transfer = vec![TransferSet { path: voc.clone(), metric: Metric::Map11 }];
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let options = EvalOptions { transfer, ..options() };
+    let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
+    let row = &results.transfer[0];
+    assert_eq!((row.images, row.validation.as_str()), ((40 + 16, 12), "its own part"));
+    assert!(row.trained > 0.9, "{}: images of both classes are found under both", row.trained);
+    let answers = simclr::checkpoint::Checkpoint::load(&run.path().join(&row.predictions)).unwrap();
+    assert_eq!(
+        answers.tensors["predicted"].size(),
+        [12],
+        "an answer for each image, not for each of its folders"
+    );
+    let table = results.table();
+    assert!(table.contains("map-11") && table.contains("its own part"), "{table}");
 }
 
 #[test]
@@ -83,8 +126,11 @@ fn runs_side_by_side_with_a_plot() {
     ];
     let comparison = Comparison::read(&runs).unwrap();
     let table = comparison.table();
-    assert_eq!(table.lines().filter(|line| line.contains("trained h")).count(), 2, "{table}");
-    assert!(table.contains("evaluated on different images"), "{table}");
+    assert_eq!(table.lines().filter(|line| line.contains("   trained h   ")).count(), 2, "{table}");
+    assert!(table.contains("evaluated on different images") && table.contains("not tested"), "{table}");
+    let same = [evaluated(folder.path(), "three", &data, &options()), runs[0].clone()];
+    let table = Comparison::read(&same).unwrap().table();
+    assert!(table.contains("not significantly worse, p = 1.00"), "equal answers: {table}");
     let plot = folder.path().join("plot.svg");
     comparison.plot(&plot).unwrap();
     let svg = fs_err::read_to_string(&plot).unwrap();

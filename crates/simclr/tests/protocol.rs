@@ -53,6 +53,8 @@ fn every_row_is_measured_and_the_file_holds_what_the_table_shows() {
         (6, 3, 3)
     );
     assert_eq!((raw.by_labels[1].labels, raw.by_labels[1].accuracies.len()), (60, 1));
+    assert_eq!((raw.knn_plain.as_ref().unwrap().mean, raw.by_labels[0].predictions.len()), (1.0, 3));
+    assert!(raw.by_labels[0].predictions.iter().all(|file| run.path().join(file).is_file()));
     assert_eq!(results.row("chance").unwrap().knn.as_ref().unwrap().mean, 0.5);
     assert_eq!((results.data.train_images, results.data.test_images, results.data.bad.len()), (60, 20, 1));
     assert_eq!((results.run.step, results.protocol.knn_k), (7, 20));
@@ -98,4 +100,64 @@ fn images_without_labels_are_refused() {
     let error = evaluate(&run, &data, &options(), &mut Silent, &AtomicBool::new(true)).unwrap_err();
     assert!(matches!(error, EvalError::Stopped), "{error}");
     assert!(!run.results_file().exists());
+}
+
+/// Counts what is computed: a piece of images read, or a figure.
+#[derive(Default)]
+struct Work(usize);
+
+impl Observer for Work {
+    fn progress(&mut self, what: &str, _: usize, _: usize) {
+        self.0 += usize::from(what.starts_with("features"));
+    }
+}
+
+/// What is known is neither read nor computed again, whatever a repeated evaluation adds; `fresh` forgets it.
+#[test]
+fn a_repeated_evaluation_reads_nothing_and_says_the_same() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data, 30);
+    fs_err::write(data.join("low/999.png"), b"not an image").unwrap();
+    let go_on = AtomicBool::new(false);
+    let measure = |options: &EvalOptions| {
+        let mut work = Work::default();
+        let results = evaluate(&run, &data, options, &mut work, &go_on).unwrap();
+        (results, work.0)
+    };
+    let (first, read) = measure(&options());
+    assert!(read > 0);
+    assert!(!run.path().join("evaluation/features").exists(), "all that rests on the features is known");
+    assert_eq!(measure(&options()), (first.clone(), 0));
+    let (more, read) = measure(&EvalOptions { shares: vec![0.1, 0.5, 1.0], ..options() });
+    assert!(read > 0, "another share needs features");
+    assert_eq!(
+        (&more.rows[0].by_labels[0], &more.rows[0].knn),
+        (&first.rows[0].by_labels[0], &first.rows[0].knn)
+    );
+    let (again, read) = measure(&EvalOptions { fresh: true, ..options() });
+    assert!(read > 0 && again == first);
+}
+
+/// Weights that changed under the same name are other features: nothing old is taken for them.
+#[test]
+fn figures_of_other_weights_are_not_taken() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (run, model) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data, 30);
+    let go_on = AtomicBool::new(false);
+    evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
+    let path = &run.checkpoint_files().unwrap()[0];
+    let mut checkpoint = simclr::checkpoint::Checkpoint::load(path).unwrap();
+    let (name, _) = model.params.named().find(|(name, _)| name.ends_with("running_mean")).unwrap();
+    let shifted = &checkpoint.tensors[name] + 0.5;
+    checkpoint.tensors.insert(name.to_owned(), shifted);
+    checkpoint.save(path).unwrap();
+    let mut work = Work::default();
+    evaluate(&run, &data, &options(), &mut work, &go_on).unwrap();
+    assert!(work.0 > 0);
 }

@@ -42,11 +42,17 @@ fn setting(root: &Path) -> (RunFolder, PathBuf) {
 
 fn options(trained: TrainedOptions) -> EvalOptions {
     let trained = TrainedOptions { epochs: Some(6.0), batch: 8, draws: 2, ..trained };
-    EvalOptions { shares: vec![0.5, 1.0], draws: 1, batch: 16, threads: 1, trained, ..EvalOptions::default() }
+    EvalOptions { shares: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, trained, ..EvalOptions::default() }
 }
 
 fn everything() -> TrainedOptions {
-    TrainedOptions { finetune: true, linear_sgd: true, supervised: true, ..TrainedOptions::default() }
+    TrainedOptions {
+        finetune: true,
+        linear_sgd: true,
+        supervised: true,
+        seeds: 2,
+        ..TrainedOptions::default()
+    }
 }
 
 /// Counts steps, and asks for the end after `limit` of them.
@@ -107,7 +113,9 @@ fn every_protocol_gives_its_row_and_only_frozen_encoders_stay_as_they_were() {
     assert_eq!(names, ["linear on crops (sgd)", "fine-tuned", "fine-tuned, fresh weights", "supervised"]);
     let tuned = results.row("fine-tuned").unwrap();
     let shape: Vec<_> = tuned.by_labels.iter().map(|cell| (cell.labels, cell.accuracies.len())).collect();
-    assert_eq!(shape, [(30, 2), (60, 1)]);
+    assert_eq!(shape, [(30, 2), (60, 2)], "two draws, two seeds");
+    let note = results.notes.iter().find(|note| note.contains("the same 2 draws")).unwrap();
+    assert!(note.contains("fine-tuned") && note.contains("linear with all labels"), "{note}");
     // The classifier alone has made 42 small steps on features of a random encoder: it has moved, no more.
     let classifier = &checkpoint_of(&run, "linear-sgd").tensors["classifier.weight"];
     assert!(classifier.abs().max().double_value(&[]) > 1e-4);
@@ -147,6 +155,32 @@ fn a_stopped_evaluation_goes_on_to_the_same_figures() {
     assert!(cuts > 3, "{cuts}");
     resumed.data.path.clone_from(&whole.data.path);
     assert_eq!(resumed, whole);
+    let left = fs_err::read_dir(run.path().join("evaluation")).unwrap();
+    let tried = left.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("-try-"));
+    assert_eq!(tried.count(), 0, "models that were only compared are not kept");
+}
+
+/// The linear classifier on crops: candidates are compared on a fifth, LARS is the paper's alternative.
+#[test]
+fn the_linear_classifier_on_crops_is_swept_and_may_use_lars() {
+    let _generator = fixtures::generator();
+    let folder = tempfile::tempdir().unwrap();
+    let (run, data) = setting(folder.path());
+    let swept = TrainedOptions {
+        linear_sgd: true,
+        linear_rates: vec![1e-9, 1.0],
+        linear_decays: vec![0.0, 1e-4],
+        linear_optim: simclr::optim::OptimKind::Lars,
+        ..TrainedOptions::default()
+    };
+    let (results, steps) = measure(&run, &data, swept, usize::MAX);
+    let results = results.unwrap();
+    let cell = &results.row("linear on crops (lars)").unwrap().by_labels[0];
+    assert!(cell.fits[0].starts_with("learning rate 1"), "a rate of 1e-9 learns nothing: {:?}", cell.fits);
+    // Four candidates on 48 images and the chosen one on 60, six epochs each of eight images a step.
+    assert_eq!(steps, 4 * 36 + 42);
+    let words = &results.protocol.trained[0].1;
+    assert!(words.contains("compared on a fifth"), "{words}");
 }
 
 #[test]
@@ -157,23 +191,23 @@ fn labels_can_be_given_as_a_list() {
     let list = folder.path().join("half.txt");
     let names = (0..14).flat_map(|n| ["light", "low"].map(|class| format!("train/{class}/{n:03}.png\n")));
     fs_err::write(&list, names.collect::<String>()).unwrap();
-    let rates = vec![0.05];
-    let trained = TrainedOptions {
-        finetune: true,
-        lists: vec![list.clone()],
-        rates,
-        keep_head: 1,
-        ..TrainedOptions::default()
-    };
-    let results = measure(&run, &data, trained.clone(), usize::MAX).0.unwrap();
-    let cell = &results.row("fine-tuned").unwrap().by_labels[0];
-    assert_eq!((cell.labels, cell.accuracies.len()), (28, 1));
-    let kept = checkpoint_of(&run, "fine-tuned-100pct");
+    let (rates, keep_head) = (vec![0.05], vec![1]);
+    let trained = TrainedOptions { finetune: true, rates, keep_head, ..TrainedOptions::default() };
+    let with_list = EvalOptions { lists: vec![list.clone()], ..options(trained) };
+    let go_on = AtomicBool::new(false);
+    let results = evaluate(&run, &data, &with_list, &mut Silent, &go_on).unwrap();
+    for row in ["trained h", "fine-tuned from head layer 1", "fine-tuned, fresh weights"] {
+        let cell = &results.row(row).unwrap().by_labels[0];
+        assert_eq!((cell.labels, cell.accuracies.len()), (28, 1), "{row}: the list in place of two draws");
+    }
+    let written = fs_err::read_to_string(run.path().join("evaluation/labels/50pct-0.txt")).unwrap();
+    assert_eq!(written.lines().count(), 28);
+    let kept = checkpoint_of(&run, "fine-tuned-from-head-layer-1-100pct");
     let kept =
         kept.tensors.keys().filter(|name| name.starts_with("head.0") || name.starts_with("classifier"));
     assert_eq!(kept.count(), 3, "the head's first kernel, and the classifier's weight and bias");
 
     fs_err::write(&list, "train/light/999.png\n").unwrap();
-    let error = evaluate(&run, &data, &options(trained), &mut Silent, &AtomicBool::new(false)).unwrap_err();
+    let error = evaluate(&run, &data, &with_list, &mut Silent, &go_on).unwrap_err();
     assert!(error.to_string().contains("999.png"), "{error}");
 }

@@ -13,11 +13,11 @@ use crate::{args::Embed, failure::Failure, report::Stages};
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
-    let embedded =
-        embed(&folder, &arguments.data, &arguments.out, &EmbedOptions::default(), &mut |done, of| {
-            // Ten lines at most.
-            stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
-        })?;
+    let options = EmbedOptions { pixels: arguments.pixels, ..EmbedOptions::default() };
+    let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
+        // Ten lines at most.
+        stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
+    })?;
     for bad in &embedded.bad {
         stages.show(&format!("skipped: {}", bad.reason));
     }

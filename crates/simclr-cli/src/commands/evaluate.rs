@@ -12,12 +12,13 @@ use simclr::{
         trained::TrainedOptions,
         transfer::TransferSet,
     },
+    optim::OptimKind,
     train::RunFolder,
 };
 
 use super::pretrain::watch_signals;
 use crate::{
-    args::{Evaluate, Normalize, Protocol},
+    args::{Evaluate, LinearOptim, Normalize, Protocol},
     failure::Failure,
     report::Terminal,
 };
@@ -48,11 +49,15 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
     let default = EvalOptions::default();
     let asked = |protocol| arguments.with.iter().any(|with| [protocol, Protocol::All].contains(with));
     let training = default.trained;
-    let rates = &arguments.finetune_lr;
+    let or =
+        |given: &[f64], default: &[f64]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+    let keep_head = &arguments.keep_head;
     Ok(EvalOptions {
         knn_k: arguments.k.unwrap_or(default.knn_k),
         knn_temperature: arguments.temperature.or(default.knn_temperature),
         draws: arguments.draws.unwrap_or(default.draws),
+        lists: arguments.labels.clone(),
+        fresh: arguments.fresh,
         seed: arguments.seed.unwrap_or(default.seed),
         retrieval_k: if asked(Protocol::Retrieval) { arguments.retrieval_k } else { 0 },
         transfer: arguments.transfer.iter().map(|text| transfer_set(text)).collect::<Result<_, _>>()?,
@@ -60,12 +65,19 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
             finetune: asked(Protocol::Finetune),
             linear_sgd: asked(Protocol::LinearSgd),
             supervised: asked(Protocol::Supervised),
-            keep_head: arguments.keep_head.unwrap_or(training.keep_head),
-            rates: if rates.is_empty() { training.rates.clone() } else { rates.clone() },
+            keep_head: if keep_head.is_empty() { training.keep_head.clone() } else { keep_head.clone() },
+            rates: or(&arguments.finetune_lr, &training.rates),
+            linear_rates: or(&arguments.linear_lr, &training.linear_rates),
+            linear_decays: or(&arguments.linear_decay, &training.linear_decays),
+            linear_optim: match arguments.linear_optim {
+                Some(LinearOptim::Lars) => OptimKind::Lars,
+                Some(LinearOptim::Sgd) => OptimKind::Sgd,
+                None => training.linear_optim,
+            },
+            seeds: arguments.seeds.unwrap_or(training.seeds),
             batch: arguments.finetune_batch.unwrap_or(training.batch),
             epochs: arguments.finetune_epochs,
             draws: arguments.finetune_draws.unwrap_or(training.draws),
-            lists: arguments.labels.clone(),
             ..training
         },
         ..default

@@ -6,6 +6,7 @@ pub mod embed;
 pub mod evaluate;
 pub mod export;
 pub mod inspect;
+pub mod pack;
 pub mod pretrain;
 pub mod views;
 

@@ -7,16 +7,208 @@ use super::{ColorModel, Jitter, View};
 /// Weights of red, green and blue in the grey value (ITU-R BT.601, as TensorFlow rounds them).
 pub const LUMA: [f32; 3] = [0.2989, 0.5870, 0.1140];
 
-/// Applies one operation of the jitter.
-pub fn jitter(view: &mut View, op: Jitter, model: ColorModel) {
+/// Pixels that go through all operators before the next ones do, so that they are still in the nearest cache.
+const TILE: usize = 512;
+
+/// An operator on the three channels of one pixel, all of whose numbers are known.
+#[derive(Debug, Clone, Copy)]
+enum PixelOp {
+    /// x * factor + shift, with a shift for each channel.
+    Affine { factor: f32, shifts: [f32; 3] },
+    /// Scales the distance of every channel from the largest one, which is what a change of S in HSV does with V and H
+    /// kept: S' = min(S f, 1), and S' / S = min(f, V / C) with the chroma C = max - min.
+    Saturation { factor: f32 },
+    /// f x + (1 - f) gray, torchvision's saturation.
+    Blend { factor: f32 },
+    /// Shifts the hue by a share of a turn.
+    Hue { turns: f32 },
+    /// Copies the grey value to every channel.
+    Gray,
+}
+
+/// Applies the jitter in the order of its operations, then drops the colour where `drop_color`.
+pub fn distort(view: &mut View, jitter: &[Jitter], drop_color: bool, model: ColorModel) {
+    if view.channels == 3 {
+        return distort_rgb(view, jitter, drop_color, model);
+    }
+    for &op in jitter {
+        distort_any(view, op, model);
+    }
+    if drop_color {
+        gray(view);
+    }
+}
+
+/// Three channels: one walk over the pixels up to the contrast, which needs the means of what comes before it, and one
+/// over the rest.
+fn distort_rgb(view: &mut View, jitter: &[Jitter], drop_color: bool, model: ColorModel) {
+    let mut pending = Vec::with_capacity(jitter.len() + 1);
+    for &op in jitter {
+        let next = match (op, model) {
+            (Jitter::Brightness(factor), _) => PixelOp::Affine { factor, shifts: [0.0; 3] },
+            (Jitter::BrightnessShift(shift), _) => PixelOp::Affine { factor: 1.0, shifts: [shift; 3] },
+            (Jitter::Saturation(factor), ColorModel::Tensorflow) => PixelOp::Saturation { factor },
+            (Jitter::Saturation(factor), ColorModel::Torchvision) => PixelOp::Blend { factor },
+            (Jitter::Hue(turns), _) => PixelOp::Hue { turns },
+            (Jitter::Contrast(factor), model) => {
+                let means = apply(view, &pending, true);
+                pending.clear();
+                let means = match model {
+                    ColorModel::Tensorflow => means,
+                    ColorModel::Torchvision => {
+                        [means.iter().zip(LUMA).map(|(m, weight)| m * weight).sum(); 3]
+                    }
+                };
+                PixelOp::Affine { factor, shifts: means.map(|mean| mean - mean * factor) }
+            }
+        };
+        pending.push(next);
+    }
+    pending.extend(drop_color.then_some(PixelOp::Gray));
+    apply(view, &pending, false);
+}
+
+/// Applies `ops` to every pixel; the means of the channels afterwards where they are asked for, else 0.
+fn apply(view: &mut View, ops: &[PixelOp], means: bool) -> [f32; 3] {
+    let area = view.area();
+    let (red, rest) = view.pixels.split_at_mut(area);
+    let (green, blue) = rest.split_at_mut(area);
+    let mut sums = [0.0; 3];
+    if !ops.is_empty() || means {
+        for ((r, g), b) in red.chunks_mut(TILE).zip(green.chunks_mut(TILE)).zip(blue.chunks_mut(TILE)) {
+            apply_to_tile(r, g, b, ops);
+            if means {
+                sums.iter_mut().zip([&*r, g, b]).for_each(|(all, plane)| *all += sum(plane));
+            }
+        }
+    }
+    sums.map(|sum| sum / area as f32)
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn apply_to_tile(red: &mut [f32], green: &mut [f32], blue: &mut [f32], ops: &[PixelOp]) {
+    for op in ops {
+        match *op {
+            PixelOp::Affine { factor, shifts } => {
+                for (plane, shift) in [&mut *red, green, blue].into_iter().zip(shifts) {
+                    plane.iter_mut().for_each(|x| *x = (*x * factor + shift).clamp(0.0, 1.0));
+                }
+            }
+            PixelOp::Saturation { factor } => {
+                each(
+                    red,
+                    green,
+                    blue,
+                    #[inline(always)]
+                    |rgb| saturated(rgb, factor),
+                );
+            }
+            PixelOp::Blend { factor } => each(
+                red,
+                green,
+                blue,
+                #[inline(always)]
+                |[r, g, b]| {
+                    let gray = (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b) * (1.0 - factor);
+                    [r, g, b].map(|x| (x * factor + gray).clamp(0.0, 1.0))
+                },
+            ),
+            PixelOp::Hue { turns } => {
+                let sixths = 6.0 * (turns - turns.round());
+                each(
+                    red,
+                    green,
+                    blue,
+                    #[inline(always)]
+                    |rgb| turned(rgb, sixths),
+                );
+            }
+            PixelOp::Gray => each(
+                red,
+                green,
+                blue,
+                #[inline(always)]
+                |[r, g, b]| [(LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).clamp(0.0, 1.0); 3],
+            ),
+        }
+    }
+}
+
+#[inline(always)]
+fn each(red: &mut [f32], green: &mut [f32], blue: &mut [f32], op: impl Fn([f32; 3]) -> [f32; 3]) {
+    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+        [*r, *g, *b] = op([*r, *g, *b]);
+    }
+}
+
+/// The smaller one; unlike `f32::min` it does not look for NaN, so that it is one instruction.
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// The larger one.
+#[inline(always)]
+fn most(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn saturated([r, g, b]: [f32; 3], factor: f32) -> [f32; 3] {
+    let value = most(most(r, g), b);
+    let chroma = value - least(least(r, g), b);
+    let ratio = if chroma * factor > value { value / chroma } else { factor };
+    [r, g, b].map(|x| most(value - (value - x) * ratio, 0.0))
+}
+
+/// RGB to HSV, H + shift, back, without branches. With H in sixths of a turn a channel is V - C f, where f is 0 over the two
+/// sixths around the channel's own hue, 1 around the opposite one, and linear between.
+#[inline(always)]
+fn turned([r, g, b]: [f32; 3], shift: f32) -> [f32; 3] {
+    let value = most(most(r, g), b);
+    let chroma = value - least(least(r, g), b);
+    // Grey has no hue: any finite number will do, since the chroma that multiplies it is 0.
+    let inverse = if chroma > 0.0 { 1.0 / chroma } else { 0.0 };
+    let (from, difference) = if value == r {
+        (0.0, g - b)
+    } else if value == g {
+        (2.0, b - r)
+    } else {
+        (4.0, r - g)
+    };
+    // In [-1 - 3, 5 + 3] before it is brought into one turn.
+    let hue = difference * inverse + from + shift;
+    let hue = if hue < 0.0 { hue + 6.0 } else { hue };
+    let hue = if hue >= 6.0 { hue - 6.0 } else { hue };
+    let unit = |x| most(least(x, 1.0), 0.0);
+    let f = [2.0 - (hue - 3.0).abs(), (hue - 2.0).abs() - 1.0, (hue - 4.0).abs() - 1.0];
+    f.map(|f| value - chroma * unit(f))
+}
+
+/// Sum of values: 16 running sums, so that the loop vectorises and rounding stays small.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sum(values: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (chunks, rest) = values.as_chunks::<16>();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
+/// One operation on any number of channels.
+fn distort_any(view: &mut View, op: Jitter, model: ColorModel) {
     match (op, model) {
         (Jitter::Brightness(factor), _) => affine(view.pixels, factor, 0.0),
         (Jitter::BrightnessShift(shift), _) => affine(view.pixels, 1.0, shift),
-        (Jitter::Contrast(factor), ColorModel::Tensorflow) => contrast_by_channel(view, factor),
-        (Jitter::Contrast(factor), ColorModel::Torchvision) => contrast_about_gray(view, factor),
+        (Jitter::Contrast(factor), model) => contrast(view, factor, model),
+        (Jitter::Saturation(_), _) if view.channels == 1 => {}
         (Jitter::Saturation(factor), ColorModel::Tensorflow) => saturation(view, factor),
         (Jitter::Saturation(factor), ColorModel::Torchvision) => blend_with_gray(view, factor),
-        (Jitter::Hue(turns), _) => hue(view, turns),
+        // A notion of three primaries.
+        (Jitter::Hue(_), _) => {}
     }
 }
 
@@ -28,165 +220,59 @@ fn affine(pixels: &mut [f32], factor: f32, shift: f32) {
     }
 }
 
-fn contrast_by_channel(view: &mut View, factor: f32) {
-    let area = view.area();
+fn contrast(view: &mut View, factor: f32, model: ColorModel) {
+    let (area, channels) = (view.area(), view.channels as f32);
+    // A plane's values are summed in tiles, as those of three channels are.
+    let mean = |plane: &[f32]| plane.chunks(TILE).map(sum).sum::<f32>() / area as f32;
+    let gray = view.pixels.chunks_exact(area).map(mean).sum::<f32>() / channels;
     for plane in view.pixels.chunks_exact_mut(area) {
-        let mean = mean(plane);
+        let mean = if model == ColorModel::Tensorflow { mean(plane) } else { gray };
         affine(plane, factor, mean - mean * factor);
     }
 }
 
-fn contrast_about_gray(view: &mut View, factor: f32) {
-    let area = view.area();
-    let weights = gray_weights(view.channels);
-    let means = view.pixels.chunks_exact(area).map(mean);
-    let mean: f32 = means.zip(&weights).map(|(mean, weight)| mean * weight).sum();
-    affine(view.pixels, factor, mean - mean * factor);
-}
-
-/// Mean of a plane: 16 running sums, so that the loop vectorises and rounding stays small.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn mean(plane: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let chunks = plane.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().sum();
-    for chunk in chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x;
-        }
-    }
-    (sums.iter().sum::<f32>() + rest) / plane.len() as f32
-}
-
-/// Luma for three channels, else the mean of the channels.
-fn gray_weights(channels: usize) -> Vec<f32> {
-    if channels == 3 { LUMA.to_vec() } else { vec![1.0 / channels as f32; channels] }
-}
-
-/// Scales the distance of every channel from the largest one, which is what a change of S in HSV does with V and H kept:
-/// S' = min(S f, 1), and S' / S = min(f, V / C) with the chroma C = max - min.
 fn saturation(view: &mut View, factor: f32) {
     let area = view.area();
-    match view.channels {
-        1 => {}
-        3 => {
-            let (red, rest) = view.pixels.split_at_mut(area);
-            let (green, blue) = rest.split_at_mut(area);
-            saturation_rgb(red, green, blue, factor);
-        }
-        _ => saturation_any(view.pixels, area, factor),
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn saturation_rgb(red: &mut [f32], green: &mut [f32], blue: &mut [f32], factor: f32) {
-    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-        let value = r.max(*g).max(*b);
-        let chroma = value - r.min(*g).min(*b);
-        let ratio = if chroma * factor > value { value / chroma } else { factor };
-        *r = (value - (value - *r) * ratio).clamp(0.0, 1.0);
-        *g = (value - (value - *g) * ratio).clamp(0.0, 1.0);
-        *b = (value - (value - *b) * ratio).clamp(0.0, 1.0);
-    }
-}
-
-fn saturation_any(pixels: &mut [f32], area: usize, factor: f32) {
     for at in 0..area {
-        let values = pixels[at..].iter().step_by(area);
+        let values = view.pixels[at..].iter().step_by(area);
         let value = values.clone().fold(0.0f32, |a, &b| a.max(b));
         let chroma = value - values.fold(1.0f32, |a, &b| a.min(b));
         let ratio = if chroma * factor > value { value / chroma } else { factor };
-        for x in pixels[at..].iter_mut().step_by(area) {
+        for x in view.pixels[at..].iter_mut().step_by(area) {
             *x = (value - (value - *x) * ratio).clamp(0.0, 1.0);
         }
     }
 }
 
-/// f x + (1 - f) gray, torchvision's saturation.
 fn blend_with_gray(view: &mut View, factor: f32) {
-    let (area, weights) = (view.area(), gray_weights(view.channels));
-    if view.channels == 1 {
-        return;
-    }
+    let area = view.area();
     for at in 0..area {
-        let gray = weighted(&view.pixels[at..], area, &weights) * (1.0 - factor);
+        let gray = mean_of_channels(view, at) * (1.0 - factor);
         for x in view.pixels[at..].iter_mut().step_by(area) {
             *x = (*x * factor + gray).clamp(0.0, 1.0);
         }
     }
 }
 
-fn weighted(pixels: &[f32], area: usize, weights: &[f32]) -> f32 {
-    pixels.iter().step_by(area).zip(weights).map(|(x, weight)| x * weight).sum()
-}
-
-/// Copies the grey value to every channel.
+/// Copies the grey value to every channel: luma of three channels, else the mean of the channels.
 pub fn gray(view: &mut View) {
     let area = view.area();
     match view.channels {
         1 => {}
         3 => {
-            let (red, rest) = view.pixels.split_at_mut(area);
-            let (green, blue) = rest.split_at_mut(area);
-            gray_rgb(red, green, blue);
+            apply(view, &[PixelOp::Gray], false);
         }
-        channels => {
-            let weights = gray_weights(channels);
+        _ => {
             for at in 0..area {
-                let value = weighted(&view.pixels[at..], area, &weights).clamp(0.0, 1.0);
+                let value = mean_of_channels(view, at).clamp(0.0, 1.0);
                 view.pixels[at..].iter_mut().step_by(area).for_each(|x| *x = value);
             }
         }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn gray_rgb(red: &mut [f32], green: &mut [f32], blue: &mut [f32]) {
-    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-        let value = (LUMA[0] * *r + LUMA[1] * *g + LUMA[2] * *b).clamp(0.0, 1.0);
-        (*r, *g, *b) = (value, value, value);
-    }
-}
-
-/// Shifts the hue by a share of a turn; only three channels have one.
-fn hue(view: &mut View, turns: f32) {
-    if view.channels != 3 {
-        return;
-    }
-    let area = view.area();
-    let (red, rest) = view.pixels.split_at_mut(area);
-    let (green, blue) = rest.split_at_mut(area);
-    hue_rgb(red, green, blue, turns);
-}
-
-/// RGB to HSV, H + turns, back, without branches: with H in sixths of a turn, channel n is
-/// V - C max(0, min(k, 4 - k, 1)), k = (n + H) mod 6, n = 5, 3, 1 for red, green, blue.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn hue_rgb(red: &mut [f32], green: &mut [f32], blue: &mut [f32], turns: f32) {
-    let shift = turns * 6.0;
-    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-        let value = r.max(*g).max(*b);
-        let chroma = value - r.min(*g).min(*b);
-        // Grey has no hue: any finite number will do, since the chroma that multiplies it is 0.
-        let inverse = if chroma > 0.0 { 1.0 / chroma } else { 0.0 };
-        let from_red = (*g - *b) * inverse;
-        let from_green = (*b - *r) * inverse + 2.0;
-        let from_blue = (*r - *g) * inverse + 4.0;
-        let sixths = if value == *r {
-            from_red
-        } else if value == *g {
-            from_green
-        } else {
-            from_blue
-        } + shift;
-        // In [-1 - 3, 5 + 3] before; 6 and n up to 5 more keep k's argument positive.
-        let channel = |n: f32| {
-            let k = sixths + (n + 6.0);
-            let k = k - 6.0 * ((k * (1.0 / 6.0)) as i32 as f32);
-            (value - chroma * k.min(4.0 - k).clamp(0.0, 1.0)).clamp(0.0, 1.0)
-        };
-        (*r, *g, *b) = (channel(5.0), channel(3.0), channel(1.0));
-    }
+fn mean_of_channels(view: &View, at: usize) -> f32 {
+    view.pixels[at..].iter().step_by(view.area()).sum::<f32>() / view.channels as f32
 }
 
 #[cfg(test)]
@@ -195,7 +281,7 @@ mod tests {
 
     fn pixel(op: Jitter, model: ColorModel) -> [f32; 3] {
         let mut pixels = [0.2, 0.4, 0.6];
-        jitter(&mut View { pixels: &mut pixels, channels: 3, side: 1 }, op, model);
+        distort(&mut View { pixels: &mut pixels, channels: 3, side: 1 }, &[op], false, model);
         pixels
     }
 
@@ -224,7 +310,7 @@ mod tests {
     #[test]
     fn contrast_means_differ_between_the_models() {
         let mut planes = [0.0, 1.0, 0.2, 0.4];
-        contrast_by_channel(&mut View { pixels: &mut planes[..], channels: 1, side: 2 }, 0.5);
+        contrast(&mut View { pixels: &mut planes[..], channels: 1, side: 2 }, 0.5, ColorModel::Tensorflow);
         let expected = [0.2, 0.7, 0.3, 0.4];
         assert!(planes.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{planes:?}");
         // One pixel: its own mean per channel, so nothing changes; the grey mean pulls all channels.
@@ -235,11 +321,19 @@ mod tests {
     #[test]
     fn hue_keeps_grey_and_comes_round_after_a_full_turn() {
         let mut grey = [0.3, 0.3, 0.3];
-        hue(&mut View { pixels: &mut grey, channels: 3, side: 1 }, 0.2);
+        let hue = |pixels: &mut [f32]| {
+            distort(
+                &mut View { pixels, channels: 3, side: 1 },
+                &[Jitter::Hue(0.2)],
+                false,
+                ColorModel::Tensorflow,
+            );
+        };
+        hue(&mut grey);
         close(grey, [0.3; 3]);
         let mut pixels = [0.2, 0.4, 0.6];
         for _ in 0..5 {
-            hue(&mut View { pixels: &mut pixels, channels: 3, side: 1 }, 0.2);
+            hue(&mut pixels);
         }
         assert!(pixels.iter().zip([0.2, 0.4, 0.6]).all(|(a, b)| (a - b).abs() < 1e-5), "{pixels:?}");
     }
@@ -248,7 +342,12 @@ mod tests {
     fn one_channel_has_neither_hue_nor_saturation() {
         for op in [Jitter::Hue(0.1), Jitter::Saturation(0.2)] {
             let mut plane = [0.1, 0.9, 0.5, 0.3];
-            jitter(&mut View { pixels: &mut plane, channels: 1, side: 2 }, op, ColorModel::Tensorflow);
+            distort(
+                &mut View { pixels: &mut plane, channels: 1, side: 2 },
+                &[op],
+                false,
+                ColorModel::Tensorflow,
+            );
             assert_eq!(plane, [0.1, 0.9, 0.5, 0.3]);
         }
     }

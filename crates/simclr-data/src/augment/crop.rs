@@ -3,13 +3,14 @@
 //! The resize runs on `u8` with SIMD (`fast_image_resize`), so a value may be off by half a level of 255 against an
 //! exact computation; it averages over all source pixels where a crop shrinks, as PIL and torchvision's `antialias` do.
 
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, images};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
+use multiversion::multiversion;
 
 use super::{Crop, Interpolation, Scratch};
 use crate::Image;
 
 /// Share of the shorter side that an evaluation view shows (google-research/simclr `data_util.py` `CROP_PROPORTION`).
-const EVALUATION_SHARE: f64 = 0.875;
+pub const EVALUATION_SHARE: f64 = 0.875;
 /// Largest side whose evaluation view is the whole image (official code: CIFAR is not cropped).
 const SMALL_SIDE: usize = 32;
 
@@ -19,15 +20,43 @@ const SMALL_SIDE: usize = 32;
 /// # Panics
 /// If `out` is not `C * size * size` long.
 pub fn evaluation_view(image: &Image, size: usize, out: &mut [f32], scratch: &mut Scratch) {
+    evaluation_view_of(image, (size, EVALUATION_SHARE), out, scratch);
+}
+
+/// The same with another `share` of the shorter side: 1 in the transfer protocol (paper B.8.1).
+///
+/// # Panics
+/// As [`evaluation_view`].
+pub fn evaluation_view_of(
+    image: &Image,
+    (size, share): (usize, f64),
+    out: &mut [f32],
+    scratch: &mut Scratch,
+) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
     let (width, height) = (image.width, image.height);
     let crop = if size <= SMALL_SIDE {
         Crop { x: 0, y: 0, width, height }
     } else {
-        let side = ((width.min(height) as f64 * EVALUATION_SHARE).round() as usize).max(1);
+        let side = ((width.min(height) as f64 * share).round() as usize).max(1);
         Crop { x: (width - side) / 2, y: (height - side) / 2, width: side, height: side }
     };
     crop_and_resize(image, crop, false, (Interpolation::Bicubic, size), out, scratch);
+}
+
+/// The whole image with a shorter side of `size` pixels, both sides scaled alike, bicubic.
+///
+/// # Panics
+/// If `size` is 0.
+pub fn shrink(image: &Image, size: usize) -> Image {
+    let (width, height, channels) = (image.width, image.height, image.channels);
+    let shorter = width.min(height);
+    let scaled = |side: usize| ((side * size) as f64 / shorter as f64).round().max(1.0) as usize;
+    let target = (scaled(width), scaled(height));
+    let mut data = vec![0; target.0 * target.1 * channels];
+    let whole = Crop { x: 0, y: 0, width, height };
+    resize(image, whole, (Interpolation::Bicubic, target), &mut data, &mut Scratch::default());
+    Image::new(target.0, target.1, channels, data)
 }
 
 /// Resizes `crop` of `image` to `size` x `size`, mirrored if `flip`, into planes.
@@ -42,10 +71,7 @@ pub fn crop_and_resize(
     let channels = image.channels;
     let mut resized = std::mem::take(&mut scratch.resized);
     resized.resize(size * size * channels, 0);
-    match pixel_type(channels) {
-        Some(kind) => resize(scratch, kind, image, &image.data, crop, (interpolation, size), &mut resized),
-        None => resize_by_channel(scratch, image, crop, (interpolation, size), &mut resized),
-    }
+    resize(image, crop, (interpolation, (size, size)), &mut resized, scratch);
     to_planes(&resized, channels, size, flip, out);
     scratch.resized = resized;
 }
@@ -60,14 +86,25 @@ fn pixel_type(channels: usize) -> Option<PixelType> {
     }
 }
 
-fn resize(
-    scratch: &mut Scratch,
+/// How a crop is resized: filter, and width and height of the result.
+type How = (Interpolation, (usize, usize));
+
+/// Resizes into `out`, interleaved.
+fn resize(image: &Image, crop: Crop, how: How, out: &mut [u8], scratch: &mut Scratch) {
+    match pixel_type(image.channels) {
+        Some(kind) => resize_pixels(kind, image, &image.data, crop, how, out, &mut scratch.resizer),
+        None => resize_by_channel(image, crop, how, out, scratch),
+    }
+}
+
+fn resize_pixels(
     kind: PixelType,
     image: &Image,
     data: &[u8],
     crop: Crop,
-    (interpolation, size): (Interpolation, usize),
+    (interpolation, (width, height)): How,
     out: &mut [u8],
+    resizer: &mut Resizer,
 ) {
     let filter = match interpolation {
         Interpolation::Bicubic => FilterType::CatmullRom, // Keys' cubic with a = -0.5
@@ -78,45 +115,70 @@ fn resize(
         .crop(crop.x as f64, crop.y as f64, crop.width as f64, crop.height as f64)
         .use_alpha(false);
     let source = images::ImageRef::new(image.width as u32, image.height as u32, data, kind);
-    let target = images::Image::from_slice_u8(size as u32, size as u32, out, kind);
+    let target = images::Image::from_slice_u8(width as u32, height as u32, out, kind);
     let (source, mut target) =
         source.ok().zip(target.ok()).expect("both buffers were sized for their images");
-    let resized = scratch.resizer.resize(&source, &mut target, &options);
+    let resized = resizer.resize(&source, &mut target, &options);
     resized.expect("the crop lies inside the image and both images have one pixel type");
 }
 
 /// More than four channels: one plane at a time.
-fn resize_by_channel(
-    scratch: &mut Scratch,
-    image: &Image,
-    crop: Crop,
-    how: (Interpolation, usize),
-    out: &mut [u8],
-) {
-    let channels = image.channels;
-    let mut plane = std::mem::take(&mut scratch.source_plane);
-    let mut small = vec![0; how.1 * how.1];
+fn resize_by_channel(image: &Image, crop: Crop, how: How, out: &mut [u8], scratch: &mut Scratch) {
+    let (channels, (width, height)) = (image.channels, how.1);
+    let Scratch { resizer, source_plane: plane, .. } = scratch;
+    let mut small = vec![0; width * height];
     for channel in 0..channels {
         plane.clear();
         plane.extend(image.data.iter().skip(channel).step_by(channels));
-        resize(scratch, PixelType::U8, image, &plane, crop, how, &mut small);
+        resize_pixels(PixelType::U8, image, plane, crop, how, &mut small, resizer);
         for (slot, &value) in out.iter_mut().skip(channel).step_by(channels).zip(&small) {
             *slot = value;
         }
     }
-    scratch.source_plane = plane;
 }
 
 /// Interleaved bytes to planes in `[0, 1]`, rows mirrored if `flip`.
 fn to_planes(bytes: &[u8], channels: usize, size: usize, flip: bool, out: &mut [f32]) {
-    for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
-        for (row, line) in plane.chunks_exact_mut(size).zip(bytes.chunks_exact(size * channels)) {
-            let values = line.iter().skip(channel).step_by(channels).map(|&byte| f32::from(byte) / 255.0);
-            if flip {
-                row.iter_mut().rev().zip(values).for_each(|(slot, value)| *slot = value);
-            } else {
-                row.iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
-            }
+    if channels == 3 {
+        rgb_to_planes(bytes, out);
+    } else {
+        for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+            let values = bytes.iter().skip(channel).step_by(channels);
+            plane.iter_mut().zip(values).for_each(|(slot, &byte)| *slot = level(byte));
+        }
+    }
+    if flip {
+        out.chunks_exact_mut(size).for_each(<[f32]>::reverse);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn rgb_to_planes(bytes: &[u8], out: &mut [f32]) {
+    let (red, rest) = out.split_at_mut(out.len() / 3);
+    let (green, blue) = rest.split_at_mut(rest.len() / 2);
+    for (((rgb, r), g), b) in bytes.as_chunks::<3>().0.iter().zip(red).zip(green).zip(blue) {
+        [*r, *g, *b] = rgb.map(level);
+    }
+}
+
+/// byte / 255, correctly rounded, without the slow division: 1 / 255 in two parts, of which the first has so few bits that
+/// its product is exact.
+#[inline(always)]
+fn level(byte: u8) -> f32 {
+    const HIGH: f32 = 257.0 / 65_536.0;
+    const LOW: f32 = 1.0 / (255.0 * 65_536.0);
+    let byte = f32::from(byte);
+    byte * HIGH + byte * LOW
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_the_rounded_quotients() {
+        for byte in 0..=u8::MAX {
+            assert_eq!(level(byte), f32::from(byte) / 255.0, "{byte}");
         }
     }
 }

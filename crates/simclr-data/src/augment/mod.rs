@@ -23,7 +23,7 @@ mod params;
 mod study;
 
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
-pub use crop::evaluation_view;
+pub use crop::{EVALUATION_SHARE, evaluation_view, evaluation_view_of, shrink};
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 
 use crate::Image;
@@ -70,14 +70,9 @@ pub fn apply(
     crop::crop_and_resize(image, params.crop, params.flip, (config.interpolation, size), out, scratch);
     let mut view = View { pixels: out, channels: image.channels, side: size };
     study::rotate(&mut view, params.quarter_turns, &mut scratch.planes);
-    for &op in &params.jitter {
-        color::jitter(&mut view, op, config.color_model);
-    }
-    if params.gray {
-        color::gray(&mut view);
-    }
+    color::distort(&mut view, &params.jitter, params.gray, config.color_model);
     if let Some(sigma) = params.blur {
-        blur::gaussian(&mut view, sigma, &mut scratch.planes);
+        blur::gaussian(&mut view, sigma, params.gray, &mut scratch.planes);
     }
     study::study_operators(&mut view, params, &mut scratch.planes);
 }

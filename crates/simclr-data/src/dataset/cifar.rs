@@ -34,8 +34,11 @@ fn is_test(file: &Path) -> bool {
 pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let hundred = files.iter().any(|file| ["train", "test"].contains(&stem(file).as_str()));
     let label_bytes = if hundred { 2 } else { 1 };
-    let wanted =
-        files.iter().filter(|file| if split == Split::Train { is_train(file) } else { is_test(file) });
+    let wanted = files.iter().filter(|file| match split {
+        Split::Train => is_train(file),
+        Split::Test => is_test(file),
+        Split::Validation => false,
+    });
     let (mut samples, mut pixels) = (Vec::new(), Vec::new());
     for file in wanted {
         let bytes = fs_err::read(file)?;

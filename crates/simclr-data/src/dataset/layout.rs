@@ -72,7 +72,8 @@ fn wanted_names(parts: &[Vec<&str>], depth: Option<usize>, split: Split) -> Vec<
     match split {
         Split::Train => vec!["train"],
         Split::Test if exists(TEST[0]) => vec![TEST[0]],
-        Split::Test => TEST[1..].to_vec(),
+        Split::Validation if !exists(TEST[0]) => Vec::new(),
+        Split::Test | Split::Validation => TEST[1..].to_vec(),
     }
 }
 
@@ -100,6 +101,15 @@ mod tests {
         let paths = ["set/train/a/1.png", "set/val/a/2.png"];
         assert_eq!(names(&paths, Split::Train), [("set/train/a/1.png".into(), Some(0))]);
         assert_eq!(names(&paths, Split::Test), [("set/val/a/2.png".into(), Some(0))]);
+    }
+
+    #[test]
+    fn val_beside_test_is_the_part_to_choose_by() {
+        let paths = ["train/a/1.png", "val/a/2.png", "test/a/3.png"];
+        assert_eq!(names(&paths, Split::Test), [("test/a/3.png".into(), Some(0))]);
+        assert_eq!(names(&paths, Split::Validation), [("val/a/2.png".into(), Some(0))]);
+        assert!(names(&paths[..2], Split::Validation).is_empty(), "then it is the test part");
+        assert!(names(&["a/1.png"], Split::Validation).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod folder;
 mod idx;
 mod layout;
 mod list;
+mod packed;
 mod parquet;
 mod raw;
 mod tar;
@@ -13,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+pub use packed::{PackOptions, Packed, pack};
 
 use crate::{DataError, Image};
 
@@ -32,6 +35,8 @@ pub enum Split {
     Train,
     /// The test part (`test`, `val`, `validation`, `t10k-`, `test_batch`).
     Test,
+    /// The part to choose by (`val`, `validation`), where there is a test part beside it.
+    Validation,
 }
 
 /// How many channels decoded images have.
@@ -84,7 +89,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens an image folder, tar shards, CIFAR binary, IDX(.gz) or parquet files at `path`.
+    /// Opens an image folder, tar shards, CIFAR binary, IDX(.gz) or parquet files, or a packed set at `path`.
     ///
     /// # Errors
     /// [`DataError::Empty`] where nothing readable lies at `path` or the split is missing, [`DataError::Format`]
@@ -99,6 +104,7 @@ impl Dataset {
             let reason = match split {
                 Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
                 Split::Test => "the set has no test part (a folder or files named test, val or validation)",
+                Split::Validation => "the set has no validation part (val or validation beside test)",
             };
             return Err(DataError::Empty { path: path.to_owned(), reason: reason.into() });
         }
@@ -112,7 +118,12 @@ impl Dataset {
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
     /// [`Dataset::open`] reports it instead of an evaluation quietly doing without.
     pub fn has_test_split(path: &Path) -> bool {
-        Format::of(path).is_ok_and(|format| format.has_test_split(path))
+        Format::of(path).is_ok_and(|format| format.has_split(path, Split::Test))
+    }
+
+    /// Whether `path` holds a validation split beside training and test part; else as [`Dataset::has_test_split`].
+    pub fn has_validation_split(path: &Path) -> bool {
+        Format::of(path).is_ok_and(|format| format.has_split(path, Split::Validation))
     }
 
     /// A data set over a source, for the formats and for tests.
@@ -180,6 +191,11 @@ impl Dataset {
         self.source.decode(self.stored(index), self.channels)
     }
 
+    /// Stored bytes of image `index`.
+    fn stored_bytes(&self, index: usize) -> u64 {
+        self.source.stored_bytes(self.stored(index))
+    }
+
     /// 16 hex digits over names, labels and stored sizes: which data a result was measured on.
     pub fn fingerprint(&self) -> String {
         let mut hash = Fnv::default();
@@ -187,7 +203,7 @@ impl Dataset {
             hash.add(sample.name.as_bytes());
             hash.add(&[0]);
             hash.add(&sample.label.map_or(u64::MAX, u64::from).to_le_bytes());
-            hash.add(&self.source.stored_bytes(self.stored(index)).to_le_bytes());
+            hash.add(&self.stored_bytes(index).to_le_bytes());
         }
         format!("{:016x}", hash.0)
     }
@@ -216,8 +232,9 @@ impl Fnv {
     }
 }
 
-/// How a set is stored, told by the names of the files at its path.
+/// How a set is stored, told by the names of the files at its path; a packed set by how it begins.
 enum Format {
+    Packed,
     Parquet(Vec<PathBuf>),
     Tar(Vec<PathBuf>),
     Idx(Vec<PathBuf>),
@@ -239,19 +256,19 @@ impl Format {
         }
         let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
         match () {
+            () if path.is_file() && packed::is_packed(path) => Ok(Self::Packed),
             () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
             () if !tars.is_empty() => Ok(Self::Tar(tars)),
             () if idx::is_idx(&files) => Ok(Self::Idx(files)),
             () if cifar::is_cifar(&binaries) => Ok(Self::Cifar(binaries)),
             () if path.is_dir() => Ok(Self::Folder),
-            () => {
-                Err(empty("a single file must be a tar shard, a parquet file, an IDX file or CIFAR binary"))
-            }
+            () => Err(empty("a single file must be a tar shard, parquet, IDX, CIFAR binary or a packed set")),
         }
     }
 
     fn open(&self, path: &Path, split: Split) -> Result<Opened, DataError> {
         match self {
+            Self::Packed => packed::open(path, split),
             Self::Parquet(files) => parquet::open(files, split),
             Self::Tar(files) => tar::open(files, split),
             Self::Idx(files) => idx::open(files, split),
@@ -260,12 +277,13 @@ impl Format {
         }
     }
 
-    fn has_test_split(&self, path: &Path) -> bool {
+    fn has_split(&self, path: &Path, split: Split) -> bool {
         match self {
-            Self::Parquet(files) => !shards_of_split(files, Split::Test).is_empty(),
-            Self::Idx(files) => idx::find(files, Split::Test).is_some(),
-            Self::Cifar(files) => cifar::has_test(files),
-            Self::Tar(_) | Self::Folder => match self.open(path, Split::Test) {
+            Self::Packed => packed::has_part(path, split),
+            Self::Parquet(files) => !shards_of_split(files, split).is_empty(),
+            Self::Idx(files) => idx::find(files, split).is_some(),
+            Self::Cifar(files) => split == Split::Test && cifar::has_test(files),
+            Self::Tar(_) | Self::Folder => match self.open(path, split) {
                 Ok(opened) => !opened.samples.is_empty(),
                 Err(error) => !matches!(error, DataError::Empty { .. }),
             },
@@ -303,10 +321,12 @@ fn shards_of_split(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
     if !files.iter().any(|file| starts_with(file, &["train"])) {
         return if split == Split::Train { files.to_vec() } else { Vec::new() };
     }
+    let own_test = files.iter().any(|file| starts_with(file, &["test"]));
     let words: &[&str] = match split {
         Split::Train => &["train"],
-        Split::Test if files.iter().any(|file| starts_with(file, &["test"])) => &["test"],
-        Split::Test => &["val"],
+        Split::Test if own_test => &["test"],
+        Split::Validation if !own_test => return Vec::new(),
+        Split::Test | Split::Validation => &["val"],
     };
     files.iter().filter(|file| starts_with(file, words)).cloned().collect()
 }

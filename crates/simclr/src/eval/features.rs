@@ -3,10 +3,11 @@
 
 use std::{path::PathBuf, sync::mpsc::sync_channel};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use simclr_data::{
     DataError, Dataset,
-    loader::{EvaluationPixels, evaluation_pixels},
+    augment::EVALUATION_SHARE,
+    loader::{EvaluationPixels, evaluation_pixels_of},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -145,6 +146,28 @@ impl FrozenEncoder {
         &self.origin
     }
 
+    /// 8 hex digits over architecture and weights, batch-norm statistics and head included: whose features they are.
+    pub fn fingerprint(&self) -> String {
+        let mut text = serde_json::json!(self.config.encoder).to_string();
+        if let Some(module) = self.config.encoder.file.as_ref().and_then(|file| fs_err::read(file).ok()) {
+            text.push_str(&format!("{:08x}", crc32c::crc32c(&module)));
+        }
+        let crc = self.model.params.named().fold(crc32c::crc32c(text.as_bytes()), |crc, (name, tensor)| {
+            let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), &bytes)
+        });
+        format!("{crc:08x}")
+    }
+
+    /// Whether any weight or batch-norm statistic of the encoder is another in `model`.
+    pub fn differs(&self, model: &SimClr) -> bool {
+        let ours = self.model.params.named().filter(|(name, _)| name.starts_with("encoder."));
+        let theirs: std::collections::HashMap<_, _> = model.params.named().collect();
+        ours.into_iter().any(|(name, tensor)| theirs.get(name).is_none_or(|other| !other.equal(tensor)))
+    }
+
     /// h `[B, F]` of `images` `[B, C, S, S]`, on the CPU.
     ///
     /// # Errors
@@ -160,6 +183,8 @@ impl FrozenEncoder {
 pub struct ReadOptions {
     /// S, side of the evaluation view.
     pub size: usize,
+    /// Share of the shorter side that the view shows, where S is above 32.
+    pub crop: f64,
     /// Images per forward pass.
     pub batch: usize,
     /// Decoding threads.
@@ -176,6 +201,7 @@ impl ReadOptions {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             size: frozen.image_size(),
+            crop: EVALUATION_SHARE,
             batch: batch.max(1),
             threads: if threads == 0 { all() } else { threads },
             max_bad_share: frozen.config.data.max_bad_share,
@@ -185,7 +211,7 @@ impl ReadOptions {
 }
 
 /// An image that could not be decoded and was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadImage {
     /// Its name in the data set.
     pub name: String,
@@ -232,6 +258,12 @@ pub fn raw_pixels(
     progress: &mut Progress<'_>,
 ) -> Result<Extracted, EvalError> {
     extract(dataset, indices, options, &[&|pixels| Ok(flat_pixels(pixels))], progress)
+}
+
+/// C * side * side: numbers of an image in [`flat_pixels`], as the run of `frozen` reads it.
+pub fn pixel_dim(frozen: &FrozenEncoder) -> i64 {
+    let side = (frozen.image_size() as i64).min(RAW_SIDE);
+    frozen.channels() * side * side
 }
 
 /// Pixels `[B, C, S, S]` to rows `[B, C * side * side]`.
@@ -294,7 +326,8 @@ pub fn stream(
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for chunk in indices.chunks(options.batch) {
-                let read = evaluation_pixels(dataset, chunk, options.size, options.threads);
+                let view = (options.size, options.crop);
+                let read = evaluation_pixels_of(dataset, chunk, view, options.threads);
                 if sender.send(read).is_err() {
                     break;
                 }
@@ -319,7 +352,7 @@ pub fn stream(
     })
 }
 
-fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
+pub(super) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
     match bad.first() {
         Some(first) if bad.len() as f64 > allowed * seen as f64 => {
             let first = first.reason.clone();

@@ -14,14 +14,61 @@ pub fn default_k(bank: i64) -> i64 {
     if bank >= 50_000 { 200 } else { 20 }
 }
 
-/// Labels of `queries` `[Q, F]` by a vote of the `k` bank rows (`[M, F]`, `labels` `[M]` i64 in `0..classes`) with the
-/// highest cosine similarity: `[Q]` i64.
-///
-/// A neighbour's vote weighs exp(sim / T) for `Some(T)`, 1 for `None`. Equal votes go to the smallest label. A `k`
-/// above M means all M.
+/// The bank rows nearest to each query by cosine, nearest first.
+#[derive(Debug)]
+pub struct Neighbours {
+    /// `[Q, k]`, descending.
+    similarity: Tensor,
+    /// `[Q, k]` i64, positions in the bank.
+    position: Tensor,
+}
+
+impl Neighbours {
+    /// The `k` rows of `bank` `[M, F]` nearest to each of `queries` `[Q, F]`; a `k` above M means all M.
+    ///
+    /// # Panics
+    /// If the bank is empty, `k` is not positive, or widths differ.
+    pub fn of(bank: &Tensor, queries: &Tensor, k: i64) -> Self {
+        assert!(bank.size()[0] > 0 && k > 0, "there must be at least one neighbour");
+        let _guard = tch::no_grad_guard();
+        let k = k.min(bank.size()[0]);
+        let (bank, queries) = (unit_rows(bank).transpose(0, 1), unit_rows(queries));
+        let rows = (BLOCK / bank.size()[1]).max(1);
+        let blocks = queries.split(rows, 0).into_iter();
+        let (similarity, position): (Vec<_>, Vec<_>) =
+            blocks.map(|block| block.matmul(&bank).topk(k, 1, true, true)).unzip();
+        Self { similarity: Tensor::cat(&similarity, 0), position: Tensor::cat(&position, 0) }
+    }
+
+    /// The nearest `k` of these.
+    fn nearest(&self, k: i64) -> (Tensor, Tensor) {
+        let k = k.min(self.position.size()[1]);
+        (self.similarity.narrow(1, 0, k), self.position.narrow(1, 0, k))
+    }
+
+    /// Labels `[Q]` by a vote of the nearest `k`, whose labels are among `labels` `[M]` (i64 in `0..classes`).
+    ///
+    /// A neighbour's vote weighs exp(sim / T) for `Some(T)`, 1 for `None`. Equal votes go to the smallest label.
+    pub fn vote(&self, labels: &Tensor, classes: i64, k: i64, temperature: Option<f64>) -> Tensor {
+        let _guard = tch::no_grad_guard();
+        let (similarity, position) = self.nearest(k);
+        vote(&similarity, &labels.take(&position), classes, temperature)
+    }
+
+    /// Retrieval: for each query the share of its nearest `k` that have its label, `[Q]` in `[0, 1]`; `labels` `[M]` of the
+    /// bank, `wanted` `[Q]` of the queries.
+    pub fn precision(&self, labels: &Tensor, wanted: &Tensor, k: i64) -> Tensor {
+        let (_, position) = self.nearest(k);
+        let same = labels.take(&position).eq_tensor(&wanted.unsqueeze(1));
+        same.to_kind(Kind::Double).mean_dim([1].as_slice(), false, Kind::Double)
+    }
+}
+
+/// Labels of `queries` `[Q, F]` by a vote of the `k` bank rows (`[M, F]`, `labels` `[M]`) nearest to them: `[Q]` i64; see
+/// [`Neighbours::vote`].
 ///
 /// # Panics
-/// If the bank is empty, `k` is not positive, or widths differ.
+/// As [`Neighbours::of`].
 pub fn knn_predict(
     bank: &Tensor,
     labels: &Tensor,
@@ -30,55 +77,20 @@ pub fn knn_predict(
     k: i64,
     temperature: Option<f64>,
 ) -> Tensor {
-    let _guard = tch::no_grad_guard();
-    let mut predicted = Vec::new();
-    for_each_block(bank, queries, k, &mut |similarity, neighbour| {
-        predicted.push(vote(similarity, &labels.take(neighbour), classes, temperature));
-    });
-    if predicted.is_empty() {
-        Tensor::zeros([0], (Kind::Int64, labels.device()))
-    } else {
-        Tensor::cat(&predicted, 0)
-    }
+    Neighbours::of(bank, queries, k).vote(labels, classes, k, temperature)
 }
 
-/// Retrieval: the mean over queries of the share of their `k` nearest bank rows (cosine) that have their label, `[0, 1]`.
+/// Retrieval: the mean over queries of [`Neighbours::precision`].
 ///
 /// # Panics
-/// If the bank is empty or `k` is not positive.
+/// As [`Neighbours::of`].
 pub fn precision_at_k(bank: &Tensor, labels: &Tensor, queries: &Tensor, wanted: &Tensor, k: i64) -> f64 {
-    let _guard = tch::no_grad_guard();
-    let mut right = 0.0;
-    let mut row = 0;
-    for_each_block(bank, queries, k, &mut |_, neighbour| {
-        let rows = neighbour.size()[0];
-        let own = wanted.narrow(0, row, rows).unsqueeze(1);
-        row += rows;
-        let same = labels.take(neighbour).eq_tensor(&own);
-        right += same
-            .to_kind(Kind::Double)
-            .mean_dim([1].as_slice(), false, Kind::Double)
-            .sum(Kind::Double)
-            .double_value(&[]);
-    });
-    right / queries.size()[0] as f64
+    Neighbours::of(bank, queries, k).precision(labels, wanted, k).mean(Kind::Double).double_value(&[])
 }
 
 /// Share of equal elements of two label tensors `[Q]`, in `[0, 1]`.
 pub fn accuracy(predicted: &Tensor, labels: &Tensor) -> f64 {
     predicted.eq_tensor(labels).to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
-}
-
-/// Hands over (similarity, index in the bank) `[B, k]` of the nearest rows, most similar first, block by block of queries.
-fn for_each_block(bank: &Tensor, queries: &Tensor, k: i64, each: &mut dyn FnMut(&Tensor, &Tensor)) {
-    assert!(bank.size()[0] > 0 && k > 0, "there must be at least one neighbour");
-    let k = k.min(bank.size()[0]);
-    let (bank, queries) = (unit_rows(bank).transpose(0, 1), unit_rows(queries));
-    let rows = (BLOCK / bank.size()[1]).max(1);
-    for block in queries.split(rows, 0).iter().filter(|block| block.size()[0] > 0) {
-        let (similarity, neighbour) = block.matmul(&bank).topk(k, 1, true, true);
-        each(&similarity, &neighbour);
-    }
 }
 
 /// `similarity` and `labels` `[B, k]`, most similar first, to the winning labels `[B]`.

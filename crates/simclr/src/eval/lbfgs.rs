@@ -82,7 +82,8 @@ impl Lbfgs {
         inverse: Option<&Inverse<'_>>,
     ) -> Minimum {
         let mut here = evaluate(start, function);
-        let mut memory = Memory { pairs: VecDeque::new(), limit: self.history, inverse };
+        let mut memory = Memory { pairs: VecDeque::new(), limit: self.history, inverse, applied: Vec::new() };
+        memory.applied = memory.apply(here.gradient.clone());
         for iteration in 0..self.max_iterations {
             if max_abs(&here.gradient) < self.tolerance {
                 return here.ended(iteration, Stop::Converged);
@@ -112,14 +113,17 @@ struct Pair {
     step: Vec<f64>,
     change: Vec<f64>,
     rho: f64,
-    /// y . H y for the initial H.
-    weight: f64,
+    /// H y for the initial H.
+    applied: Vec<f64>,
 }
 
 struct Memory<'a> {
     pairs: VecDeque<Pair>,
     limit: usize,
     inverse: Option<&'a Inverse<'a>>,
+    /// H g for the initial H and the newest gradient. H is linear, so that with it and the pairs' H y one product with H
+    /// for each iteration is enough.
+    applied: Vec<f64>,
 }
 
 impl Memory<'_> {
@@ -134,16 +138,17 @@ impl Memory<'_> {
 
     /// `-H g` by the two-loop recursion (algorithm 7.4), the initial H scaled to fit the newest pair (equation 7.20).
     fn direction(&self, gradient: &[f64]) -> Vec<f64> {
-        let mut direction: Vec<f64> = gradient.iter().map(|g| -g).collect();
+        let mut q: Vec<f64> = gradient.iter().map(|g| -g).collect();
+        let mut direction: Vec<f64> = self.applied.iter().map(|hg| -hg).collect();
         let mut alphas = Vec::with_capacity(self.pairs.len());
         for pair in self.pairs.iter().rev() {
-            let alpha = pair.rho * dot(&pair.step, &direction);
-            add_scaled(&mut direction, -alpha, &pair.change);
+            let alpha = pair.rho * dot(&pair.step, &q);
+            add_scaled(&mut q, -alpha, &pair.change);
+            add_scaled(&mut direction, -alpha, &pair.applied);
             alphas.push(alpha);
         }
-        direction = self.apply(direction);
         if let Some(newest) = self.pairs.back() {
-            let scale = 1.0 / (newest.rho * newest.weight);
+            let scale = 1.0 / (newest.rho * dot(&newest.change, &newest.applied));
             direction.iter_mut().for_each(|d| *d *= scale);
         }
         for (pair, alpha) in self.pairs.iter().zip(alphas.into_iter().rev()) {
@@ -166,13 +171,15 @@ impl Memory<'_> {
         let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>();
         let step = difference(&to.x, &from.x);
         let change = difference(&to.gradient, &from.gradient);
+        let after = self.apply(to.gradient.clone());
+        let applied = difference(&after, &self.applied);
+        self.applied = after;
         let curvature = dot(&step, &change);
-        if curvature > f64::EPSILON * dot(&change, &change) {
+        if curvature > f64::EPSILON * dot(&change, &change) && dot(&change, &applied) > 0.0 {
             if self.pairs.len() == self.limit {
                 self.pairs.pop_front();
             }
-            let weight = dot(&change, &self.apply(change.clone()));
-            self.pairs.push_back(Pair { step, change, rho: 1.0 / curvature, weight });
+            self.pairs.push_back(Pair { step, change, rho: 1.0 / curvature, applied });
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Objective, for W `[F, K]` and b `[K]`:
 //! `J(W, b) = (1/n) sum_i -log softmax(x_i W + b)[y_i] + (lambda/2) |W|^2`; b is not penalised. scikit-learn's
 //! `LogisticRegression` minimises the same with `C = 1 / (n lambda)`. J is convex, so the solver does not matter.
+//! With [`Penalty::Sum`], lambda/n takes the place of lambda, so that `C = 1 / lambda`.
 
 use tch::{Kind, Tensor};
 
@@ -18,6 +19,10 @@ use super::{
 pub struct LinearOptions {
     /// Candidates for lambda, any order; see [`log_spaced`].
     pub lambdas: Vec<f64>,
+    /// What lambda stands beside.
+    pub penalty: Penalty,
+    /// Whether each feature is divided by its standard deviation first; else the penalty sees features as they are.
+    pub standardise: bool,
     /// Decides hold-outs and folds.
     pub seed: u64,
     /// Candidates are compared on at most this many images (class-balanced); the chosen one is refitted on all.
@@ -30,6 +35,25 @@ pub struct LinearOptions {
     pub tuning_solver: Lbfgs,
 }
 
+/// What the penalty `lambda/2 |W|^2` is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Penalty {
+    /// The mean of the cross entropies: the same lambda suits few and many images.
+    Mean,
+    /// Their sum, as in the transfer protocol (spec 8.4).
+    Sum,
+}
+
+impl Penalty {
+    /// lambda beside the mean over `rows` images.
+    fn beside_mean(self, lambda: f64, rows: i64) -> f64 {
+        match self {
+            Self::Mean => lambda,
+            Self::Sum => lambda / rows as f64,
+        }
+    }
+}
+
 /// Share of the training part that is held out to choose lambda.
 const HOLD_OUT: f64 = 0.2;
 /// Folds for small label sets.
@@ -38,8 +62,11 @@ const FOLDS: usize = 5;
 impl Default for LinearOptions {
     fn default() -> Self {
         Self {
-            // A decade apart: on standardised features the accuracy changes by tenths of a point per decade.
-            lambdas: log_spaced(1e-5, 1.0, 6),
+            // A decade apart: on standardised features the accuracy changes by tenths of a point per decade. With few labels
+            // 1 is often best, and must not be the end.
+            lambdas: log_spaced(1e-5, 100.0, 8),
+            penalty: Penalty::Mean,
+            standardise: true,
             seed: 0,
             tune_images: 10_000,
             folds_below: 1000,
@@ -56,30 +83,60 @@ pub fn log_spaced(low: f64, high: f64, count: usize) -> Vec<f64> {
     (0..count).map(|i| low * (step * i as f64).exp()).collect()
 }
 
-/// Mean and standard deviation per dimension, of the training part only.
+/// What is taken from each feature, and what it is then multiplied by; from the training part only.
 #[derive(Debug)]
 pub struct Standard {
     mean: Tensor,
     scale: Tensor,
+    /// What the penalty on W is multiplied by, so that it is the penalty on the weights of the features as they are.
+    penalty: f64,
 }
 
 impl Standard {
-    /// Statistics of `features` `[n, F]`.
+    /// Mean 0 and standard deviation 1 in each of `features` `[n, F]`.
     pub fn of(features: &Tensor) -> Self {
-        let features = features.to_kind(Kind::Double);
-        let mean = features.mean_dim([0].as_slice(), true, Kind::Double);
-        let std = features.std_dim([0].as_slice(), false, true);
+        let (mean, deviation) = moments(features);
         // A dimension that never changes says nothing: its scale 0 keeps it at 0. Rounding may leave a trace of
         // variance where the mean is large.
-        let constant = std.le_tensor(&(mean.abs() * 1e-9 + 1e-12));
-        let scale = std.reciprocal().masked_fill(&constant, 0.0);
-        Self { mean, scale }
+        let constant = deviation.le_tensor(&(mean.abs() * 1e-9 + 1e-12));
+        let scale = deviation.reciprocal().masked_fill(&constant, 0.0);
+        Self { mean, scale, penalty: 1.0 }
     }
 
-    /// Standardised `features`, in `f64`.
+    /// Mean 0, and one scale for all features. As b is free and the penalty follows the scale, the classifier is that of
+    /// the features as they are; only the solver sees numbers near 1.
+    pub fn common(features: &Tensor) -> Self {
+        let (mean, deviation) = moments(features);
+        let size = deviation.square().mean(Kind::Double).sqrt().double_value(&[]);
+        let scale = if size > 0.0 { 1.0 / size } else { 1.0 };
+        Self {
+            mean,
+            scale: Tensor::from_slice(&[scale]).to_device(features.device()),
+            penalty: scale * scale,
+        }
+    }
+
+    /// Scaled `features`, in `f64`.
     pub fn apply(&self, features: &Tensor) -> Tensor {
         (features.to_kind(Kind::Double) - &self.mean) * &self.scale
     }
+}
+
+/// Mean and standard deviation of each feature `[1, F]`, `f64`, summed block by block: a copy of a large set in `f64`
+/// would not fit everywhere.
+fn moments(features: &Tensor) -> (Tensor, Tensor) {
+    const ROWS: i64 = 4096;
+    let rows = features.size()[0] as f64;
+    let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
+        let blocks = features.split(ROWS, 0).into_iter();
+        let sums =
+            blocks.map(|x| of(&x.to_kind(Kind::Double)).sum_dim_intlist([0].as_slice(), true, Kind::Double));
+        sums.reduce(|a, b| a + b)
+            .unwrap_or_else(|| Tensor::zeros([1, features.size()[1]], (Kind::Double, features.device())))
+    };
+    let mean = sum(&|x| x.shallow_clone()) / rows;
+    let variance = sum(&|x| (x - &mean).square()) / rows;
+    (mean, variance.sqrt())
 }
 
 /// W `[F, K]` and b `[K]` over standardised features.
@@ -93,7 +150,9 @@ pub struct LinearClassifier {
 impl LinearClassifier {
     /// x W + b of raw `features` `[n, F]`: `[n, K]`, `f64`.
     pub fn decision(&self, features: &Tensor) -> Tensor {
-        self.standard.apply(features).matmul(&self.weight) + &self.bias
+        const ROWS: i64 = 4096;
+        let of = |x: Tensor| self.standard.apply(&x).matmul(&self.weight) + &self.bias;
+        Tensor::cat(&features.split(ROWS, 0).into_iter().map(of).collect::<Vec<_>>(), 0)
     }
 
     /// Predicted labels `[n]`.
@@ -128,57 +187,100 @@ pub struct LinearFit {
 /// # Panics
 /// If there are no candidates, no images, or labels out of range.
 pub fn fit(features: &Tensor, labels: &Tensor, classes: i64, options: &LinearOptions) -> LinearFit {
+    let listed = Vec::<i64>::try_from(labels.to_kind(Kind::Int64)).expect("labels are a vector");
+    let parts = tuning_parts(&listed, classes as usize, options);
+    let accuracy = |decision: &Tensor, rows: &[i64]| {
+        let own = labels.index_select(0, &Tensor::from_slice(rows).to_device(labels.device()));
+        super::knn::accuracy(&decision.argmax(1, false), &own)
+    };
+    fit_by((features, labels, classes), &parts, &accuracy, options)
+}
+
+/// Positions of images to fit on, and of those to judge by.
+pub type Parts = (Vec<i64>, Vec<i64>);
+/// The figure of a decision `[m, K]` for the images at these positions.
+pub type Judge<'a> = dyn Fn(&Tensor, &[i64]) -> f64 + 'a;
+
+/// The same, lambda chosen by the mean of `judge` over `parts`.
+///
+/// # Panics
+/// As [`fit`].
+pub fn fit_by(
+    (features, labels, classes): (&Tensor, &Tensor, i64),
+    parts: &[Parts],
+    judge: &Judge<'_>,
+    options: &LinearOptions,
+) -> LinearFit {
     let _guard = tch::no_grad_guard();
     let _threads = OneThread::for_small(features, classes);
-    let sweep = sweep(features, labels, classes, options);
-    let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 { *next } else { best };
+    let sweep = sweep((features, labels, classes), parts, judge, options);
+    // Figures that differ by rounding alone are equal.
+    let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 + 1e-12 { *next } else { best };
     let (lambda, _) = sweep.iter().fold((f64::NAN, f64::NEG_INFINITY), better);
-    LinearFit { sweep, ..fit_with(features, labels, classes, lambda, &options.solver) }
+    LinearFit { sweep, ..solve((features, labels, classes), lambda, &options.solver, options) }
 }
 
 /// Fits on all of `features` with a given `lambda`.
 pub fn fit_with(features: &Tensor, labels: &Tensor, classes: i64, lambda: f64, solver: &Lbfgs) -> LinearFit {
     let _guard = tch::no_grad_guard();
     let _threads = OneThread::for_small(features, classes);
-    let standard = Standard::of(features);
-    let problem = Problem::new(&standard.apply(features), labels, classes);
-    let minimum = problem.solve(problem.origin(), lambda, solver);
+    solve((features, labels, classes), lambda, solver, &LinearOptions::default())
+}
+
+impl LinearOptions {
+    fn standard(&self, features: &Tensor) -> Standard {
+        if self.standardise { Standard::of(features) } else { Standard::common(features) }
+    }
+}
+
+fn solve(
+    (features, labels, classes): (&Tensor, &Tensor, i64),
+    lambda: f64,
+    solver: &Lbfgs,
+    options: &LinearOptions,
+) -> LinearFit {
+    let standard = options.standard(features);
+    let problem = Problem::new(features, &standard, labels, classes);
+    let weighed = options.penalty.beside_mean(lambda, features.size()[0]) * standard.penalty;
+    let minimum = problem.solve(problem.origin(), weighed, solver);
     let (weight, bias) = problem.unpack(&minimum.x);
     LinearFit { classifier: LinearClassifier { standard, weight, bias }, lambda, sweep: Vec::new(), minimum }
 }
 
-/// Held-out accuracy of every candidate, from the largest lambda to the smallest, each started at its neighbour's
-/// minimum.
-fn sweep(features: &Tensor, labels: &Tensor, classes: i64, options: &LinearOptions) -> Vec<(f64, f64)> {
+/// The figure of every candidate, from the largest lambda to the smallest, each started at its neighbour's minimum.
+fn sweep(
+    (features, labels, classes): (&Tensor, &Tensor, i64),
+    parts: &[Parts],
+    judge: &Judge<'_>,
+    options: &LinearOptions,
+) -> Vec<(f64, f64)> {
     let mut lambdas = options.lambdas.clone();
     lambdas.sort_by(|a, b| b.total_cmp(a));
     assert!(!lambdas.is_empty(), "a sweep needs at least one candidate");
-    let listed = Vec::<i64>::try_from(labels.to_kind(Kind::Int64)).expect("labels are a vector");
-    let mut right = vec![0.0; lambdas.len()];
-    let mut seen = 0.0;
-    for (fit, validate) in tuning_parts(&listed, classes as usize, options) {
-        let part = |rows: &[i64]| {
-            let rows = Tensor::from_slice(rows).to_device(features.device());
-            (features.index_select(0, &rows), labels.index_select(0, &rows))
+    let mut figures = vec![0.0; lambdas.len()];
+    let judged: usize = parts.iter().map(|(_, validate)| validate.len()).sum();
+    for (fit, validate) in parts {
+        let part = |of: &Tensor, rows: &[i64]| {
+            of.index_select(0, &Tensor::from_slice(rows).to_device(features.device()))
         };
-        let ((x, y), (held_x, held_y)) = (part(&fit), part(&validate));
-        let standard = Standard::of(&x);
-        let problem = Problem::new(&standard.apply(&x), &y, classes);
-        let held_x = standard.apply(&held_x);
+        let (x, held) = (part(features, fit), part(features, validate));
+        let standard = options.standard(&x);
+        let problem = Problem::new(&x, &standard, &part(labels, fit), classes);
+        let held = standard.apply(&held);
         let mut start = problem.origin();
-        for (lambda, right) in lambdas.iter().zip(&mut right) {
-            start = problem.solve(start, *lambda, &options.tuning_solver).x;
+        for (lambda, figure) in lambdas.iter().zip(&mut figures) {
+            let weighed = options.penalty.beside_mean(*lambda, fit.len() as i64) * standard.penalty;
+            start = problem.solve(start, weighed, &options.tuning_solver).x;
             let (weight, bias) = problem.unpack(&start);
-            let predicted = (held_x.matmul(&weight) + bias).argmax(1, false);
-            *right += predicted.eq_tensor(&held_y).sum(Kind::Double).double_value(&[]);
+            let share = validate.len() as f64 / judged as f64;
+            *figure += share * judge(&(held.matmul(&weight) + bias), validate);
         }
-        seen += validate.len() as f64;
     }
-    lambdas.into_iter().zip(right).map(|(lambda, right)| (lambda, right / seen)).collect()
+    lambdas.into_iter().zip(figures).collect()
 }
 
 /// Pairs (fit, validate) of positions in `labels` on which candidates are compared.
-fn tuning_parts(labels: &[i64], classes: usize, options: &LinearOptions) -> Vec<(Vec<i64>, Vec<i64>)> {
+fn tuning_parts(labels: &[i64], classes: usize, options: &LinearOptions) -> Vec<Parts> {
     let all: Vec<usize> = if labels.len() > options.tune_images {
         let share = options.tune_images as f64 / labels.len() as f64;
         splits::balanced_subset(labels, classes, share, options.seed, u64::MAX - 1)
@@ -278,7 +380,7 @@ mod tests {
         let (x, y) = clusters(1500, 5);
         let options = LinearOptions::default();
         let fit = super::fit(&x, &y, 3, &options);
-        assert_eq!(fit.sweep.len(), 6);
+        assert_eq!(fit.sweep.len(), 8);
         let best = fit.sweep.iter().map(|(_, accuracy)| *accuracy).fold(0.0, f64::max);
         let first = fit.sweep.iter().find(|(_, accuracy)| *accuracy == best).unwrap();
         assert_eq!(fit.lambda, first.0, "the largest of the best: {:?}", fit.sweep);

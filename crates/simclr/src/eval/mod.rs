@@ -4,13 +4,18 @@
 pub mod compare; // results of several runs -> a table, a plot
 pub mod features; // run folder -> frozen encoder; images -> h
 pub mod foreign; // a peer's weights -> a run folder
+mod frozen; // protocols on frozen features -> rows
 pub mod knn; // bank, queries -> labels by vote
+mod label_sets; // share of the labels -> the images that have them
 pub mod lbfgs; // convex function -> its minimum
 pub mod linear; // h, labels -> linear classifier
 mod logistic; // the classifier's objective
+mod memory; // figures that are known already
 pub mod protocol; // run, data -> results
+mod reading; // images -> features, in pieces that outlive a kill
 pub mod results; // results -> results.json, table
 mod sets; // path -> labelled training and test part
+mod significance; // answers of two classifiers -> p
 pub mod splits; // labels -> hold-outs, folds, subsets
 pub mod trained; // protocols that train -> rows
 pub mod transfer; // frozen features of other data sets -> a table

@@ -4,22 +4,23 @@
 //! `transfer`.
 
 use std::{
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
 };
 
 use simclr_data::Dataset;
-use tch::Tensor;
 
 use super::{
-    features::{self, BadImage, Extractor, FrozenEncoder, ReadOptions, label_tensor, load_encoder},
+    features::{FrozenEncoder, load_encoder},
+    frozen::{Found, Frozen, Kept},
     knn,
-    linear::{self, LinearOptions},
+    linear::LinearOptions,
+    memory::Memory,
+    reading,
     results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA},
     sets::Sets,
-    splits,
-    trained::{Bench, TrainedOptions},
-    transfer::{self, TransferSet},
+    trained::{self, Bench, TrainedOptions},
+    transfer::{Transfer, TransferSet},
 };
 use crate::{
     EvalError,
@@ -38,6 +39,8 @@ pub struct EvalOptions {
     pub shares: Vec<f64>,
     /// Class-balanced subsets drawn for each share below 1.
     pub draws: usize,
+    /// Lists of image names that take the place of drawn subsets, each for the share that it is nearest to.
+    pub lists: Vec<PathBuf>,
     /// Random-init encoders, seeds counting up from the run's seed + 1.
     pub random_inits: usize,
     /// Seed of subsets, hold-outs and folds.
@@ -54,6 +57,8 @@ pub struct EvalOptions {
     pub trained: TrainedOptions,
     /// Other data sets for the transfer protocol.
     pub transfer: Vec<TransferSet>,
+    /// Forget what earlier evaluations of the run have found, and do all of it again.
+    pub fresh: bool,
 }
 
 impl Default for EvalOptions {
@@ -63,6 +68,7 @@ impl Default for EvalOptions {
             knn_temperature: Some(knn::TEMPERATURE),
             shares: vec![0.01, 0.1, 1.0],
             draws: 5,
+            lists: Vec::new(),
             random_inits: 1,
             seed: 0,
             batch: 256,
@@ -71,11 +77,15 @@ impl Default for EvalOptions {
             retrieval_k: 0,
             trained: TrainedOptions::default(),
             transfer: Vec::new(),
+            fresh: false,
         }
     }
 }
 
 /// Evaluates the newest checkpoint of `run` on the labelled set at `data` and writes `results.json` into the run folder.
+///
+/// Every figure is kept in the run folder as soon as it is known: an evaluation that was stopped or killed goes on, one
+/// that is repeated with more protocols computes only those.
 ///
 /// # Errors
 /// See [`EvalError`]: no checkpoint, no labels, options out of range, more bad images than the run allows.
@@ -90,26 +100,57 @@ pub fn evaluate(
     let trained = load_encoder(run)?;
     let controls = trained.controls(options.random_inits)?;
     let sets = Sets::open(data, trained.channels(), options.seed)?;
-    let material = Material::read(&sets, &trained, &controls, options, observer)?;
-    let mut results = Results {
-        schema: SCHEMA,
-        simclr: env!("CARGO_PKG_VERSION").into(),
-        run: run_facts(&trained),
-        data: sets.facts(data, &material),
-        protocol: options.facts(material.k(options), &trained),
-        rows: material.rows(options, observer, stop)?,
-        transfer: Vec::new(),
-        notes: notes(&trained, &sets, &material),
+    if options.fresh && run.path().join(FOLDER).exists() {
+        fs_err::remove_dir_all(run.path().join(FOLDER))?;
+    }
+    let memory = Memory::of(run);
+    let before = trained.fingerprint();
+    let frozen = Frozen {
+        run,
+        trained: &trained,
+        controls: &controls,
+        sets: &sets,
+        options,
+        memory: &memory,
+        observer: &mut *observer,
+        stop,
     };
-    let mut bench = Bench { run, frozen: &trained, data, sets: &sets, options, observer, stop };
-    let (rows, protocols) = bench.rows()?;
-    results.rows.extend(rows);
-    results.protocol.trained = protocols;
-    results.transfer = transfer::rows(&trained, controls.first(), options, observer)?;
+    let Found { rows, kept, labels } = frozen.run()?;
+    let transfer = Transfer { run, encoders: (&trained, controls.first()), options, memory: &memory, stop };
+    let transfer = transfer.rows(observer)?;
+    if trained.fingerprint() != before {
+        return Err(EvalError::Other("the encoder changed under protocols that freeze it".into()));
+    }
+    reading::forget(run)?;
+    let facts = sets.facts(data, &kept);
+    let mut bench = Bench {
+        run,
+        frozen: &trained,
+        data,
+        sets: &sets,
+        kept: &kept,
+        labels: &labels,
+        memory: &memory,
+        options,
+        observer,
+        stop,
+        trained: (0, 0),
+    };
+    let (trained_rows, protocols) = bench.rows()?;
+    let rows: Vec<Row> = rows.into_iter().chain(trained_rows).collect();
+    let mut notes = notes(&trained, &sets, &kept);
+    notes.extend(few_labels(&rows));
+    let protocol = ProtocolFacts { trained: protocols, ..options.facts(kept.train.len(), &trained) };
+    let (schema, simclr) = (SCHEMA, env!("CARGO_PKG_VERSION").into());
+    let results =
+        Results { schema, simclr, run: run_facts(&trained), data: facts, protocol, rows, transfer, notes };
     let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
     write_atomically(&run.results_file(), &json)?;
     Ok(results)
 }
+
+/// Where an evaluation keeps what it knows, in the run folder.
+const FOLDER: &str = "evaluation";
 
 impl EvalOptions {
     fn check(&self) -> Result<(), EvalError> {
@@ -130,7 +171,14 @@ impl EvalOptions {
         Ok(())
     }
 
-    fn facts(&self, k: i64, trained: &FrozenEncoder) -> ProtocolFacts {
+    /// Neighbours as used with a bank of `bank` images.
+    pub(super) fn k(&self, bank: usize) -> i64 {
+        let bank = bank as i64;
+        let k = if self.knn_k == 0 { knn::default_k(bank) } else { self.knn_k };
+        k.min(bank)
+    }
+
+    fn facts(&self, bank: usize, trained: &FrozenEncoder) -> ProtocolFacts {
         let linear = &self.linear;
         let text = format!(
             "multinomial logistic regression on standardised features, L-BFGS; \
@@ -139,7 +187,7 @@ impl EvalOptions {
             linear.tune_images, linear.folds_below
         );
         ProtocolFacts {
-            knn_k: k,
+            knn_k: self.k(bank),
             knn_temperature: self.knn_temperature,
             linear: text,
             lambdas: linear.lambdas.clone(),
@@ -163,161 +211,19 @@ impl FrozenEncoder {
             .map(|seed| Self::random_init(self.config(), self.channels(), seed))
             .collect()
     }
-
-    /// A TorchScript module brings its own weights: the control is the module as it was given.
-    fn control_name(&self) -> &'static str {
-        if self.config().encoder.file.is_some() { "module as given" } else { "random-init h" }
-    }
 }
 
 impl Sets {
-    fn facts(&self, path: &Path, material: &Material) -> DataFacts {
+    fn facts(&self, path: &Path, kept: &Kept) -> DataFacts {
         DataFacts {
             path: path.display().to_string(),
             classes: self.train.classes().len(),
-            train_images: material.train_labels.len(),
-            test_images: material.test_labels.size()[0] as usize,
+            train_images: kept.train.len(),
+            test_images: kept.test.len(),
             train_fingerprint: self.train.fingerprint(),
             test_fingerprint: self.test.as_ref().map(Dataset::fingerprint),
-            bad: material.bad.iter().map(|bad| (bad.name.clone(), bad.reason.clone())).collect(),
+            bad: kept.bad.iter().map(|bad| (bad.name.clone(), bad.reason.clone())).collect(),
         }
-    }
-}
-
-/// Features of every row of the table, read once.
-struct Material {
-    /// (name, dimensions, encoders): one encoder, or several random ones; each as (bank `[n, F]`, test `[m, F]`).
-    subjects: Vec<(&'static str, Vec<(Tensor, Tensor)>)>,
-    train_labels: Vec<i64>,
-    test_labels: Tensor,
-    classes: usize,
-    bad: Vec<BadImage>,
-}
-
-impl Material {
-    fn read(
-        sets: &Sets,
-        trained: &FrozenEncoder,
-        controls: &[FrozenEncoder],
-        options: &EvalOptions,
-        observer: &mut dyn Observer,
-    ) -> Result<Self, EvalError> {
-        let read = ReadOptions::of(trained, options.batch, options.threads);
-        let encoders = std::iter::once(trained).chain(controls);
-        let forwards: Vec<_> = encoders.map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
-        let mut extractors: Vec<&Extractor<'_>> = forwards.iter().map(|f| f as _).collect();
-        extractors.push(&|pixels| Ok(features::flat_pixels(pixels)));
-        let mut part = |set: &Dataset, indices: &[usize], stage: &str| {
-            observer.message(stage);
-            features::extract(set, indices, &read, &extractors, &mut |_, _| {})
-        };
-        let train = part(&sets.train, &sets.train_indices, "features of the training part")?;
-        let test_set = sets.test.as_ref().unwrap_or(&sets.train);
-        let test = part(test_set, &sets.test_indices, "features of the test part")?;
-        let mut pairs = train.features.into_iter().zip(test.features);
-        let mut subjects = vec![("trained h", pairs.by_ref().take(1).collect::<Vec<_>>())];
-        if !controls.is_empty() {
-            subjects.push((trained.control_name(), pairs.by_ref().take(controls.len()).collect()));
-        }
-        subjects.push(("raw pixels", pairs.collect()));
-        Ok(Self {
-            subjects,
-            train_labels: train.indices.iter().map(|&i| sets.train_labels[i]).collect(),
-            test_labels: label_tensor(&sets.test_labels, &test.indices),
-            classes: sets.train.classes().len(),
-            bad: train.bad.into_iter().chain(test.bad).collect(),
-        })
-    }
-
-    /// Neighbours as used.
-    fn k(&self, options: &EvalOptions) -> i64 {
-        let bank = self.train_labels.len() as i64;
-        let k = if options.knn_k == 0 { knn::default_k(bank) } else { options.knn_k };
-        k.min(bank)
-    }
-
-    fn rows(
-        &self,
-        options: &EvalOptions,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<Vec<Row>, EvalError> {
-        let mut rows = Vec::new();
-        for (name, encoders) in &self.subjects {
-            observer.message(&format!("kNN on {name}"));
-            let knn = Some(self.knn_cell(encoders, options));
-            let retrieval = (options.retrieval_k > 0).then(|| self.retrieval_cell(encoders, options));
-            observer.message(&format!("linear classifier on {name}"));
-            let linear = options.shares.iter().map(|&share| {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(EvalError::Stopped);
-                }
-                Ok(self.linear_cell(encoders, share, options))
-            });
-            let by_labels = linear.collect::<Result<_, _>>()?;
-            let dimensions = encoders.first().map_or(0, |(bank, _)| bank.size()[1]);
-            rows.push(Row { name: (*name).into(), dimensions, knn, retrieval, by_labels });
-        }
-        rows.push(self.chance(&rows));
-        Ok(rows)
-    }
-
-    fn knn_cell(&self, encoders: &[(Tensor, Tensor)], options: &EvalOptions) -> Cell {
-        let labels = Tensor::from_slice(&self.train_labels);
-        let (classes, k) = (self.classes as i64, self.k(options));
-        let accuracy = |(bank, test): &(Tensor, Tensor)| {
-            let predicted = knn::knn_predict(bank, &labels, test, classes, k, options.knn_temperature);
-            knn::accuracy(&predicted, &self.test_labels)
-        };
-        Cell::of(1.0, self.train_labels.len(), encoders.iter().map(accuracy).collect())
-    }
-
-    fn retrieval_cell(&self, encoders: &[(Tensor, Tensor)], options: &EvalOptions) -> Cell {
-        let labels = Tensor::from_slice(&self.train_labels);
-        let precision = |(bank, test): &(Tensor, Tensor)| {
-            knn::precision_at_k(bank, &labels, test, &self.test_labels, options.retrieval_k)
-        };
-        Cell::of(1.0, self.train_labels.len(), encoders.iter().map(precision).collect())
-    }
-
-    fn linear_cell(&self, encoders: &[(Tensor, Tensor)], share: f64, options: &EvalOptions) -> Cell {
-        let linear = LinearOptions { seed: options.seed, ..options.linear.clone() };
-        let all: Vec<usize> = (0..self.train_labels.len()).collect();
-        let draws = if share < 1.0 { options.draws as u64 } else { 1 };
-        let (mut accuracies, mut lambdas, mut fits, mut used) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for draw in 0..draws {
-            let subset = if share < 1.0 {
-                splits::balanced_subset(&self.train_labels, self.classes, share, options.seed, draw)
-            } else {
-                all.clone()
-            };
-            used = subset.len();
-            let labels = label_tensor(&self.train_labels, &subset);
-            let rows: Vec<i64> = subset.into_iter().map(|i| i as i64).collect();
-            for (bank, test) in encoders {
-                let bank = bank.index_select(0, &Tensor::from_slice(&rows));
-                let fit = linear::fit(&bank, &labels, self.classes as i64, &linear);
-                accuracies.push(fit.classifier.accuracy(test, &self.test_labels));
-                lambdas.push(fit.lambda);
-                fits.push(format!(
-                    "{} after {} iterations",
-                    linear::ending(fit.minimum.stop),
-                    fit.minimum.iterations
-                ));
-            }
-        }
-        Cell { lambdas, fits, ..Cell::of(share, used, accuracies) }
-    }
-
-    /// Always naming the most frequent class of the training part (1 / K where classes are balanced).
-    fn chance(&self, rows: &[Row]) -> Row {
-        let counts = Tensor::from_slice(&self.train_labels).bincount::<Tensor>(None, self.classes as i64);
-        let accuracy =
-            knn::accuracy(&counts.argmax(0, false).expand_as(&self.test_labels), &self.test_labels);
-        let cell = |like: &Cell| Cell::of(like.share, like.labels, vec![accuracy]);
-        let by_labels = rows.first().map_or(Vec::new(), |row| row.by_labels.iter().map(cell).collect());
-        let knn = Some(Cell::of(1.0, self.train_labels.len(), vec![accuracy]));
-        Row { name: "chance".into(), dimensions: 0, knn, retrieval: None, by_labels }
     }
 }
 
@@ -336,7 +242,7 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
     }
 }
 
-fn notes(trained: &FrozenEncoder, sets: &Sets, material: &Material) -> Vec<String> {
+fn notes(trained: &FrozenEncoder, sets: &Sets, kept: &Kept) -> Vec<String> {
     let origin = trained.origin();
     let mut notes = origin.passed_over.clone();
     if let Some(total) = origin.total_steps.filter(|&total| origin.step < total) {
@@ -349,8 +255,30 @@ fn notes(trained: &FrozenEncoder, sets: &Sets, material: &Material) -> Vec<Strin
              pretraining saw these images without labels"
         ));
     }
-    if !material.bad.is_empty() {
-        notes.push(format!("{} images could not be decoded and were left out", material.bad.len()));
+    if !kept.bad.is_empty() {
+        notes.push(format!("{} images could not be decoded and were left out", kept.bad.len()));
     }
     notes
+}
+
+/// Few labels fine-tuned beside the linear classifier on the very same labels, and beside it with all: what of a low
+/// figure is the labels' number, and what the protocol's doing.
+fn few_labels(rows: &[Row]) -> Vec<String> {
+    let row = |name: &str| rows.iter().find(|row| row.name == name);
+    let (Some(linear), Some(tuned)) = (row("trained h"), row(trained::FINETUNED)) else { return Vec::new() };
+    let percent = |share: f64| format!("{:.1}", 100.0 * share);
+    let all = linear
+        .at(1.0)
+        .map_or(String::new(), |cell| format!("; linear with all labels {}", percent(cell.mean)));
+    let sentence = |cell: &Cell| {
+        let beside = &linear.at(cell.share)?.accuracies;
+        let same = &beside[..cell.accuracies.len().min(beside.len())];
+        let mean = same.iter().sum::<f64>() / same.len() as f64;
+        let (share, labels, tuned) = (100.0 * cell.share, cell.labels, percent(cell.mean));
+        let (mean, draws) = (percent(mean), same.len());
+        Some(format!(
+            "{share} % of the labels ({labels}), the same {draws} draws: fine-tuned {tuned}, linear {mean}{all}"
+        ))
+    };
+    tuned.by_labels.iter().filter(|cell| cell.share < 1.0).filter_map(sentence).collect()
 }

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::memory::Figure;
+
 /// Version of the layout of `results.json`.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// All figures of one evaluation and everything they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,8 +106,12 @@ pub struct TransferRow {
     pub random_init: Option<f64>,
     /// Regularisation chosen for the trained h.
     pub lambda: f64,
-    /// Accuracy of each class on trained h, by class name.
-    pub per_class: Vec<(String, f64)>,
+    /// What the regularisation was chosen on.
+    pub validation: String,
+    /// Accuracy of each class on trained h, by class name; none where no test image is of the class.
+    pub per_class: Vec<(String, Option<f64>)>,
+    /// File in the run folder with the predicted labels of trained h.
+    pub predictions: String,
 }
 
 /// What a data set is judged by (spec 8.6).
@@ -129,8 +135,10 @@ pub struct Row {
     pub name: String,
     /// Dimensions that the classifiers saw; 0 for chance.
     pub dimensions: i64,
-    /// kNN with all labels.
+    /// Weighted kNN with all labels.
     pub knn: Option<Cell>,
+    /// kNN by plain majority, the same neighbours.
+    pub knn_plain: Option<Cell>,
     /// Retrieval: mean precision among the [`ProtocolFacts::retrieval_k`] nearest training images.
     pub retrieval: Option<Cell>,
     /// A classifier with few and with all labels: one cell for each share that the protocol was run with, ascending.
@@ -177,6 +185,8 @@ pub struct Cell {
     pub lambdas: Vec<f64>,
     /// How each fit ended, or the learning rate that was chosen; empty for kNN and chance.
     pub fits: Vec<String>,
+    /// Files in the run folder with the predicted labels of each draw, for tests of significance; empty for chance.
+    pub predictions: Vec<String>,
 }
 
 impl Cell {
@@ -186,7 +196,18 @@ impl Cell {
         let mean = accuracies.iter().sum::<f64>() / n;
         let squares: f64 = accuracies.iter().map(|a| (a - mean) * (a - mean)).sum();
         let std = if accuracies.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 };
-        Self { share, labels, accuracies, mean, std, lambdas: Vec::new(), fits: Vec::new() }
+        let (lambdas, fits, predictions) = (Vec::new(), Vec::new(), Vec::new());
+        Self { share, labels, accuracies, mean, std, lambdas, fits, predictions }
+    }
+
+    /// With regularisation, endings and files of predictions.
+    pub(super) fn of_figures(share: f64, labels: usize, figures: Vec<Figure>) -> Self {
+        let cell = Self::of(share, labels, figures.iter().map(|figure| figure.value).collect());
+        let lambdas = figures.iter().filter_map(|figure| figure.lambda).collect();
+        let fits = figures.iter().map(|figure| figure.how.clone()).filter(|how| !how.is_empty()).collect();
+        let predicted = figures.iter().filter(|figure| figure.answers.is_some());
+        let predictions = predicted.map(|figure| figure.file.clone()).collect();
+        Self { lambdas, fits, predictions, ..cell }
     }
 
     /// Percent with one decimal, spread where there are several draws.
@@ -209,18 +230,27 @@ impl Results {
         let mut lines = vec![self.headings()];
         let (retrieval, shares) = (self.has_retrieval(), self.shares());
         lines.extend(self.rows.iter().map(|row| {
-            let known = std::iter::once(Some(&row.knn)).chain([retrieval.then_some(&row.retrieval)]);
+            let known =
+                [Some(&row.knn), Some(&row.knn_plain), retrieval.then_some(&row.retrieval)].into_iter();
             let by_share = shares.iter().map(|(share, _)| row.at(*share).map_or("-".into(), Cell::text));
             let cells = known.flatten().map(|cell| cell.as_ref().map_or("-".into(), Cell::text));
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
         let mut text = format!("test accuracy in %, {} test images\n", self.data.test_images);
         text.push_str(&aligned(&lines));
+        text.push_str(&format!("linear classifier: {}\n", self.protocol.linear));
+        for row in &self.rows {
+            if let Some(cell) = row.by_labels.last().filter(|cell| !cell.lambdas.is_empty()) {
+                let lambdas: Vec<String> =
+                    cell.lambdas.iter().map(|lambda| format!("{lambda:.0e}")).collect();
+                text.push_str(&format!("lambda of {} with all labels: {}\n", row.name, lambdas.join(", ")));
+            }
+        }
         for (name, protocol) in &self.protocol.trained {
             text.push_str(&format!("{name}: {protocol}\n"));
         }
         if !self.transfer.is_empty() {
-            text.push_str("\ntransfer (linear, 45 regularisations), test figures in %\n");
+            text.push_str("\ntransfer, test figures in %: sum cross-entropy + lambda/2 |W|^2 on features as they are, L-BFGS\n");
             text.push_str(&aligned(&self.transfer_lines()));
         }
         for note in &self.notes {
@@ -230,7 +260,8 @@ impl Results {
     }
 
     fn headings(&self) -> Vec<String> {
-        let mut headings = vec![String::new(), format!("kNN (k={})", self.protocol.knn_k)];
+        let k = self.protocol.knn_k;
+        let mut headings = vec![String::new(), format!("kNN (k={k})"), "plain kNN".into()];
         if self.has_retrieval() {
             headings.push(format!("precision at {}", self.protocol.retrieval_k));
         }
@@ -243,12 +274,15 @@ impl Results {
     }
 
     fn transfer_lines(&self) -> Vec<Vec<String>> {
-        let headings = ["data", "metric", "images", "trained h", "random-init h"].map(str::to_owned);
+        let headings = ["data", "metric", "images", "trained h", "random-init h", "lambda", "chosen on"]
+            .map(str::to_owned);
         let percent = |share: f64| format!("{:.1}", 100.0 * share);
         let line = |row: &TransferRow| {
             let control = row.random_init.map_or("-".into(), percent);
             let images = format!("{} + {}", row.images.0, row.images.1);
-            vec![row.data.clone(), row.metric.name().into(), images, percent(row.trained), control]
+            let lambda = format!("{:.1e}", row.lambda);
+            let (metric, chosen_on) = (row.metric.name().into(), row.validation.clone());
+            vec![row.data.clone(), metric, images, percent(row.trained), control, lambda, chosen_on]
         };
         std::iter::once(headings.to_vec()).chain(self.transfer.iter().map(line)).collect()
     }

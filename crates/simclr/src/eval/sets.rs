@@ -58,6 +58,19 @@ impl Sets {
     }
 }
 
+impl Sets {
+    /// The split that the test images are in.
+    pub(super) fn test_set(&self) -> &Dataset {
+        self.test.as_ref().unwrap_or(&self.train)
+    }
+
+    /// What a figure on this set depends on: training split, test split or the seed of the hold-out.
+    pub(super) fn fingerprints(&self) -> [String; 2] {
+        let held_out = || format!("held out by seed {}", self.seed);
+        [self.train.fingerprint(), self.test.as_ref().map_or_else(held_out, Dataset::fingerprint)]
+    }
+}
+
 /// Labels of all images.
 fn labels(set: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
     let missing = || EvalError::Labels {
@@ -68,7 +81,7 @@ fn labels(set: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
 }
 
 /// Labels of `test` in the numbering of `train`, matched by class name.
-fn labels_as(test: &Dataset, train: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
+pub(super) fn labels_as(test: &Dataset, train: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
     let number_of = |name: &String| {
         let reason = || format!("class `{name}` of the test split is not in the training split");
         let found = train.classes().iter().position(|class| class == name);

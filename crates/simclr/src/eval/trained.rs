@@ -6,12 +6,15 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
+use serde_json::{Value, json};
 use simclr_data::{AugmentConfig, Dataset};
 use tch::Tensor;
 
 use super::{
     features::{self, FrozenEncoder, ReadOptions, label_tensor},
-    knn,
+    frozen::{Kept, checksum},
+    label_sets::LabelSets,
+    memory::{Figure, Key, Memory},
     protocol::EvalOptions,
     results::{Cell, Row},
     sets::Sets,
@@ -37,20 +40,26 @@ pub struct TrainedOptions {
     pub linear_sgd: bool,
     /// The encoder from fresh weights with all labels, by the run's own recipe.
     pub supervised: bool,
-    /// Layers of the projection head kept below the classifier in fine-tuning (SimCLRv2: 1).
-    pub keep_head: usize,
+    /// Layers of the projection head kept below the classifier in fine-tuning: a row for each (0: from h; SimCLRv2: 1).
+    pub keep_head: Vec<usize>,
     /// Base learning rates of fine-tuning, for 256 images. Several are compared on a hold-out of the labels.
     pub rates: Vec<f64>,
-    /// Several rates are compared up to this many labels; with more, the first is taken.
+    /// Several rates of fine-tuning are compared up to this many labels; with more, the first is taken.
     pub sweep_below: usize,
+    /// Base learning rates of the linear classifier on crops, for 256 images; several are compared on a hold-out.
+    pub linear_rates: Vec<f64>,
+    /// Weight decays of the linear classifier on crops; several are compared on a hold-out.
+    pub linear_decays: Vec<f64>,
+    /// Optimizer of the linear classifier on crops: SGD, or LARS as the paper's alternative (B.6).
+    pub linear_optim: OptimKind,
     /// Images per step of fine-tuning and of the linear classifier, at most; a quarter of the labels where that is fewer.
     pub batch: usize,
     /// Epochs; none: as in the paper, 60 below 5 % of the labels and 30 from there on, 90 of the linear classifier.
     pub epochs: Option<f64>,
-    /// Subsets of labels drawn for each share below 1.
+    /// Subsets of labels, for each share below 1, that are fine-tuned on: the first of those of the linear classifier.
     pub draws: usize,
-    /// Lists of image names that take the place of drawn subsets, each with the share that it stands for.
-    pub lists: Vec<PathBuf>,
+    /// Seeds of what is trained with all labels, counting up from the run's.
+    pub seeds: u64,
 }
 
 impl Default for TrainedOptions {
@@ -59,13 +68,16 @@ impl Default for TrainedOptions {
             finetune: false,
             linear_sgd: false,
             supervised: false,
-            keep_head: 0,
+            keep_head: vec![0],
             rates: vec![FINETUNE_RATE, 10.0 * FINETUNE_RATE],
             sweep_below: 10_000,
+            linear_rates: vec![LINEAR_RATE],
+            linear_decays: vec![0.0],
+            linear_optim: OptimKind::Sgd,
             batch: 256,
             epochs: None,
             draws: 3,
-            lists: Vec::new(),
+            seeds: 1,
         }
     }
 }
@@ -79,19 +91,27 @@ const LINEAR_EPOCHS: f64 = 90.0;
 const FEW_LABELS: f64 = 0.05;
 const FEW_EPOCHS: f64 = 60.0;
 const MORE_EPOCHS: f64 = 30.0;
-/// Share of the labels on which learning rates are compared.
+/// Share of the labels on which candidates are compared.
 const HOLD_OUT: f64 = 0.2;
 
 impl TrainedOptions {
     /// # Errors
     /// A value that cannot be run.
     pub fn check(&self) -> Result<(), EvalError> {
+        let positive = |rates: &[f64]| !rates.is_empty() && rates.iter().all(|r| r.is_finite() && *r > 0.0);
+        let decays = &self.linear_decays;
         let fine = self.draws >= 1
+            && self.seeds >= 1
             && self.batch >= 2
             && self.epochs.is_none_or(|epochs| epochs > 0.0)
-            && !self.rates.is_empty()
-            && self.rates.iter().all(|rate| rate.is_finite() && *rate > 0.0);
-        let wrong = "evaluation options: expected learning rates and epochs above 0, at least one draw, and a batch of 2";
+            && positive(&self.rates)
+            && positive(&self.linear_rates)
+            && !decays.is_empty()
+            && decays.iter().all(|decay| decay.is_finite() && *decay >= 0.0)
+            && !self.keep_head.is_empty()
+            && [OptimKind::Sgd, OptimKind::Lars].contains(&self.linear_optim);
+        let wrong = "evaluation options: expected learning rates and epochs above 0, weight decays of at least 0, at least \
+                     one draw, one seed and one layer to start from, a batch of 2, and sgd or lars for the linear classifier";
         if fine { Ok(()) } else { Err(EvalError::Refused(wrong.into())) }
     }
 }
@@ -102,157 +122,270 @@ pub(super) struct Bench<'a> {
     pub(super) frozen: &'a FrozenEncoder,
     pub(super) data: &'a Path,
     pub(super) sets: &'a Sets,
+    pub(super) kept: &'a Kept,
+    pub(super) labels: &'a LabelSets,
+    pub(super) memory: &'a Memory,
     pub(super) options: &'a EvalOptions,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) stop: &'a AtomicBool,
+    /// Models trained, or known already, and in all.
+    pub(super) trained: (usize, usize),
 }
 
 /// Rows, and the protocols in words by the name of their row.
 type Rows = (Vec<Row>, Vec<(String, String)>);
 
+/// Learning rates and weight decays that are compared.
+struct Grid {
+    candidates: Vec<(f64, f64)>,
+    /// With more labels than this the first candidate is taken.
+    below: usize,
+}
+
 impl Bench<'_> {
     /// The rows that the options ask for.
     pub(super) fn rows(&mut self) -> Result<Rows, EvalError> {
+        self.trained = (0, self.count());
         let options = self.options.trained.clone();
         let (mut rows, mut protocols) = (Vec::new(), Vec::new());
         let start = self.frozen.origin().checkpoint.clone();
         if options.linear_sgd {
+            let name = self.linear_name();
             let config = self.linear_config(start.clone());
-            protocols.push((LINEAR.into(), self.words(&config)));
-            let all = self.sets.train_indices.clone();
-            let accuracy = self.accuracy("linear-sgd", &config, &all)?;
-            rows.push(self.row(LINEAR, vec![Cell::of(1.0, all.len(), vec![accuracy])]));
+            let grid = self.linear_grid();
+            protocols.push((name.clone(), format!("{}{}", self.words(&config), grid.words())));
+            let place =
+                format!("linear-{}", if options.linear_optim == OptimKind::Sgd { "sgd" } else { "lars" });
+            let cell = self.with_all(&place, &config, &grid)?;
+            rows.push(self.row(&name, vec![cell]));
         }
         if options.finetune {
-            let kept = format!("from the run's weights, {} layers of the head kept; ", options.keep_head);
-            let swept = format!("learning rates {:?} compared on a fifth of the labels", options.rates);
-            let config = self.finetune_config(start.clone(), 1.0, self.sets.train_indices.len());
-            protocols.push((FINETUNED.into(), format!("{kept}{}; {swept}", self.words(&config))));
-            rows.push(self.finetuned(FINETUNED, start)?);
+            for keep in &options.keep_head {
+                let name = finetuned_name(*keep);
+                let config = self.finetune_config(start.clone(), *keep, 1.0, self.kept.train.len());
+                let words = format!(
+                    "from the run's weights; {}{}",
+                    self.words(&config),
+                    self.finetune_grid().words()
+                );
+                protocols.push((name.clone(), words));
+                rows.push(self.finetuned(&name, start.as_ref(), *keep)?);
+            }
             protocols.push((FRESH.into(), "the same from fresh weights".into()));
-            rows.push(self.finetuned(FRESH, None)?);
+            rows.push(self.finetuned(FRESH, None, 0)?);
         }
         if options.supervised {
-            let mut config = self.frozen.config().clone();
-            config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
-            protocols.push((
-                SUPERVISED.into(),
-                format!("the run's own recipe with labels: {}", self.words(&config)),
-            ));
-            let all = self.sets.train_indices.clone();
-            let accuracy = self.accuracy("supervised", &config, &all)?;
-            rows.push(self.row(SUPERVISED, vec![Cell::of(1.0, all.len(), vec![accuracy])]));
+            let config = self.supervised_config();
+            let words = format!("the run's own recipe with labels: {}", self.words(&config));
+            protocols.push((SUPERVISED.into(), words));
+            let cell =
+                self.with_all("supervised", &config, &Grid::one(config.optim.lr, config.optim.weight_decay))?;
+            rows.push(self.row(SUPERVISED, vec![cell]));
         }
         Ok((rows, protocols))
     }
 
+    /// How many models the options ask for.
+    fn count(&self) -> usize {
+        let options = &self.options.trained;
+        let (all, seeds) = (self.kept.train.len(), options.seeds as usize);
+        let linear = seeds + self.linear_grid().size(all);
+        let share = |share: f64| {
+            let grid = self.finetune_grid();
+            let finals = if share < 1.0 { 1 } else { seeds };
+            self.finetune_sets(share).iter().map(|subset| finals + grid.size(subset.len())).sum::<usize>()
+        };
+        let finetuned =
+            self.options.shares.iter().map(|&of| share(of)).sum::<usize>() * (options.keep_head.len() + 1);
+        let asked =
+            [(options.linear_sgd, linear), (options.finetune, finetuned), (options.supervised, seeds)];
+        asked.iter().filter(|(asked, _)| *asked).map(|(_, count)| count).sum()
+    }
+
+    fn linear_name(&self) -> String {
+        format!("linear on crops ({:?})", self.options.trained.linear_optim).to_lowercase()
+    }
+
+    fn linear_grid(&self) -> Grid {
+        let options = &self.options.trained;
+        let with = |rate: &f64| options.linear_decays.iter().map(|decay| (*rate, *decay)).collect::<Vec<_>>();
+        Grid { candidates: options.linear_rates.iter().flat_map(with).collect(), below: usize::MAX }
+    }
+
+    fn finetune_grid(&self) -> Grid {
+        let options = &self.options.trained;
+        Grid {
+            candidates: options.rates.iter().map(|rate| (*rate, 0.0)).collect(),
+            below: options.sweep_below,
+        }
+    }
+
+    /// The subsets of one share that are fine-tuned on.
+    fn finetune_sets(&self, share: f64) -> &[Vec<usize>] {
+        let subsets = self.labels.at(share);
+        // Lists were given to be used, all of them.
+        let count = if self.options.lists.is_empty() { self.options.trained.draws } else { subsets.len() };
+        &subsets[..count.min(subsets.len())]
+    }
+
+    /// A cell of what is trained with all labels, over seeds.
+    fn with_all(&mut self, place: &str, config: &RunConfig, grid: &Grid) -> Result<Cell, EvalError> {
+        let all = self.kept.train.clone();
+        let chosen = self.best(place, config, &all, grid)?;
+        let figures = (0..self.options.trained.seeds).map(|seed| {
+            let mut config = with(config, chosen);
+            config.train.seed = config.train.seed.wrapping_add(seed);
+            let place = if seed == 0 { place.to_owned() } else { format!("{place}-seed-{seed}") };
+            let figure = self.figure(&place, &config, &all)?;
+            Ok(Figure { how: said(chosen), ..figure })
+        });
+        Ok(Cell::of_figures(1.0, all.len(), figures.collect::<Result<_, EvalError>>()?))
+    }
+
     /// One row of fine-tuning: a cell for each share of the labels.
-    fn finetuned(&mut self, name: &str, start: Option<PathBuf>) -> Result<Row, EvalError> {
+    fn finetuned(&mut self, name: &str, start: Option<&PathBuf>, keep: usize) -> Result<Row, EvalError> {
+        let grid = self.finetune_grid();
         let mut cells = Vec::new();
         for share in self.options.shares.clone() {
-            let (mut accuracies, mut rates, mut labels) = (Vec::new(), Vec::new(), 0);
-            for (draw, subset) in self.subsets(share)?.into_iter().enumerate() {
-                labels = subset.len();
-                let place = format!("{}-{}pct-{draw}", name.replace([' ', ','], "-"), 100.0 * share);
-                let config = self.finetune_config(start.clone(), share, labels);
-                let rate = self.best_rate(&place, &config, &subset)?;
-                accuracies.push(self.accuracy(&place, &with_rate(&config, rate), &subset)?);
-                rates.push(format!("learning rate {rate}"));
+            let place =
+                |draw: usize| format!("{}-{}pct-{draw}", name.replace([' ', ','], "-"), 100.0 * share);
+            let config = |labels: usize| self.finetune_config(start.cloned(), keep, share, labels);
+            if share >= 1.0 {
+                let config = config(self.kept.train.len());
+                cells.push(self.with_all(&place(0), &config, &grid)?);
+                continue;
             }
-            cells.push(Cell { fits: rates, ..Cell::of(share, labels, accuracies) });
+            let subsets = self.finetune_sets(share).to_vec();
+            let configs: Vec<RunConfig> = subsets.iter().map(|subset| config(subset.len())).collect();
+            let mut figures = Vec::new();
+            for (draw, (subset, config)) in subsets.iter().zip(configs).enumerate() {
+                let chosen = self.best(&place(draw), &config, subset, &grid)?;
+                let figure = self.figure(&place(draw), &with(&config, chosen), subset)?;
+                figures.push(Figure { how: said(chosen), ..figure });
+            }
+            cells.push(Cell::of_figures(share, subsets.first().map_or(0, Vec::len), figures));
         }
         Ok(self.row(name, cells))
     }
 
     fn row(&self, name: &str, by_labels: Vec<Cell>) -> Row {
         let dimensions = self.frozen.feature_dim();
-        Row { name: name.into(), dimensions, knn: None, retrieval: None, by_labels }
+        Row { name: name.into(), dimensions, knn: None, knn_plain: None, retrieval: None, by_labels }
     }
 
-    /// Indices in the training split of the labelled images of each draw.
-    fn subsets(&self, share: f64) -> Result<Vec<Vec<usize>>, EvalError> {
-        let (all, options) = (&self.sets.train_indices, self.options);
-        if share >= 1.0 {
-            return Ok(vec![all.clone()]);
-        }
-        let labels: Vec<i64> = all.iter().map(|&index| self.sets.train_labels[index]).collect();
-        let classes = self.sets.train.classes().len();
-        let mut given = Vec::new();
-        for list in &options.trained.lists {
-            let listed = self.sets.train.listed(list)?;
-            // A list stands for the share that it is nearest to.
-            let its = listed.len() as f64 / all.len() as f64;
-            let nearest = |a: &&f64, b: &&f64| (*a / its).ln().abs().total_cmp(&(*b / its).ln().abs());
-            if options.shares.iter().min_by(nearest) == Some(&share) {
-                given.push(listed);
-            }
-        }
-        if !given.is_empty() {
-            return Ok(given);
-        }
-        let draw = |draw| splits::balanced_subset(&labels, classes, share, options.seed, draw as u64);
-        let positions = (0..options.trained.draws).map(draw);
-        Ok(positions.map(|subset| subset.into_iter().map(|position| all[position]).collect()).collect())
-    }
-
-    /// The rate with the highest accuracy on a stratified fifth of the labels; the lowest of equals.
-    fn best_rate(&mut self, place: &str, config: &RunConfig, subset: &[usize]) -> Result<f64, EvalError> {
-        let options = &self.options.trained;
+    /// The candidate with the highest accuracy on a stratified fifth of the labels; the first of equals.
+    fn best(
+        &mut self,
+        place: &str,
+        config: &RunConfig,
+        subset: &[usize],
+        grid: &Grid,
+    ) -> Result<(f64, f64), EvalError> {
         let labels: Vec<i64> = subset.iter().map(|&index| self.sets.train_labels[index]).collect();
         let (fit, held) =
             splits::hold_out(&labels, self.sets.train.classes().len(), HOLD_OUT, self.options.seed);
-        let one = options.rates.len() == 1 || subset.len() > options.sweep_below;
-        if one || held.is_empty() || fit.len() < 2 {
-            return Ok(options.rates[0]);
+        if grid.size(subset.len()) == 0 {
+            return Ok(grid.candidates[0]);
+        }
+        if held.is_empty() || fit.len() < 2 {
+            self.trained.0 += grid.candidates.len();
+            return Ok(grid.candidates[0]);
         }
         let pick =
             |positions: &[usize]| positions.iter().map(|&position| subset[position]).collect::<Vec<_>>();
         let (fit, held) = (pick(&fit), pick(&held));
-        let mut best = (f64::NAN, f64::NEG_INFINITY);
-        for rate in options.rates.clone() {
-            let mut config = with_rate(config, rate);
+        let mut best = (grid.candidates[0], f64::NEG_INFINITY);
+        for candidate in &grid.candidates {
+            let mut config = with(config, *candidate);
             config.train.batch = config.train.batch.min(fit.len());
-            let model = self.train(&format!("{place}-rate-{rate}"), &config, &fit)?;
-            let accuracy = self.right(&model, (&self.sets.train, &self.sets.train_labels), &held)?;
+            let place = format!("{place}-try-{}-{}", candidate.0, candidate.1);
+            let accuracy = self.tried(&place, &config, &fit, &held)?;
             if accuracy > best.1 {
-                best = (rate, accuracy);
+                best = (*candidate, accuracy);
             }
         }
         Ok(best.0)
     }
 
-    /// Test accuracy of the classifier trained by `config` on the images `indices`. A figure that is there already is
-    /// taken; a run that was interrupted goes on.
-    fn accuracy(&mut self, place: &str, config: &RunConfig, indices: &[usize]) -> Result<f64, EvalError> {
-        let model = self.train(place, config, indices)?;
-        let test = self.sets.test.as_ref().unwrap_or(&self.sets.train);
-        self.right(&model, (test, &self.sets.test_labels), &self.sets.test_indices)
+    /// Accuracy on the training images `held` after training on `fit`. The model is not kept.
+    fn tried(
+        &mut self,
+        place: &str,
+        config: &RunConfig,
+        fit: &[usize],
+        held: &[usize],
+    ) -> Result<f64, EvalError> {
+        let what = self.what(config, fit);
+        let key = Key::new(place, json!({ "trained": what, "judged": checksum(held) }));
+        if let Some(known) = self.memory.figure(&key) {
+            self.trained.0 += 1;
+            return Ok(known.value);
+        }
+        let (model, folder) = self.train(place, config, fit)?;
+        let figure = self.judged(&model, (&self.sets.train, &self.sets.train_labels), held)?;
+        let figure = self.memory.keep_figure(&key, figure)?;
+        fs_err::remove_dir_all(folder.path())?;
+        Ok(figure.value)
     }
 
-    /// The trained model of a protocol, in evaluation precision.
-    fn train(&mut self, place: &str, config: &RunConfig, indices: &[usize]) -> Result<SimClr, EvalError> {
-        let samples = self.sets.train.samples();
-        let names: Vec<&str> = indices.iter().map(|&index| samples[index].name.as_str()).collect();
-        let names = names.join("\n") + "\n";
-        let what = format!("{}{}{names}", config.to_toml(), self.sets.train.fingerprint());
-        let path = self
-            .run
-            .path()
-            .join("evaluation")
-            .join(format!("{place}-{:08x}", crc32c::crc32c(what.as_bytes())));
+    /// Test accuracy of the classifier trained by `config` on the images `indices`. A figure that is there already is
+    /// taken; a run that was interrupted goes on.
+    fn figure(&mut self, place: &str, config: &RunConfig, indices: &[usize]) -> Result<Figure, EvalError> {
+        let what = self.what(config, indices);
+        let test = json!([self.sets.fingerprints(), checksum(&self.kept.test)]);
+        let key = Key::new(place, json!({ "trained": what, "test": test }));
+        if let Some(known) = self.memory.figure(&key) {
+            self.trained.0 += 1;
+            return Ok(known);
+        }
+        let (model, _) = self.train(place, config, indices)?;
+        let test = (self.sets.test_set(), &self.sets.test_labels[..]);
+        let figure = self.judged(&model, test, &self.kept.test)?;
+        self.memory.keep_figure(&key, figure)
+    }
+
+    /// All that a trained model depends on, wherever its files are.
+    fn what(&self, config: &RunConfig, indices: &[usize]) -> Value {
+        let mut plain = config.clone();
+        plain.data.path = None;
+        (plain.task.start, plain.task.images) = (None, None);
+        json!({
+            "config": plain,
+            "from": config.task.start.as_ref().map(|_| self.frozen.fingerprint()),
+            "set": self.sets.train.fingerprint(),
+            "images": checksum(indices),
+        })
+    }
+
+    /// The trained model of a protocol, in evaluation precision, and where it is.
+    fn train(
+        &mut self,
+        place: &str,
+        config: &RunConfig,
+        indices: &[usize],
+    ) -> Result<(SimClr, RunFolder), EvalError> {
+        let name = Key::new(place, self.what(config, indices)).file_name();
+        let path = self.run.path().join("evaluation").join(name);
         let folder =
             if path.join("config.toml").exists() { RunFolder::open(&path) } else { RunFolder::create(&path) }
                 .map_err(from_training)?;
+        let samples = self.sets.train.samples();
+        let names: Vec<&str> = indices.iter().map(|&index| samples[index].name.as_str()).collect();
         let mut config = config.clone();
         config.task.images = Some(path.join("images.txt"));
         config.data.channels = self.frozen.channels() as usize;
-        write_atomically(&path.join("images.txt"), names.as_bytes())?;
-        self.observer.message(&format!("training {place}"));
+        write_atomically(&path.join("images.txt"), (names.join("\n") + "\n").as_bytes())?;
+        self.trained.0 += 1;
+        self.observer.message(&format!("training {} of {}: {place}", self.trained.0, self.trained.1));
         let outcome = pretrain(&config, self.data, &folder, &mut OnlySteps(self.observer), self.stop);
         if outcome.map_err(from_training)? == Outcome::Stopped {
             return Err(EvalError::Stopped);
         }
-        self.load(&config, &folder)
+        let model = self.load(&config, &folder)?;
+        if config.task.frozen && self.frozen.differs(&model) {
+            return Err(EvalError::Other(format!("{place}: the encoder changed although it was frozen")));
+        }
+        Ok((model, folder))
     }
 
     fn load(&self, config: &RunConfig, folder: &RunFolder) -> Result<SimClr, EvalError> {
@@ -273,28 +406,32 @@ impl Bench<'_> {
         Ok(model)
     }
 
-    /// Share of `indices` whose label the model finds; bad images are left out of both.
-    fn right(
+    /// The model's labels for `indices`, and the share of them that are right; bad images are left out of both.
+    fn judged(
         &self,
         model: &SimClr,
         (set, labels): (&Dataset, &[i64]),
         indices: &[usize],
-    ) -> Result<f64, EvalError> {
+    ) -> Result<Figure, EvalError> {
         let read = ReadOptions::of(self.frozen, self.options.batch, self.options.threads);
         let logits = |pixels: &Tensor| {
             let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;
             Ok(logits.argmax(1, false).to_device(tch::Device::Cpu))
         };
         let read = features::extract(set, indices, &read, &[&logits], &mut |_, _| {})?;
-        Ok(knn::accuracy(&read.features[0], &label_tensor(labels, &read.indices)))
+        Ok(Figure::accuracy(&read.features[0], &label_tensor(labels, &read.indices)))
     }
 
     /// Paper B.5: Nesterov momentum, no warm-up, no regularisation, crop and flip only.
-    fn finetune_config(&self, start: Option<PathBuf>, share: f64, labels: usize) -> RunConfig {
+    fn finetune_config(
+        &self,
+        start: Option<PathBuf>,
+        keep_head: usize,
+        share: f64,
+        labels: usize,
+    ) -> RunConfig {
         let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
         let epochs = self.options.trained.epochs.unwrap_or(paper);
-        // From fresh weights there is no head to keep.
-        let keep_head = if start.is_some() { self.options.trained.keep_head } else { 0 };
         let mut config = self.with_labels(FINETUNE_RATE, epochs, labels);
         config.task = TaskConfig { start, keep_head, ..config.task };
         config
@@ -302,9 +439,19 @@ impl Bench<'_> {
 
     /// Paper B.6: Nesterov momentum, no warm-up, no weight decay, crop and flip only, encoder frozen.
     fn linear_config(&self, start: Option<PathBuf>) -> RunConfig {
-        let epochs = self.options.trained.epochs.unwrap_or(LINEAR_EPOCHS);
-        let mut config = self.with_labels(LINEAR_RATE, epochs, self.sets.train_indices.len());
+        let options = &self.options.trained;
+        let epochs = options.epochs.unwrap_or(LINEAR_EPOCHS);
+        let mut config = self.with_labels(LINEAR_RATE, epochs, self.kept.train.len());
+        config.optim.kind = options.linear_optim;
         config.task = TaskConfig { start, frozen: true, ..config.task };
+        config
+    }
+
+    /// Paper B.3: the run's own recipe, with labels in place of pairs.
+    fn supervised_config(&self) -> RunConfig {
+        let mut config = self.frozen.config().clone();
+        config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
+        config.train.batch = config.train.batch.min(self.kept.train.len());
         config
     }
 
@@ -351,14 +498,42 @@ impl Bench<'_> {
     }
 }
 
-const LINEAR: &str = "linear on crops (sgd)";
-const FINETUNED: &str = "fine-tuned";
+pub(super) const FINETUNED: &str = "fine-tuned";
 const FRESH: &str = "fine-tuned, fresh weights";
 const SUPERVISED: &str = "supervised";
 
-fn with_rate(config: &RunConfig, rate: f64) -> RunConfig {
+fn finetuned_name(keep: usize) -> String {
+    if keep == 0 { FINETUNED.into() } else { format!("fine-tuned from head layer {keep}") }
+}
+
+impl Grid {
+    fn one(rate: f64, decay: f64) -> Self {
+        Self { candidates: vec![(rate, decay)], below: 0 }
+    }
+
+    /// Candidates that are tried with so many labels; 0 where there is nothing to compare.
+    fn size(&self, labels: usize) -> usize {
+        if self.candidates.len() > 1 && labels <= self.below { self.candidates.len() } else { 0 }
+    }
+
+    fn words(&self) -> String {
+        let tried: Vec<String> = self.candidates.iter().map(|candidate| said(*candidate)).collect();
+        let below =
+            if self.below == usize::MAX { String::new() } else { format!(" up to {} labels", self.below) };
+        match tried.len() {
+            1 => String::new(),
+            _ => format!("; compared on a fifth of the labels{below}: {}", tried.join(", ")),
+        }
+    }
+}
+
+fn said((rate, decay): (f64, f64)) -> String {
+    if decay > 0.0 { format!("learning rate {rate} decay {decay}") } else { format!("learning rate {rate}") }
+}
+
+fn with(config: &RunConfig, (rate, decay): (f64, f64)) -> RunConfig {
     let mut config = config.clone();
-    config.optim.lr = rate;
+    (config.optim.lr, config.optim.weight_decay) = (rate, decay);
     config
 }
 

@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 use super::npy::NpyWriter;
 use crate::{
     EvalError,
-    eval::features::{BadImage, ReadOptions, load_encoder, stream},
+    eval::features::{BadImage, ReadOptions, flat_pixels, load_encoder, pixel_dim, stream},
     train::RunFolder,
 };
 
@@ -30,11 +30,13 @@ pub struct EmbedOptions {
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
     pub threads: usize,
+    /// The raw pixels that an evaluation's control sees, in place of h.
+    pub pixels: bool,
 }
 
 impl Default for EmbedOptions {
     fn default() -> Self {
-        Self { split: None, batch: 256, threads: 0 }
+        Self { split: None, batch: 256, threads: 0, pixels: false }
     }
 }
 
@@ -47,7 +49,7 @@ pub struct Embedded {
     pub paths_file: Option<PathBuf>,
     /// Rows n.
     pub images: usize,
-    /// F.
+    /// F, or how many numbers the pixels are.
     pub feature_dim: usize,
     /// Images left out.
     pub bad: Vec<BadImage>,
@@ -70,18 +72,21 @@ pub fn embed(
     let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(Dataset::len).sum();
-    let mut table = Table::create(format, out, frozen.feature_dim() as usize)?;
+    let width = if options.pixels { pixel_dim(&frozen) } else { frozen.feature_dim() } as usize;
+    let mut table = Table::create(format, out, width)?;
     let (mut before, mut bad) = (0, Vec::new());
     for set in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
-        let mut each = |pixels: &Tensor, rows: &[usize]| table.push(set, rows, &frozen.forward(pixels)?);
+        let mut each = |pixels: &Tensor, rows: &[usize]| {
+            table.push(set, rows, &if options.pixels { flat_pixels(pixels) } else { frozen.forward(pixels)? })
+        };
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
         before += set.len();
     }
     let images = total - bad.len();
     let paths_file = table.finish(out)?;
-    Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: frozen.feature_dim() as usize, bad })
+    Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, bad })
 }
 
 /// One split, or all there are.

@@ -1,14 +1,28 @@
 //! AdamW (decoupled decay, as torch.optim.AdamW) and LAMB (spec 12.3).
 
+use simclr_shim::Rule;
 use tch::Tensor;
 
-use super::{OptimConfig, OptimKind, groups::decays, norm, ratio_or_one};
+use super::{OptimConfig, OptimKind, groups::decays, ratio_or_one};
 use crate::params::Param;
 
 /// Upper bound of phi(|w|) in LAMB (the public port's; the paper leaves it open, spec 12.3).
 const LAMB_MAX_NORM: f64 = 10.0;
 
-/// One update of `param` in place; `moments` are its first and second moment, `steps` counts from 1.
+/// The rule for the CPU's kernels.
+pub fn rule(config: &OptimConfig, lr: f64, steps: i64) -> Rule {
+    Rule::Adam {
+        lr,
+        decay: config.weight_decay,
+        beta1: config.beta1,
+        beta2: config.beta2,
+        eps: config.eps,
+        steps,
+        max_norm: (config.kind == OptimKind::Lamb).then_some(LAMB_MAX_NORM),
+    }
+}
+
+/// One update of `param` in place, by libtorch's operations; `moments` are its first and second moment, `steps` counts from 1.
 pub fn update(
     config: &OptimConfig,
     param: &Param,
@@ -29,7 +43,9 @@ pub fn update(
         return;
     }
     let update = direction + &w * decay;
-    let ratio =
-        if decays(param.role) { ratio_or_one(norm(&w).min(LAMB_MAX_NORM), norm(&update)) } else { 1.0 };
-    let _ = w.g_sub_(&(update * (lr * ratio)));
+    let mut step = update.shallow_clone() * lr;
+    if decays(param.role) {
+        let _ = step.g_mul_(&ratio_or_one(&w.norm().clamp_max(LAMB_MAX_NORM), &update.norm()));
+    }
+    let _ = w.g_sub_(&step);
 }

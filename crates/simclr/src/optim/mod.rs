@@ -6,7 +6,7 @@ mod momentum;
 mod schedule;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     CheckpointError,
@@ -155,12 +155,38 @@ impl Optimizer {
         }
     }
 
-    /// One update with learning rate `lr` from the parameters' gradients, which are cleared. A parameter without a
+    /// One update with learning rate `lr` from the parameters' gradients, which are dropped. A parameter without a
     /// gradient stays as it is.
     ///
     /// # Panics
     /// If `params` are not the ones that this optimizer was built for.
     pub fn step(&mut self, params: &Params, lr: f64) {
+        assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
+        if params.device() != Device::Cpu {
+            return self.step_composed(params, lr);
+        }
+        self.steps += 1;
+        let rule = match self.config.kind {
+            OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config, lr),
+            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config, lr, self.steps),
+        };
+        let pairs = params.params().iter().zip(&self.slots);
+        let parameters: Vec<_> = pairs
+            .map(|(param, slot)| simclr_shim::Parameter {
+                weight: &param.tensor,
+                first: &slot.first,
+                second: slot.second.as_ref(),
+                kernel: groups::decays(param.role),
+            })
+            .collect();
+        simclr_shim::optimizer_step(rule, &parameters).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// [`Optimizer::step`] by libtorch's operations, parameter by parameter, as other devices than the CPU have it.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn step_composed(&mut self, params: &Params, lr: f64) {
         assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
         self.steps += 1;
         let (config, steps) = (&self.config, self.steps);
@@ -176,7 +202,7 @@ impl Optimizer {
                         adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps)
                     }
                 }
-                param.tensor.shallow_clone().zero_grad();
+                simclr_shim::drop_gradient(&param.tensor).unwrap_or_else(|error| panic!("{error}"));
             }
         });
     }
@@ -218,13 +244,23 @@ impl Optimizer {
     }
 }
 
-/// |t| as an f64 on the host.
-fn norm(tensor: &Tensor) -> f64 {
-    tensor.norm().to_kind(Kind::Double).double_value(&[])
+/// Norm of the gradient of all parameters together, one number back from the device; 0 where there is none.
+pub fn gradient_norm(params: &Params) -> f64 {
+    if params.device() == Device::Cpu {
+        let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
+        return simclr_shim::gradient_norm(&weights).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
+    let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
+    if norms.is_empty() {
+        return 0.0;
+    }
+    Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
 }
 
 /// The layer-wise ratio `numerator / denominator`, 1 where either is not above 0 (a zero-initialised layer must be
-/// able to leave zero).
-fn ratio_or_one(numerator: f64, denominator: f64) -> f64 {
-    if numerator > 0.0 && denominator > 0.0 { numerator / denominator } else { 1.0 }
+/// able to leave zero). No dimension; on the device.
+fn ratio_or_one(numerator: &Tensor, denominator: &Tensor) -> Tensor {
+    let usable = numerator.gt(0.0).logical_and(&denominator.gt(0.0));
+    (numerator / denominator).where_self(&usable, &numerator.ones_like())
 }

@@ -1,35 +1,50 @@
 //! Momentum SGD, and LARS, which scales each layer's step by |w| / |g| (spec 6.1).
 
+use simclr_shim::{Rule, Trust};
 use tch::Tensor;
 
-use super::{LarsNorm, OptimConfig, OptimKind, groups::decays, norm, ratio_or_one};
+use super::{LarsNorm, OptimConfig, OptimKind, groups::decays, ratio_or_one};
 use crate::params::Param;
 
-/// One update of `param` in place; `velocity` is its momentum buffer.
+/// The rule for the CPU's kernels.
+pub fn rule(config: &OptimConfig, lr: f64) -> Rule {
+    Rule::Momentum {
+        lr,
+        decay: config.weight_decay,
+        momentum: config.momentum,
+        nesterov: config.nesterov,
+        lr_in_momentum: config.lr_in_momentum,
+        trust: (config.kind == OptimKind::Lars).then_some(Trust {
+            coefficient: config.trust,
+            separate_norms: config.lars_norm == LarsNorm::Separate,
+        }),
+    }
+}
+
+/// One update of `param` in place, by libtorch's operations; `velocity` is its momentum buffer. Nothing comes back to
+/// the host.
 ///
 /// With `lr_in_momentum` (google-research/simclr `lars_optimizer.py`, `classic_momentum`): v = m v + s g, w -= v, where
 /// s = lr x ratio. Without (PyTorch's convention): v = m v + ratio x g, w -= lr v. Both agree while lr is constant.
 pub fn update(config: &OptimConfig, param: &Param, gradient: &Tensor, velocity: &mut Tensor, lr: f64) {
     let decayed = decays(param.role) && config.weight_decay != 0.0;
     let g = if decayed { gradient + &param.tensor * config.weight_decay } else { gradient.shallow_clone() };
-    let ratio = if config.kind == OptimKind::Lars && decays(param.role) {
-        trust_ratio(config, &param.tensor, gradient, &g)
-    } else {
-        1.0
-    };
-    let (inside, outside) = if config.lr_in_momentum { (lr * ratio, 1.0) } else { (ratio, lr) };
-    let step = g * inside;
+    let (inside, outside) = if config.lr_in_momentum { (lr, 1.0) } else { (1.0, lr) };
+    let mut step = &g * inside;
+    if config.kind == OptimKind::Lars && decays(param.role) {
+        let _ = step.g_mul_(&trust_ratio(config, &param.tensor, gradient, &g));
+    }
     let _ = velocity.g_mul_scalar_(config.momentum).g_add_(&step);
     let update = if config.nesterov { &*velocity * config.momentum + step } else { velocity.shallow_clone() };
     let _ = param.tensor.shallow_clone().g_sub_(&(update * outside));
 }
 
-/// eeta |w| / |g|, by either denominator; 1 where a norm is 0.
-fn trust_ratio(config: &OptimConfig, w: &Tensor, gradient: &Tensor, decayed: &Tensor) -> f64 {
-    let weight = norm(w);
+/// eeta |w| / |g|, by either denominator; 1 where a norm is 0. No dimension.
+fn trust_ratio(config: &OptimConfig, w: &Tensor, gradient: &Tensor, decayed: &Tensor) -> Tensor {
+    let weight = w.norm();
     let denominator = match config.lars_norm {
-        LarsNorm::Decayed => norm(decayed),
-        LarsNorm::Separate => norm(gradient) + config.weight_decay * weight,
+        LarsNorm::Decayed => decayed.norm(),
+        LarsNorm::Separate => gradient.norm() + &weight * config.weight_decay,
     };
-    ratio_or_one(config.trust * weight, denominator)
+    ratio_or_one(&(weight * config.trust), &denominator)
 }

@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     agreed::{agreed, or_end_all},
     lock_step::in_lock_step,
-    step::{Setting, Stepped, norm_of_gradients},
+    step::{Setting, Stepped},
 };
 use crate::{
     ModelError, TrainError,
@@ -30,7 +30,7 @@ use crate::{
     model::{SimClr, Stages},
     nt_xent::Gather,
     objective::Value,
-    optim::Optimizer,
+    optim::{self, Optimizer},
     ranks::{Ranks, Team},
 };
 
@@ -137,7 +137,7 @@ impl LargeStep<'_> {
             // The gradients of all chunks are there together: nothing is left to overlap with.
             buckets.arm();
             buckets.finish();
-            gradient_norm = norm_of_gradients(&model.params);
+            gradient_norm = optim::gradient_norm(&model.params);
         }
         let (z, counts) = (z.detach(), paired.counts);
         Ok((paired.ids, Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
@@ -165,7 +165,7 @@ impl LargeStep<'_> {
             encoded.h.push(h);
             encoded.z.push(z);
             if self.passes > 1 {
-                batch.pixels = Vec::new();
+                batch.pixels = Vec::new().into();
             }
             let last = batch.chunk.is_last();
             encoded.chunks.push(batch);
@@ -219,7 +219,7 @@ impl LargeStep<'_> {
 
     fn take_views(&self, batch: &mut Batch) -> Tensor {
         let views = self.setting.views(batch);
-        batch.pixels = Vec::new();
+        batch.pixels = Vec::new().into();
         views
     }
 

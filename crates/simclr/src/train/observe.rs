@@ -41,6 +41,10 @@ pub trait Observer {
     fn health(&mut self, health: &Health) {
         let _ = health;
     }
+    /// `done` of `of` parts of a longer piece of work are done.
+    fn progress(&mut self, what: &str, done: usize, of: usize) {
+        let _ = (what, done, of);
+    }
     /// A sentence worth showing: health verdict, checkpoint written, bad image, online kNN.
     fn message(&mut self, text: &str) {
         let _ = text;

@@ -1,7 +1,7 @@
 //! One update of Algorithm 1 (paper, section 2.1).
 
 use simclr_data::Batch;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::agreed::or_end_all;
 use crate::{
@@ -10,8 +10,7 @@ use crate::{
     encoder::{BatchStatistics, Mode, NormOver},
     model::SimClr,
     objective::{Objective, Value},
-    optim::Optimizer,
-    params::Params,
+    optim::{self, Optimizer},
     ranks::{Buckets, Ranks, Team},
 };
 
@@ -70,7 +69,7 @@ pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, St
         buckets.arm();
         loss.backward();
         buckets.finish();
-        gradient_norm = norm_of_gradients(&model.params);
+        gradient_norm = optim::gradient_norm(&model.params);
     }
     let (h, z, counts) = (h.detach(), z.detach(), team.counts().to_vec());
     Ok((ids.concat(), Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
@@ -126,16 +125,5 @@ impl Stepped {
     pub fn non_finite(&self) -> Option<(&'static str, f64)> {
         let figures = [("the loss", self.loss), ("the gradient's norm", self.gradient_norm)];
         figures.into_iter().find(|(_, value)| !value.is_finite())
-    }
-}
-
-/// One number back from the device, however many parameters there are.
-pub fn norm_of_gradients(params: &Params) -> f64 {
-    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
-    let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
-    if norms.is_empty() {
-        0.0
-    } else {
-        Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
     }
 }

@@ -1,0 +1,43 @@
+//! `simclr pack`.
+
+use std::{process::ExitCode, sync::atomic::Ordering};
+
+use simclr::data::{
+    Dataset, Split,
+    dataset::{Channels, PackOptions, Packed, pack},
+};
+
+use super::pretrain::watch_signals;
+use crate::{args::Pack, failure::Failure, report::Stages};
+
+/// Packs, and says under which fingerprint the set is now known.
+pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
+    let threads = arguments.threads.or_else(|| Some(std::thread::available_parallelism().ok()?.get()));
+    let options = PackOptions {
+        channels: arguments.channels.map_or(Channels::Auto, Channels::Count),
+        size: arguments.size,
+        threads: threads.unwrap_or(1),
+    };
+    let (stop, signal) = watch_signals()?;
+    let mut stages = Stages::new();
+    let mut progress = |done: usize, of: usize| {
+        // Ten lines at most.
+        stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
+    };
+    let Some(packed) = pack(&arguments.data, &arguments.out, &options, &mut progress, &stop)? else {
+        return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
+    };
+    let Packed { train, test, validation, bytes, bad } = packed;
+    let more = if validation > 0 { format!(", {validation} validation images") } else { String::new() };
+    for (name, reason) in &bad {
+        stages.show(&format!("cannot decode `{name}`: {reason}"));
+    }
+    let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
+    super::print(&format!(
+        "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
+        arguments.out.display(),
+        bad.len(),
+        bytes as f64 / 1e6,
+    ));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,233 @@
+//! Packed sets: all images of a set decoded into one file, which is mapped into memory. What `simclr pack` writes.
+//!
+//! All numbers are little-endian:
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 16 | `simclrpk`, version (u32), 4 zeros |
+//! | ... | the pixels of all images, 8 bits, interleaved, rows from the top, in the order of the index, without gaps |
+//! | ... | the index: JSON, see [`Index`] |
+//! | 28 | where the index begins and how long it is (u64, u64), its CRC-32C (u32), `simclrpk` |
+//!
+//! The index comes last because sizes are known only when all images have been decoded. A file that was cut or grew has no
+//! ending where one is expected; the pixels of an image are checked against their own checksum when they are first read.
+
+mod write;
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+
+pub use write::{PackOptions, Packed, pack};
+
+use super::{Opened, Sample, Source, Split};
+use crate::{
+    DataError, Image,
+    decode::{self, MAX_PIXELS},
+};
+
+const MAGIC: &[u8; 8] = b"simclrpk";
+const VERSION: u32 = 1;
+const HEADER: usize = 16;
+const FOOTER: usize = 28;
+
+/// What a packed set holds besides pixels.
+#[derive(Debug, Serialize, Deserialize)]
+struct Index {
+    /// Channels of every image.
+    channels: usize,
+    /// Pixels to which longer shorter sides were scaled down.
+    size: Option<usize>,
+    /// First in the file.
+    train: Part,
+    /// Second in the file, where the set has a test part.
+    test: Option<Part>,
+    /// Third in the file, where the set has a part to choose by.
+    validation: Option<Part>,
+}
+
+/// One split, column by column; all columns but the last two are as long as the part has images.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Part {
+    names: Vec<String>,
+    labels: Vec<Option<u32>>,
+    /// 0, as the height, where an image could not be decoded.
+    widths: Vec<u32>,
+    heights: Vec<u32>,
+    /// Bytes of each image in the set that was packed (of its pixels where it was scaled down): the fingerprint's.
+    stored_bytes: Vec<u64>,
+    /// CRC-32C of the pixels.
+    checksums: Vec<u32>,
+    /// Images that could not be decoded: place in this part, and reason.
+    bad: Vec<(usize, String)>,
+    classes: Vec<String>,
+}
+
+/// Whether a file begins as packed sets do.
+pub fn is_packed(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    let read = fs_err::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && &start == MAGIC
+}
+
+/// Opens a split.
+pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
+    let file = map(path)?;
+    let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
+    let Index { channels, train, test, validation, .. } = index;
+    let mut end = HEADER as u64;
+    let (mut part, mut extents) = (Part::default(), Vec::new());
+    for (of, found) in [(Split::Train, Some(train)), (Split::Test, test), (Split::Validation, validation)] {
+        let found = found.unwrap_or_default();
+        let places = found.extents(end, channels).map_err(|reason| wrong(path, reason))?;
+        end = places.last().map_or(end, |extent| extent.end);
+        if of == split {
+            (part, extents) = (found, places);
+        }
+    }
+    if end != pixels_end as u64 {
+        let reason = format!("its index promises pixels up to byte {end}, they end at byte {pixels_end}");
+        return Err(wrong(path, reason));
+    }
+    let samples = part.names.iter().zip(&part.labels);
+    let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
+    let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
+    let source = Mapped { path: path.to_owned(), file, channels, part, extents, checked };
+    Ok(Opened { samples, classes, source: Box::new(source) })
+}
+
+/// Whether there is such a part; true also for a damaged file, which is reported when it is opened.
+pub fn has_part(path: &Path, split: Split) -> bool {
+    open(path, split).map_or(true, |opened| !opened.samples.is_empty())
+}
+
+fn wrong(path: &Path, reason: String) -> DataError {
+    DataError::Format { path: path.to_owned(), reason }
+}
+
+fn map(path: &Path) -> Result<Bytes, DataError> {
+    let file = fs_err::File::open(path)?;
+    // SAFETY: the mapping is only ever read as bytes, for which every value is valid. As with every mapped file, another
+    // program that writes into the file changes them under our eyes (caught by checksums at best), and one that cuts the file
+    // ends this process; `pack` therefore never writes into a file but renames a new one over it.
+    let mapped = unsafe { Mmap::map(file.file()) };
+    let in_file =
+        |error| std::io::Error::other(format!("cannot map `{}` into memory: {error}", path.display()));
+    Ok(Bytes::from_owner(mapped.map_err(in_file)?))
+}
+
+/// The index, and where it begins.
+fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| file[at + byte]));
+    if file.len() < HEADER + FOOTER {
+        return Err(format!("a packed set cut short: {} bytes", file.len()));
+    }
+    let version = number(8) as u32;
+    if version != VERSION {
+        return Err(format!("a packed set of version {version}, this program reads version {VERSION}"));
+    }
+    let footer = file.len() - FOOTER;
+    if &file[file.len() - MAGIC.len()..] != MAGIC {
+        return Err("a packed set cut short: it does not end as it should".into());
+    }
+    let (start, length, checksum) = (number(footer), number(footer + 8), number(footer + 16) as u32);
+    if start < HEADER as u64 || start.checked_add(length) != Some(footer as u64) {
+        let reason = format!("an index of {length} bytes at byte {start}, which must end at byte {footer}");
+        return Err(format!("a damaged packed set: {reason}"));
+    }
+    let json = &file[start as usize..footer];
+    if crc32c::crc32c(json) != checksum {
+        return Err("a damaged packed set: the checksum of its index does not match".into());
+    }
+    let index: Index =
+        serde_json::from_slice(json).map_err(|error| format!("a damaged packed set: {error}"))?;
+    if index.channels == 0 {
+        return Err("a damaged packed set: images of 0 channels".into());
+    }
+    Ok((index, start as usize))
+}
+
+/// Where the pixels of one image lie.
+struct Extent {
+    start: u64,
+    end: u64,
+}
+
+impl Part {
+    /// Where the pixels of all images lie, and whether the columns fit together.
+    fn extents(&self, start: u64, channels: usize) -> Result<Vec<Extent>, String> {
+        let count = self.names.len();
+        let columns = [
+            self.labels.len(),
+            self.widths.len(),
+            self.heights.len(),
+            self.stored_bytes.len(),
+            self.checksums.len(),
+        ];
+        if columns != [count; 5] {
+            return Err(format!("a damaged packed set: {count} names, but columns of {columns:?} entries"));
+        }
+        let classes = self.classes.len();
+        if let Some(label) = self.labels.iter().flatten().find(|&&label| label as usize >= classes) {
+            return Err(format!("a damaged packed set: label {label}, but {classes} classes"));
+        }
+        let mut end = start;
+        let sides = self.widths.iter().zip(&self.heights).zip(&self.names);
+        let extent = |((&width, &height), name): ((&u32, &u32), &String)| {
+            let (start, pixels) = (end, u64::from(width) * u64::from(height));
+            let bytes = pixels.checked_mul(channels as u64).filter(|_| pixels <= MAX_PIXELS);
+            end = bytes.and_then(|bytes| start.checked_add(bytes)).ok_or_else(|| {
+                format!("a damaged packed set: `{name}` of {width}x{height} pixels and {channels} channels")
+            })?;
+            Ok(Extent { start, end })
+        };
+        sides.map(extent).collect()
+    }
+}
+
+/// One split of a mapped file.
+struct Mapped {
+    path: PathBuf,
+    file: Bytes,
+    channels: usize,
+    part: Part,
+    extents: Vec<Extent>,
+    /// Whether the checksum of an image has been seen to match.
+    checked: Vec<AtomicBool>,
+}
+
+impl Source for Mapped {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
+        let wrong = |reason: String| DataError::Decode { name: name(), reason };
+        let (width, height) = (self.part.widths[index] as usize, self.part.heights[index] as usize);
+        if width == 0 || height == 0 {
+            let reason =
+                self.part.bad.iter().find(|(place, _)| *place == index).map(|(_, reason)| reason.clone());
+            return Err(wrong(reason.unwrap_or_else(|| "it has no pixels".into())));
+        }
+        let Extent { start, end } = self.extents[index];
+        let pixels = self.file.slice(start as usize..end as usize);
+        if !self.checked[index].load(Ordering::Relaxed) {
+            if crc32c::crc32c(&pixels) != self.part.checksums[index] {
+                return Err(wrong("the packed pixels are damaged: their checksum does not match".into()));
+            }
+            self.checked[index].store(true, Ordering::Relaxed);
+        }
+        decode::to_channels(&name(), Image::shared(width, height, self.channels, pixels), channels)
+    }
+
+    fn stored_bytes(&self, index: usize) -> u64 {
+        self.part.stored_bytes[index]
+    }
+
+    fn native_channels(&self) -> usize {
+        self.channels
+    }
+}

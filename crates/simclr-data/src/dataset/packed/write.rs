@@ -1,0 +1,245 @@
+//! Writing a packed set.
+
+use std::{
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rayon::prelude::*;
+
+use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION};
+use crate::{
+    DataError, Image,
+    augment::shrink,
+    dataset::{Channels, Dataset, Split},
+};
+
+/// Images that each thread decodes between two writes.
+const AHEAD: usize = 4;
+
+/// How a set is packed.
+#[derive(Debug, Clone)]
+pub struct PackOptions {
+    /// Channels to which images are decoded.
+    pub channels: Channels,
+    /// Scales images down whose shorter side has more pixels than this. It changes what is trained on: crops are then cut from
+    /// the smaller image.
+    pub size: Option<usize>,
+    /// Threads that decode, at least 1.
+    pub threads: usize,
+}
+
+/// What was packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// Images of the training part.
+    pub train: usize,
+    /// Images of the test part.
+    pub test: usize,
+    /// Images of the part to choose by, where there is one beside the test part.
+    pub validation: usize,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Images that cannot be decoded, name and reason. They keep their places, and using them fails with that reason.
+    pub bad: Vec<(String, String)>,
+}
+
+/// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
+/// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An existing
+/// file is replaced when the new one is whole. `progress` hears of images done, and of how many; `None` where `stop` was set.
+///
+/// # Errors
+/// Those of `Dataset::open`, and of the operating system on writing.
+pub fn pack(
+    data: &Path,
+    out: &Path,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(usize, usize),
+    stop: &AtomicBool,
+) -> Result<Option<Packed>, DataError> {
+    if options.size == Some(0) {
+        let (value, reason) = ("0".into(), "an image has at least one pixel".into());
+        return Err(DataError::Config { key: "size", value, reason });
+    }
+    let train = Dataset::open(data, Split::Train, options.channels)?;
+    let channels = train.channels();
+    let other = |exists: bool, split| {
+        exists.then(|| Dataset::open(data, split, Channels::Count(channels))).transpose()
+    };
+    let test = other(Dataset::has_test_split(data), Split::Test)?;
+    let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
+    let same = |file: &Path| file.canonicalize().ok();
+    if same(out).is_some_and(|out| Some(out) == same(data)) {
+        return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
+    }
+    let mut writer = PackWriter::new(out, channels, options)?;
+    let sets = [Some(train), test, validation];
+    let of = sets.iter().flatten().map(Dataset::len).sum();
+    let (mut before, mut parts) = (0, Vec::new());
+    for set in &sets {
+        let part = match set {
+            None => None,
+            Some(set) => match writer.part(set, &mut |done| progress(before + done, of), stop)? {
+                None => return Ok(None),
+                part => part,
+            },
+        };
+        before += set.as_ref().map_or(0, Dataset::len);
+        parts.push(part);
+    }
+    let [train, test, validation] =
+        std::array::from_fn(|at| parts[at].as_ref().map_or(0, |part| part.names.len()));
+    let bad = parts.iter().flatten().flat_map(Part::named_bad).collect();
+    let bytes = writer.finish(parts)?;
+    Ok(Some(Packed { train, test, validation, bytes, bad }))
+}
+
+impl Part {
+    fn named_bad(&self) -> impl Iterator<Item = (String, String)> {
+        self.bad.iter().map(|(place, reason)| (self.names[*place].clone(), reason.clone()))
+    }
+}
+
+struct PackWriter {
+    path: PathBuf,
+    /// Beside `path`; removed where it is not finished.
+    file: BufWriter<tempfile::NamedTempFile>,
+    written: u64,
+    channels: usize,
+    size: Option<usize>,
+    pool: rayon::ThreadPool,
+}
+
+impl PackWriter {
+    fn new(path: &Path, channels: usize, options: &PackOptions) -> Result<Self, DataError> {
+        let folder = folder_of(path);
+        let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder);
+        let file = BufWriter::with_capacity(1 << 20, file.map_err(|error| cannot_write(path, &error))?);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+        let pool = pool.map_err(std::io::Error::other)?;
+        let mut writer = Self { path: path.to_owned(), file, written: 0, channels, size: options.size, pool };
+        let header = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4]].concat();
+        debug_assert_eq!(header.len(), HEADER);
+        writer.put(&header)?;
+        Ok(writer)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+        self.written += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))
+    }
+
+    /// Writes the pixels of a split; `None` where `stop` was set.
+    fn part(
+        &mut self,
+        set: &Dataset,
+        progress: &mut dyn FnMut(usize),
+        stop: &AtomicBool,
+    ) -> Result<Option<Part>, DataError> {
+        let mut part = Part { classes: set.classes().to_vec(), ..Part::default() };
+        let indices: Vec<usize> = (0..set.len()).collect();
+        for chunk in indices.chunks(AHEAD * self.pool.current_num_threads()) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let size = self.size;
+            let decode = |&index: &usize| Packable::of(set, index, size);
+            let images: Vec<_> = self.pool.install(|| chunk.par_iter().map(decode).collect());
+            for (&index, image) in chunk.iter().zip(images) {
+                self.image(&mut part, set, index, image)?;
+            }
+            progress(part.names.len());
+        }
+        Ok(Some(part))
+    }
+
+    fn image(
+        &mut self,
+        part: &mut Part,
+        set: &Dataset,
+        index: usize,
+        image: Result<Packable, String>,
+    ) -> Result<(), DataError> {
+        let sample = &set.samples()[index];
+        part.names.push(sample.name.clone());
+        part.labels.push(sample.label);
+        let (sides, checksum, stored) = match &image {
+            Ok(Packable { image, checksum, scaled }) => {
+                self.put(&image.data)?;
+                let stored = if *scaled { image.data.len() as u64 } else { set.stored_bytes(index) };
+                ([image.width, image.height], *checksum, stored)
+            }
+            Err(_) => ([0, 0], 0, set.stored_bytes(index)),
+        };
+        part.widths.push(sides[0] as u32);
+        part.heights.push(sides[1] as u32);
+        part.checksums.push(checksum);
+        part.stored_bytes.push(stored);
+        part.bad.extend(image.err().map(|reason| (index, reason)));
+        Ok(())
+    }
+
+    /// Writes the index and puts the file in its place; the bytes of the whole.
+    fn finish(mut self, parts: Vec<Option<Part>>) -> Result<u64, DataError> {
+        let start = self.written;
+        let mut parts = parts.into_iter();
+        let mut next = || parts.next().flatten();
+        let (train, test, validation) = (next().unwrap_or_default(), next(), next());
+        let index = Index { channels: self.channels, size: self.size, train, test, validation };
+        let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
+        self.put(&json)?;
+        let [start, length] = [start, json.len() as u64].map(u64::to_le_bytes);
+        let footer = [&start[..], &length, &crc32c::crc32c(&json).to_le_bytes(), MAGIC].concat();
+        debug_assert_eq!(footer.len(), FOOTER);
+        self.put(&footer)?;
+        let (path, bytes) = (self.path.clone(), self.written);
+        self.persist().map_err(|error| cannot_write(&path, &error))?;
+        Ok(bytes)
+    }
+
+    fn persist(self) -> Result<(), std::io::Error> {
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        make_readable(file.as_file())?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path).map_err(|error| error.error)?;
+        // The rename is on disk once the folder is.
+        fs_err::File::open(folder_of(&self.path))?.sync_all()
+    }
+}
+
+/// An image ready to be written.
+struct Packable {
+    image: Image,
+    checksum: u32,
+    scaled: bool,
+}
+
+impl Packable {
+    fn of(set: &Dataset, index: usize, size: Option<usize>) -> Result<Self, String> {
+        let image = set.decode(index).map_err(|error| match error {
+            // The name is written beside it.
+            DataError::Decode { reason, .. } => reason,
+            other => other.to_string(),
+        })?;
+        let (image, scaled) = match size {
+            Some(size) if size < image.width.min(image.height) => (shrink(&image, size), true),
+            _ => (image, false),
+        };
+        Ok(Self { checksum: crc32c::crc32c(&image.data), image, scaled })
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> DataError {
+    std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display())).into()
+}
+
+/// Temporary files are for their owner alone; results are files like any other.
+fn make_readable(file: &std::fs::File) -> Result<(), std::io::Error> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}

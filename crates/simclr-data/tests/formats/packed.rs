@@ -1,0 +1,310 @@
+//! Packed sets: the same to everybody as the set that was packed; cut, foreign and lying files.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use proptest::prelude::*;
+use simclr_data::{
+    AugmentConfig, DataError, Dataset, Loader, LoaderConfig, Split,
+    dataset::{Channels, PackOptions, Packed, pack},
+};
+
+use super::{binary::idx, names, open, png, put};
+
+const PLAIN: PackOptions = PackOptions { channels: Channels::Auto, size: None, threads: 2 };
+
+fn packed(data: &Path, out: &Path, options: &PackOptions) -> Packed {
+    pack(data, out, options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap().unwrap()
+}
+
+/// Images of several sizes and kinds, two of which cannot be decoded, in two classes and two splits.
+fn folder(root: &Path) {
+    for index in 0..12u32 {
+        let image = image::RgbImage::from_fn(9 + index, 20 - index, |x, y| {
+            image::Rgb([(x * 13 + index) as u8, (y * 7) as u8, ((x * y) ^ index) as u8])
+        });
+        let split = if index % 4 == 3 { "test" } else { "train" };
+        let path = root.join(format!("{split}/{}/{index}.png", ["ant", "bee"][index as usize % 2]));
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        match index {
+            1 => image.save(path.with_extension("jpg")).unwrap(),
+            2 => image::DynamicImage::from(image).into_luma16().save(path).unwrap(),
+            _ => image.save(path).unwrap(),
+        }
+    }
+    put(root, "train/bee/cut.png", &png(1)[..40]);
+    put(root, "test/ant/empty.jpg", b"");
+}
+
+fn reason(error: DataError) -> String {
+    let DataError::Decode { reason, .. } = error else { panic!("{error}") };
+    reason
+}
+
+#[track_caller]
+fn same(a: &Dataset, b: &Dataset) {
+    assert_eq!((a.samples(), a.classes(), a.channels()), (b.samples(), b.classes(), b.channels()));
+    assert_eq!(a.fingerprint(), b.fingerprint());
+    for index in 0..a.len() {
+        // Twice: the first use of an image also looks at its checksum.
+        for _ in 0..2 {
+            assert_eq!(a.decode(index).map_err(reason), b.decode(index).map_err(reason), "{index}");
+        }
+    }
+}
+
+#[test]
+fn a_packed_folder_is_the_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
+    folder(&data);
+    let mut progress = Vec::new();
+    let told = pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
+    let told = told.unwrap().unwrap();
+    assert_eq!((told.train, told.test, told.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
+    let bad: Vec<_> = told.bad.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(bad, ["train/bee/cut.png", "test/ant/empty.jpg"]);
+    assert_eq!(progress.last(), Some(&(14, 14)));
+    assert!(Dataset::has_test_split(&out));
+    for split in [Split::Train, Split::Test] {
+        for channels in [Channels::Auto, Channels::Count(1), Channels::Count(3)] {
+            let [a, b] = [&data, &out].map(|path| Dataset::open(path, split, channels).unwrap());
+            same(&a, &b);
+        }
+    }
+    let part = |path: &Path| open(path, Split::Train).subset(&[7, 0, 9]);
+    same(&part(&data), &part(&out));
+    assert_eq!(fs_err::read_dir(root.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
+#[test]
+fn batches_of_a_packed_folder_are_those_of_the_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
+    folder(&data);
+    packed(&data, &out, &PLAIN);
+    let batches = |path: &Path| {
+        let config = LoaderConfig {
+            views: 2,
+            batch: 5,
+            size: 16,
+            seed: 3,
+            threads: 2,
+            prefetch: 2,
+            max_bad_share: 0.5,
+        };
+        let set = Arc::new(open(path, Split::Train));
+        let loader = Loader::new(set, AugmentConfig::default(), config).unwrap();
+        loader.batches(0, 6).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    for (a, b) in batches(&data).iter().zip(&batches(&out)) {
+        assert!((&a.ids, &a.pixels) == (&b.ids, &b.pixels), "step {}", a.step);
+        assert_eq!(a.bad.len(), b.bad.len());
+    }
+}
+
+#[test]
+fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("idx");
+    let pixels: Vec<u8> = (0..4 * 3 * 2).collect();
+    put(&data, "train-images-idx3-ubyte", &idx(&[4, 3, 2], &pixels));
+    put(&data, "train-labels-idx1-ubyte", &idx(&[4], &[1, 0, 2, 1]));
+    let [once, twice] = ["once", "twice"].map(|name| root.path().join(name));
+    packed(&data, &once, &PLAIN);
+    packed(&once, &twice, &PLAIN);
+    for file in [&once, &twice] {
+        assert!(!Dataset::has_test_split(file));
+        same(&open(&data, Split::Train), &open(file, Split::Train));
+        let error = Dataset::open(file, Split::Test, Channels::Auto).unwrap_err();
+        assert!(matches!(error, DataError::Empty { .. }), "{error}");
+    }
+    assert_eq!(fs_err::read(once).unwrap(), fs_err::read(twice).unwrap());
+}
+
+#[test]
+fn scaled_sets_keep_small_images_and_say_that_they_differ() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("images"), root.path().join("small.pack"));
+    folder(&data);
+    packed(&data, &out, &PackOptions { size: Some(12), ..PLAIN });
+    let (before, after) = (open(&data, Split::Train), open(&out, Split::Train));
+    assert_eq!(names(&before), names(&after));
+    assert_ne!(before.fingerprint(), after.fingerprint());
+    let mut scaled = 0;
+    for index in 0..before.len() {
+        let (Ok(a), Ok(b)) = (before.decode(index), after.decode(index)) else { continue };
+        assert_eq!(a.width.min(a.height).min(12), b.width.min(b.height), "{index}");
+        let ratio = (a.width as f64 / a.height as f64) / (b.width as f64 / b.height as f64);
+        assert!((ratio - 1.0).abs() < 0.1, "{index}: {ratio}");
+        assert_eq!(a == b, a.width.min(a.height) <= 12, "{index}");
+        scaled += usize::from(a != b);
+        let mean = |data: &[u8]| data.iter().map(|&byte| f64::from(byte)).sum::<f64>() / data.len() as f64;
+        assert!((mean(&a.data) - mean(&b.data)).abs() < 4.0, "{index}");
+    }
+    assert!(scaled > 2, "{scaled}");
+    // Where nothing is that large, nothing has changed.
+    packed(&data, &out, &PackOptions { size: Some(100), ..PLAIN });
+    same(&before, &open(&out, Split::Train));
+}
+
+#[test]
+fn an_old_file_is_replaced_by_a_whole_one_or_not_at_all() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
+    folder(&data);
+    fs_err::write(&out, b"old").unwrap();
+    let stopped = pack(&data, &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(true));
+    assert_eq!(stopped.unwrap(), None);
+    let gone = pack(&root.path().join("gone"), &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(false));
+    assert!(matches!(gone, Err(DataError::Empty { .. })), "{gone:?}");
+    let nothing = PackOptions { size: Some(0), ..PLAIN };
+    let nothing = pack(&data, &out, &nothing, &mut |_, _| {}, &AtomicBool::new(false));
+    assert!(matches!(nothing, Err(DataError::Config { key: "size", .. })), "{nothing:?}");
+    let nowhere = pack(
+        &data,
+        &root.path().join("no/such/folder.pack"),
+        &PLAIN,
+        &mut |_, _| {},
+        &AtomicBool::new(false),
+    );
+    let nowhere = nowhere.unwrap_err().to_string();
+    assert!(nowhere.contains("cannot write") && nowhere.contains("folder.pack"), "{nowhere}");
+    assert_eq!(fs_err::read(&out).unwrap(), b"old");
+    packed(&data, &out, &PLAIN);
+    let itself = pack(&out, &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(false)).unwrap_err();
+    assert!(itself.to_string().contains("the data set itself"), "{itself}");
+    same(&open(&data, Split::Train), &open(&out, Split::Train));
+    assert_eq!(fs_err::read_dir(root.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
+/// A packed set and its bytes.
+fn sample(root: &Path) -> (PathBuf, Vec<u8>) {
+    let (data, out) = (root.join("images"), root.join("images.pack"));
+    folder(&data);
+    packed(&data, &out, &PLAIN);
+    let bytes = fs_err::read(&out).unwrap();
+    (out, bytes)
+}
+
+fn refused(file: &Path, bytes: &[u8]) -> String {
+    fs_err::write(file, bytes).unwrap();
+    let [train, test] =
+        [Split::Train, Split::Test].map(|split| Dataset::open(file, split, Channels::Auto).unwrap_err());
+    assert_eq!(train.to_string(), test.to_string());
+    assert!(Dataset::has_test_split(file) || matches!(train, DataError::Empty { .. }), "{train}");
+    train.to_string()
+}
+
+#[test]
+fn files_that_are_cut_grow_or_come_from_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    let (file, whole) = sample(root.path());
+    for length in [8, 12, 43, 44, 500, whole.len() - 28, whole.len() - 1] {
+        let told = refused(&file, &whole[..length]);
+        assert!(told.contains("images.pack") && told.contains("cut short"), "{length}: {told}");
+    }
+    for length in [0, 7] {
+        assert!(refused(&file, &whole[..length]).contains("no images found"));
+    }
+    assert!(refused(&file, &[&whole[..], b"more"].concat()).contains("cut short"));
+    assert!(refused(&file, b"PK\x03\x04 a zip file").contains("no images found"));
+    let mut newer = whole.clone();
+    newer[8] = 9;
+    assert!(refused(&file, &newer).contains("of version 9, this program reads version 1"));
+    // A byte of the index, and its place.
+    for (from_end, part) in
+        [(40, "checksum of its index"), (28, "which must end at byte"), (20, "which must end at byte")]
+    {
+        let mut damaged = whole.clone();
+        let at = damaged.len() - from_end;
+        damaged[at] ^= 1;
+        let told = refused(&file, &damaged);
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
+fn damaged_pixels_are_one_bad_image() {
+    let root = tempfile::tempdir().unwrap();
+    let (file, mut bytes) = sample(root.path());
+    let before = open(&file, Split::Train).decode(0).unwrap().data.len();
+    bytes[16 + before + 5] ^= 0x10;
+    // Not in place: the file may be mapped.
+    let damaged = root.path().join("damaged.pack");
+    fs_err::write(&damaged, bytes).unwrap();
+    let set = open(&damaged, Split::Train);
+    assert!(set.decode(0).is_ok() && set.decode(2).is_ok());
+    for _ in 0..2 {
+        let told = set.decode(1).unwrap_err().to_string();
+        assert!(told.contains(names(&set)[1]) && told.contains("checksum"), "{told}");
+    }
+}
+
+/// The file with another index, its checksum and place made to fit.
+fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+    let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+    let (start, length) = (number(whole.len() - 28), number(whole.len() - 20));
+    let mut index = serde_json::from_slice(&whole[start..start + length]).unwrap();
+    change(&mut index);
+    let json = serde_json::to_vec(&index).unwrap();
+    let sizes = [start as u64, json.len() as u64].map(u64::to_le_bytes).concat();
+    [&whole[..start], &json, &sizes, &crc32c::crc32c(&json).to_le_bytes(), b"simclrpk"].concat()
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let (file, whole) = sample(root.path());
+    fs_err::write(&file, with_index(&whole, |_| {})).unwrap();
+    same(&open(&root.path().join("images"), Split::Test), &open(&file, Split::Test));
+    type Change = fn(&mut serde_json::Value);
+    let lies: [(Change, &str); 8] = [
+        (|index| index["channels"] = 0.into(), "0 channels"),
+        (|index| index["channels"] = 4.into(), "promises pixels up to byte"),
+        (|index| index["channels"] = u64::MAX.into(), "pixels and 18446744073709551615 channels"),
+        (|index| index["train"]["widths"][0] = u32::MAX.into(), "of 4294967295x"),
+        (|index| index["test"]["heights"][1] = 1.into(), "promises pixels up to byte"),
+        (|index| index["train"]["labels"][2] = 2.into(), "label 2, but 2 classes"),
+        (|index| drop(index["test"]["names"].as_array_mut().unwrap().pop()), "3 names, but columns"),
+        (|index| index["train"] = serde_json::Value::Null, "damaged packed set"),
+    ];
+    for (lie, part) in lies {
+        let told = refused(&file, &with_index(&whole, lie));
+        assert!(told.contains(part), "expected `{part}` in `{told}`");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn no_file_makes_it_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        near_the_end in any::<bool>(), cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("idx");
+        put(&data, "train-images-idx3-ubyte", &idx(&[2, 3, 2], &[5; 12]));
+        let file = root.path().join("x.pack");
+        packed(&data, &file, &PLAIN);
+        let mut bytes = fs_err::read(&file).unwrap();
+        for (at, byte) in edits {
+            let reach = if near_the_end { bytes.len().min(30) } else { bytes.len() };
+            let at = bytes.len() - 1 - at.index(reach);
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let changed = root.path().join("changed.pack");
+        fs_err::write(&changed, bytes).unwrap();
+        if let Ok(set) = Dataset::open(&changed, Split::Train, Channels::Auto) {
+            for index in 0..set.len() {
+                let _ = set.decode(index);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! An optimizer step over all parameters at once, on the CPU (C++ side: `optimizer.cpp`).
+
+use std::ffi::{c_char, c_int};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::{ShimError, check};
+
+/// A leaf tensor and its state, all `f32` on the CPU.
+#[derive(Debug)]
+pub struct Parameter<'a> {
+    /// The leaf, whose gradient is used.
+    pub weight: &'a Tensor,
+    /// Momentum buffer (momentum rules), or first moment (Adam's).
+    pub first: &'a Tensor,
+    /// Second moment (Adam's rules).
+    pub second: Option<&'a Tensor>,
+    /// Whether it is decayed and, by layer-wise rules, adapted.
+    pub kernel: bool,
+}
+
+/// An update rule with this step's learning rate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// Momentum SGD, or LARS.
+    Momentum {
+        /// Learning rate.
+        lr: f64,
+        /// Weight decay of kernels, added to the gradient.
+        decay: f64,
+        /// Share of the buffer that stays.
+        momentum: f64,
+        /// Nesterov momentum.
+        nesterov: bool,
+        /// Whether the buffer holds steps (learning rate included) or gradients.
+        lr_in_momentum: bool,
+        /// LARS.
+        trust: Option<Trust>,
+    },
+    /// AdamW, or LAMB.
+    Adam {
+        /// Learning rate.
+        lr: f64,
+        /// Decoupled weight decay of kernels.
+        decay: f64,
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the denominator.
+        eps: f64,
+        /// Updates done, this one included.
+        steps: i64,
+        /// LAMB: the upper bound of the weight's norm.
+        max_norm: Option<f64>,
+    },
+}
+
+/// How LARS sets the step of a layer: `coefficient * |w| / |g + decay w|`, or `/ (|g| + decay |w|)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trust {
+    /// eeta.
+    pub coefficient: f64,
+    /// The second denominator.
+    pub separate_norms: bool,
+}
+
+#[repr(C)]
+struct CParameter {
+    weight: *const C_tensor,
+    first: *const C_tensor,
+    second: *const C_tensor,
+    kernel: c_int,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CRule {
+    adam: c_int,
+    layerwise: c_int,
+    nesterov: c_int,
+    lr_in_momentum: c_int,
+    separate_norms: c_int,
+    lr: f64,
+    decay: f64,
+    momentum: f64,
+    trust: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    max_norm: f64,
+    steps: i64,
+}
+
+unsafe extern "C" {
+    fn simclr_optimizer_step(rule: *const CRule, parameters: *const CParameter, count: usize) -> *mut c_char;
+    fn simclr_gradient_norm(weights: *const *const C_tensor, count: usize, out: *mut f64) -> *mut c_char;
+    fn simclr_drop_gradient(weight: *const C_tensor) -> *mut c_char;
+}
+
+impl Rule {
+    fn to_c(self) -> CRule {
+        match self {
+            Self::Momentum { lr, decay, momentum, nesterov, lr_in_momentum, trust } => CRule {
+                layerwise: c_int::from(trust.is_some()),
+                nesterov: c_int::from(nesterov),
+                lr_in_momentum: c_int::from(lr_in_momentum),
+                separate_norms: c_int::from(trust.is_some_and(|trust| trust.separate_norms)),
+                trust: trust.map_or(0.0, |trust| trust.coefficient),
+                lr,
+                decay,
+                momentum,
+                ..CRule::default()
+            },
+            Self::Adam { lr, decay, beta1, beta2, eps, steps, max_norm } => CRule {
+                adam: 1,
+                layerwise: c_int::from(max_norm.is_some()),
+                max_norm: max_norm.unwrap_or_default(),
+                lr,
+                decay,
+                beta1,
+                beta2,
+                eps,
+                steps,
+                ..CRule::default()
+            },
+        }
+    }
+}
+
+/// Updates every parameter that has a gradient, in place, and drops the gradient. The result depends on no number of
+/// threads.
+///
+/// # Errors
+/// A tensor that is not `f32` on the CPU, or not laid out like its weight.
+pub fn optimizer_step(rule: Rule, parameters: &[Parameter]) -> Result<(), ShimError> {
+    let parameters: Vec<_> = parameters
+        .iter()
+        .map(|parameter| CParameter {
+            weight: parameter.weight.as_ptr(),
+            first: parameter.first.as_ptr(),
+            second: parameter.second.map_or(std::ptr::null(), Tensor::as_ptr),
+            kernel: c_int::from(parameter.kernel),
+        })
+        .collect();
+    // SAFETY: the tensors are borrowed for the call.
+    check(unsafe { simclr_optimizer_step(&rule.to_c(), parameters.as_ptr(), parameters.len()) })
+}
+
+/// Norm of the gradients of `weights` (CPU, `f32`) together; those without one count nothing.
+///
+/// # Errors
+/// A gradient that is not `f32` on the CPU.
+pub fn gradient_norm(weights: &[&Tensor]) -> Result<f64, ShimError> {
+    let weights: Vec<_> = weights.iter().map(|weight| weight.as_ptr()).collect();
+    let mut norm = f64::NAN;
+    // SAFETY: the tensors are borrowed for the call; `norm` is written on success.
+    check(unsafe { simclr_gradient_norm(weights.as_ptr(), weights.len(), &mut norm) })?;
+    Ok(norm)
+}
+
+/// Forgets the gradient of `weight`, which frees its memory until the next backward pass.
+///
+/// # Errors
+/// What libtorch said.
+pub fn drop_gradient(weight: &Tensor) -> Result<(), ShimError> {
+    // SAFETY: the tensor is borrowed for the call.
+    check(unsafe { simclr_drop_gradient(weight.as_ptr()) })
+}
