@@ -255,7 +255,9 @@ fn error_of_chunks(config: &RunConfig, seed: u64, batch: usize, chunks: &[usize]
         assert_eq!(ids, all);
         assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "chunks of {chunk}: loss {} {}", a.loss, b.loss);
         assert_eq!(a.accuracy, b.accuracy);
-        assert!(relative(&a.h, &b.h) < 1e-5 && relative(&a.z, &b.z) < 1e-4);
+        // h comes chunk by chunk: what health takes from it, its second moments, does not depend on the order.
+        let moments = |h: &Tensor| h.tr().matmul(h);
+        assert!(relative(&moments(&a.h), &moments(&b.h)) < 1e-5 && relative(&a.z, &b.z) < 1e-4);
         assert!(worst(&found.running(), &expected.running()) < 1e-5);
         worst(&found.gradients, &expected.gradients)
     });
