@@ -5,7 +5,7 @@ mod support;
 
 use fs_err as fs;
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
