@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tch::manual_seed(0);
     let z = Tensor::randn([2 * images, dimensions], (Kind::Float, device)).set_requires_grad(true);
     let before = peak_gibibytes();
-    let mut run = || {
+    let run = || {
         let (start, mut leaf) = (Instant::now(), z.shallow_clone());
         leaf.zero_grad();
         loss(&leaf).backward();
