@@ -41,9 +41,7 @@ fn kernels() {
         ),
     ];
     let is_x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    let sets = [("baseline", &[][..], "1")]
-        .into_iter()
-        .chain(if is_x86 { x86 } else { &[] }.iter().copied());
+    let sets = [("baseline", &[][..], "1")].into_iter().chain(if is_x86 { x86 } else { &[] }.iter().copied());
     for (name, flags, tile) in sets {
         let mut build = cc::Build::new();
         build
