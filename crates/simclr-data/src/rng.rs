@@ -13,9 +13,9 @@ pub struct Key {
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: u64,
-    /// Index of the image in its data set, or another purpose's number (see [`Key::order`], [`Key::dealing`]).
+    /// Index of the image in its data set, or another purpose's number (see [`Key::order`] and below).
     pub image: u64,
-    /// View of the image, 0 or 1; the step in [`Key::dealing`].
+    /// View of the image, 0 or 1; the step in [`Key::dealing`], the parameter in [`Key::weights`].
     pub view: u64,
 }
 
@@ -28,6 +28,11 @@ impl Key {
     /// The stream that deals the views of a step's batch to chunks. No image has this index either.
     pub fn dealing(seed: u64, epoch: u64, step: u64) -> Self {
         Self { seed, epoch, image: u64::MAX - 1, view: step }
+    }
+
+    /// The stream of the initial values of a model's parameter of this index. Nor this one.
+    pub fn weights(seed: u64, parameter: u64) -> Self {
+        Self { seed, epoch: 0, image: u64::MAX - 2, view: parameter }
     }
 
     /// The generator of this key.
@@ -89,6 +94,20 @@ impl Stream {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         let angle = std::f32::consts::TAU * self.unit();
         (radius * angle.cos(), radius * angle.sin())
+    }
+
+    /// `n` standard normal numbers.
+    pub fn normals(&mut self, n: usize) -> Vec<f32> {
+        let mut draws: Vec<f32> =
+            (0..n.div_ceil(2)).flat_map(|_| <[f32; 2]>::from(self.normal_pair())).collect();
+        draws.truncate(n);
+        draws
+    }
+
+    /// `n` standard normal numbers within two sigma: those outside are drawn again.
+    pub fn cut_normals(&mut self, n: usize) -> Vec<f32> {
+        let pairs = std::iter::repeat_with(|| <[f32; 2]>::from(self.normal_pair()));
+        pairs.flatten().filter(|draw| draw.abs() <= 2.0).take(n).collect()
     }
 }
 

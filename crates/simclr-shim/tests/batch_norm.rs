@@ -1,7 +1,7 @@
 //! Batch norm against the formula in f64, its derivatives, and a batch split over members.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use simclr_shim::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 use tch::{Device, Kind, Tensor};
@@ -61,9 +61,17 @@ fn channels_last(x: &Tensor) -> Tensor {
     if x.dim() == 2 { x.shallow_clone() } else { x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) }
 }
 
+/// Seeds libtorch's generator, which all threads share, and keeps other tests from drawing meanwhile.
+fn drawing(seed: i64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    turn
+}
+
 impl Case {
     fn new(shape: &[i64], kind: Kind, relu: bool, residual: bool) -> Self {
-        tch::manual_seed(shape.iter().sum::<i64>());
+        let _turn = drawing(shape.iter().sum::<i64>());
         let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
         let exact = |x: Tensor| channels_last(&x.to_kind(kind).to_kind(Kind::Double));
         let f32_exact = |x: Tensor| x.to_kind(Kind::Float).to_kind(Kind::Double);
@@ -251,8 +259,10 @@ fn every_instruction_set_is_the_formula_in_f64() {
 fn gradients_are_the_slopes_of_the_loss() {
     for case in variants() {
         let found = case.run(Way::Fused, (0, case.rows()), MOMENTUM, None);
-        let direction = |like: &Tensor| like.randn_like();
-        let along = [&case.x, &case.x, &case.scale, &case.shift].map(direction);
+        let along = {
+            let _turn = drawing(17);
+            [&case.x, &case.x, &case.scale, &case.shift].map(Tensor::randn_like)
+        };
         let slopes = case.slopes([0, 1, 2, 3].map(|at| &along[at]));
         let gradients =
             [Some(&found.dx), found.d_residual.as_ref(), Some(&found.d_scale), Some(&found.d_shift)];
@@ -457,6 +467,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 fn leaves() -> [Tensor; 5] {
     let options = (Kind::Float, Device::Cpu);
+    let _turn = drawing(3);
     let [x, scale, shift] =
         [&[4, 3][..], &[3], &[3]].map(|shape| Tensor::randn(shape, options).set_requires_grad(true));
     [x, scale, shift, Tensor::zeros([3], options), Tensor::ones([3], options)]

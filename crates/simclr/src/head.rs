@@ -149,7 +149,8 @@ impl Layer {
             HeadNorm::None => false,
         };
         let (dense, norm_name) = (format!("head.{}", 2 * index), format!("head.{}", 2 * index + 1));
-        let initial = Tensor::randn([output, input], options) * 0.01;
+        let draws = params.stream().normals((output * input) as usize);
+        let initial = Tensor::from_slice(&draws).view([output, input]) * 0.01;
         let weight = params.add(format!("{dense}.weight"), Role::Kernel, initial);
         // A batch norm takes the mean away again, so the dense layer before it has no bias.
         let bias = (!normed)
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     fn built(kind: HeadKind, layers: usize, norm: HeadNorm) -> (Head, Params) {
-        let mut params = Params::new(tch::Device::Cpu);
+        let mut params = Params::new(tch::Device::Cpu, 0);
         let config = HeadConfig { kind, layers, hidden: 5, out: 3, norm };
         (Head::new(&config, 4, &mut params), params)
     }
@@ -214,7 +215,7 @@ mod tests {
     /// SimCLRv2: a classifier on a middle layer of the head keeps the layers below under their names.
     #[test]
     fn a_classifier_on_a_middle_layer_of_the_head() {
-        let mut params = Params::new(tch::Device::Cpu);
+        let mut params = Params::new(tch::Device::Cpu, 0);
         let config =
             HeadConfig { kind: HeadKind::Nonlinear, layers: 3, hidden: 5, out: 3, norm: HeadNorm::All };
         let head = Head::classifier(&config, 4, 1, 7, &mut params);
@@ -223,14 +224,14 @@ mod tests {
             names,
             ["head.0.weight", "head.1.weight", "head.1.bias", "classifier.weight", "classifier.bias"]
         );
-        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let h = crate::test_normals(0, &[6, 4]);
         let logits = head.forward(&h, &Mode::train(), Precision::F32);
         assert_eq!((logits.size(), logits.abs().max().double_value(&[])), (vec![6, 7], 0.0));
     }
 
     #[test]
     fn shapes_and_the_identity() {
-        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let h = crate::test_normals(0, &[6, 4]);
         let z =
             |kind, layers| built(kind, layers, HeadNorm::All).0.forward(&h, &Mode::train(), Precision::F32);
         assert_eq!(z(HeadKind::None, 2), h, "without a head z is h");
@@ -249,7 +250,7 @@ mod tests {
         for param in params.params() {
             let _ = tch::no_grad(|| param.tensor.shallow_clone().uniform_(-1.0, 1.0));
         }
-        let h = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu));
+        let h = crate::test_normals(0, &[6, 4]);
         let weight = |at: usize| &params.params()[at].tensor;
         let hidden = (h.matmul(&weight(0).tr()) + weight(1)).clamp_min(0.0);
         let expected = hidden.matmul(&weight(2).tr()) + weight(3);

@@ -111,6 +111,7 @@ fn effective_rank(h: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_normals;
 
     const OPTIONS: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
 
@@ -141,9 +142,8 @@ mod tests {
 
     #[test]
     fn few_used_dimensions_are_said() {
-        tch::manual_seed(0);
-        let h = Tensor::randn([64, 2], OPTIONS).matmul(&Tensor::randn([2, 128], OPTIONS));
-        let health = Health::of(&h, &Tensor::randn([64, 16], OPTIONS), 1.0, 0.5);
+        let h = test_normals(0, &[64, 2]).matmul(&test_normals(1, &[2, 128]));
+        let health = Health::of(&h, &test_normals(2, &[64, 16]), 1.0, 0.5);
         assert!(health.effective_rank < 2.001, "{}", health.effective_rank);
         assert!(health.verdict().contains("of 128 dimensions: few"), "{}", health.verdict());
     }
@@ -174,8 +174,7 @@ mod tests {
 
     #[test]
     fn a_loss_at_chance_is_said() {
-        tch::manual_seed(0);
-        let z = Tensor::randn([64, 16], OPTIONS);
+        let z = test_normals(0, &[64, 16]);
         let health = Health::of(&z, &z, 63f64.ln(), 0.03);
         assert!(health.verdict().starts_with("not learning yet"), "{}", health.verdict());
         assert!((health.spread - 1.0).abs() < 0.1, "{}", health.spread);

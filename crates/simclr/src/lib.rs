@@ -28,3 +28,10 @@ pub mod train; // the run
 
 pub use config::{Plan, RunConfig};
 pub use error::{CheckpointError, ConfigError, EvalError, ModelError, RanksError, TrainError};
+
+/// Standard normal numbers of a test: libtorch's generator is shared by all threads, and tests run side by side.
+#[cfg(test)]
+fn test_normals(seed: u64, shape: &[i64]) -> tch::Tensor {
+    let draws = data::rng::Key::weights(seed, 0).stream().normals(shape.iter().product::<i64>() as usize);
+    tch::Tensor::from_slice(&draws).view(shape)
+}

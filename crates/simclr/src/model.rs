@@ -39,9 +39,7 @@ impl SimClr {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        // The seed is a bit pattern here: libtorch's generator takes it as i64.
-        tch::manual_seed(seed as i64);
-        let mut params = Params::new(device);
+        let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let head = Head::new(head, encoder.feature_dim(), &mut params);
         Ok(Self { encoder, head, params, precision, frozen: false })
@@ -65,8 +63,7 @@ impl SimClr {
         if task.objective == ObjectiveKind::Contrastive {
             return Self::new(encoder, head, (channels, size), seed, device, precision);
         }
-        tch::manual_seed(seed as i64);
-        let mut params = Params::new(device);
+        let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let features = encoder.feature_dim();
         let head = Head::classifier(head, features, task.keep_head, classes as i64, &mut params);

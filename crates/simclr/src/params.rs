@@ -3,6 +3,7 @@
 //! A name is the checkpoint's key: `encoder.layer1.0.conv1.weight`, `head.0.weight`. Order is creation order,
 //! which is forward order, so that two runs walk the parameters alike.
 
+use simclr_data::rng::{Key, Stream};
 use tch::{Device, Kind, Tensor};
 
 /// What a parameter is; weight decay and LARS adaptation go by this, not by a name pattern.
@@ -33,14 +34,21 @@ pub struct Param {
 #[derive(Debug)]
 pub struct Params {
     device: Device,
+    seed: u64,
     params: Vec<Param>,
     buffers: Vec<(String, Tensor)>,
 }
 
 impl Params {
-    /// An empty store on `device`.
-    pub fn new(device: Device) -> Self {
-        Self { device, params: Vec::new(), buffers: Vec::new() }
+    /// An empty store on `device`; `seed` decides the initial values.
+    pub fn new(device: Device, seed: u64) -> Self {
+        Self { device, seed, params: Vec::new(), buffers: Vec::new() }
+    }
+
+    /// The random numbers of the next parameter: of the seed and its place alone, whatever other threads draw (libtorch
+    /// has one generator for all of them).
+    pub fn stream(&self) -> Stream {
+        Key::weights(self.seed, self.params.len() as u64).stream()
     }
 
     /// Where the tensors live.

@@ -26,7 +26,6 @@ mod fixtures;
 #[test]
 fn the_frozen_encoder_is_the_one_of_the_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, model) = fixtures::run(folder.path(), "conv-c3");
     let frozen = load_encoder(&run).unwrap();
     let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
@@ -38,7 +37,6 @@ fn the_frozen_encoder_is_the_one_of_the_checkpoint() {
 #[test]
 fn names_are_torchvisions_and_values_the_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, model) = fixtures::run(folder.path(), "resnet18");
     let out = folder.path().join("encoder.safetensors");
     let exported = export_encoder(&run, &out).unwrap();
@@ -62,7 +60,6 @@ fn names_are_torchvisions_and_values_the_checkpoints() {
 #[test]
 fn the_metadata_says_what_the_weights_expect() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, _) = fixtures::run(folder.path(), "resnet18");
     let out = folder.path().join("encoder.safetensors");
     export_encoder(&run, &out).unwrap();
@@ -90,7 +87,6 @@ fn the_metadata_says_what_the_weights_expect() {
 #[test]
 fn a_checkpoint_of_another_model_is_refused_and_the_old_export_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, _) = fixtures::run(folder.path(), "conv-c3");
     let out = folder.path().join("encoder.safetensors");
     export_encoder(&run, &out).unwrap();
@@ -119,7 +115,6 @@ fn a_checkpoint_of_another_model_is_refused_and_the_old_export_stays() {
 #[test]
 fn no_file_is_left_where_none_can_be_written() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, _) = fixtures::run(folder.path(), "conv-c3");
     let out = folder.path().join("no such folder/encoder.safetensors");
     let error = export_encoder(&run, &out).unwrap_err().to_string();
@@ -146,7 +141,6 @@ const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1, 
 #[test]
 fn parquet_holds_path_label_class_and_h() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, names, h) = to_embed(folder.path());
     let out = folder.path().join("h.parquet");
     let written = embed(&run, &folder.path().join("data"), &out, &OPTIONS, &mut |_, _| {}).unwrap();
@@ -174,7 +168,6 @@ fn parquet_holds_path_label_class_and_h() {
 #[test]
 fn npy_holds_h_and_its_paths_lie_beside_it() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, names, h) = to_embed(folder.path());
     let out = folder.path().join("h.npy");
     let written = embed(&run, &folder.path().join("data"), &out, &OPTIONS, &mut |_, _| {}).unwrap();
@@ -188,7 +181,6 @@ fn npy_holds_h_and_its_paths_lie_beside_it() {
 #[test]
 fn another_ending_is_refused_before_anything_is_read() {
     let folder = tempfile::tempdir().unwrap();
-    let _generator = fixtures::generator();
     let (run, _) = fixtures::run(folder.path(), "conv-c3");
     let out = folder.path().join("h.csv");
     let error = embed(&run, Path::new("nowhere"), &out, &OPTIONS, &mut |_, _| {}).unwrap_err().to_string();

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
-use std::sync::{Mutex, PoisonError};
-
 use simclr::{
     RunConfig,
     data::{DataError, Dataset, Image, Sample, dataset::Source},
@@ -16,10 +14,8 @@ use simclr::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Freshly drawn weights, one test at a time: libtorch has one generator for all threads.
+/// Freshly drawn weights.
 fn random(encoder: &str, seed: u64) -> FrozenEncoder {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     // Tests run side by side: one thread each.
     tch::set_num_threads(1);
     FrozenEncoder::random_init(&config(encoder), 3, seed).unwrap()

@@ -232,7 +232,7 @@ fn parameter_counts() {
         (EncoderName::Resnet101, 42_500_160),
         (EncoderName::Resnet152, 58_143_808),
     ] {
-        let mut params = Params::new(Device::Cpu);
+        let mut params = Params::new(Device::Cpu, 0);
         let encoder =
             Encoder::new(&encoder(name, Stem::Imagenet, Padding::Symmetric), 3, 224, &mut params).unwrap();
         let count: usize = params.params().iter().map(|param| param.tensor.numel()).sum();
@@ -267,7 +267,7 @@ fn a_torchscript_module_trains_and_stays_still_in_inference() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/script.pt");
     let config = EncoderConfig { file: Some(file), ..EncoderConfig::default() };
     for precision in [Precision::F32, Precision::Bf16] {
-        let mut params = Params::new(Device::Cpu);
+        let mut params = Params::new(Device::Cpu, 0);
         let encoder = Encoder::new(&config, 3, 16, &mut params).unwrap();
         let x = images(&[4, 3, 16, 16], 0.3);
         let expected = named(&golden("script.safetensors"), "h_eval").shallow_clone();

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use simclr::{
+    data::rng::Key,
     optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm},
     params::{Params, Role},
 };
@@ -24,7 +25,7 @@ fn wave(shape: &[i64], phase: f64, scale: f64) -> Tensor {
 }
 
 fn start() -> Params {
-    let mut params = Params::new(Device::Cpu);
+    let mut params = Params::new(Device::Cpu, 0);
     for (name, shape, role) in PARAMS {
         let scale = if name == "zero_kernel" { 0.0 } else { 1.0 };
         let _ = params.add(name, role, wave(shape, 0.2, scale));
@@ -96,7 +97,7 @@ fn published_step_of_lars() {
     for (role, expected_v, expected_w) in
         [(Role::Kernel, [0.012, -0.014], [2.988, 4.014]), (Role::NormShift, [0.609, 0.782], [2.391, 3.218])]
     {
-        let mut params = Params::new(Device::Cpu);
+        let mut params = Params::new(Device::Cpu, 0);
         let _ = params.add("w", role, Tensor::from_slice(&[3.0f32, 4.0]));
         let config = OptimConfig { weight_decay: 1e-4, ..OptimConfig::default() };
         let mut optimizer = Optimizer::new(&config, &params);
@@ -165,9 +166,9 @@ fn gradients_are_cleared_and_missing_ones_leave_the_weight() {
 #[test]
 fn large_tensors_in_any_layout_go_through_the_kernels() {
     let build = || {
-        tch::manual_seed(5);
-        let mut params = Params::new(Device::Cpu);
-        let kernel = Tensor::randn([96, 90, 3, 3], (Kind::Float, Device::Cpu));
+        let mut params = Params::new(Device::Cpu, 0);
+        let normals = |n| Tensor::from_slice(&Key::weights(5, 0).stream().normals(n));
+        let kernel = normals(96 * 90 * 9).view([96, 90, 3, 3]);
         let _ = params.add("plain", Role::Kernel, kernel.copy());
         let _ = params.add("channels_last", Role::Kernel, simclr::device::channels_last(&kernel));
         let _ = params.add(
@@ -175,7 +176,7 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
             Role::Kernel,
             simclr::device::channels_last(&kernel.narrow(2, 0, 1).narrow(3, 0, 1)),
         );
-        let _ = params.add("odd", Role::Bias, Tensor::randn([70_001], (Kind::Float, Device::Cpu)));
+        let _ = params.add("odd", Role::Bias, normals(70_001));
         params
     };
     let train = |config: &OptimConfig, step_once: Step| {

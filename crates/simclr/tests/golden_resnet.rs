@@ -20,7 +20,7 @@ const RESNETS: [(&str, EncoderName); 5] = [
 ];
 
 fn build(config: &EncoderConfig, channels: i64, size: i64) -> (Encoder, Params) {
-    let mut params = Params::new(Device::Cpu);
+    let mut params = Params::new(Device::Cpu, 0);
     let encoder = Encoder::new(config, channels, size, &mut params).unwrap();
     (encoder, params)
 }

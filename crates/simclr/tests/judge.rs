@@ -46,7 +46,6 @@ fn precision_at_k_by_hand() {
 
 #[test]
 fn transfer_and_retrieval_stand_in_the_results() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
     fixtures::images(&data, 20);
@@ -77,7 +76,6 @@ fn transfer_and_retrieval_stand_in_the_results() {
 /// VOC2007's way: a validation part beside the test part, and images that lie in the folders of all their classes.
 #[test]
 fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (data, voc) = (folder.path().join("data"), folder.path().join("voc"));
     fixtures::images(&data, 20);
@@ -115,7 +113,6 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
 
 #[test]
 fn runs_side_by_side_with_a_plot() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
     fixtures::images(&data, 20);
@@ -158,7 +155,6 @@ fn made_up(name: &str, tensor: &Tensor) -> Tensor {
 /// gives PyTorch's features (`reference/foreign.py`).
 #[test]
 fn torchvisions_weights_give_torchvisions_features() {
-    let _generator = fixtures::generator();
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("resnet18.safetensors");

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
-use simclr::eval::knn::{accuracy, default_k, knn_predict};
+use simclr::{
+    data::rng::Key,
+    eval::knn::{accuracy, default_k, knn_predict},
+};
 use tch::{Device, Kind, Tensor};
 
 fn golden(name: &str) -> Tensor {
@@ -56,10 +59,11 @@ fn small_temperatures_do_not_overflow_and_large_k_means_all() {
 #[test]
 fn blocks_of_queries_change_nothing() {
     // 5,000 bank rows: queries are split into blocks of 2^25 / 5,000 = 6,710 rows.
-    tch::manual_seed(0);
-    let bank = Tensor::randn([5000, 4], (Kind::Float, Device::Cpu));
+    let normals =
+        |seed, n: usize| Tensor::from_slice(&Key::weights(seed, 0).stream().normals(4 * n)).view([-1, 4]);
+    let bank = normals(0, 5000);
     let labels = Tensor::arange(5000, (Kind::Int64, Device::Cpu)).remainder(7);
-    let queries = Tensor::randn([7000, 4], (Kind::Float, Device::Cpu));
+    let queries = normals(1, 7000);
     let all = knn_predict(&bank, &labels, &queries, 7, 5, Some(0.1));
     let tail = knn_predict(&bank, &labels, &queries.narrow(0, 6600, 400), 7, 5, Some(0.1));
     assert_eq!(all.size(), [7000]);

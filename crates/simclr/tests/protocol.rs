@@ -31,7 +31,6 @@ fn options() -> EvalOptions {
 
 #[test]
 fn every_row_is_measured_and_the_file_holds_what_the_table_shows() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -71,7 +70,6 @@ fn every_row_is_measured_and_the_file_holds_what_the_table_shows() {
 
 #[test]
 fn the_same_seed_gives_the_same_results_and_a_missing_test_split_is_held_out() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -86,7 +84,6 @@ fn the_same_seed_gives_the_same_results_and_a_missing_test_split_is_held_out() {
 
 #[test]
 fn images_without_labels_are_refused() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -115,7 +112,6 @@ impl Observer for Work {
 /// What is known is neither read nor computed again, whatever a repeated evaluation adds; `fresh` forgets it.
 #[test]
 fn a_repeated_evaluation_reads_nothing_and_says_the_same() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -144,7 +140,6 @@ fn a_repeated_evaluation_reads_nothing_and_says_the_same() {
 /// Weights that changed under the same name are other features: nothing old is taken for them.
 #[test]
 fn figures_of_other_weights_are_not_taken() {
-    let _generator = fixtures::generator();
     let folder = tempfile::tempdir().unwrap();
     let (run, model) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");

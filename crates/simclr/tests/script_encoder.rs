@@ -15,7 +15,7 @@ fn golden() -> PathBuf {
 }
 
 fn load(file: &Path, channels: i64) -> Result<(Encoder, Params), String> {
-    let mut params = Params::new(Device::Cpu);
+    let mut params = Params::new(Device::Cpu, 0);
     let config = EncoderConfig { file: Some(file.to_owned()), ..EncoderConfig::default() };
     let encoder = Encoder::new(&config, channels, 16, &mut params).map_err(|error| error.to_string())?;
     Ok((encoder, params))

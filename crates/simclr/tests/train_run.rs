@@ -180,7 +180,7 @@ fn one_batch_is_overfitted_from_chance() {
     );
     assert!((first.chance_loss - 63f64.ln()).abs() < 1e-12);
     assert!(last.loss < first.loss - 0.3, "{} to {}", first.loss, last.loss);
-    assert!(last.accuracy > 3.0 * first.accuracy.max(1.0 / 32.0), "{last:?}");
+    assert!(last.accuracy > 2.0 * first.accuracy.max(1.0 / 16.0), "{first:?} {last:?}");
 }
 
 #[test]
@@ -266,10 +266,14 @@ fn a_gradient_that_is_no_number_stops_the_run_too() {
     let data = image_folder(temp.path(), 40, false);
     let folder = RunFolder::create(&temp.path().join("run")).unwrap();
     let stop = AtomicBool::new(false);
-    // Logits of 1e30 still have a finite loss; the squares of its gradient overflow.
-    let (outcome, witness) = run(&config(&["loss.temperature=1e-30"]), &data, &folder, None, &stop);
-    let TrainError::NonFinite { what, step, .. } = outcome.unwrap_err() else { panic!("expected NonFinite") };
-    assert_eq!((what, step, witness.reports.len()), ("the gradient's norm", 0, 0));
+    // Logits of 1e30 still have a finite loss; the squares of its gradient overflow. A power of two divides without
+    // rounding, so that similarities this far up stay symmetric.
+    let (outcome, witness) =
+        run(&config(&["loss.temperature=7.888609052210118e-31"]), &data, &folder, None, &stop);
+    let TrainError::NonFinite { what, step, value, .. } = outcome.unwrap_err() else {
+        panic!("expected NonFinite")
+    };
+    assert_eq!((what, step, witness.reports.len()), ("the gradient's norm", 0, 0), "{value}");
 }
 
 /// One step of an absurd length from finite weights: the weights overflow after a loss and a gradient that were fine, and

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use simclr_data::rng::Stream;
 use simclr_shim::{Statistics, Sum};
 use tch::{Kind, Tensor};
 
@@ -34,7 +35,7 @@ impl Conv {
         (kernel, stride): (i64, i64),
         init: Init,
     ) -> Self {
-        let weight = initial_kernel([output, input, kernel, kernel], init);
+        let weight = initial_kernel([output, input, kernel, kernel], init, &mut params.stream());
         let weight = params.add(format!("{name}.weight"), Role::Kernel, channels_last(&weight));
         Self { weight, kernel, stride }
     }
@@ -58,25 +59,19 @@ impl Conv {
     }
 }
 
-fn initial_kernel(shape: [i64; 4], init: Init) -> Tensor {
-    let options = (Kind::Float, tch::Device::Cpu);
+fn initial_kernel(shape: [i64; 4], init: Init, stream: &mut Stream) -> Tensor {
     let [output, input, height, width] = shape;
-    match init {
+    let count = (output * input * height * width) as usize;
+    let (draws, std) = match init {
         // TF `variance_scaling_initializer()`: scale 1, fan-in, normal cut at 2 sigma and rescaled (spec 4.2).
         Init::Official => {
             let std = (1.0 / (input * height * width) as f64).sqrt() / CUT_NORMAL_STD;
-            cut_normal(&shape) * std
+            (stream.cut_normals(count), std)
         }
         // torchvision resnet.py: kaiming_normal_(mode="fan_out", nonlinearity="relu").
-        Init::He => Tensor::randn(shape, options) * (2.0 / (output * height * width) as f64).sqrt(),
-    }
-}
-
-/// Standard normal numbers within two sigma, by the inverse of the error function on a cut uniform.
-fn cut_normal(shape: &[i64]) -> Tensor {
-    let edge = Tensor::from(std::f64::consts::SQRT_2).erf().double_value(&[]);
-    let uniform = Tensor::rand(shape, (Kind::Double, tch::Device::Cpu)) * (2.0 * edge) - edge;
-    (uniform.erfinv() * std::f64::consts::SQRT_2).to_kind(Kind::Float)
+        Init::He => (stream.normals(count), (2.0 / (output * height * width) as f64).sqrt()),
+    };
+    Tensor::from_slice(&draws).view(shape) * std
 }
 
 /// Batch norm over the batch and all positions, f32 parameters and statistics whatever the type of the input.
@@ -193,6 +188,8 @@ pub fn global_mean(x: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use simclr_data::rng::Key;
+
     use super::*;
 
     /// TensorFlow's rule written out: output ceil(n / 2), (out - 1) * 2 + 3 - n pixels of padding, the smaller half
@@ -230,8 +227,7 @@ mod tests {
     /// Mean 0, standard deviation 0.87962566, nothing beyond two sigma.
     #[test]
     fn the_cut_normal_has_its_moments() {
-        tch::manual_seed(0);
-        let draws = cut_normal(&[400_000]);
+        let draws = Tensor::from_slice(&Key::weights(0, 0).stream().cut_normals(400_000));
         assert!(draws.abs().max().double_value(&[]) <= 2.0);
         // Standard errors with 400,000 draws: .0014 of the mean, .001 of the deviation.
         assert!(draws.mean(Kind::Double).double_value(&[]).abs() < 0.006);
@@ -240,8 +236,7 @@ mod tests {
 
     #[test]
     fn he_initialisation_goes_by_the_fan_out() {
-        tch::manual_seed(0);
-        let kernel = initial_kernel([256, 64, 3, 3], Init::He);
+        let kernel = initial_kernel([256, 64, 3, 3], Init::He, &mut Key::weights(0, 0).stream());
         // torchvision: sqrt(2 / (256 * 9)); 147,456 draws give the deviation to 0.2 %.
         assert!((kernel.std(true).double_value(&[]) / (2.0f64 / 2304.0).sqrt() - 1.0).abs() < 0.01);
     }
@@ -250,7 +245,7 @@ mod tests {
     /// statistics (PyTorch's convention) with weight 0.1, and inference uses those.
     #[test]
     fn batch_norm_by_hand() {
-        let mut params = Params::new(tch::Device::Cpu);
+        let mut params = Params::new(tch::Device::Cpu, 0);
         let norm = BatchNorm::new(&mut params, "bn", 1, 1.0);
         let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 6.0]).view([2, 1, 1, 2]);
         let y = Vec::<f32>::try_from(norm.forward(&x, &Mode::train()).view(-1).detach()).unwrap();

@@ -129,7 +129,7 @@ enum Network {
 }
 
 impl Encoder {
-    /// Builds the encoder with fresh weights under the names `encoder.*`. `tch::manual_seed` decides the draws.
+    /// Builds the encoder with fresh weights under the names `encoder.*`. The seed of `params` decides the draws.
     ///
     /// # Errors
     /// A TorchScript file that cannot be loaded or does not give features.

@@ -338,14 +338,12 @@ mod tests {
     use super::*;
 
     /// Three overlapping clusters in 4 dimensions, one of which never changes.
-    fn clusters(n: i64, seed: i64) -> (Tensor, Tensor) {
-        tch::manual_seed(seed);
+    fn clusters(n: i64, seed: u64) -> (Tensor, Tensor) {
         tch::set_num_threads(1);
         let labels = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).remainder(3);
         let centres =
             Tensor::from_slice(&[1.0f32, 0.0, 0.0, 7.0, 0.0, 1.0, 0.0, 7.0, 0.0, 0.0, 1.0, 7.0]).view([3, 4]);
-        let noise = Tensor::randn([n, 4], (Kind::Float, tch::Device::Cpu))
-            * Tensor::from_slice(&[0.7f32, 0.7, 0.7, 0.0]);
+        let noise = crate::test_normals(seed, &[n, 4]) * Tensor::from_slice(&[0.7f32, 0.7, 0.7, 0.0]);
         (centres.index_select(0, &labels) + noise, labels)
     }
 

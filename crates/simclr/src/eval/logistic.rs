@@ -189,14 +189,12 @@ mod tests {
     use super::*;
 
     /// Three overlapping clusters in 4 dimensions, one of which never changes.
-    fn clusters(n: i64, seed: i64) -> (Tensor, Tensor) {
-        tch::manual_seed(seed);
+    fn clusters(n: i64, seed: u64) -> (Tensor, Tensor) {
         tch::set_num_threads(1);
         let labels = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).remainder(3);
         let centres =
             Tensor::from_slice(&[1.0f32, 0.0, 0.0, 7.0, 0.0, 1.0, 0.0, 7.0, 0.0, 0.0, 1.0, 7.0]).view([3, 4]);
-        let noise = Tensor::randn([n, 4], (Kind::Float, tch::Device::Cpu))
-            * Tensor::from_slice(&[0.7f32, 0.7, 0.7, 0.0]);
+        let noise = crate::test_normals(seed, &[n, 4]) * Tensor::from_slice(&[0.7f32, 0.7, 0.7, 0.0]);
         (centres.index_select(0, &labels) + noise, labels)
     }
 
@@ -220,10 +218,10 @@ mod tests {
 
     #[test]
     fn single_precision_products_of_a_large_set_agree_with_double_ones() {
-        tch::manual_seed(7);
         tch::set_num_threads(1);
-        let x = Tensor::randn([17_000, 128], (Kind::Double, tch::Device::Cpu));
-        let y = Tensor::randint(5, [17_000], (Kind::Int64, tch::Device::Cpu));
+        let x = crate::test_normals(7, &[17_000, 128]).to_kind(Kind::Double);
+        let y =
+            crate::test_normals(9, &[17_000]).abs().multiply_scalar(10.0).to_kind(Kind::Int64).remainder(5);
         let plain = Standard::of(&x);
         let single = Problem::new(&x, &plain, &y, 5);
         assert_eq!((single.kind, single.blocks.len()), (Kind::Float, 17));
@@ -257,9 +255,8 @@ mod tests {
     /// Wide features with few rows are solved in the rows' span: the same classifier as over all features.
     #[test]
     fn the_row_space_gives_the_same_minimum() {
-        tch::manual_seed(8);
         tch::set_num_threads(1);
-        let x = Tensor::randn([20, 60], (Kind::Double, tch::Device::Cpu));
+        let x = crate::test_normals(8, &[20, 60]).to_kind(Kind::Double);
         let y = Tensor::arange(20, (Kind::Int64, tch::Device::Cpu)).remainder(4);
         let standard = Standard::of(&x);
         let narrow = Problem::new(&x, &standard, &y, 4);

@@ -39,7 +39,7 @@ pub struct RanksConfig {
 
 impl Default for RanksConfig {
     fn default() -> Self {
-        Self { silence_seconds: 20.0, stall_minutes: 30.0 }
+        Self { silence_seconds: 18.0, stall_minutes: 30.0 }
     }
 }
 

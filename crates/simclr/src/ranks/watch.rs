@@ -21,8 +21,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const UNDERWAY: usize = 8;
 /// Where rank 0 is lost, each rank but the first of the others waits so much longer than the one before it, so that one of
 /// them speaks for all: longer than a beat and the end of all processes take.
-const TURN: Duration = Duration::from_secs(2);
-const LAST_TURN: Duration = Duration::from_secs(6);
+const TURN: Duration = Duration::from_secs(4);
+const LAST_TURN: Duration = Duration::from_secs(8);
 
 /// What the run's threads and the watch know of each other.
 #[derive(Debug)]
@@ -159,9 +159,11 @@ fn watch(table: &Table, channel: &Channel, alarm: &dyn Fn(String), stop: &Atomic
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
-        if now.duration_since(last) > 5 * BEAT {
-            // It was this process that stood still (a stopped job, a sleeping machine): the others get a fresh start.
-            signs.iter_mut().for_each(|(_, sign)| sign.heard = now);
+        let late = now.duration_since(last).saturating_sub(BEAT);
+        if late > BEAT {
+            // It was this process that stood still (a stopped job, a machine that sleeps or is overloaded), and that time
+            // is held against nobody.
+            signs.iter_mut().for_each(|(_, sign)| sign.heard += late);
         }
         last = now;
         while let Some((from, progress)) = channel.receive() {
