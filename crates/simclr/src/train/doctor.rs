@@ -69,9 +69,12 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// What keeps a run from starting; see [`TrainError`].
 pub fn examine(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>, TrainError> {
     let own = agreed(ranks, ready(ranks, config, data))?;
+    let carried = ranks.connect_gpus(own.model.params.device());
     let facts = start::facts(&own.plan, &own.dataset, &own.model, &own.optimizer, own.model.params.device());
     let mut findings: Vec<Finding> =
         facts.into_iter().map(|(name, text)| Finding { name, text, verdict: Verdict::Note }).collect();
+    let carried = carried.map(|text| Finding { name: "exchange".into(), text, verdict: Verdict::Note });
+    findings.extend(carried);
     findings.push(groups(&own));
     let memory = agreed(ranks, memory(ranks, &own));
     drop(own);
