@@ -16,7 +16,7 @@ use super::{
     results::{Cell, Row},
     sets::Sets,
     splits,
-    training::{Exam, Lesson, Source, Trainer},
+    training::{Exam, Lesson, Model, Source, Trainer},
 };
 use crate::{EvalError, RunConfig, optim::OptimKind};
 
@@ -301,7 +301,7 @@ impl<'a> Bench<'a, '_> {
         let accuracy = accuracy(&sets.test_labels);
         let (images, of) = (&self.kept.test[..], json!(sets.fingerprints()));
         let exam = Exam { set: sets.test_set(), images, of, figure: &accuracy };
-        self.trainer.figure(place, config, lesson, &exam, true)
+        self.trainer.figure(place, config, lesson, &exam, Model::Reported)
     }
 
     fn lesson<'c>(&self, images: &'c [usize]) -> Lesson<'c>

@@ -61,6 +61,18 @@ pub(super) struct Exam<'a> {
     pub(super) figure: &'a Marks<'a>,
 }
 
+/// What becomes of a trained model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Model {
+    /// Its figure is only compared: it is not kept, and one that diverged is the worst.
+    Compared,
+    /// Its figure is reported: it stays in the run folder.
+    Reported,
+}
+
+/// Below every figure.
+const DIVERGED: f64 = -1.0;
+
 /// See [`Exam::figure`].
 pub(super) type Marks<'a> = dyn Fn(&Tensor, &[usize]) -> Figure + 'a;
 
@@ -77,7 +89,7 @@ impl Trainer<'_> {
         let mut best = (candidates[0], f64::NEG_INFINITY);
         for candidate in candidates {
             let place = format!("{place}, try {}", candidate.said());
-            let figure = self.figure(&place, &candidate.put(config), lesson, exam, false)?.value;
+            let figure = self.figure(&place, &candidate.put(config), lesson, exam, Model::Compared)?.value;
             if figure > best.1 {
                 best = (*candidate, figure);
             }
@@ -86,14 +98,14 @@ impl Trainer<'_> {
     }
 
     /// The figure in `exam` of the model trained by `config` on `lesson`. One that is known already is taken; a run that was
-    /// interrupted goes on. The model stays in the run folder where it is to be `kept`.
+    /// interrupted goes on.
     pub(super) fn figure(
         &mut self,
         place: &str,
         config: &RunConfig,
         lesson: Lesson<'_>,
         exam: &Exam<'_>,
-        kept: bool,
+        model: Model,
     ) -> Result<Figure, EvalError> {
         let judged = json!([exam.of, checksum(exam.images)]);
         let key = Key::new(place, json!({ "trained": self.what(config, lesson), "judged": judged }));
@@ -101,12 +113,24 @@ impl Trainer<'_> {
             self.trained.0 += 1;
             return Ok(known);
         }
-        let (model, folder) = self.train(place, config, lesson)?;
-        let figure = self.memory.keep_figure(&key, self.judged(&model, exam)?)?;
-        if !kept {
-            fs_err::remove_dir_all(folder.path())?;
+        let path = self.run.path().join("evaluation").join(self.name(place, config, lesson));
+        let figure = match self.train(place, config, lesson, &path) {
+            Ok(trained) => self.judged(&trained, exam)?,
+            Err(EvalError::Training(error)) if model == Model::Compared && error.is_divergence() => {
+                Figure { how: error.to_string(), ..Figure::of(DIVERGED) }
+            }
+            Err(error) => return Err(error),
+        };
+        let figure = self.memory.keep_figure(&key, figure)?;
+        if model == Model::Compared {
+            fs_err::remove_dir_all(path)?;
         }
         Ok(figure)
+    }
+
+    /// Of the folder of a training.
+    fn name(&self, place: &str, config: &RunConfig, lesson: Lesson<'_>) -> String {
+        Key::new(place, self.what(config, lesson)).file_name()
     }
 
     /// All that a trained model depends on, wherever its files are.
@@ -122,18 +146,17 @@ impl Trainer<'_> {
         })
     }
 
-    /// The trained model of a protocol, in evaluation precision, and where it is.
+    /// The trained model of a protocol, in evaluation precision; its run is in the folder `path`.
     fn train(
         &mut self,
         place: &str,
         config: &RunConfig,
         lesson: Lesson<'_>,
-    ) -> Result<(SimClr, RunFolder), EvalError> {
+        path: &Path,
+    ) -> Result<SimClr, EvalError> {
         let Lesson { source, images } = lesson;
-        let name = Key::new(place, self.what(config, lesson)).file_name();
-        let path = self.run.path().join("evaluation").join(name);
         let folder =
-            if path.join("config.toml").exists() { RunFolder::open(&path) } else { RunFolder::create(&path) }
+            if path.join("config.toml").exists() { RunFolder::open(path) } else { RunFolder::create(path) }
                 .map_err(from_training)?;
         let samples = source.set.samples();
         let names: Vec<&str> = images.iter().map(|&index| samples[index].name.as_str()).collect();
@@ -152,7 +175,7 @@ impl Trainer<'_> {
         if config.task.frozen && self.frozen.differs(&model) {
             return Err(EvalError::Other(format!("{place}: the encoder changed although it was frozen")));
         }
-        Ok((model, folder))
+        Ok(model)
     }
 
     fn load(&self, config: &RunConfig, classes: usize, folder: &RunFolder) -> Result<SimClr, EvalError> {

@@ -14,7 +14,7 @@ use super::{
     recipes,
     results::{Metric, TransferRow, Tuned},
     sets::Sets,
-    training::{Exam, Lesson, Source, Trainer},
+    training::{Exam, Lesson, Model, Source, Trainer},
     transfer::{HOLD_OUT, TransferSet},
 };
 use crate::EvalError;
@@ -199,7 +199,7 @@ impl Tuning<'_, '_> {
         };
         let of = json!([sets.fingerprints(), metric]);
         let exam = Exam { set: sets.test_set(), images: &once, of, figure: &marks };
-        self.trainer.figure(place, config, lesson, &exam, true)
+        self.trainer.figure(place, config, lesson, &exam, Model::Reported)
     }
 }
 
