@@ -13,6 +13,7 @@ pub mod linear; // h, labels -> linear classifier
 mod logistic; // the classifier's objective
 mod members; // labels and answers -> a figure by the set's metric
 mod memory; // figures that are known already
+mod plot; // lines of accuracy by share of labels -> SVG
 pub mod protocol; // run, data -> results
 mod reading; // images -> features, in pieces that outlive a kill
 mod recipes; // the run's configuration -> that of a protocol that trains

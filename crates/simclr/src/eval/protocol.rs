@@ -1,7 +1,7 @@
 //! A run and a labelled image set to [`Results`]: kNN and linear accuracy of frozen h with few and with all labels, next
 //! to a random-init encoder, raw pixels and chance (spec 8.1, 8.2, 15.0). Newest checkpoint only: choosing an epoch by
 //! test accuracy would be training on the test set. The protocols that train follow in `trained`, other data sets in
-//! `transfer`.
+//! `transfer` and `transfer_finetune`.
 
 use std::{
     path::{Path, PathBuf},
