@@ -17,7 +17,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Learn an encoder from images; labels are not needed
-    Pretrain(Pretrain),
+    Pretrain(Box<Pretrain>),
     /// Judge an encoder: kNN and linear classifiers on frozen features next to controls, fine-tuning, transfer
     Evaluate(Box<Evaluate>),
     /// Put the results of several runs side by side, with a plot

@@ -144,7 +144,9 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
         command.arg(&run).args(more);
         command
     };
-    said(&mut evaluate(&[])).refuses(&["no set to fine-tune on", "--transfer PATH[:METRIC]"]);
+    let without = said(&mut evaluate(&[]));
+    without.refuses(&["no set to fine-tune on"]);
+    assert!(without.err.contains("--transfer PATH[:METRIC]"), "{}", without.err);
     let set = format!("{}:mean-per-class", other.display());
     let small = ["--transfer-steps", "4", "--transfer-batch", "16", "--transfer-lr", "0.1,0.01"];
     let tuned =

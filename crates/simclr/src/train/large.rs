@@ -52,6 +52,7 @@ impl<'a> Chunks<'a> {
     ///
     /// # Errors
     /// What kept it from being made.
+    #[allow(clippy::should_implement_trait, reason = "running out is an error here, not an end")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let batch = self.batches.next().unwrap_or(Err(DataError::WorkerLost { step: self.step }))?;
         self.bad.extend(batch.bad.iter().cloned());
