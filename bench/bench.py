@@ -1,6 +1,6 @@
 """Us and the peers on the same work, in turns, on this machine: prints ratios with their spread, writes raw numbers.
 
-usage: PEERS=folder-of-peer-scripts PEER_PYTHON=python bench/bench.py [SECTION ...] [--rounds 5] [--images FOLDER]
+usage: PEERS=folder-of-peer-scripts PEER_PYTHON=python bench/bench.py [SECTION ...] [--rounds 5] [--more] [--images FOLDER]
 sections: step views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (all, where none is named)
 
 PEER_PYTHON has torch, torchvision, lightly and scikit-learn. PEERS holds `step.py` and `views.py`; the other peers are in
@@ -137,7 +137,7 @@ def decode(options):
     return rows
 
 
-EPOCHS = 4  # the first warms up (and compiles), the others count
+EPOCHS = 3  # the first warms up (and compiles), the others count
 
 
 def epoch(folder, encoder, size, batch, label):
@@ -243,20 +243,23 @@ def main():
     p.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--images")
+    p.add_argument("--more", action="store_true", help="add rounds to those kept, where machine and commit are the same")
     p.add_argument("--out", default=HERE / "results/bench.json", type=pathlib.Path)
     options = p.parse_args()
     sections = options.sections or list(SECTIONS)
     WORK.mkdir(parents=True, exist_ok=True)
     kept = json.loads(options.out.read_text()) if options.out.exists() else {"sections": {}}
     for section in sections:
-        results = {}
-        for number in range(options.rounds):
-            print(f"{section}: round {number + 1} of {options.rounds}", flush=True)
+        before = kept["sections"].get(section, {}) if options.more else {}
+        same = before and all(before["machine"][key] == value for key, value in machine().items() if key != "date")
+        results, done = (before["results"], before["rounds"]) if same else ({}, 0)
+        for number in range(done + 1, done + options.rounds + 1):
+            print(f"{section}: round {number} of {done + options.rounds}", flush=True)
             for label, seconds, memory in SECTIONS[section](options):
                 results.setdefault(label, []).append({"seconds": seconds, "memory": memory})
-        kept["sections"][section] = {"machine": machine(), "rounds": options.rounds, "results": results}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+            kept["sections"][section] = {"machine": machine(), "rounds": number, "results": results}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(kept, indent=1) + "\n")
         print(table(results), flush=True)
     every = {label: rounds for section in SECTIONS if section in kept["sections"] for label, rounds in kept["sections"][section]["results"].items()}
     readme(table(every))

@@ -23,8 +23,18 @@ fn glue(include: &Path) {
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .files(
-            ["shim", "batch_norm", "batch_norm_cpu", "dispatch", "gradient", "hooks", "memory", "optimizer"]
-                .map(|name| format!("src/{name}.cpp")),
+            [
+                "shim",
+                "batch_norm",
+                "batch_norm_cpu",
+                "dispatch",
+                "gradient",
+                "hooks",
+                "memory",
+                "nccl",
+                "optimizer",
+            ]
+            .map(|name| format!("src/{name}.cpp")),
         )
         .compile("simclr_shim");
 }

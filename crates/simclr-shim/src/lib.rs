@@ -1,12 +1,13 @@
 //! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
-//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, and hooks on gradients; and, with the
-//! feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
+//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, hooks on gradients, and NCCL; and, with
+//! the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
 mod gradient;
 pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod optimizer;
 
 use std::{

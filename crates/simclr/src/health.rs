@@ -82,24 +82,45 @@ impl Health {
     }
 }
 
+/// Rows of a batch that are compared with all others, or cast, at a time: memory does not grow with the square of the batch.
+const ROWS: usize = 2048;
+
+/// First row and number of rows of every part of `rows` rows.
+fn parts(rows: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..rows).step_by(ROWS).map(move |start| (start, (rows - start).min(ROWS as i64)))
+}
+
 fn uniformity(unit: &Tensor, n: i64) -> f64 {
     let rows = 2 * n;
-    let squared: Tensor = 2.0 - unit.matmul(&unit.tr()) * 2.0; // |zi - zj|^2 of unit vectors
-    let potentials = (squared * -2.0).exp();
-    // Neither the view itself nor its partner: those are alignment's business.
-    let partners: f64 = (0..2)
-        .map(|side| potentials.diagonal(n * (1 - 2 * side), 0, 1).sum(Kind::Double).double_value(&[]))
+    let others: f64 = parts(rows)
+        .map(|(start, count)| {
+            // |zi - zj|^2 of unit vectors.
+            let squared: Tensor = 2.0 - unit.narrow(0, start, count).matmul(&unit.tr()) * 2.0;
+            let potentials = (squared * -2.0).exp();
+            // Neither the view itself nor its partner: those are alignment's business.
+            for offset in [start, start + n, start - n] {
+                let _ = potentials.diagonal(offset, 0, 1).fill_(0.0);
+            }
+            potentials.sum(Kind::Double).double_value(&[])
+        })
         .sum();
-    let own = potentials.diagonal(0, 0, 1).sum(Kind::Double).double_value(&[]);
-    let others = potentials.sum(Kind::Double).double_value(&[]) - own - partners;
     (others.max(f64::MIN_POSITIVE) / (rows * (rows - 2)).max(1) as f64).ln()
 }
 
 /// exp of the entropy of the normalised singular values; NaN where h holds values that are no numbers.
 fn effective_rank(h: &Tensor) -> f64 {
-    let h = h.to_kind(Kind::Double);
+    let (rows, features) = (h.size()[0], h.size()[1]);
     // Squared singular values are the eigenvalues of the smaller Gram matrix.
-    let gram = if h.size()[0] < h.size()[1] { h.matmul(&h.tr()) } else { h.tr().matmul(&h) };
+    let gram = if rows < features {
+        let h = h.to_kind(Kind::Double);
+        h.matmul(&h.tr())
+    } else {
+        let gram = Tensor::zeros([features, features], (Kind::Double, h.device()));
+        parts(rows).fold(gram, |gram, (start, count)| {
+            let part = h.narrow(0, start, count).to_kind(Kind::Double);
+            gram + part.tr().matmul(&part)
+        })
+    };
     let Ok(eigenvalues) = gram.f_linalg_eigvalsh("L") else { return f64::NAN };
     let singular = eigenvalues.clamp_min(0.0).sqrt();
     let total = singular.sum(Kind::Double);
@@ -130,6 +151,25 @@ mod tests {
         // Tall and wide matrices of the same singular values agree.
         let tall = Tensor::cat(&[&h, &Tensor::zeros([4, 3], OPTIONS)], 0);
         assert!((effective_rank(&tall) - effective_rank(&tall.tr())).abs() < 1e-6);
+    }
+
+    /// More rows than are looked at at a time, with an odd rest, against the formulas over whole matrices.
+    #[test]
+    fn a_batch_of_several_parts_agrees_with_whole_matrices() {
+        let n = ROWS as i64 + 7;
+        let z = Tensor::arange(2 * n * 3, OPTIONS).sin().view([2 * n, 3]);
+        let unit = l2_normalize(&z).to_kind(Kind::Double);
+        let potentials: Tensor = ((unit.matmul(&unit.tr()) * 2.0 - 2.0) * 2.0).exp();
+        for offset in [0, n, -n] {
+            let _ = potentials.diagonal(offset, 0, 1).fill_(0.0);
+        }
+        let expected = (potentials.sum(Kind::Double).double_value(&[]) / (2 * n * (2 * n - 2)) as f64).ln();
+        let health = Health::of(&z, &z, 1.0, 0.5);
+        assert!((health.uniformity - expected).abs() < 1e-5, "{} {expected}", health.uniformity);
+        let singular = z.to_kind(Kind::Double).svd(true, false).1;
+        let share = &singular / singular.sum(Kind::Double);
+        let entropy = -(&share * share.log()).sum(Kind::Double).double_value(&[]);
+        assert!((health.effective_rank - entropy.exp()).abs() < 1e-4, "{}", health.effective_rank);
     }
 
     #[test]

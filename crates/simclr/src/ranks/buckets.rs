@@ -14,7 +14,7 @@ use std::{
 };
 
 use simclr_shim::hooks::GradientHook;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{Lane, Ranks};
 use crate::params::Params;
@@ -46,6 +46,7 @@ struct Filling {
     missing: Vec<usize>,
     /// Buckets that have gone; they go in order, on every rank alike.
     gone: usize,
+    ranks: Ranks,
     out: Sender<Tensor>,
 }
 
@@ -64,7 +65,8 @@ impl Buckets {
         let buckets: Vec<Vec<Tensor>> =
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
         let (out, full) = channel();
-        let filling = Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, out });
+        let filling =
+            Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, ranks: ranks.clone(), out });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
         for (bucket, index) in places.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
@@ -148,6 +150,10 @@ impl Filling {
         };
         let bucket = &self.buckets[self.gone];
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
+        if full.device() != Device::Cpu {
+            // Put on the GPU's stream at once, in the order of the pass, which is the same on every rank; it does not wait.
+            self.ranks.sum_in_place(Lane::Gradients, &full);
+        }
         self.gone += 1;
         // The other end goes when this is dropped, not before.
         let _ = self.out.send(full);
@@ -174,7 +180,9 @@ fn add_up(ranks: Ranks, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle
     let (out, sums) = channel();
     let work = move || {
         for bucket in full {
-            ranks.sum_in_place(Lane::Gradients, &bucket);
+            if bucket.device() == Device::Cpu {
+                ranks.sum_in_place(Lane::Gradients, &bucket);
+            }
             if out.send(bucket).is_err() {
                 return;
             }

@@ -5,6 +5,7 @@
 //! [`Alarm`] that the command line gave.
 
 mod buckets;
+mod gpus;
 #[cfg(feature = "mpi")]
 mod joined;
 mod launch;
@@ -14,11 +15,12 @@ mod watch;
 
 use std::{
     fmt::{Debug, Display},
-    sync::Arc,
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use simclr_shim::nccl::Nccl;
 use tch::{Device, Kind, Tensor};
 
 use crate::{RanksError, encoder::Exchange};
@@ -94,6 +96,8 @@ pub struct Ranks {
     /// This process among those of its machine, and how many of them share its processors.
     local: Local,
     wire: Option<Arc<dyn Wire>>,
+    /// See [`Ranks::connect_gpus`].
+    gpus: Arc<OnceLock<Mutex<Nccl>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +127,8 @@ pub enum Disagreed<E> {
 impl Ranks {
     /// One process.
     pub fn alone() -> Self {
-        Self { rank: 0, count: 1, local: Local { rank: 0, sharing: 1, here: 1 }, wire: None }
+        let local = Local { rank: 0, sharing: 1, here: 1 };
+        Self { rank: 0, count: 1, local, wire: None, gpus: Arc::default() }
     }
 
     /// The processes that the launcher started (`mpirun`, `srun --mpi=pmix`), or this one alone.
@@ -205,6 +210,9 @@ impl Ranks {
 
     fn sum_in_place(&self, lane: Lane, values: &Tensor) {
         let Some(wire) = &self.wire else { return };
+        if self.sum_on_gpus(values) {
+            return;
+        }
         let mut own = values.shallow_clone();
         if simclr_shim::hooks::with_floats(&mut own, |values| wire.sum(lane, values)).is_none() {
             // Another device or layout: through the host.
@@ -224,6 +232,9 @@ impl Ranks {
     pub fn gather_rows(&self, own: &Tensor) -> Tensor {
         if self.wire.is_none() {
             return own.detach();
+        }
+        if let Some(rows) = self.gather_rows_on_gpus(own) {
+            return rows;
         }
         let (width, device) = (own.size()[1], own.device());
         let mut host = own.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();

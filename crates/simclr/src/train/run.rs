@@ -83,8 +83,10 @@ pub fn pretrain_among(
     let newest =
         if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
     let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
+    let carried = ranks.connect_gpus(model.params.device());
     if ranks.is_first() {
         observer.start(&start::facts(&plan, &dataset, &model, &optimizer, model.params.device()));
+        carried.iter().for_each(|how| observer.message(&format!("tensors between processes: {how}")));
         notes.iter().for_each(|text| observer.message(text));
     }
 

@@ -1,0 +1,167 @@
+//! NVIDIA's collectives (NCCL) on f32 tensors of a GPU. The library is loaded at run time, so that one binary serves machines
+//! with and without it; `libtorch_cuda.so` brings it along.
+//!
+//! Numbers of the interface are those of NCCL's `nccl.h`, the same in every 2.x.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    path::Path,
+};
+
+use libloading::os::unix::{Library, RTLD_NOW, Symbol};
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::{ShimError, check};
+
+/// The name under which the system's loader knows it.
+pub const LIBRARY: &str = "libnccl.so.2";
+
+const FLOAT32: c_int = 7; // ncclFloat32
+const SUM: c_int = 0; // ncclSum
+
+/// What rank 0 makes and every rank joins with.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UniqueId([u8; 128]);
+
+impl UniqueId {
+    /// Its bytes, to be sent to the other ranks.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// From the bytes that rank 0 sent; none where there are not 128.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+type Comm = *mut c_void;
+type GetUniqueId = unsafe extern "C" fn(*mut UniqueId) -> c_int;
+type CommInitRank = unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int) -> c_int;
+type AllReduce =
+    unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> c_int;
+type CommDestroy = unsafe extern "C" fn(Comm) -> c_int;
+type ErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
+
+unsafe extern "C" {
+    fn simclr_use_device_of(like: *const C_tensor, stream: *mut *mut c_void) -> *mut c_char;
+}
+
+/// The functions of NCCL, loaded.
+#[derive(Debug)]
+pub struct Functions {
+    get_unique_id: Symbol<GetUniqueId>,
+    comm_init_rank: Symbol<CommInitRank>,
+    all_reduce: Symbol<AllReduce>,
+    comm_destroy: Symbol<CommDestroy>,
+    error_string: Symbol<ErrorString>,
+}
+
+impl Functions {
+    /// Loads `file`; a bare name is looked for as the system does.
+    ///
+    /// # Errors
+    /// No such library, or one without these functions.
+    pub fn load(file: &Path) -> Result<Self, ShimError> {
+        let said = |error: libloading::Error| ShimError(format!("{}: {error}", file.display()));
+        // SAFETY: NCCL's initialisers do nothing but prepare NCCL; it is never unloaded. The types of the functions are those
+        // of `nccl.h`.
+        unsafe {
+            let library = Library::open(Some(file), RTLD_NOW).map_err(said)?;
+            let loaded = Self {
+                get_unique_id: library.get(b"ncclGetUniqueId").map_err(said)?,
+                comm_init_rank: library.get(b"ncclCommInitRank").map_err(said)?,
+                all_reduce: library.get(b"ncclAllReduce").map_err(said)?,
+                comm_destroy: library.get(b"ncclCommDestroy").map_err(said)?,
+                error_string: library.get(b"ncclGetErrorString").map_err(said)?,
+            };
+            std::mem::forget(library);
+            Ok(loaded)
+        }
+    }
+
+    fn check(&self, result: c_int) -> Result<(), ShimError> {
+        if result == 0 {
+            return Ok(());
+        }
+        // SAFETY: NCCL returns a static text for every number.
+        let text = unsafe { (self.error_string)(result) };
+        // SAFETY: as above; NUL-terminated where it is not null.
+        let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy());
+        Err(ShimError(format!("NCCL: {} ({result})", text.unwrap_or_default())))
+    }
+
+    /// Made on rank 0.
+    ///
+    /// # Errors
+    /// What NCCL said.
+    pub fn unique_id(&self) -> Result<UniqueId, ShimError> {
+        let mut id = UniqueId([0; 128]);
+        // SAFETY: `id` has the size and layout of `ncclUniqueId`.
+        self.check(unsafe { (self.get_unique_id)(&raw mut id) })?;
+        Ok(id)
+    }
+
+    /// Joins the ranks that share `id`, with the GPU of `like`; waits for all of them.
+    ///
+    /// # Errors
+    /// What NCCL said: two ranks with one GPU, no way from GPU to GPU.
+    pub fn join(self, id: UniqueId, (rank, count): (usize, usize), like: &Tensor) -> Result<Nccl, ShimError> {
+        let mut comm = std::ptr::null_mut();
+        let number = |value: usize| c_int::try_from(value).map_err(|error| ShimError(error.to_string()));
+        let (rank, count) = (number(rank)?, number(count)?);
+        stream(like)?;
+        // SAFETY: `comm` is written on success only, which `check` tells; the id is passed as C passes it.
+        self.check(unsafe { (self.comm_init_rank)(&raw mut comm, count, id, rank) })?;
+        Ok(Nccl { library: self, comm })
+    }
+}
+
+/// The stream on which libtorch works with the device of `like` on this thread, and that device made the thread's own: NCCL
+/// asks CUDA for it.
+fn stream(like: &Tensor) -> Result<*mut c_void, ShimError> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: both pointers are live for the call.
+    check(unsafe { simclr_use_device_of(like.as_ptr(), &raw mut stream) })?;
+    Ok(stream)
+}
+
+/// This process among the others' GPUs.
+///
+/// Everything is put on libtorch's stream and waits there; so operations have to come in the same order on every rank.
+#[derive(Debug)]
+pub struct Nccl {
+    library: Functions,
+    comm: Comm,
+}
+
+// SAFETY: a communicator may be used from any thread, one at a time; a thread that enqueues holds its GPU first (`stream`).
+unsafe impl Send for Nccl {}
+
+impl Nccl {
+    /// Adds `values` (contiguous, f32) up over all ranks, in place. Comes back before it is done, as CUDA's operations do.
+    ///
+    /// # Errors
+    /// A tensor of another kind or layout, and what NCCL said.
+    pub fn sum(&mut self, values: &Tensor) -> Result<(), ShimError> {
+        if values.kind() != Kind::Float || !values.is_contiguous() {
+            let (kind, shape) = (values.kind(), values.size());
+            return Err(ShimError(format!("expected a contiguous f32 tensor, got {kind:?} {shape:?}")));
+        }
+        let stream = stream(values)?;
+        let (start, count) = (values.data_ptr(), values.numel());
+        // SAFETY: `start` is the first of `count` f32 values, which live on until the stream has come here: libtorch gives
+        // memory back in the order of the stream.
+        let done = unsafe { (self.library.all_reduce)(start, start, count, FLOAT32, SUM, self.comm, stream) };
+        self.library.check(done)
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        // SAFETY: made by `join`, destroyed once. What it says then is of no use to anybody.
+        let _ = unsafe { (self.library.comm_destroy)(self.comm) };
+    }
+}

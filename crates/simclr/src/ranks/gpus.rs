@@ -1,0 +1,88 @@
+//! Tensors from GPU to GPU: NCCL carries them, MPI has introduced the ranks.
+
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use simclr_shim::nccl::{Functions, LIBRARY, Nccl, UniqueId};
+use tch::{Device, Kind, Tensor};
+
+use super::{Disagreed, Ranks};
+
+impl Ranks {
+    /// From here on f32 tensors of a GPU travel by NCCL, where every rank has a GPU of its own; else through host memory. Says
+    /// which, where there are GPUs and several processes. Call on every rank.
+    ///
+    /// Operations on GPU tensors then wait for each other on libtorch's stream, so every rank has to issue them in one order:
+    /// that of the passes, from whichever thread runs them.
+    pub fn connect_gpus(&self, device: Device) -> Option<String> {
+        self.wire.as_ref()?;
+        let with_gpu = self.gather_numbers(&[usize::from(device.is_cuda())]).concat().iter().sum::<usize>();
+        if with_gpu == 0 {
+            return None;
+        }
+        let all = self.count();
+        let joined = if with_gpu == all {
+            self.joined_gpus(device)
+        } else {
+            Err(format!("{with_gpu} of {all} processes have a GPU"))
+        };
+        Some(match joined {
+            Ok(nccl) => {
+                let _ = self.gpus.set(Mutex::new(nccl));
+                "NCCL, from GPU to GPU".to_owned()
+            }
+            Err(reason) => format!("through host memory, which is slower ({reason})"),
+        })
+    }
+
+    fn joined_gpus(&self, device: Device) -> Result<Nccl, String> {
+        let why = |disagreed| match disagreed {
+            Disagreed::Here(error) => format!("{error}"),
+            Disagreed::Elsewhere { rank, message } => format!("rank {rank}: {message}"),
+        };
+        let hex = |id: &UniqueId| id.bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let loaded = Functions::load(Path::new(LIBRARY)).and_then(|functions| {
+            let id = if self.is_first() { Some(functions.unique_id()?) } else { None };
+            Ok((functions, id))
+        });
+        let tell = |(_, id): &(Functions, Option<UniqueId>)| id.as_ref().map(hex).unwrap_or_default();
+        let ((functions, _), told) = self.agree(loaded, tell).map_err(why)?;
+        let byte = |at: usize| u8::from_str_radix(told[0].get(2 * at..2 * at + 2)?, 16).ok();
+        let bytes: Vec<u8> = (0..told[0].len() / 2).filter_map(byte).collect();
+        let id = UniqueId::from_bytes(&bytes).ok_or("rank 0 sent no id")?;
+        let like = Tensor::zeros([1], (Kind::Float, device));
+        let joined = functions.join(id, (self.rank(), self.count()), &like);
+        let (nccl, _) = self.agree(joined, |_| String::new()).map_err(why)?;
+        Ok(nccl)
+    }
+
+    /// Adds `values` up over all ranks where NCCL can; whether it did.
+    pub(super) fn sum_on_gpus(&self, values: &Tensor) -> bool {
+        let Some(nccl) = self.gpus.get().filter(|_| values.device().is_cuda()) else { return false };
+        let whole = values.contiguous();
+        let done = nccl.lock().unwrap_or_else(PoisonError::into_inner).sum(&whole);
+        if let Err(error) = done {
+            // The others wait in the same sum: nothing but the end of all is left.
+            self.give_up(&error.to_string());
+        }
+        if whole.data_ptr() != values.data_ptr() {
+            tch::no_grad(|| values.shallow_clone().copy_(&whole));
+        }
+        true
+    }
+
+    /// [`Ranks::gather_rows`] on GPUs: a sum in which each rank's rows stand where the others have zeros.
+    pub(super) fn gather_rows_on_gpus(&self, own: &Tensor) -> Option<Tensor> {
+        self.gpus.get().filter(|_| own.device().is_cuda())?;
+        let rows = own.size()[0];
+        let counts = self.gather_numbers(&[rows as usize]).concat();
+        let before: usize = counts[..self.rank()].iter().sum();
+        let all = counts.iter().sum::<usize>() as i64;
+        let gathered = Tensor::zeros([all, own.size()[1]], (Kind::Float, own.device()));
+        tch::no_grad(|| gathered.narrow(0, before as i64, rows).copy_(&own.detach()));
+        self.sum_on_gpus(&gathered);
+        Some(gathered)
+    }
+}

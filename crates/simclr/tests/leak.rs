@@ -1,0 +1,92 @@
+//! What batch norm over a part of the batch gives away (spec 7; paper section 2.2; MoCo, arXiv 1911.05722, section 3.3), and
+//! that dealing views apart, or statistics of the whole batch, take it back.
+//!
+//! Every group of the batch holds one probe among images of its own. All views of all probes are the same pixels, so nothing
+//! in them says which two belong together: whoever finds a probe's partner found it by the group's statistics.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use simclr::{
+    RunConfig,
+    data::{Batch, Chunk, Chunking, DataError, chunking::Dealt, rng::Key},
+    device::Precision,
+    encoder::NormOver,
+    model::SimClr,
+    nt_xent::nt_xent,
+    objective::Objective,
+    ranks::{Buckets, Ranks},
+    train::{
+        large::{Chunks, LargeStep},
+        step::Setting,
+    },
+};
+use tch::{Device, Kind, Tensor};
+
+const GROUPS: usize = 16;
+const GROUP: usize = 4;
+const SIZE: usize = 16;
+
+/// The first image of every group of four is its probe: one picture for all. The others are of a colour of their own, with
+/// a little noise.
+fn view(image: usize, view: u64) -> Vec<f32> {
+    let probe = image.is_multiple_of(GROUP);
+    let (image, view) = if probe { (u64::MAX - 7, 0) } else { (image as u64, view) };
+    let mut dice = Key { seed: 1, epoch: 0, image, view }.stream();
+    let color = [(); 3].map(|()| dice.unit());
+    (0..3 * SIZE * SIZE).map(|at| 0.8 * color[at / (SIZE * SIZE)] + 0.2 * dice.unit()).collect()
+}
+
+/// The batch in chunks, one group of first views each.
+fn chunks(over: NormOver) -> Vec<Batch> {
+    let chunking = Chunking { images: GROUP, apart: over == NormOver::ChunkShuffled, passes: 1 };
+    let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
+    let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
+    let batch = |(index, dealt): (usize, Dealt)| {
+        let views = |ids: &[usize], number| ids.iter().flat_map(|&id| view(id, number)).collect::<Vec<_>>();
+        Batch {
+            step: 0,
+            epoch: 0,
+            chunk: Chunk { index, count: GROUPS, pass: 0 },
+            pixels: [views(&dealt.first, 0), views(&dealt.second, 1)].concat().into(),
+            ids: dealt.first,
+            second: dealt.second,
+            bad: Vec::new(),
+        }
+    };
+    dealt.into_iter().enumerate().map(batch).collect()
+}
+
+/// Contrastive accuracy among the probes, of a model that has learned nothing.
+fn probes_found(over: NormOver) -> f64 {
+    let overrides = ["encoder.name=conv-c3", "train.image_size=16"].map(str::to_owned);
+    let config = RunConfig::load(None, &overrides).unwrap();
+    let size = SIZE as i64;
+    let model =
+        SimClr::new(&config.encoder, &config.head, (3, size), 2, Device::Cpu, Precision::F32).unwrap();
+    let (objective, ranks) = (Objective::Contrastive(config.loss.clone()), Ranks::alone());
+    let buckets = Buckets::new(&model.params, &ranks);
+    let setting = Setting {
+        model: &model,
+        objective: &objective,
+        over,
+        shape: (3, SIZE),
+        ranks: &ranks,
+        buckets: &buckets,
+    };
+    let mut chunks = chunks(over).into_iter().map(Ok::<_, DataError>);
+    let large = LargeStep { setting, passes: 1, seed: 1 };
+    let (ids, stepped) = large.gradients(&mut Chunks::new(0, &mut chunks)).unwrap();
+    assert_eq!(ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows are in the order of the images");
+    let first = Tensor::arange(GROUPS as i64, (Kind::Int64, Device::Cpu)) * GROUP as i64;
+    let rows = Tensor::cat(&[&first, &(&first + (GROUPS * GROUP) as i64)], 0);
+    nt_xent(&stepped.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
+}
+
+#[test]
+fn statistics_of_groups_tell_partners_and_shuffled_or_global_ones_do_not() {
+    let [together, apart, whole] =
+        [NormOver::Chunk, NormOver::ChunkShuffled, NormOver::Global].map(probes_found);
+    assert_eq!(together, 1.0, "pixels cannot tell the probes apart, the statistics of their groups do");
+    // By chance one of sixteen is found.
+    assert!(apart < 0.25, "dealt apart, {apart} of the probes are found");
+    assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");
+}
