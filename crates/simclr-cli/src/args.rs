@@ -17,7 +17,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Learn an encoder from images; labels are not needed
-    Pretrain(Pretrain),
+    Pretrain(Box<Pretrain>),
     /// Judge an encoder: kNN and linear classifiers on frozen features next to controls, fine-tuning, transfer
     Evaluate(Box<Evaluate>),
     /// Put the results of several runs side by side, with a plot
@@ -164,9 +164,33 @@ pub struct Evaluate {
     /// Neighbours of the retrieval
     #[arg(long, default_value_t = 10)]
     pub retrieval_k: i64,
-    /// Another labelled set for the transfer protocol, judged by top-1 (default), mean-per-class or map-11
+    /// Another labelled set: a linear classifier on h there (paper B.8.1), and with --with transfer-finetune the whole network
+    /// fine-tuned; judged by top-1 (default), mean-per-class or map-11
     #[arg(long, value_name = "PATH[:METRIC]")]
     pub transfer: Vec<String>,
+    /// Fine-tuning on transfer sets: steps of each training [default: 20000]
+    #[arg(long, value_name = "STEPS")]
+    pub transfer_steps: Option<u64>,
+    /// Fine-tuning on transfer sets: images per step, at most [default: 256]
+    #[arg(long, value_name = "IMAGES")]
+    pub transfer_batch: Option<usize>,
+    /// Fine-tuning on transfer sets: learning rates to try [default: 7 from 1e-4 to 1e-1, evenly spaced in the logarithm]
+    #[arg(long, value_delimiter = ',')]
+    pub transfer_lr: Vec<f64>,
+    /// Fine-tuning on transfer sets: weight decays to try with each, divided by the learning rate [default: 0 and 7 from 1e-6
+    /// to 1e-3]
+    #[arg(long, value_delimiter = ',')]
+    pub transfer_decay: Vec<f64>,
+    /// From fresh weights: steps of each training [default: twice --transfer-steps]
+    #[arg(long, value_name = "STEPS")]
+    pub transfer_fresh_steps: Option<u64>,
+    /// From fresh weights: learning rates to try [default: --transfer-lr if given, else 7 from 1e-3 to 1]
+    #[arg(long, value_delimiter = ',')]
+    pub transfer_fresh_lr: Vec<f64>,
+    /// From fresh weights: weight decays to try with each, divided by the learning rate [default: --transfer-decay if given,
+    /// else 8 from 1e-5 to 10^-1.5]
+    #[arg(long, value_delimiter = ',')]
+    pub transfer_fresh_decay: Vec<f64>,
     /// Fine-tuning: base learning rates for 256 images, compared on a fifth of the labels [default: 0.05,0.5]
     #[arg(long, value_delimiter = ',')]
     pub finetune_lr: Vec<f64>,
@@ -251,6 +275,9 @@ pub enum Protocol {
     Finetune,
     /// The encoder from fresh weights with all labels, by the run's own recipe (paper B.3)
     Supervised,
+    /// Fine-tuning on every --transfer set, and from fresh weights (paper B.8.2): 114 trainings of 20,000 or 40,000 steps for
+    /// each set unless --transfer-steps, --transfer-lr and --transfer-decay say otherwise
+    TransferFinetune,
     /// All of them
     All,
 }

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     settle_environment();
     let outcome = match Arguments::parse().command {
         Command::Pretrain(arguments) => {
-            processes::together(|ranks| commands::pretrain::run(arguments, ranks))
+            processes::together(|ranks| commands::pretrain::run(*arguments, ranks))
         }
         Command::Evaluate(arguments) => processes::alone(|| commands::evaluate::run(&arguments)),
         Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),

@@ -19,6 +19,7 @@ pub struct Terminal {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
     started: Option<(Instant, u64)>,
+    last_step: Option<u64>,
 }
 
 impl Terminal {
@@ -28,7 +29,7 @@ impl Terminal {
             let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
             ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { bar, last_line: None, started: None }
+        Self { bar, last_line: None, started: None, last_step: None }
     }
 
     /// Prints a line without tearing the bar.
@@ -40,8 +41,11 @@ impl Terminal {
         }
     }
 
-    /// Seconds left at the pace since this process started.
+    /// Time left at the pace since this training started here; an evaluation trains several models one after another.
     fn eta(&mut self, report: &StepReport) -> Duration {
+        if self.last_step.replace(report.step).is_some_and(|last| last >= report.step) {
+            self.started = None;
+        }
         let (start, first) = *self.started.get_or_insert((Instant::now(), report.step));
         let done = report.step - first;
         let left = report.total_steps - report.step - 1;

@@ -132,6 +132,41 @@ fn a_packed_set_trains_as_its_folder_does() {
     assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
 }
 
+/// The whole network on another set, with settings for a small one, as the command line offers it.
+#[test]
+fn a_run_is_fine_tuned_on_a_transfer_set() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    said(&mut pretrain(&data, &run, &[])).succeeds();
+    let other = image_folder(&temp.path().join("other"), 80);
+    let evaluate = |more: &[&str]| {
+        let mut command = simclr(&["evaluate", "--draws", "1", "--with", "transfer-finetune"]);
+        command.arg(&run).args(more);
+        command
+    };
+    let without = said(&mut evaluate(&[]));
+    without.refuses(&["no set to fine-tune on"]);
+    assert!(without.err.contains("--transfer PATH[:METRIC]"), "{}", without.err);
+    let set = format!("{}:mean-per-class", other.display());
+    let small = ["--transfer-steps", "4", "--transfer-batch", "16", "--transfer-lr", "0.1,0.01"];
+    let tuned =
+        said(&mut evaluate(&[&["--transfer", &set, "--transfer-decay", "1e-3"], &small[..]].concat()));
+    tuned.succeeds();
+    assert!(tuned.err.contains("training 6 of 6: transfer to other, fresh weights"), "{}", tuned.err);
+    let text = fs::read_to_string(run.join("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let row = &results["transfer"][0];
+    let steps = |start: &str| (row[start]["steps"].as_u64(), row[start]["batch"].as_u64());
+    assert_eq!((steps("finetuned"), steps("fresh")), ((Some(4), Some(16)), (Some(8), Some(16))), "{row}");
+    let decay = row["finetuned"]["weight_decay"].as_f64().unwrap();
+    let rate = row["finetuned"]["learning_rate"].as_f64().unwrap();
+    assert!((decay * rate - 1e-3).abs() < 1e-12, "{row}");
+    let compared = said(simclr(&["compare"]).arg(&run).arg("--out").arg(temp.path().join("plot.svg")));
+    for protocol in ["linear", "fine-tuned", "fresh weights"] {
+        assert!(compared.out.lines().any(|line| line.contains(protocol)), "{}", compared.out);
+    }
+}
+
 /// Names and times of the figures that an evaluation of `run` has found.
 fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };

@@ -95,7 +95,7 @@ impl Case {
         let variance = (&centred * &centred).mean_dim(dims, true, Kind::Double);
         let mut y = centred / (variance + EPSILON).sqrt() * per_channel(scale) + per_channel(shift);
         if let Some(residual) = residual {
-            y = y + residual;
+            y += residual;
         }
         if self.relu { y.relu() } else { y }
     }
@@ -421,7 +421,7 @@ fn inference_is_the_formula_with_running_statistics() {
         let mut expected = (&case.x - per_channel(&mean)) / (per_channel(&var) + EPSILON).sqrt();
         expected = expected * per_channel(&scale) + per_channel(&shift);
         if let Some(residual) = &case.residual {
-            expected = expected + residual;
+            expected += residual;
         }
         if case.relu {
             expected = expected.relu();

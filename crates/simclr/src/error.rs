@@ -341,6 +341,11 @@ impl TrainError {
         }
     }
 
+    /// Whether the training itself went wrong, as it does with too high a learning rate.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::NonFinite { .. })
+    }
+
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {

@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 use crate::{
     ModelError,
     device::Precision,
-    encoder::{Encoder, EncoderConfig, Mode},
+    encoder::{Encoder, EncoderConfig, MOMENTUM, Mode},
     head::{Head, HeadConfig},
     objective::{ObjectiveKind, TaskConfig},
     params::Params,
@@ -24,6 +24,8 @@ pub struct SimClr {
     pub precision: Precision,
     /// Whether f only gives features: running statistics, no gradient, nothing changed.
     pub frozen: bool,
+    /// Weight of a batch in the running statistics of batch norm.
+    pub norm_momentum: f64,
 }
 
 impl SimClr {
@@ -42,7 +44,7 @@ impl SimClr {
         let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let head = Head::new(head, encoder.feature_dim(), &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: false })
+        Ok(Self { encoder, head, params, precision, frozen: false, norm_momentum: MOMENTUM })
     }
 
     /// The model of a task: [`SimClr::new`], or with labels the encoder under a linear classifier of `classes` outputs.
@@ -67,7 +69,7 @@ impl SimClr {
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let features = encoder.feature_dim();
         let head = Head::classifier(head, features, task.keep_head, classes as i64, &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: task.frozen })
+        Ok(Self { encoder, head, params, precision, frozen: task.frozen, norm_momentum: MOMENTUM })
     }
 
     /// The stages of [`SimClr::forward`], for a thread of its own; none of a TorchScript module.

@@ -16,6 +16,8 @@ pub struct TaskConfig {
     pub objective: ObjectiveKind,
     /// A text file of image names: train on these only (all: none).
     pub images: Option<PathBuf>,
+    /// Train on the set's validation part, too.
+    pub validation: bool,
     /// A checkpoint to take the encoder's first weights from, and those of the head's layers that are kept.
     pub start: Option<PathBuf>,
     /// With labels: layers of the projection head kept below the classifier (SimCLRv2, arXiv 2006.10029, section 2).

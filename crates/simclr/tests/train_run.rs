@@ -123,6 +123,30 @@ fn same_tensors(a: &Checkpoint, b: &Checkpoint) {
     }
 }
 
+/// After one step from 0 the running mean is the momentum times the batch's mean: with 1 it is that mean, whole or in chunks.
+#[test]
+fn batch_norm_weighs_a_batch_by_the_configured_momentum() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 16, true);
+    let running_mean = |name: &str, more: &[&str]| {
+        let folder = RunFolder::create(&temp.path().join(name)).unwrap();
+        finish(&config(&[&["train.epochs=1", "train.knn_every=0"], more].concat()), &data, &folder);
+        let checkpoint = newest(&folder);
+        let mut means = checkpoint.tensors.iter().filter(|(name, _)| name.ends_with("running_mean"));
+        means.next().unwrap().1.to_kind(Kind::Double)
+    };
+    let mean = running_mean("one", &["train.batch_norm_momentum=1"]);
+    assert!(mean.abs().max().double_value(&[]) > 1e-3);
+    for (name, more, weight) in [
+        ("default", &[][..], 0.1),
+        ("slow", &["train.batch_norm_momentum=0.02"], 0.02),
+        ("chunks", &["train.batch_norm_momentum=0.02", "train.chunk=4"], 0.02),
+    ] {
+        let apart = (running_mean(name, more) / weight - &mean).abs().max().double_value(&[]);
+        assert!(apart < 1e-5, "{name}: {apart}");
+    }
+}
+
 #[test]
 fn stopped_and_resumed_equals_uninterrupted_byte_for_byte() {
     let temp = tempfile::tempdir().unwrap();

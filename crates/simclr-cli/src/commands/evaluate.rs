@@ -11,6 +11,7 @@ use simclr::{
         results::Metric,
         trained::TrainedOptions,
         transfer::TransferSet,
+        transfer_finetune::{Search, TransferFinetune},
     },
     optim::OptimKind,
     train::RunFolder,
@@ -49,8 +50,6 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
     let default = EvalOptions::default();
     let asked = |protocol| arguments.with.iter().any(|with| [protocol, Protocol::All].contains(with));
     let training = default.trained;
-    let or =
-        |given: &[f64], default: &[f64]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
     let keep_head = &arguments.keep_head;
     Ok(EvalOptions {
         knn_k: arguments.k.unwrap_or(default.knn_k),
@@ -61,6 +60,7 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
         seed: arguments.seed.unwrap_or(default.seed),
         retrieval_k: if asked(Protocol::Retrieval) { arguments.retrieval_k } else { 0 },
         transfer: arguments.transfer.iter().map(|text| transfer_set(text)).collect::<Result<_, _>>()?,
+        transfer_finetune: transfer_finetune(arguments, asked(Protocol::TransferFinetune))?,
         trained: TrainedOptions {
             finetune: asked(Protocol::Finetune),
             linear_sgd: asked(Protocol::LinearSgd),
@@ -82,6 +82,34 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
         },
         ..default
     })
+}
+
+fn or(given: &[f64], default: &[f64]) -> Vec<f64> {
+    if given.is_empty() { default.to_vec() } else { given.to_vec() }
+}
+
+/// How the sets of `--transfer` are fine-tuned on, where that is `asked` for.
+fn transfer_finetune(arguments: &Evaluate, asked: bool) -> Result<Option<TransferFinetune>, Failure> {
+    if arguments.with.contains(&Protocol::TransferFinetune) && arguments.transfer.is_empty() {
+        let hint = Some("name the sets: --transfer PATH[:METRIC]".into());
+        return Err(Failure::user("--with transfer-finetune: no set to fine-tune on", hint));
+    }
+    let TransferFinetune { batch, tuned, fresh } = TransferFinetune::default();
+    let steps = arguments.transfer_steps;
+    let twice = steps.map_or(fresh.steps, |steps| 2 * steps);
+    Ok(asked.then(|| TransferFinetune {
+        batch: arguments.transfer_batch.unwrap_or(batch),
+        tuned: Search {
+            steps: steps.unwrap_or(tuned.steps),
+            rates: or(&arguments.transfer_lr, &tuned.rates),
+            decays: or(&arguments.transfer_decay, &tuned.decays),
+        },
+        fresh: Search {
+            steps: arguments.transfer_fresh_steps.unwrap_or(twice),
+            rates: or(&arguments.transfer_fresh_lr, &or(&arguments.transfer_lr, &fresh.rates)),
+            decays: or(&arguments.transfer_fresh_decay, &or(&arguments.transfer_decay, &fresh.decays)),
+        },
+    }))
 }
 
 /// `PATH` or `PATH:METRIC`.

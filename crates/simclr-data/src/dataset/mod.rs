@@ -3,6 +3,7 @@
 mod cifar;
 mod folder;
 mod idx;
+mod joined;
 mod layout;
 mod list;
 mod packed;

@@ -76,6 +76,23 @@ fn flat_folders_have_no_labels_and_splits_are_folders() {
 }
 
 #[test]
+fn training_and_validation_part_are_one_set_on_demand() {
+    let root = tempfile::tempdir().unwrap();
+    for (name, value) in [("train/a/1.png", 1), ("train/b/1.png", 2), ("val/b/1.png", 3), ("test/a/1.png", 4)]
+    {
+        put(root.path(), name, &png(value));
+    }
+    let set = Dataset::open_with_validation(root.path(), Channels::Auto).unwrap();
+    assert_eq!(names(&set), ["train/a/1.png", "train/b/1.png", "val/b/1.png"]);
+    assert_eq!((set.labels().unwrap(), firsts(&set), set.channels()), (vec![0, 1, 1], vec![1, 2, 3], 3));
+    assert_eq!(firsts(&set.subset(&[2, 0])), [3, 1]);
+    assert_ne!(set.fingerprint(), open(root.path(), Split::Train).fingerprint());
+    fs_err::remove_dir_all(root.path().join("test")).unwrap();
+    let error = Dataset::open_with_validation(root.path(), Channels::Auto).unwrap_err();
+    assert!(error.to_string().contains("no validation part"), "then val is the test part: {error}");
+}
+
+#[test]
 fn links_are_followed_and_circles_end() {
     let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     put(elsewhere.path(), "real.png", &png(7));

@@ -182,6 +182,7 @@ mod tests {
             ("loss.temperature=0", "loss.temperature"),
             ("train.batch=1", "train.batch"),
             ("train.chunk=1", "train.chunk"),
+            ("train.batch_norm_momentum=0", "train.batch_norm_momentum"),
             ("train.epochs=0", "train.epochs"),
             ("optim.momentum=1", "optim.momentum"),
             ("optim.lr=-1", "optim.lr"),

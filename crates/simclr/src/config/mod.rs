@@ -11,7 +11,7 @@ use simclr_data::AugmentConfig;
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
-    encoder::{EncoderConfig, NormOver},
+    encoder::{EncoderConfig, MOMENTUM, NormOver},
     head::HeadConfig,
     nt_xent::LossConfig,
     objective::TaskConfig,
@@ -80,6 +80,9 @@ pub struct TrainConfig {
     /// Whose statistics batch norm takes in chunks: `global` (the whole batch's; exact, memory grows with the batch),
     /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk).
     pub batch_norm: NormOver,
+    /// Weight of a batch in batch norm's running statistics (PyTorch's `momentum`): 1 - the decay of google-research/simclr
+    /// `resnet.py`, `BATCH_NORM_DECAY`. A TorchScript module (encoder.file) brings its own.
+    pub batch_norm_momentum: f64,
     /// Side S of a view in pixels.
     pub image_size: usize,
     /// Seed of weights, order and augmentation.
@@ -116,6 +119,7 @@ impl Default for TrainConfig {
             batch: 256,
             chunk: 0,
             batch_norm: NormOver::Global,
+            batch_norm_momentum: MOMENTUM,
             image_size: 224,
             seed: 0,
             device: DeviceChoice::Auto,

@@ -42,6 +42,9 @@ impl RunConfig {
             train.batch,
             "at least 2 images, so that there are negatives",
         )?;
+        let momentum = train.batch_norm_momentum;
+        let weight = momentum > 0.0 && momentum <= 1.0;
+        check(weight, "train.batch_norm_momentum", momentum, "a weight above 0, at most 1")?;
         check(
             (8..=2048).contains(&train.image_size),
             "train.image_size",

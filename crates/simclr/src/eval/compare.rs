@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use plotters::prelude::*;
-
 use super::{
     memory::Answers,
-    results::{Cell, Metric, Results, TransferRow, aligned},
+    plot::{self, Line, Whose},
+    results::{Cell, Metric, Results, TransferRow, Tuned, aligned},
     significance::permutation_test,
 };
 use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
@@ -20,8 +19,23 @@ pub struct Comparison {
 
 /// Above this p a run is not significantly worse than the best (paper, table 8).
 const SIGNIFICANT: f64 = 0.05;
+/// No smaller p can be seen in 100,000 permutations.
+const LEAST: f64 = 1e-5;
 /// Rows that are no run's own merit.
 const CONTROLS: [&str; 4] = ["random-init h", "module as given", "raw pixels", "chance"];
+
+/// A protocol on transfer sets: its name; the figure and the file with its answers, where there is one.
+type TransferProtocol = (&'static str, fn(&TransferRow) -> Option<(f64, &str)>);
+
+const PROTOCOLS: [TransferProtocol; 3] = [
+    ("linear", |row| Some((row.trained, &row.predictions))),
+    ("fine-tuned", |row| tuned(&row.finetuned)),
+    ("fresh weights", |row| tuned(&row.fresh)),
+];
+
+fn tuned(tuned: &Option<Tuned>) -> Option<(f64, &str)> {
+    tuned.as_ref().map(|tuned| (tuned.figure, &tuned.predictions[..]))
+}
 
 /// Figures of one kind to be compared: the run's name, the figure, the file with its answers.
 struct Contest<'a> {
@@ -107,7 +121,7 @@ impl Comparison {
         Contest { metric: Metric::Top1, entries: entries.collect() }
     }
 
-    /// A line for each data set, a column for each run.
+    /// A line for each data set and protocol, a column for each run.
     fn transfer_lines(&self) -> Vec<Vec<String>> {
         let mut sets: Vec<&TransferRow> = Vec::new();
         for row in self.runs.iter().flat_map(|(_, results)| &results.transfer) {
@@ -116,28 +130,37 @@ impl Comparison {
             }
         }
         let runs = self.runs.iter().map(|(run, _)| run.clone());
-        let mut lines = vec!["data".to_owned(), "metric".into()];
-        lines.extend(runs);
-        let line = |set: &TransferRow| {
-            let row_of =
-                |results: &'_ Results| results.transfer.iter().find(|row| row.same_set(set)).cloned();
-            let rows: Vec<_> = self.runs.iter().map(|(run, results)| (&run[..], row_of(results))).collect();
-            let mut entries = Vec::new();
-            for (run, row) in &rows {
-                entries.extend(
-                    row.as_ref().map(|row| (*run, row.trained, Path::new(run).join(&row.predictions))),
-                );
-            }
-            let contest = Contest { metric: set.metric, entries };
-            let text = |(run, row): &(&str, Option<TransferRow>)| match row {
-                Some(row) => {
-                    format!("{:.1}{}", 100.0 * row.trained, if contest.leads(run) { "*" } else { "" })
-                }
-                None => "-".into(),
-            };
-            [set.data.clone(), set.metric.name().into()].into_iter().chain(rows.iter().map(text)).collect()
+        let mut lines =
+            vec![["data", "metric", "protocol"].map(str::to_owned).into_iter().chain(runs).collect()];
+        for set in sets {
+            lines.extend(PROTOCOLS.iter().filter_map(|protocol| self.transfer_line(set, protocol)));
+        }
+        lines
+    }
+
+    /// None where no run has a figure.
+    fn transfer_line(&self, set: &TransferRow, (protocol, figure): &TransferProtocol) -> Option<Vec<String>> {
+        let figures: Vec<_> = self
+            .runs
+            .iter()
+            .map(|(_, results)| figure(results.transfer.iter().find(|row| row.same_set(set))?))
+            .collect();
+        let named = self.runs.iter().map(|(run, _)| &run[..]).zip(&figures);
+        let entry = |(run, figure): (&'_ str, &Option<(f64, &str)>)| {
+            figure.map(|(value, file)| (run.to_owned(), value, Path::new(run).join(file)))
         };
-        std::iter::once(lines).chain(sets.iter().map(|set| line(set))).collect()
+        let entries: Vec<_> = named.clone().filter_map(entry).collect();
+        if entries.is_empty() {
+            return None;
+        }
+        let entries = entries.iter().map(|(run, value, file)| (&run[..], *value, file.clone())).collect();
+        let contest = Contest { metric: set.metric, entries };
+        let text = |(run, figure): (&str, &Option<(f64, &str)>)| match figure {
+            Some((value, _)) => format!("{:.1}{}", 100.0 * value, if contest.leads(run) { "*" } else { "" }),
+            None => "-".into(),
+        };
+        let what = [set.data.clone(), set.metric.name().into(), (*protocol).into()];
+        Some(what.into_iter().chain(named.map(text)).collect())
     }
 
     fn notes(&self) -> Vec<String> {
@@ -170,24 +193,25 @@ impl Comparison {
     /// # Errors
     /// Nothing to draw, or a file that cannot be written.
     pub fn plot(&self, out: &Path) -> Result<(), EvalError> {
-        let mut svg = String::new();
-        self.draw(&mut svg).map_err(|error| EvalError::Other(format!("the plot: {error}")))?;
+        let svg =
+            plot::draw(&self.lines()).map_err(|error| EvalError::Other(format!("the plot: {error}")))?;
         Ok(write_atomically(out, svg.as_bytes())?)
     }
 
     /// Lines of the plot, the runs' own first, then the controls of the first run.
     fn lines(&self) -> Vec<Line> {
-        let point = |cell: &Cell| (100.0 * cell.share, 100.0 * cell.mean, 100.0 * cell.std);
+        let point = |cell: &Cell| (cell.share, 100.0 * cell.mean, 100.0 * cell.std);
         let (mut own, mut controls) = (Vec::new(), Vec::new());
         for (at, (run, results)) in self.runs.iter().enumerate() {
+            let mut rows = 0;
             for row in results.rows.iter().filter(|row| !row.by_labels.is_empty()) {
-                let control = CONTROLS.contains(&row.name.as_str());
-                let name = if control { row.name.clone() } else { format!("{}: {}", short(run), row.name) };
-                let line = Line { name, control, points: row.by_labels.iter().map(point).collect() };
-                match control {
-                    true if at == 0 => controls.push(line),
-                    true => {}
-                    false => own.push(line),
+                let points = row.by_labels.iter().map(point).collect();
+                if !CONTROLS.contains(&row.name.as_str()) {
+                    let name = format!("{}{}", self.prefix(run), row.name);
+                    own.push(Line { name, whose: Whose::Run { run: at, row: rows }, points });
+                    rows += 1;
+                } else if at == 0 {
+                    controls.push(Line { name: row.name.clone(), whose: Whose::Control, points });
                 }
             }
         }
@@ -195,76 +219,17 @@ impl Comparison {
         own
     }
 
-    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
-        let lines = self.lines();
-        let values = || lines.iter().flat_map(|line| &line.points);
-        let lowest = values().map(|(share, ..)| *share).fold(100.0, f64::min);
-        let top = values().map(|(_, mean, std)| mean + std).fold(0.0, f64::max);
-        let area = SVGBackend::with_string(svg, (960, 560)).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .margin(16)
-            .x_label_area_size(44)
-            .y_label_area_size(52)
-            .build_cartesian_2d((lowest * 0.8..130.0).log_scale(), 0.0..(top * 1.05).min(100.0))?;
-        chart
-            .configure_mesh()
-            .x_desc("share of the labels, %")
-            .y_desc("test accuracy, %")
-            .x_label_formatter(&|share| format!("{share}"))
-            .y_label_formatter(&|accuracy| format!("{accuracy:.0}"))
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(BLACK.mix(0.12))
-            .label_style(("sans-serif", 14))
-            .draw()?;
-        for (index, Line { name, control, points }) in lines.iter().enumerate() {
-            let color = if *control { CONTROL } else { COLORS[index % COLORS.len()] };
-            let style = color.stroke_width(if *control { 1 } else { 2 });
-            let line = LineSeries::new(points.iter().map(|(share, mean, _)| (*share, *mean)), style);
-            let drawn = chart.draw_series(line)?;
-            if !control {
-                drawn.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
-            }
-            chart.draw_series(points.iter().map(|&(share, mean, std)| {
-                ErrorBar::new_vertical(share, mean - std, mean, mean + std, color.filled(), 6)
-            }))?;
-            if *control {
-                // Controls share a colour and carry their names, each at another point and side, as they may lie close.
-                let (share, mean, _) = points[index % points.len()];
-                let above = if index % 2 == 0 { 0.035 } else { -0.012 };
-                let text = ("sans-serif", 13).into_font().color(&CONTROL);
-                chart.draw_series([Text::new(name.clone(), (share * 1.04, mean + above * top), text)])?;
-            }
+    /// What tells the rows of `run` from those of the others: the last part of its path, or all of it where that is not
+    /// enough.
+    fn prefix(&self, run: &str) -> String {
+        let same = self.runs.iter().filter(|(other, _)| short(other) == short(run)).count();
+        match (self.runs.len(), same) {
+            (1, _) => String::new(),
+            (_, 1) => format!("{}: ", short(run)),
+            _ => format!("{run}: "),
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .label_font(("sans-serif", 14))
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
-        area.present()?;
-        Ok(())
     }
 }
-
-/// A line of the plot: its name, and (share, mean, spread) of its points, in percent.
-struct Line {
-    name: String,
-    control: bool,
-    points: Vec<(f64, f64, f64)>,
-}
-
-/// Colours that the colour-blind tell apart (Okabe and Ito 2008), without the yellow that white swallows.
-const COLORS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-];
-const CONTROL: RGBColor = RGBColor(120, 120, 120);
 
 /// The last part of a run's path.
 fn short(run: &str) -> &str {
@@ -290,6 +255,7 @@ impl Contest<'_> {
             let (run, figure, _) = &self.entries[at];
             let words = match self.p(at) {
                 Some(p) if p > SIGNIFICANT => format!("not significantly worse, p = {p:.2} by permutation"),
+                Some(p) if p < LEAST => format!("worse, p < {LEAST:.5} by permutation"),
                 Some(p) => format!("worse, p = {p:.5} by permutation"),
                 None => "not tested: on other test images, or predictions are not there".into(),
             };

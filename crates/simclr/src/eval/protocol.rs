@@ -1,7 +1,7 @@
 //! A run and a labelled image set to [`Results`]: kNN and linear accuracy of frozen h with few and with all labels, next
 //! to a random-init encoder, raw pixels and chance (spec 8.1, 8.2, 15.0). Newest checkpoint only: choosing an epoch by
 //! test accuracy would be training on the test set. The protocols that train follow in `trained`, other data sets in
-//! `transfer`.
+//! `transfer` and `transfer_finetune`.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,10 +17,12 @@ use super::{
     linear::LinearOptions,
     memory::Memory,
     reading,
-    results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA},
+    results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA, TransferRow},
     sets::Sets,
     trained::{self, Bench, TrainedOptions},
+    training::Trainer,
     transfer::{Transfer, TransferSet},
+    transfer_finetune::{TransferFinetune, Tuning},
 };
 use crate::{
     EvalError,
@@ -57,6 +59,8 @@ pub struct EvalOptions {
     pub trained: TrainedOptions,
     /// Other data sets for the transfer protocol.
     pub transfer: Vec<TransferSet>,
+    /// How to fine-tune on them, where that is wanted.
+    pub transfer_finetune: Option<TransferFinetune>,
     /// Forget what earlier evaluations of the run have found, and do all of it again.
     pub fresh: bool,
 }
@@ -77,6 +81,7 @@ impl Default for EvalOptions {
             retrieval_k: 0,
             trained: TrainedOptions::default(),
             transfer: Vec::new(),
+            transfer_finetune: None,
             fresh: false,
         }
     }
@@ -117,26 +122,18 @@ pub fn evaluate(
     };
     let Found { rows, kept, labels } = frozen.run()?;
     let transfer = Transfer { run, encoders: (&trained, controls.first()), options, memory: &memory, stop };
-    let transfer = transfer.rows(observer)?;
-    if trained.fingerprint() != before {
-        return Err(EvalError::Other("the encoder changed under protocols that freeze it".into()));
-    }
+    let mut transfer = transfer.rows(observer)?;
     reading::forget(run)?;
+    let mut trainer =
+        Trainer { run, frozen: &trained, memory: &memory, options, observer, stop, trained: (0, 0) };
+    let (trained_rows, protocols) = train(
+        Bench { trainer: &mut trainer, data, sets: &sets, kept: &kept, labels: &labels },
+        &mut transfer,
+    )?;
+    if trained.fingerprint() != before {
+        return Err(EvalError::Other("the encoder changed under protocols that leave it as it is".into()));
+    }
     let facts = sets.facts(data, &kept);
-    let mut bench = Bench {
-        run,
-        frozen: &trained,
-        data,
-        sets: &sets,
-        kept: &kept,
-        labels: &labels,
-        memory: &memory,
-        options,
-        observer,
-        stop,
-        trained: (0, 0),
-    };
-    let (trained_rows, protocols) = bench.rows()?;
     let rows: Vec<Row> = rows.into_iter().chain(trained_rows).collect();
     let mut notes = notes(&trained, &sets, &kept);
     notes.extend(few_labels(&rows));
@@ -147,6 +144,22 @@ pub fn evaluate(
     let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
     write_atomically(&run.results_file(), &json)?;
     Ok(results)
+}
+
+/// The protocols that train: rows of their own, and figures in the rows of the transfer sets.
+fn train(mut bench: Bench<'_, '_>, transfer: &mut [TransferRow]) -> Result<trained::Rows, EvalError> {
+    let options = bench.trainer.options;
+    let on_a_transfer_set = options.transfer_finetune.as_ref().map_or(0, TransferFinetune::trainings);
+    bench.trainer.trained.1 = bench.count() + transfer.len() * on_a_transfer_set;
+    let (rows, mut protocols) = bench.rows()?;
+    if let Some(how) = &options.transfer_finetune {
+        let mut tuning = Tuning { trainer: bench.trainer, options: how };
+        for (set, row) in options.transfer.iter().zip(transfer) {
+            tuning.fill(set, row)?;
+        }
+        protocols.extend(tuning.words());
+    }
+    Ok((rows, protocols))
 }
 
 /// Where an evaluation keeps what it knows, in the run folder.
@@ -162,6 +175,7 @@ impl EvalOptions {
             return wrong("expected at least one draw, one lambda, and a k of 0 (automatic) or more");
         }
         self.trained.check()?;
+        self.transfer_finetune.as_ref().map_or(Ok(()), TransferFinetune::check)?;
         if self.retrieval_k < 0 {
             return wrong("expected 0 (none) or more neighbours for the retrieval");
         }

@@ -118,9 +118,10 @@ impl<'a> Reading<'a> {
 /// Forgets the pieces of `run`: all that rests on them is known.
 pub(super) fn forget(run: &RunFolder) -> Result<(), EvalError> {
     let folder = pieces(run);
-    Ok(if folder.exists() {
-        fs_err::remove_dir_all(folder)?
-    })
+    if folder.exists() {
+        fs_err::remove_dir_all(folder)?;
+    }
+    Ok(())
 }
 
 fn pieces(run: &RunFolder) -> PathBuf {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::memory::Figure;
 
 /// Version of the layout of `results.json`.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// All figures of one evaluation and everything they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +112,31 @@ pub struct TransferRow {
     pub per_class: Vec<(String, Option<f64>)>,
     /// File in the run folder with the predicted labels of trained h.
     pub predictions: String,
+    /// The whole network fine-tuned from the run's weights (spec 8.5), where that was asked for.
+    #[serde(default)]
+    pub finetuned: Option<Tuned>,
+    /// The same from fresh weights.
+    #[serde(default)]
+    pub fresh: Option<Tuned>,
+}
+
+/// One network fine-tuned on a set of the transfer protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// The set's metric on its test part, `[0, 1]`.
+    pub figure: f64,
+    /// Chosen learning rate.
+    pub learning_rate: f64,
+    /// Chosen weight decay as it was used: the grid's value divided by the learning rate.
+    pub weight_decay: f64,
+    /// Steps of the training that was tested.
+    pub steps: u64,
+    /// Images per step.
+    pub batch: usize,
+    /// Images trained on, validation part included.
+    pub images: usize,
+    /// File in the run folder with the predicted labels.
+    pub predictions: String,
 }
 
 /// What a data set is judged by (spec 8.6).
@@ -158,6 +183,23 @@ impl Metric {
     /// The metric of that name.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Top1, Self::MeanPerClass, Self::Map11].into_iter().find(|metric| metric.name() == name)
+    }
+}
+
+impl TransferRow {
+    /// What was chosen for the fine-tuned networks, a line each.
+    fn tuned_words(&self) -> Vec<String> {
+        let line = |(name, tuned): (&str, &Option<Tuned>)| {
+            let Tuned { learning_rate, weight_decay, steps, batch, .. } = tuned.as_ref()?;
+            Some(format!(
+                "{}, {name}: learning rate {learning_rate:.1e}, weight decay {weight_decay:.1e}, {steps} steps of {batch}\n",
+                self.data
+            ))
+        };
+        [("fine-tuned", &self.finetuned), ("fresh weights", &self.fresh)]
+            .into_iter()
+            .filter_map(line)
+            .collect()
     }
 }
 
@@ -252,6 +294,7 @@ impl Results {
         if !self.transfer.is_empty() {
             text.push_str("\ntransfer, test figures in %: sum cross-entropy + lambda/2 |W|^2 on features as they are, L-BFGS\n");
             text.push_str(&aligned(&self.transfer_lines()));
+            self.transfer.iter().flat_map(TransferRow::tuned_words).for_each(|line| text.push_str(&line));
         }
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));
@@ -274,17 +317,28 @@ impl Results {
     }
 
     fn transfer_lines(&self) -> Vec<Vec<String>> {
-        let headings = ["data", "metric", "images", "trained h", "random-init h", "lambda", "chosen on"]
-            .map(str::to_owned);
+        let mut headings =
+            vec!["data", "metric", "images", "trained h", "random-init h", "lambda", "chosen on"];
+        let tuned = self.transfer.iter().any(|row| row.finetuned.is_some());
+        if tuned {
+            headings.extend(["fine-tuned", "fresh weights"]);
+        }
         let percent = |share: f64| format!("{:.1}", 100.0 * share);
         let line = |row: &TransferRow| {
             let control = row.random_init.map_or("-".into(), percent);
             let images = format!("{} + {}", row.images.0, row.images.1);
             let lambda = format!("{:.1e}", row.lambda);
             let (metric, chosen_on) = (row.metric.name().into(), row.validation.clone());
-            vec![row.data.clone(), metric, images, percent(row.trained), control, lambda, chosen_on]
+            let mut line =
+                vec![row.data.clone(), metric, images, percent(row.trained), control, lambda, chosen_on];
+            let figure = |tuned: &Option<Tuned>| tuned.as_ref().map_or("-".into(), |t| percent(t.figure));
+            if tuned {
+                line.extend([figure(&row.finetuned), figure(&row.fresh)]);
+            }
+            line
         };
-        std::iter::once(headings.to_vec()).chain(self.transfer.iter().map(line)).collect()
+        let headings = headings.into_iter().map(str::to_owned).collect();
+        std::iter::once(headings).chain(self.transfer.iter().map(line)).collect()
     }
 
     fn has_retrieval(&self) -> bool {

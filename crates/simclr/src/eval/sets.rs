@@ -59,6 +59,17 @@ impl Sets {
 }
 
 impl Sets {
+    /// The set's own validation part, and its labels in the numbering of the training part.
+    pub(super) fn validation(&self, path: &Path) -> Result<Option<(Dataset, Vec<i64>)>, EvalError> {
+        if !Dataset::has_validation_split(path) {
+            return Ok(None);
+        }
+        let channels = Channels::Count(self.train.channels());
+        let set = Dataset::open(path, Split::Validation, channels)?;
+        let labels = labels_as(&set, &self.train, path)?;
+        Ok(Some((set, labels)))
+    }
+
     /// The split that the test images are in.
     pub(super) fn test_set(&self) -> &Dataset {
         self.test.as_ref().unwrap_or(&self.train)

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     ModelError, TrainError,
-    encoder::{BatchStatistics, Exchange, MOMENTUM, Mode, NormOver},
+    encoder::{BatchStatistics, Exchange, Mode, NormOver},
     model::{SimClr, Stages},
     nt_xent::Gather,
     objective::Value,
@@ -52,6 +52,7 @@ impl<'a> Chunks<'a> {
     ///
     /// # Errors
     /// What kept it from being made.
+    #[allow(clippy::should_implement_trait, reason = "running out is an error here, not an end")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let batch = self.batches.next().unwrap_or(Err(DataError::WorkerLost { step: self.step }))?;
         self.bad.extend(batch.bad.iter().cloned());
@@ -159,7 +160,8 @@ impl LargeStep<'_> {
             let mut batch = chunks.next()?;
             self.seed(batch.step, batch.chunk);
             // The chunks' updates of the running statistics together weigh what one batch's does.
-            let momentum = 1.0 - (1.0 - MOMENTUM).powf(1.0 / batch.chunk.count as f64);
+            let momentum =
+                1.0 - (1.0 - self.setting.model.norm_momentum).powf(1.0 / batch.chunk.count as f64);
             let mode = Mode::Train(BatchStatistics { exchange: None, momentum });
             let (h, z) = tch::no_grad(|| self.setting.model.forward(&self.setting.views(&batch), &mode))?;
             encoded.h.push(h);
@@ -197,9 +199,10 @@ impl LargeStep<'_> {
     /// The first pass, all chunks in lock step.
     fn encode_in_lock_step(&self, mut chunks: Vec<Batch>) -> Result<Encoded, TrainError> {
         let views: Vec<_> = chunks.iter_mut().map(|batch| self.take_views(batch)).collect();
+        let norm_momentum = self.setting.model.norm_momentum;
         let walked = self.walk(views, |index, stages, views, exchange| {
             // Once for all: the running statistics are the same tensors for every chunk.
-            let momentum = if index == 0 { MOMENTUM } else { 0.0 };
+            let momentum = if index == 0 { norm_momentum } else { 0.0 };
             let mode = Mode::Train(BatchStatistics { exchange: Some(exchange), momentum });
             let mut inputs = vec![views];
             for stage in 0..stages.count() {

@@ -144,7 +144,7 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
     let shape = (plan.channels as i64, config.train.image_size as i64);
     let (task, seed) = (&config.task, config.train.seed);
     let objective = objective(config, &dataset)?;
-    let model = SimClr::for_task(
+    let mut model = SimClr::for_task(
         task,
         plan.classes,
         &config.encoder,
@@ -154,6 +154,7 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
         device,
         plan.precision,
     )?;
+    model.norm_momentum = config.train.batch_norm_momentum;
     if let Some(start) = &task.start {
         start_from(start, &model)?;
     }
@@ -202,13 +203,17 @@ fn no_such(data: &Path) -> DataError {
     DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
 }
 
-/// The training part of the set at `data`, or those of its images that `task.images` lists.
+/// The training part of the set at `data` (`task.validation`: and the validation part), or those of its images that
+/// `task.images` lists.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
     let channels = match config.data.channels {
         0 => Channels::Auto,
         count => Channels::Count(count),
     };
-    let all = Dataset::open(data, Split::Train, channels)?;
+    let all = match config.task.validation {
+        true => Dataset::open_with_validation(data, channels)?,
+        false => Dataset::open(data, Split::Train, channels)?,
+    };
     Ok(match &config.task.images {
         Some(list) => all.subset(&all.listed(list)?),
         None => all,

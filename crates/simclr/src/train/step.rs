@@ -97,7 +97,7 @@ impl Setting<'_> {
     /// Training mode of a batch that goes through in one pass.
     fn mode(&self) -> Mode {
         let exchange = if self.over == NormOver::Global { self.ranks.exchange() } else { None };
-        Mode::Train(BatchStatistics { exchange, ..BatchStatistics::default() })
+        Mode::Train(BatchStatistics { exchange, momentum: self.model.norm_momentum })
     }
 
     /// The pixels of `batch` as a tensor `[rows, C, S, S]`.

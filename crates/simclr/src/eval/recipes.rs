@@ -1,0 +1,183 @@
+//! The run's configuration to that of each protocol that trains: the paper's appendices B.3, B.5, B.6 and B.8.2.
+
+use std::path::PathBuf;
+
+use simclr_data::AugmentConfig;
+
+use crate::{
+    RunConfig,
+    encoder::{MOMENTUM, NormOver},
+    objective::{ObjectiveKind, TaskConfig},
+    optim::{OptimConfig, OptimKind, Scaling, ScheduleKind},
+};
+
+/// Paper B.5: 0.05 * B / 256.
+pub(super) const FINETUNE_RATE: f64 = 0.05;
+/// Paper B.6: 0.1 * B / 256, 90 epochs.
+pub(super) const LINEAR_RATE: f64 = 0.1;
+const LINEAR_EPOCHS: f64 = 90.0;
+/// Paper B.5: 60 epochs with 1 % of the labels, 30 with 10 %.
+const FEW_LABELS: f64 = 0.05;
+const FEW_EPOCHS: f64 = 60.0;
+const MORE_EPOCHS: f64 = 30.0;
+
+/// Epochs, where the user says so, and images per step, at most.
+#[derive(Clone, Copy)]
+pub(super) struct Length {
+    pub(super) epochs: Option<f64>,
+    pub(super) batch: usize,
+}
+
+/// Paper B.5, with `labels` labels, a `share` of all: Nesterov momentum, no warm-up, no regularisation, crop and flip only.
+pub(super) fn finetune(
+    run: &RunConfig,
+    start: Option<PathBuf>,
+    keep_head: usize,
+    (share, labels): (f64, usize),
+    length: Length,
+) -> RunConfig {
+    let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
+    let mut config = few_epochs(run, FINETUNE_RATE, paper, labels, length);
+    (config.task.start, config.task.keep_head) = (start, keep_head);
+    config
+}
+
+/// Paper B.6: Nesterov momentum, no warm-up, no weight decay, crop and flip only, encoder frozen.
+pub(super) fn linear(
+    run: &RunConfig,
+    start: Option<PathBuf>,
+    kind: OptimKind,
+    labels: usize,
+    length: Length,
+) -> RunConfig {
+    let mut config = few_epochs(run, LINEAR_RATE, LINEAR_EPOCHS, labels, length);
+    config.optim.kind = kind;
+    (config.task.start, config.task.frozen) = (start, true);
+    // A frozen encoder keeps nothing for a backward pass.
+    config.train.chunk = 0;
+    config
+}
+
+/// Paper B.3: the run's own recipe, with labels in place of pairs.
+pub(super) fn supervised(run: &RunConfig, images: usize) -> RunConfig {
+    let mut config = with_labels(run);
+    config.train.batch = config.train.batch.min(images);
+    config
+}
+
+/// Paper B.8.2: `steps` steps at a rate that is not scaled, the batch norm's statistics as slow as the epoch is long. The
+/// paper names no schedule; half a cosine, as everywhere else in it.
+pub(super) fn transfer(
+    run: &RunConfig,
+    start: Option<PathBuf>,
+    (steps, batch): (u64, usize),
+    images: usize,
+) -> RunConfig {
+    let mut config = crops_and_flips(run);
+    config.task.start = start;
+    config.optim.scaling = Scaling::None;
+    let batch = batch.min(images).max(2);
+    let per_epoch = (images / batch).max(1) as f64;
+    config.train.batch = batch;
+    config.train.epochs = steps as f64 / per_epoch;
+    config.train.batch_norm_momentum = norm_momentum(per_epoch);
+    config
+}
+
+/// Paper B.8.2: the old statistics keep max(1 - 10 / s, 0.9) with s steps per epoch; here is the weight of the new ones.
+fn norm_momentum(steps_per_epoch: f64) -> f64 {
+    (10.0 / steps_per_epoch).min(MOMENTUM)
+}
+
+fn few_epochs(run: &RunConfig, rate: f64, paper: f64, labels: usize, length: Length) -> RunConfig {
+    let mut config = crops_and_flips(run);
+    (config.optim.lr, config.optim.scaling) = (rate, Scaling::Linear);
+    config.train.epochs = length.epochs.unwrap_or(paper);
+    config.train.batch = length.batch.min(labels / 4).max(2);
+    config
+}
+
+/// SGD with Nesterov momentum 0.9, no warm-up, no decay, on random crops and flips alone.
+fn crops_and_flips(run: &RunConfig) -> RunConfig {
+    let mut config = with_labels(run);
+    config.augment = AugmentConfig {
+        color: 0.0,
+        gray: 0.0,
+        blur: 0.0,
+        solarize: 0.0,
+        rotate: 0.0,
+        cutout: 0.0,
+        noise: 0.0,
+        sobel: 0.0,
+        ..config.augment
+    };
+    config.optim = OptimConfig {
+        kind: OptimKind::Sgd,
+        weight_decay: 0.0,
+        momentum: 0.9,
+        nesterov: true,
+        warmup_epochs: 0.0,
+        schedule: ScheduleKind::Cosine,
+        ..OptimConfig::default()
+    };
+    config.train.knn_every = 0.0;
+    config.train.keep_checkpoints = 1;
+    config
+}
+
+fn with_labels(run: &RunConfig) -> RunConfig {
+    let mut config = run.clone();
+    config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
+    // With one view of each image there is nothing to deal apart.
+    if config.train.batch_norm == NormOver::ChunkShuffled {
+        config.train.batch_norm = NormOver::Chunk;
+    }
+    config
+}
+
+/// What is trained, for the results.
+pub(super) fn words(config: &RunConfig) -> String {
+    let (optim, train) = (&config.optim, &config.train);
+    format!(
+        "{:?}, base rate {}, weight decay {}, {} epochs of batches up to {}, crops of {} px",
+        optim.kind, optim.lr, optim.weight_decay, train.epochs, train.batch, train.image_size
+    )
+    .to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paper's rule, in the paper's terms: decay max(1 - 10 / s, 0.9).
+    #[test]
+    fn batch_norm_statistics_are_as_slow_as_the_epoch_is_long() {
+        for (steps, decay) in [(1.0, 0.9), (99.0, 0.9), (100.0, 0.9), (200.0, 0.95), (1000.0, 0.99)] {
+            let momentum = norm_momentum(steps);
+            assert!((1.0 - momentum - decay).abs() < 1e-12, "{steps} steps: {momentum}");
+            assert!((1.0 - momentum - f64::max(1.0 - 10.0 / steps, 0.9)).abs() < 1e-12);
+        }
+        // DTD's 1,880 training images make 7 steps of 256; CIFAR-10's 50,000 make 195.
+        let momentum =
+            |images| transfer(&RunConfig::default(), None, (1, 256), images).train.batch_norm_momentum;
+        assert_eq!(momentum(1880), MOMENTUM);
+        assert!((momentum(50_000) - 10.0 / 195.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_transfer_recipe_is_that_of_b_8_2() {
+        let mut run = RunConfig::default();
+        (run.train.chunk, run.train.batch_norm) = (64, NormOver::ChunkShuffled);
+        let config = transfer(&run, None, (20_000, 256), 50_000);
+        config.validate().unwrap();
+        let (optim, augment) = (&config.optim, &config.augment);
+        assert_eq!((optim.kind, optim.momentum, optim.nesterov), (OptimKind::Sgd, 0.9, true));
+        assert_eq!((optim.scaling, optim.warmup_epochs), (Scaling::None, 0.0));
+        assert_eq!([augment.color, augment.gray, augment.blur], [0.0; 3]);
+        assert_eq!((augment.crop_scale, augment.flip), (run.augment.crop_scale, run.augment.flip));
+        assert_eq!((config.train.epochs * 195.0).round(), 20_000.0);
+        // Fewer images than a batch are one step an epoch.
+        let small = transfer(&run, None, (7, 256), 100);
+        assert_eq!((small.train.batch, small.train.epochs), (100, 7.0));
+    }
+}
