@@ -5,7 +5,7 @@ sections: step views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (a
 
 PEER_PYTHON has torch, torchvision, lightly and scikit-learn. PEERS holds `step.py` and `views.py`; the other peers are in
 bench/peers. `--images` names a class folder of small JPEGs (CIFAR-10); without it random ones are made, which cost the same.
-Every figure is one process, so that nothing is carried over; peers and we take turns, so that whatever else the machine does
+`--rounds 0` measures nothing and writes the table again. Every figure is one process, so that nothing is carried over; peers and we take turns, so that whatever else the machine does
 falls on all alike. A ratio is the median over rounds of (peer time / our time); its spread is that of the rounds.
 """
 import argparse, json, os, pathlib, platform, re, shutil, statistics, subprocess, sys, threading, time
@@ -205,7 +205,7 @@ SECTIONS = {"step": step, "views": views, "decode": decode, "epoch-small": epoch
 
 def table(results):
     """Markdown: a row per piece of work, ratios as median (lowest to highest round)."""
-    lines = ["| work | ours | against | ratio (spread) | memory, ours / theirs |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| work | ours | against | ratio (spread, rounds) | memory, ours / theirs |", "| --- | --- | --- | --- | --- |"]
     for label, rounds in results.items():
         ours = statistics.median(r["seconds"]["ours"] for r in rounds)
         for who in rounds[0]["seconds"]:
@@ -216,8 +216,8 @@ def table(results):
             if who in rounds[0]["memory"]:
                 mine, theirs = (statistics.median(r["memory"][w] for r in rounds) / 2**30 for w in ("ours", who))
                 memory = f"{mine:.2f} / {theirs:.2f} GiB"
-            unit = f"{1e3 * ours:.3g} ms" if ours >= 1e-3 else f"{1e6 * ours:.3g} us"
-            lines.append(f"| {label} | {unit} | {who} | {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}) | {memory} |")
+            unit = f"{ours:.3g} s" if ours >= 1 else f"{1e3 * ours:.3g} ms" if ours >= 1e-3 else f"{1e6 * ours:.3g} us"
+            lines.append(f"| {label} | {unit} | {who} | {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)}) | {memory} |")
     return "\n".join(lines)
 
 
