@@ -33,7 +33,7 @@ const char* ncclGetErrorString(int result) { return result == 4 ? "invalid argum
 
 fn pretended(folder: &Path) -> Functions {
     let (source, library) = (folder.join("nccl.c"), folder.join("libnccl.so"));
-    std::fs::write(&source, PRETENDED).unwrap();
+    fs_err::write(&source, PRETENDED).unwrap();
     let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
     assert!(compiled.unwrap().success());
     Functions::load(&library).unwrap()

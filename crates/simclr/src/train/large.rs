@@ -11,7 +11,7 @@
 //! - over the chunk (`chunk`, `chunk-shuffled`), a chunk knows nothing of the others, and memory is that of one chunk and of
 //!   z. A chunk's z depends on who else is in the chunk, so the loss is that of the paper with batch norm per device.
 //! - over the batch (`global`), all chunks have to meet at every batch norm, forward and backward; they run in lock step
-//!   ([`in_lock_step`]). Only what goes from stage to stage of the encoder is kept, and one stage at a time is run
+//!   (`in_lock_step`). Only what goes from stage to stage of the encoder is kept, and one stage at a time is run
 //!   with a graph. Loss and gradient are those of the whole batch at once, up to rounding.
 
 use std::{collections::HashMap, sync::Arc};
