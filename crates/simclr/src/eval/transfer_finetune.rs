@@ -7,7 +7,7 @@ use simclr_data::{Dataset, dataset::Channels};
 use tch::{Kind, Tensor};
 
 use super::{
-    candidates::{Candidate, number},
+    candidates::{Candidate, Grid, number},
     linear::log_spaced,
     members::Members,
     memory::Figure,
@@ -87,16 +87,17 @@ impl TransferFinetune {
 impl Search {
     /// Every rate with every decay, which is divided by the rate.
     fn candidates(&self) -> Vec<Candidate> {
-        let with = |&rate: &f64| self.decays.iter().map(move |decay| Candidate { rate, decay: decay / rate });
-        self.rates.iter().flat_map(with).collect()
+        let divided = |Candidate { rate, decay }| Candidate { rate, decay: decay / rate };
+        self.pairs().candidates.into_iter().map(divided).collect()
+    }
+
+    fn pairs(&self) -> Grid {
+        Grid::product(&self.rates, &self.decays)
     }
 
     /// One for each candidate, where there is a choice, and one on all images.
     fn trainings(&self) -> usize {
-        match self.rates.len() * self.decays.len() {
-            1 => 1,
-            candidates => candidates + 1,
-        }
+        self.pairs().size(0) + 1
     }
 
     /// For the results.

@@ -42,16 +42,13 @@ impl Ranks {
             Disagreed::Here(error) => format!("{error}"),
             Disagreed::Elsewhere { rank, message } => format!("rank {rank}: {message}"),
         };
-        let hex = |id: &UniqueId| id.bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let loaded = Functions::load(Path::new(LIBRARY)).and_then(|functions| {
             let id = if self.is_first() { Some(functions.unique_id()?) } else { None };
             Ok((functions, id))
         });
-        let tell = |(_, id): &(Functions, Option<UniqueId>)| id.as_ref().map(hex).unwrap_or_default();
-        let ((functions, _), told) = self.agree(loaded, tell).map_err(why)?;
-        let byte = |at: usize| u8::from_str_radix(told[0].get(2 * at..2 * at + 2)?, 16).ok();
-        let bytes: Vec<u8> = (0..told[0].len() / 2).filter_map(byte).collect();
-        let id = UniqueId::from_bytes(&bytes).ok_or("rank 0 sent no id")?;
+        let ((functions, id), _) = self.agree(loaded, |_| String::new()).map_err(why)?;
+        let told = self.gather(id.as_ref().map_or(&[], UniqueId::bytes));
+        let id = UniqueId::from_bytes(&told[0]).ok_or("rank 0 sent no id")?;
         let like = Tensor::zeros([1], (Kind::Float, device));
         let joined = functions.join(id, (self.rank(), self.count()), &like);
         let (nccl, _) = self.agree(joined, |_| String::new()).map_err(why)?;

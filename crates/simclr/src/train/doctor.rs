@@ -162,8 +162,9 @@ fn proofs(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>
     small.train.precision = PrecisionChoice::F32;
     let bench = agreed(ranks, Bench::new(ranks, &small, data))?;
     let alone = Ranks::alone();
-    let plain = agreed(ranks, bench.whole(&alone))?;
-    let edges = agreed(ranks, bench.edges(&plain))?;
+    let batch = agreed(ranks, bench.part(&alone))?;
+    let plain = agreed(ranks, bench.pass(&alone, &batch))?;
+    let edges = agreed(ranks, bench.edges(&batch, &plain))?;
     let mut findings = Vec::new();
     if ranks.count() > 1 {
         let what = format!("{} processes", ranks.count());
@@ -213,14 +214,20 @@ impl Bench {
 
     /// One pass, each rank with its part.
     fn whole(&self, ranks: &Ranks) -> Result<Taken, TrainError> {
-        self.pass(ranks, &first(&self.loader()?.part(ranks.rank(), ranks.count()))?)
+        self.pass(ranks, &self.part(ranks)?)
+    }
+
+    /// What this rank holds of the batch.
+    fn part(&self, ranks: &Ranks) -> Result<Batch, TrainError> {
+        let loader = self.loader()?.part(ranks.rank(), ranks.count());
+        let batch = loader.batches(0, 1)?.next();
+        Ok(batch.unwrap_or(Err(simclr_data::DataError::WorkerLost { step: 0 }))?)
     }
 
     /// How far the order of the images alone moves a gradient from `plain`.
-    fn edges(&self, plain: &Taken) -> Result<f64, TrainError> {
-        let batch = first(&self.loader()?)?;
+    fn edges(&self, batch: &Batch, plain: &Taken) -> Result<f64, TrainError> {
         (1..=ORDERS).try_fold(0.0, |most: f64, turn| {
-            let taken = self.pass(&Ranks::alone(), &turned(&batch, turn * batch.ids.len() / (ORDERS + 1)))?;
+            let taken = self.pass(&Ranks::alone(), &turned(batch, turn * batch.ids.len() / (ORDERS + 1)))?;
             Ok(most.max(taken.distance(plain)))
         })
     }
@@ -239,11 +246,6 @@ impl Bench {
         let (_, stepped) = step.gradients(&mut Chunks::new(0, &mut batches))?;
         Ok(Taken::of(&stepped, &self.model.params))
     }
-}
-
-fn first(loader: &Loader) -> Result<Batch, TrainError> {
-    let batch = loader.batches(0, 1)?.next();
-    Ok(batch.unwrap_or(Err(simclr_data::DataError::WorkerLost { step: 0 }))?)
 }
 
 /// The batch, with the first `by` images last.
