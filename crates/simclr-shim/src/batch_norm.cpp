@@ -1,6 +1,7 @@
 // Which batch norm serves a call, and the one made of libtorch's operations.
 
 #include "batch_norm.h"
+#include "gpu/launch.h"
 
 namespace simclr {
 namespace {
@@ -16,42 +17,15 @@ Tensor shaped(const Tensor& rows, at::IntArrayRef shape) {
     return rows.view({shape[0], shape[2], shape[3], shape[1]}).permute({0, 3, 1, 2});
 }
 
-// What one normalisation used.
-struct Moments {
-    Tensor mean;      // [C]
-    Tensor variance;  // [C], biased
-    Tensor count;     // rows of all members, f64, no dimension; on the device, so that nothing waits for it
-};
-
-Moments moments(const Tensor& x, const Exchange* exchange) {
-    int64_t own = x.size(0), channels = x.size(1);
-    if (exchange == nullptr) {
-        Tensor mean = x.mean(0), count = at::scalar_tensor(own, x.options().dtype(at::kDouble));
-        return {mean, (x - mean).square_().mean(0), count};
-    }
-    Tensor sums = at::empty({channels + 2}, x.options());
-    sums.narrow(0, 0, channels).copy_(x.sum(0));
-    sums[channels].fill_(own / COUNT_UNIT);
-    sums[channels + 1].fill_(own % COUNT_UNIT);
-    exchange->sum(sums);
-    Tensor count = sums[channels].to(at::kDouble) * COUNT_UNIT + sums[channels + 1];
-    Tensor mean = sums.narrow(0, 0, channels) / count;
-    // About the common mean at once: sum (x - m)^2 = sum (x - m_r)^2 + n_r (m_r - m)^2.
-    Tensor squares = (x - mean).square_().sum(0);
-    exchange->sum(squares);
-    return {mean, squares / count, count};
-}
-
-void update_running(const Moments& found, const Inputs& in, double momentum) {
-    if (momentum == 0) return;
-    Tensor unbiased = found.variance * (found.count / (found.count - 1).clamp_min_(1));
-    in.running_mean.mul_(1 - momentum).add_(found.mean, momentum);
-    in.running_var.mul_(1 - momentum).add_(unbiased, momentum);
+Common moments(const Tensor& x, const Exchange* exchange) {
+    Tensor mean = x.mean(0), variance = (x - mean).square_().mean(0);
+    if (exchange != nullptr) return common_moments(mean, variance, x.size(0), *exchange);
+    return {mean, variance, at::scalar_tensor(x.size(0), x.options().dtype(at::kDouble))};
 }
 
 struct ComposedBackward : Node {
     SavedVariable x, y, scale;
-    Moments found;
+    Common found;
     double epsilon;
     bool relu;
     std::shared_ptr<Exchange> exchange;
@@ -112,8 +86,10 @@ void check_shapes(const Inputs& in) {
 
 Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
     check_shapes(in);
-    bool kernels = in.x.is_cpu() && options.composed == 0 &&
-                   (in.x.scalar_type() == at::kFloat || in.x.scalar_type() == at::kBFloat16);
+    bool has_kernels = options.composed == 0 &&
+                       (in.x.scalar_type() == at::kFloat || in.x.scalar_type() == at::kBFloat16);
+    if (has_kernels && options.batch != 0 && gpu::serves(in.x)) return gpu_batch_norm(in, options, std::move(exchange));
+    bool kernels = has_kernels && in.x.is_cpu();
     if (options.batch == 0) return kernels && !needs_graph(in) ? fused_inference(in, options) : library_batch_norm(in, options);
     if (kernels) return fused_batch_norm(in, options, std::move(exchange));
     // Without members a GPU's own kernels are the faster ones.
@@ -123,8 +99,31 @@ Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exch
 
 }  // namespace
 
+Common common_moments(const Tensor& mean, const Tensor& variance, int64_t rows, const Exchange& exchange) {
+    int64_t channels = mean.size(0);
+    Tensor sums = at::zeros({channels + 2}, mean.options().dtype(at::kFloat)), squares = sums.narrow(0, 0, channels);
+    if (rows > 0) squares.copy_(mean * rows);  // of no rows there is no mean
+    sums[channels].fill_(rows / COUNT_UNIT);
+    sums[channels + 1].fill_(rows % COUNT_UNIT);
+    exchange.sum(sums);
+    Tensor count = sums[channels].to(at::kDouble) * COUNT_UNIT + sums[channels + 1];
+    Tensor common = sums.narrow(0, 0, channels) / count;
+    // sum (x - m)^2 = sum (x - m_r)^2 + n_r (m_r - m)^2, summed over members r.
+    squares = at::zeros_like(common);
+    if (rows > 0) squares.copy_((variance + (mean - common).square_()) * rows);
+    exchange.sum(squares);
+    return {common, squares / count, count};
+}
+
+void update_running(const Common& found, const Inputs& in, double momentum) {
+    if (momentum == 0) return;
+    Tensor unbiased = found.variance * (found.count / (found.count - 1).clamp_min_(1));
+    in.running_mean.mul_(1 - momentum).add_(found.mean, momentum);
+    in.running_var.mul_(1 - momentum).add_(unbiased, momentum);
+}
+
 Tensor composed_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
-    Moments found;
+    Common found;
     Tensor out;
     {
         at::NoGradGuard no_grad;

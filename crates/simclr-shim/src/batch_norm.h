@@ -84,11 +84,26 @@ inline void refuse_second_derivative() {
     if (at::GradMode::is_enabled()) throw std::runtime_error("batch norm has no second derivative here");
 }
 
+// What the members' batches come to together.
+struct Common {
+    Tensor mean;      // [C]
+    Tensor variance;  // [C], biased
+    Tensor count;     // rows of all members, f64, no dimension; on the device, so that nothing waits for it
+};
+
+// From what this member's rows come to, `mean` and biased `variance` [C].
+Common common_moments(const Tensor& mean, const Tensor& variance, int64_t rows, const Exchange& exchange);
+
+void update_running(const Common& found, const Inputs& in, double momentum);
+
 // Any device, by libtorch's operations.
 Tensor composed_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
 
 // CPU, f32 and bf16, by kernels.h.
 Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+
+// Where gpu::serves, f32 and bf16, by gpu/batch_norm.cu.
+Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
 
 // relu(x * factor + offset + residual) by the running statistics, without a graph; CPU as above.
 Tensor fused_inference(const Inputs& in, const Options& options);

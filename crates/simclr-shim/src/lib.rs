@@ -3,6 +3,7 @@
 //! the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
+pub mod gpu;
 mod gradient;
 pub mod hooks;
 #[cfg(feature = "mpi")]

@@ -3,22 +3,33 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use simclr_shim::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+use simclr_shim::{
+    BatchNorm, Statistics, Sum,
+    gpu::{Order, emulated},
+    instructions, use_instructions,
+};
 use tch::{Device, Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
-/// The kernels of the CPU, or libtorch's operations as on other devices.
+/// The kernels of the CPU, those of GPUs (emulated, in either order of their threads), or libtorch's operations as where there
+/// are none.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Fused,
+    Gpu(Order),
     Composed,
 }
 
-const WAYS: [Way; 2] = [Way::Fused, Way::Composed];
+const WAYS: [Way; 4] = [Way::Fused, Way::Gpu(Order::Rising), Way::Gpu(Order::Falling), Way::Composed];
 
 impl Way {
+    /// Does something, a backward pass maybe, in this way.
+    fn doing<T>(self, work: impl FnOnce() -> T) -> T {
+        if let Self::Gpu(order) = self { emulated(order, work) } else { work() }
+    }
+
     fn forward(
         self,
         norm: &BatchNorm,
@@ -28,7 +39,7 @@ impl Way {
         statistics: Statistics,
     ) -> Tensor {
         match self {
-            Self::Fused => norm.forward(x, residual, relu, statistics).unwrap(),
+            Self::Fused | Self::Gpu(_) => norm.forward(x, residual, relu, statistics).unwrap(),
             Self::Composed => norm.forward_composed(x, residual, relu, statistics).unwrap(),
         }
     }
@@ -145,7 +156,11 @@ impl Case {
     }
 
     /// The node under test on rows `from .. from + count`.
-    fn run(&self, way: Way, (from, count): (i64, i64), momentum: f64, exchange: Option<Sum>) -> Found {
+    fn run(&self, way: Way, rows: (i64, i64), momentum: f64, exchange: Option<Sum>) -> Found {
+        way.doing(|| self.pass(way, rows, momentum, exchange))
+    }
+
+    fn pass(&self, way: Way, (from, count): (i64, i64), momentum: f64, exchange: Option<Sum>) -> Found {
         let part = |t: &Tensor, kind| channels_last(&t.narrow(0, from, count).to_kind(kind));
         let leaf = |t: Tensor| t.detach().set_requires_grad(true);
         let (x, residual) =
@@ -368,6 +383,7 @@ fn members_of_an_exchange_are_one_batch() {
         for (way, parts) in [
             (Way::Fused, vec![case.rows() - third, third]),
             (Way::Fused, vec![1, case.rows() - third - 1, third]),
+            (Way::Gpu(Order::Rising), vec![1, case.rows() - third - 1, third]),
             (Way::Composed, vec![case.rows() - third, third]),
         ] {
             let (found, calls) = together(&case, way, &parts);
@@ -487,10 +503,11 @@ fn the_exchange_lives_as_long_as_the_graph() {
     for way in WAYS {
         let leaves = leaves();
         let sum: Sum = Arc::new(|_: &Tensor| {});
-        let y = tch::no_grad(|| way.forward(&norm(&leaves), &leaves[0], None, true, shared(&sum)));
+        let forward = || way.doing(|| way.forward(&norm(&leaves), &leaves[0], None, true, shared(&sum)));
+        let y = tch::no_grad(forward);
         assert!(!y.requires_grad());
         assert_eq!(Arc::strong_count(&sum), 1, "nothing is kept under no_grad");
-        let y = way.forward(&norm(&leaves), &leaves[0], None, true, shared(&sum));
+        let y = forward();
         assert_eq!(Arc::strong_count(&sum), 2);
         y.sum(Kind::Float).backward();
         drop(y);
@@ -512,7 +529,7 @@ fn a_panicking_exchange_is_an_error() {
             *calls += 1;
             assert!(*calls < 3, "the peer hung up");
         });
-        let y = way.forward(&norm(&leaves), &leaves[0], None, false, shared(&later));
+        let y = way.doing(|| way.forward(&norm(&leaves), &leaves[0], None, false, shared(&later)));
         let error = y.sum(Kind::Float).f_backward().unwrap_err();
         assert!(error.to_string().contains("the peer hung up"), "{error}");
     }
@@ -521,30 +538,30 @@ fn a_panicking_exchange_is_an_error() {
 /// A gradient that somebody else holds must not be overwritten, nor the input.
 #[test]
 fn the_backward_pass_overwrites_nothing_that_others_see() {
-    for (relu, residual) in [(false, false), (true, false), (false, true), (true, true)] {
-        let case = Case::new(&[6, 8, 5, 3], Kind::Float, relu, residual);
-        let f32 = |t: &Tensor| channels_last(&t.to_kind(Kind::Float));
-        let (x, weights) = (f32(&case.x).set_requires_grad(true), f32(&case.weights));
-        let (scale, shift) = (case.scale.to_kind(Kind::Float), case.shift.to_kind(Kind::Float));
-        let (mean, var) = (scale.zeros_like(), scale.ones_like());
-        let norm = BatchNorm {
-            scale: &scale,
-            shift: &shift,
-            running_mean: &mean,
-            running_var: &var,
-            epsilon: EPSILON,
-        };
-        let added = case.residual.as_ref().map(|residual| f32(residual).set_requires_grad(true));
-        let y = norm
-            .forward(&x, added.as_ref(), relu, Statistics::Batch { momentum: 0.0, exchange: None })
-            .unwrap();
-        let before = [&x, &weights, &y].map(|t| t.detach().copy());
-        let leaves: Vec<_> = [Some(&x), added.as_ref()].into_iter().flatten().collect();
-        let once = Tensor::run_backward(&[(&y * &weights).sum(Kind::Float)], &leaves, true, false);
-        let twice = Tensor::run_backward(&[(&y * &weights).sum(Kind::Float)], &leaves, true, false);
-        assert_eq!(once, twice);
-        assert_eq!(before, [&x, &weights, &y].map(|t| t.detach().copy()));
+    for way in WAYS {
+        for gates in [(false, false), (true, false), (false, true), (true, true)] {
+            way.doing(|| overwrites_nothing(way, gates));
+        }
     }
+}
+
+fn overwrites_nothing(way: Way, (relu, residual): (bool, bool)) {
+    let case = Case::new(&[6, 8, 5, 3], Kind::Float, relu, residual);
+    let f32 = |t: &Tensor| channels_last(&t.to_kind(Kind::Float));
+    let (x, weights) = (f32(&case.x).set_requires_grad(true), f32(&case.weights));
+    let (scale, shift) = (case.scale.to_kind(Kind::Float), case.shift.to_kind(Kind::Float));
+    let (mean, var) = (scale.zeros_like(), scale.ones_like());
+    let norm =
+        BatchNorm { scale: &scale, shift: &shift, running_mean: &mean, running_var: &var, epsilon: EPSILON };
+    let added = case.residual.as_ref().map(|residual| f32(residual).set_requires_grad(true));
+    let statistics = Statistics::Batch { momentum: 0.0, exchange: None };
+    let y = way.forward(&norm, &x, added.as_ref(), relu, statistics);
+    let before = [&x, &weights, &y].map(|t| t.detach().copy());
+    let leaves: Vec<_> = [Some(&x), added.as_ref()].into_iter().flatten().collect();
+    let once = Tensor::run_backward(&[(&y * &weights).sum(Kind::Float)], &leaves, true, false);
+    let twice = Tensor::run_backward(&[(&y * &weights).sum(Kind::Float)], &leaves, true, false);
+    assert_eq!(once, twice);
+    assert_eq!(before, [&x, &weights, &y].map(|t| t.detach().copy()));
 }
 
 /// The node has no second derivative and says so, rather than giving a wrong one.

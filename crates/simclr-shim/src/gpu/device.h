@@ -1,0 +1,89 @@
+// What the kernels of this folder are written with. They are compiled twice: by NVRTC at run time for the GPU at hand, and by
+// the C++ compiler for emulate.cpp, which runs them on the CPU so that every machine can test them.
+//
+// A kernel takes one plain struct and is started with blocks of THREADS threads. It uses no more of CUDA than is here: shared
+// memory, barriers that all threads of a block reach, and the numbers of thread and block.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+using int64_t = long long;
+using uint64_t = unsigned long long;
+using int32_t = int;
+using uint32_t = unsigned;
+using uint16_t = unsigned short;
+using uint8_t = unsigned char;
+#define DEVICE static __device__ __forceinline__
+#define SHARED __shared__
+#define BARRIER() __syncthreads()
+#define KERNEL(name, Arguments) extern "C" __global__ void __launch_bounds__(THREADS) name(const Arguments a)
+#define THREAD (static_cast<int>(threadIdx.x))
+#define BLOCK_X (static_cast<int>(blockIdx.x))
+#define BLOCK_Y (static_cast<int>(blockIdx.y))
+#define BLOCKS_X (static_cast<int>(gridDim.x))
+#define BLOCKS_Y (static_cast<int>(gridDim.y))
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "emulate.h"
+#define DEVICE static inline
+#define SHARED static
+#define BARRIER() simclr::gpu::barrier()
+#define KERNEL(name, Arguments)                                                                                        \
+    static void name(const Arguments& a);                                                                              \
+    static const simclr::gpu::Emulated name##_entry(                                                                   \
+        #name, [](const void* arguments) { name(*static_cast<const Arguments*>(arguments)); });                        \
+    static void name(const Arguments& a)
+#define THREAD (simclr::gpu::place.thread)
+#define BLOCK_X (simclr::gpu::place.block_x)
+#define BLOCK_Y (simclr::gpu::place.block_y)
+#define BLOCKS_X (simclr::gpu::place.blocks_x)
+#define BLOCKS_Y (simclr::gpu::place.blocks_y)
+#endif
+
+namespace simclr {
+namespace gpu {
+
+// Threads of every block.
+constexpr int THREADS = 256;
+
+// A bfloat16 in memory.
+struct Bf16 {
+    uint16_t bits;
+};
+
+DEVICE float widened(float value) { return value; }
+
+DEVICE float widened(Bf16 value) {
+#ifdef __CUDACC_RTC__
+    return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+#else
+    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+#endif
+}
+
+DEVICE void narrow(float value, float& out) { out = value; }
+
+// To the nearest, ties to even; no number stays no number.
+DEVICE void narrow(float value, Bf16& out) {
+#ifdef __CUDACC_RTC__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    out.bits = std::isnan(value) ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+#endif
+}
+
+// V neighbours, read and written at once.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+    T at[V];
+};
+
+}  // namespace gpu
+}  // namespace simclr

@@ -1,0 +1,31 @@
+//! The kernels for GPUs under their own compiler. What they compute is tested elsewhere, emulated, beside what it must equal.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+
+use simclr_shim::gpu::{LIBRARY, compile, prepare};
+use tch::{Device, Kind, Tensor};
+
+/// Needs NVRTC, but no GPU: `SIMCLR_NVRTC` names a libcaffe2_nvrtc.so, or libtorch lies beside one.
+#[test]
+#[ignore = "needs a libtorch with CUDA"]
+fn nvrtc_takes_the_kernels_for_every_architecture() {
+    let beside = || simclr_shim::libtorch_folder().join(LIBRARY);
+    let library = std::env::var_os("SIMCLR_NVRTC").map_or_else(beside, PathBuf::from);
+    for architecture in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
+        let size = compile(&library, architecture).unwrap_or_else(|error| panic!("{architecture}: {error}"));
+        assert!(size > 1000, "{architecture}: {size} bytes");
+    }
+    let error = compile(&library, "sm_1").unwrap_err().to_string();
+    assert!(error.contains("NVRTC"), "{error}");
+}
+
+/// Without CUDA's libraries the reason is told, and nothing is served.
+#[test]
+fn a_missing_library_is_named() {
+    let error = compile("/nowhere/libcaffe2_nvrtc.so".as_ref(), "sm_90").unwrap_err().to_string();
+    assert!(error.contains("/nowhere/libcaffe2_nvrtc.so"), "{error}");
+    if !tch::Cuda::is_available() {
+        prepare(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap_err();
+    }
+}
