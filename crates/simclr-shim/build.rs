@@ -36,6 +36,8 @@ fn glue(include: &Path) {
                 "memory",
                 "nccl",
                 "optimizer",
+                "optimizer_gpu",
+                "stream",
             ]
             .map(|name| format!("src/{name}.cpp")),
         )

@@ -14,11 +14,13 @@ use crate::{ShimError, check, libtorch_folder};
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
 
 /// What NVRTC compiles: the first text, which includes the others.
-const SOURCES: [(&str, &str); 4] = [
-    ("simclr.cu", "#include \"batch_norm.cu\"\n"),
+const SOURCES: [(&str, &str); 6] = [
+    ("simclr.cu", "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n"),
     ("device.h", include_str!("gpu/device.h")),
     ("batch_norm.h", include_str!("gpu/batch_norm.h")),
     ("batch_norm.cu", include_str!("gpu/batch_norm.cu")),
+    ("optimizer.h", include_str!("gpu/optimizer.h")),
+    ("optimizer.cu", include_str!("gpu/optimizer.cu")),
 ];
 
 /// In which order an emulated GPU runs threads and blocks.
@@ -47,6 +49,7 @@ unsafe extern "C" {
         size: *mut usize,
     ) -> *mut c_char;
     fn simclr_gpu_emulate(order: c_int) -> c_int;
+    fn simclr_gpu_serves(like: *const C_tensor) -> c_int;
 }
 
 /// Names and texts of the sources as C has them, for the time of a call.
@@ -88,6 +91,12 @@ pub fn compile(library: &Path, architecture: &str) -> Result<usize, ShimError> {
         unsafe { simclr_gpu_compile(library.as_ptr(), names, texts, count, architecture.as_ptr(), &mut size) }
     }))?;
     Ok(size)
+}
+
+/// Whether the kernels work on the device of `like`: a GPU for which they were compiled, or the CPU under [`emulated`].
+pub fn serves(like: &Tensor) -> bool {
+    // SAFETY: the tensor is borrowed for the call.
+    unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
 }
 
 /// Runs `work` with the kernels serving this thread's CPU tensors, for tests: on the CPU, one thread of the GPU after the other.

@@ -10,6 +10,7 @@ pub mod hooks;
 pub mod mpi;
 pub mod nccl;
 mod optimizer;
+pub mod stream;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -21,7 +22,10 @@ use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 pub use gradient::backward;
-pub use optimizer::{Parameter, Rule, Trust, drop_gradient, gradient_norm, optimizer_step};
+pub use optimizer::{
+    Parameter, Rule, Trust, drop_gradient, gpu_gradient_norm, gpu_optimizer_step, gradient_norm,
+    optimizer_step,
+};
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]

@@ -10,30 +10,11 @@
 
 #include "guard.h"
 #include "kernels.h"
+#include "optimizer.h"
 #include "parallel.h"
 
 namespace simclr {
 namespace {
-
-// As `CParameter` of optimizer.rs.
-struct Parameter {
-    const at::Tensor* weight;
-    const at::Tensor* first;   // momentum buffer, or first moment
-    const at::Tensor* second;  // second moment, or null
-    int kernel;                // decayed and adapted
-};
-
-// As `CRule` of optimizer.rs.
-struct Rule {
-    int adam;
-    int layerwise;
-    int nesterov;
-    int lr_in_momentum;
-    int separate_norms;
-    double lr, decay, momentum, trust;
-    double beta1, beta2, eps, max_norm;
-    int64_t steps;
-};
 
 // A parameter's numbers, all in one order.
 struct Flat {
@@ -52,31 +33,14 @@ struct Piece {
 
 constexpr int64_t PIECE = 65536;
 
-// Whether the numbers lie in the same order in memory.
-bool same_layout(const at::Tensor& a, const at::Tensor& b) {
-    if (a.sizes() != b.sizes()) return false;
-    for (int64_t d = 0; d < a.dim(); d++) {
-        if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
-    }
-    return true;
-}
-
-float* numbers(const at::Tensor& tensor, const at::Tensor& weight) {
-    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_cpu() && same_layout(tensor, weight) &&
-                    tensor.is_non_overlapping_and_dense(),
-                "optimizer: expected f32 on the CPU in the weight's layout, got ", tensor.scalar_type(), " of ",
-                tensor.sizes(), ", strides ", tensor.strides());
-    return tensor.mutable_data_ptr<float>();
-}
-
 // Parameters that have a gradient.
 std::vector<Flat> flatten(const Parameter* parameters, size_t count) {
     std::vector<Flat> flat;
     for (size_t i = 0; i < count; i++) {
         const at::Tensor& weight = *parameters[i].weight;
-        at::Tensor gradient = weight.grad();
+        at::Tensor gradient = gradient_like(weight);
         if (!gradient.defined()) continue;
-        if (!same_layout(gradient, weight)) gradient = at::empty_like(weight).copy_(gradient);
+        TORCH_CHECK(weight.is_cpu(), "optimizer: expected f32 on the CPU, got ", weight.device());
         const at::Tensor* second = parameters[i].second;
         flat.push_back({numbers(weight, weight), numbers(*parameters[i].first, weight),
                         second == nullptr ? nullptr : numbers(*second, weight), numbers(gradient, weight),
@@ -177,10 +141,7 @@ void step(const Rule& rule, const Parameter* parameters, size_t count) {
     if (rule.adam != 0) adam_step(rule, flat);
     else momentum_step(rule, flat);
     for (size_t i = 0; i < count; i++) {
-        const at::Tensor& weight = *parameters[i].weight;
-        if (!weight.grad().defined()) continue;
-        weight.unsafeGetTensorImpl()->bump_version();  // so that autograd sees that saved values are gone
-        weight.mutable_grad().reset();
+        if (parameters[i].weight->grad().defined()) changed(*parameters[i].weight);
     }
 }
 
@@ -191,6 +152,7 @@ double gradient_norm(const at::Tensor* const* weights, size_t count) {
     for (size_t i = 0; i < count; i++) {
         at::Tensor gradient = weights[i]->grad();
         if (!gradient.defined()) continue;
+        TORCH_CHECK(gradient.is_cpu(), "optimizer: expected f32 on the CPU, got ", gradient.device());
         if (!gradient.is_non_overlapping_and_dense()) gradient = gradient.contiguous();
         float* values = numbers(gradient, gradient);
         flat.push_back({values, nullptr, nullptr, values, gradient.numel(), true, gradient});

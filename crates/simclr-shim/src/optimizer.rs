@@ -1,4 +1,4 @@
-//! An optimizer step over all parameters at once, on the CPU (C++ side: `optimizer.cpp`).
+//! An optimizer step over all parameters at once (C++ side: `optimizer.cpp` for the CPU, `optimizer_gpu.cpp`).
 
 use std::ffi::{c_char, c_int};
 
@@ -96,10 +96,33 @@ struct CRule {
 unsafe extern "C" {
     fn simclr_optimizer_step(rule: *const CRule, parameters: *const CParameter, count: usize) -> *mut c_char;
     fn simclr_gradient_norm(weights: *const *const C_tensor, count: usize, out: *mut f64) -> *mut c_char;
+    fn simclr_gpu_optimizer_step(
+        rule: *const CRule,
+        parameters: *const CParameter,
+        count: usize,
+        now: *const C_tensor,
+        guard: *const C_tensor,
+    ) -> *mut c_char;
+    fn simclr_gpu_gradient_norm(
+        weights: *const *const C_tensor,
+        count: usize,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn simclr_drop_gradient(weight: *const C_tensor) -> *mut c_char;
 }
 
 impl Rule {
+    /// What changes from step to step: the learning rate, and Adam's 1 - beta^steps for both betas.
+    pub fn now(self) -> [f64; 3] {
+        match self {
+            Self::Momentum { lr, .. } => [lr, 1.0, 1.0],
+            Self::Adam { lr, beta1, beta2, steps, .. } => {
+                let steps = steps as f64;
+                [lr, 1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps)]
+            }
+        }
+    }
+
     fn to_c(self) -> CRule {
         match self {
             Self::Momentum { lr, decay, momentum, nesterov, lr_in_momentum, trust } => CRule {
@@ -135,17 +158,52 @@ impl Rule {
 /// # Errors
 /// A tensor that is not `f32` on the CPU, or not laid out like its weight.
 pub fn optimizer_step(rule: Rule, parameters: &[Parameter]) -> Result<(), ShimError> {
-    let parameters: Vec<_> = parameters
-        .iter()
-        .map(|parameter| CParameter {
-            weight: parameter.weight.as_ptr(),
-            first: parameter.first.as_ptr(),
-            second: parameter.second.map_or(std::ptr::null(), Tensor::as_ptr),
-            kernel: c_int::from(parameter.kernel),
-        })
-        .collect();
+    let parameters = to_c(parameters);
     // SAFETY: the tensors are borrowed for the call.
     check(unsafe { simclr_optimizer_step(&rule.to_c(), parameters.as_ptr(), parameters.len()) })
+}
+
+/// [`optimizer_step`] where [`crate::gpu::serves`] the parameters; comes back before it is done, as operations on GPUs do.
+///
+/// What changes from step to step is read on the device, from `now` [3] in `f64`: see [`Rule::now`]. Nothing is updated unless
+/// `guard` (`f64`, one number) is finite.
+///
+/// # Errors
+/// A tensor that is not `f32` on its weight's device, or not laid out like it.
+pub fn gpu_optimizer_step(
+    rule: Rule,
+    parameters: &[Parameter],
+    now: &Tensor,
+    guard: Option<&Tensor>,
+) -> Result<(), ShimError> {
+    let (parameters, guard) = (to_c(parameters), guard.map_or(std::ptr::null(), Tensor::as_ptr));
+    let (rule, count) = (rule.to_c(), parameters.len());
+    // SAFETY: the tensors are borrowed for the call; what the kernels read later libtorch frees in the stream's order.
+    check(unsafe { simclr_gpu_optimizer_step(&rule, parameters.as_ptr(), count, now.as_ptr(), guard) })
+}
+
+fn to_c(parameters: &[Parameter]) -> Vec<CParameter> {
+    let parameter = |parameter: &Parameter| CParameter {
+        weight: parameter.weight.as_ptr(),
+        first: parameter.first.as_ptr(),
+        second: parameter.second.map_or(std::ptr::null(), Tensor::as_ptr),
+        kernel: c_int::from(parameter.kernel),
+    };
+    parameters.iter().map(parameter).collect()
+}
+
+/// [`gradient_norm`] where [`crate::gpu::serves`] the weights: `[]` in `f64`, on the device.
+///
+/// # Errors
+/// A gradient that is not `f32` on its weight's device; none at all.
+pub fn gpu_gradient_norm(weights: &[&Tensor]) -> Result<Tensor, ShimError> {
+    let weights: Vec<_> = weights.iter().map(|weight| weight.as_ptr()).collect();
+    let mut norm = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for the call; `norm` is an owned tensor on success.
+    unsafe {
+        check(simclr_gpu_gradient_norm(weights.as_ptr(), weights.len(), &mut norm))?;
+        Ok(Tensor::from_ptr(norm))
+    }
 }
 
 /// Norm of the gradients of `weights` (CPU, `f32`) together; those without one count nothing.

@@ -3,7 +3,12 @@
 
 use std::path::PathBuf;
 
-use simclr_shim::gpu::{LIBRARY, compile, prepare};
+use simclr_shim::{
+    Cuda, ShimError,
+    gpu::{LIBRARY, compile, prepare},
+    load_cuda,
+    stream::{Mark, OwnStream, Recording},
+};
 use tch::{Device, Kind, Tensor};
 
 /// Needs NVRTC, but no GPU: `SIMCLR_NVRTC` names a libcaffe2_nvrtc.so, or libtorch lies beside one.
@@ -28,4 +33,39 @@ fn a_missing_library_is_named() {
     if !tch::Cuda::is_available() {
         prepare(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap_err();
     }
+}
+
+/// On the CPU there is nothing to wait for, and nothing to record.
+#[test]
+fn streams_are_nothing_on_the_cpu() {
+    let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    let own = OwnStream::new(&like).unwrap();
+    let mark = Mark::new(&like).unwrap();
+    std::thread::spawn(move || mark.wait(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap())
+        .join()
+        .unwrap();
+    drop(own);
+    if tch::Cuda::is_available() {
+        return;
+    }
+    let recorded = Recording::of(|| Ok::<_, ShimError>(()));
+    // Without libtorch_cuda there is no such class; with it, no driver.
+    let error = recorded.unwrap_err().to_string();
+    assert!(error.contains("CUDAGraph") || error.contains("NVIDIA"), "{error}");
+}
+
+/// A recorded addition does nothing at first and then, replayed, adds again and again.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_recording_is_done_again() {
+    assert_eq!(load_cuda(), Cuda::Loaded);
+    let x = Tensor::zeros([1000], (Kind::Float, Device::Cuda(0)));
+    let _own = OwnStream::new(&x).unwrap();
+    let add = || Ok::<_, ShimError>(x.shallow_clone().g_add_scalar_(1.0));
+    let _ = add().unwrap();
+    let (recording, _) = Recording::of(add).unwrap();
+    for _ in 0..3 {
+        recording.replay().unwrap();
+    }
+    assert_eq!(x.sum(Kind::Double).double_value(&[]), 4000.0);
 }

@@ -8,6 +8,7 @@ use simclr::{
     optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm},
     params::{Params, Role},
 };
+use simclr_shim::gpu::{Order, emulated};
 use tch::{Device, Kind, Tensor};
 
 const STEPS: i64 = 10;
@@ -38,8 +39,16 @@ fn set_gradient(param: &Tensor, gradient: &Tensor) {
     (param * gradient).sum(Kind::Float).backward();
 }
 
-/// `step` by the CPU's kernels, or `step_composed` by libtorch's operations.
+/// `step` by the CPU's kernels, or `step_composed` by libtorch's operations, or `step` by the kernels for GPUs, emulated.
 type Step = fn(&mut Optimizer, &Params, f64);
+
+fn on_gpu(optimizer: &mut Optimizer, params: &Params, lr: f64) {
+    emulated(Order::Rising, || optimizer.step(params, lr));
+}
+
+fn on_gpu_falling(optimizer: &mut Optimizer, params: &Params, lr: f64) {
+    emulated(Order::Falling, || optimizer.step(params, lr));
+}
 
 fn run(config: &OptimConfig, steps: i64, step_once: Step) -> Params {
     let params = start();
@@ -78,7 +87,7 @@ fn ten_steps_of_every_rule() {
         ("adamw", base(OptimKind::Adamw)),
         ("lamb", base(OptimKind::Lamb)),
     ] {
-        for step_once in [Optimizer::step as Step, Optimizer::step_composed] {
+        for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
             for param in run(&config, STEPS, step_once).params() {
                 let name = format!("{run_name}.{}", param.name);
                 let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
@@ -203,14 +212,80 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
             tch::set_num_threads(threads);
             train(&config, Optimizer::step)
         });
-        let composed = train(&config, Optimizer::step_composed);
-        for ((one, two), composed) in one.params().iter().zip(two.params()).zip(composed.params()) {
+        for (one, two) in one.params().iter().zip(two.params()) {
             assert_eq!(one.tensor, two.tensor, "{kind:?} {}", one.name);
-            let off = (&one.tensor - &composed.tensor).abs().max().double_value(&[]);
-            assert!(off < 2e-6, "{kind:?} {}: {off}", one.name);
+        }
+        let [rising, falling] = [on_gpu as Step, on_gpu_falling].map(|step| train(&config, step));
+        for (rising, falling) in rising.params().iter().zip(falling.params()) {
+            assert_eq!(
+                rising.tensor, falling.tensor,
+                "{kind:?} {}: the order of a GPU's threads",
+                rising.name
+            );
+        }
+        for others in [train(&config, Optimizer::step_composed), rising] {
+            for (one, other) in one.params().iter().zip(others.params()) {
+                let off = (&one.tensor - &other.tensor).abs().max().double_value(&[]);
+                assert!(off < 2e-6, "{kind:?} {}: {off}", one.name);
+            }
         }
     }
     tch::set_num_threads(threads);
+}
+
+/// On a GPU parameters go by 72 at a time; 150 of them are three launches.
+#[test]
+fn many_parameters_take_several_launches() {
+    for kind in [OptimKind::Lars, OptimKind::Lamb] {
+        let config = base(kind);
+        let [cpu, gpu] = [Optimizer::step as Step, on_gpu].map(|step_once| {
+            let mut params = Params::new(Device::Cpu, 0);
+            for i in 0..150 {
+                let values = wave(&[1 + i % 7, 3], i as f64, 1.0);
+                let _ =
+                    params.add(format!("{i}"), if i % 3 == 0 { Role::Bias } else { Role::Kernel }, values);
+            }
+            let mut optimizer = Optimizer::new(&config, &params);
+            for param in params.params() {
+                set_gradient(&param.tensor, &(&param.tensor.detach() * 3.0 + 0.1).cos());
+            }
+            let norm = emulated(Order::Rising, || gradient_norm(&params));
+            assert!((norm / gradient_norm(&params) - 1.0).abs() < 1e-6);
+            step_once(&mut optimizer, &params, 0.1);
+            params
+        });
+        for (cpu, gpu) in cpu.params().iter().zip(gpu.params()) {
+            let off = (&cpu.tensor - &gpu.tensor).abs().sum(Kind::Double).double_value(&[]);
+            assert!(off < 1e-6, "{kind:?} {}: {off}", cpu.name);
+        }
+    }
+}
+
+/// A recorded step cannot ask the host whether its gradient is a number.
+#[test]
+fn a_guard_that_is_no_number_holds_the_update_back() {
+    for kind in [OptimKind::Lars, OptimKind::Sgd, OptimKind::Adamw, OptimKind::Lamb] {
+        for (guard, moves) in [(f64::NAN, false), (f64::INFINITY, false), (1e300, true)] {
+            let params = start();
+            let mut optimizer = Optimizer::new(&base(kind), &params);
+            for param in params.params() {
+                set_gradient(&param.tensor, &param.tensor.ones_like());
+            }
+            let guard = Tensor::from_slice(&[guard]);
+            emulated(Order::Rising, || {
+                optimizer.announce(&params, 0.1);
+                optimizer.enqueue(&params, Some(&guard));
+            });
+            for (param, fresh) in params.params().iter().zip(start().params()) {
+                assert_eq!(param.tensor != fresh.tensor, moves, "{kind:?} {} {guard}", param.name);
+                assert!(!param.tensor.grad().defined());
+            }
+            let moments = optimizer.state();
+            let still =
+                moments.iter().skip(1).all(|(_, m)| m.abs().sum(Kind::Double).double_value(&[]) == 0.0);
+            assert_eq!(still, !moves, "{kind:?}: the optimizer's state");
+        }
+    }
 }
 
 #[test]

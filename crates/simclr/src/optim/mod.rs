@@ -6,6 +6,7 @@ mod momentum;
 mod schedule;
 
 use serde::{Deserialize, Serialize};
+use simclr_shim::Rule;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -126,6 +127,8 @@ pub struct Optimizer {
     /// Updates done; Adam's bias correction needs it.
     steps: i64,
     groups: String,
+    /// What the kernels of a GPU read anew in every step, see [`simclr_shim::Rule::now`].
+    now: Option<Tensor>,
 }
 
 /// State of one parameter.
@@ -152,6 +155,7 @@ impl Optimizer {
             slots: params.params().iter().map(slot).collect(),
             steps: 0,
             groups: groups::table(config, params),
+            now: None,
         }
     }
 
@@ -161,28 +165,58 @@ impl Optimizer {
     /// # Panics
     /// If `params` are not the ones that this optimizer was built for.
     pub fn step(&mut self, params: &Params, lr: f64) {
-        assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
+        if served(params) {
+            self.announce(params, lr);
+            return self.enqueue(params, None);
+        }
         if params.device() != Device::Cpu {
             return self.step_composed(params, lr);
         }
         self.steps += 1;
-        let rule = match self.config.kind {
-            OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config, lr),
-            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config, lr, self.steps),
-        };
-        let pairs = params.params().iter().zip(&self.slots);
-        let parameters: Vec<_> = pairs
-            .map(|(param, slot)| simclr_shim::Parameter {
-                weight: &param.tensor,
-                first: &slot.first,
-                second: slot.second.as_ref(),
-                kernel: groups::decays(param.role),
-            })
-            .collect();
-        simclr_shim::optimizer_step(rule, &parameters).unwrap_or_else(|error| panic!("{error}"));
+        let done = simclr_shim::optimizer_step(self.rule(lr), &self.parameters(params));
+        done.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// [`Optimizer::step`] by libtorch's operations, parameter by parameter, as other devices than the CPU have it.
+    /// On a GPU with kernels, the first half of [`Optimizer::step`]: tells the device what this step's learning rate is. It is
+    /// apart, so that [`Optimizer::enqueue`] can be recorded once and done again for every step.
+    pub fn announce(&mut self, params: &Params, lr: f64) {
+        self.steps += 1;
+        let now = Tensor::from_slice(&self.rule(lr).now());
+        let kept = self.now.get_or_insert_with(|| Tensor::zeros([3], (Kind::Double, params.device())));
+        kept.copy_(&now);
+    }
+
+    /// The second half: has the device update the parameters from their gradients, which are dropped. Nothing is updated
+    /// unless `guard` (f64, one number) is finite.
+    ///
+    /// # Panics
+    /// If nothing was announced before, or `params` are not the ones that this optimizer was built for.
+    pub fn enqueue(&self, params: &Params, guard: Option<&Tensor>) {
+        let now = self.now.as_ref().expect("a step is announced first");
+        let done = simclr_shim::gpu_optimizer_step(self.rule(0.0), &self.parameters(params), now, guard);
+        done.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn rule(&self, lr: f64) -> Rule {
+        match self.config.kind {
+            OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config, lr),
+            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config, lr, self.steps),
+        }
+    }
+
+    fn parameters<'a>(&'a self, params: &'a Params) -> Vec<simclr_shim::Parameter<'a>> {
+        assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
+        let pairs = params.params().iter().zip(&self.slots);
+        let parameter = |(param, slot): (&'a Param, &'a Slot)| simclr_shim::Parameter {
+            weight: &param.tensor,
+            first: &slot.first,
+            second: slot.second.as_ref(),
+            kernel: groups::decays(param.role),
+        };
+        pairs.map(parameter).collect()
+    }
+
+    /// [`Optimizer::step`] by libtorch's operations, parameter by parameter, as on devices without kernels.
     ///
     /// # Panics
     /// As there.
@@ -244,11 +278,19 @@ impl Optimizer {
     }
 }
 
+/// Whether the kernels for GPUs work on `params`.
+pub fn served(params: &Params) -> bool {
+    params.params().first().is_some_and(|param| simclr_shim::gpu::serves(&param.tensor))
+}
+
 /// Norm of the gradient of all parameters together, one number back from the device; 0 where there is none.
 pub fn gradient_norm(params: &Params) -> f64 {
-    if params.device() == Device::Cpu {
-        let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
+    let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
+    if params.device() == Device::Cpu && !served(params) {
         return simclr_shim::gradient_norm(&weights).unwrap_or_else(|error| panic!("{error}"));
+    }
+    if served(params) && weights.iter().any(|weight| weight.grad().defined()) {
+        return gradient_norm_on_gpu(params).double_value(&[]);
     }
     let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
     let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
@@ -256,6 +298,15 @@ pub fn gradient_norm(params: &Params) -> f64 {
         return 0.0;
     }
     Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
+}
+
+/// [`gradient_norm`] on a GPU with kernels, `[]` in f64, without waiting for it.
+///
+/// # Panics
+/// If no parameter has a gradient.
+pub fn gradient_norm_on_gpu(params: &Params) -> Tensor {
+    let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
+    simclr_shim::gpu_gradient_norm(&weights).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The layer-wise ratio `numerator / denominator`, 1 where either is not above 0 (a zero-initialised layer must be
