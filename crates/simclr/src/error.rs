@@ -171,6 +171,9 @@ pub enum TrainError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+    /// A GPU failed, or what was asked of it.
+    #[error("device: {0}")]
+    Device(#[from] simclr_shim::ShimError),
     /// The loss or a gradient is no longer a number.
     #[error("{what} is {value} at step {step}; the batch's images are listed in `{dump}`")]
     NonFinite {
@@ -337,7 +340,7 @@ impl TrainError {
                 Some("a new run needs a new folder (--run); an old one goes on with --resume".into())
             }
             Self::Ranks(error) => error.hint(),
-            Self::Torch(_) | Self::Elsewhere { .. } => None,
+            Self::Torch(_) | Self::Device(_) | Self::Elsewhere { .. } => None,
         }
     }
 
@@ -349,9 +352,10 @@ impl TrainError {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Data(DataError::WorkerLost { .. }) => {
-                Blame::Us
-            }
+            Self::Torch(_)
+            | Self::Device(_)
+            | Self::Model(ModelError::Torch(_))
+            | Self::Data(DataError::WorkerLost { .. }) => Blame::Us,
             _ => Blame::User,
         }
     }

@@ -91,6 +91,11 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// What to compute in.
     pub precision: PrecisionChoice,
+    /// On a GPU: only algorithms that give the same bits in every run; else cuDNN times its own and takes the fastest. The CPU
+    /// always gives the same bits.
+    pub deterministic: bool,
+    /// On a GPU: record the step as a CUDA graph where it can be (one process, whole batches, an encoder of ours).
+    pub record_step: bool,
     /// libtorch's threads; 0 = all processors.
     pub threads: usize,
     /// Minutes between checkpoints (one is written at the end and at SIGINT/SIGTERM in any case).
@@ -124,6 +129,8 @@ impl Default for TrainConfig {
             seed: 0,
             device: DeviceChoice::Auto,
             precision: PrecisionChoice::Auto,
+            deterministic: false,
+            record_step: true,
             threads: 0,
             checkpoint_minutes: 10.0,
             keep_checkpoints: 2,

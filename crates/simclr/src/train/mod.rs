@@ -10,6 +10,7 @@ mod lock_step;
 mod metrics;
 pub mod observe;
 mod online_knn;
+pub mod recorded;
 pub mod run;
 pub mod run_folder;
 mod start;

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use simclr_data::{
     Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, loader::Batches,
 };
+use simclr_shim::stream::OwnStream;
+use tch::{Kind, Tensor};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -23,6 +25,7 @@ use super::{
     large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
+    recorded::Recorder,
     start,
     state::{Resumed, capture, first_non_finite, restore, share, start_from},
     step::{Setting, Stepped, train_step},
@@ -79,6 +82,7 @@ pub fn pretrain_among(
     ranks.set_patience(&config.ranks);
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
+    let _stream = agreed(ranks, own_stream(&model, config.train.deterministic))?;
     same_everywhere(ranks, &plan)?;
     let newest =
         if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
@@ -101,6 +105,7 @@ pub fn pretrain_among(
         last_batch: (first_step, Vec::new()),
         bad: HashSet::new(),
         buckets: Buckets::new(&model.params, ranks),
+        recorder: None,
         plan: &plan,
         folder,
         dataset: &dataset,
@@ -120,6 +125,13 @@ pub fn pretrain_among(
     }
     agreed(ranks, run.save(plan.total_steps, observer))?;
     Ok(Outcome::Finished)
+}
+
+/// On a GPU: a stream of this thread's own, since the default one can neither be recorded nor overlap with uploads.
+fn own_stream(model: &SimClr, deterministic: bool) -> Result<OwnStream, TrainError> {
+    simclr_shim::stream::set_deterministic(deterministic);
+    let like = Tensor::empty([0], (Kind::Float, model.params.device()));
+    Ok(OwnStream::new(&like)?)
 }
 
 /// What a process has before it meets the others.
@@ -282,6 +294,7 @@ struct Run<'a> {
     objective: Objective,
     ranks: &'a Ranks,
     buckets: Buckets,
+    recorder: Option<Recorder>,
     /// Rank 0's.
     record: Option<Record>,
     knn: Option<OnlineKnn>,
@@ -385,9 +398,15 @@ impl Run<'_> {
             let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
             large.run(&mut chunks, &mut self.optimizer, lr)
         } else {
-            agreed(self.ranks, chunks.next().map_err(TrainError::from))
-                .and_then(|batch| train_step(&setting, &mut self.optimizer, &batch, lr))
+            let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
+            agreed(self.ranks, chunks.next().map_err(TrainError::from)).and_then(|batch| {
+                match recorder.step(&setting, &mut self.optimizer, &batch, lr)? {
+                    Some(done) => Ok((batch.ids, done)),
+                    None => train_step(&setting, &mut self.optimizer, &batch, lr),
+                }
+            })
         };
+        self.recorder.iter_mut().filter_map(Recorder::note).for_each(|note| observer.message(&note));
         let bad = std::mem::take(&mut chunks.bad);
         let failed = batches.left_out().to_vec();
         // An error has been agreed on, so all are here, with and without.

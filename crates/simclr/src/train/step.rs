@@ -95,7 +95,7 @@ pub fn train_step(
 
 impl Setting<'_> {
     /// Training mode of a batch that goes through in one pass.
-    fn mode(&self) -> Mode {
+    pub(super) fn mode(&self) -> Mode {
         let exchange = if self.over == NormOver::Global { self.ranks.exchange() } else { None };
         Mode::Train(BatchStatistics { exchange, momentum: self.model.norm_momentum })
     }

@@ -1,0 +1,183 @@
+//! A step that a GPU is asked for all at once, as it is recorded, against the step by step one. Here kernels are emulated; the
+//! recording itself needs a GPU.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use simclr::{
+    RunConfig,
+    data::{Batch, Chunk, rng::Key},
+    device::{DeviceChoice, Precision, choose_device},
+    encoder::NormOver,
+    model::SimClr,
+    objective::Objective,
+    optim::Optimizer,
+    ranks::{Buckets, Ranks},
+    train::{
+        recorded::{Recorder, enqueue},
+        step::{Setting, Stepped, train_step},
+    },
+};
+use simclr_shim::{
+    gpu::{Order, emulated},
+    stream::OwnStream,
+};
+use tch::{Device, Kind, Tensor};
+
+const IMAGES: usize = 5;
+const SIZE: usize = 8;
+
+fn config(optimizer: &str) -> RunConfig {
+    let kind = format!("optim.kind={optimizer}");
+    let set = ["encoder.name=conv-c3", "encoder.width=0.25", "head.out=8", "loss.temperature=0.5", &kind];
+    RunConfig::load(None, &set.map(str::to_owned)).unwrap()
+}
+
+fn batch(step: u64, images: usize) -> Batch {
+    let key = Key { seed: 9, epoch: 0, image: step, view: 0 };
+    let pixels = key.stream().normals(2 * images * 3 * SIZE * SIZE);
+    let ids: Vec<_> = (0..images).collect();
+    Batch {
+        step,
+        epoch: 0,
+        chunk: Chunk::WHOLE,
+        second: ids.clone(),
+        ids,
+        pixels: pixels.into_iter().map(|x| 0.5 + 0.2 * x).collect(),
+        bad: Vec::new(),
+    }
+}
+
+/// What some steps leave behind: their figures, weights and running statistics.
+struct Left {
+    steps: Vec<Stepped>,
+    state: Vec<(String, Tensor)>,
+}
+
+/// Makes every step of `batches` by `step`, of a model that starts the same every time.
+fn run(
+    config: &RunConfig,
+    (device, precision): (Device, Precision),
+    batches: &[Batch],
+    step: &mut dyn FnMut(&Setting<'_>, &mut Optimizer, &Batch, f64) -> Stepped,
+) -> Left {
+    let shape = (3, SIZE as i64);
+    let model = SimClr::new(&config.encoder, &config.head, shape, 1, device, precision).unwrap();
+    let (ranks, objective) = (Ranks::alone(), Objective::Contrastive(config.loss.clone()));
+    let buckets = Buckets::new(&model.params, &ranks);
+    let mut optimizer = Optimizer::new(&config.optim, &model.params);
+    let setting = Setting {
+        model: &model,
+        objective: &objective,
+        over: NormOver::Global,
+        shape: (3, SIZE),
+        ranks: &ranks,
+        buckets: &buckets,
+    };
+    let rate = |at: usize| 0.1 + 0.05 * at as f64;
+    let steps = batches.iter().enumerate().map(|(at, batch)| step(&setting, &mut optimizer, batch, rate(at)));
+    let steps = steps.collect();
+    let named =
+        model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.detach().to_device(Device::Cpu)));
+    let moments = optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.to_device(Device::Cpu)));
+    Left { steps, state: named.chain(moments).collect() }
+}
+
+fn step_by_step(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
+    train_step(setting, optimizer, batch, lr).unwrap().1
+}
+
+fn at_once(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
+    optimizer.announce(&setting.model.params, lr);
+    enqueue(setting, optimizer, &setting.views(batch)).unwrap().read(batch.ids.len())
+}
+
+fn same(found: &Left, expected: &Left) {
+    for (found, expected) in found.steps.iter().zip(&expected.steps) {
+        let figures = |done: &Stepped| [done.loss, done.accuracy, done.gradient_norm];
+        assert_eq!(figures(found), figures(expected));
+        assert_eq!(found.counts, expected.counts);
+    }
+    for ((name, found), (_, expected)) in found.state.iter().zip(&expected.state) {
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+/// Asked for at once or step by step, on kernels for GPUs: the same bits. On the CPU's kernels: the same numbers.
+#[test]
+fn a_step_asked_for_at_once_is_the_step() {
+    for optimizer in ["lars", "lamb"] {
+        let config = config(optimizer);
+        let batches: Vec<_> = (0..3).map(|step| batch(step, IMAGES)).collect();
+        let on = (Device::Cpu, Precision::F32);
+        let [by_step, whole] =
+            [step_by_step as fn(&Setting<'_>, &mut Optimizer, &Batch, f64) -> Stepped, at_once]
+                .map(|mut step| emulated(Order::Rising, || run(&config, on, &batches, &mut step)));
+        same(&whole, &by_step);
+        let cpu = run(&config, on, &batches, &mut step_by_step);
+        for ((name, found), (_, expected)) in whole.state.iter().zip(&cpu.state) {
+            let difference = (found - expected).abs().max().double_value(&[]);
+            assert!(difference < 2e-5, "{optimizer} {name}: {difference}");
+        }
+        assert!((whole.steps[2].loss - cpu.steps[2].loss).abs() < 1e-5);
+        assert!((whole.steps[2].gradient_norm / cpu.steps[2].gradient_norm - 1.0).abs() < 1e-4);
+    }
+}
+
+/// The host looks only afterwards; by then a step whose loss is no number has moved no weight.
+#[test]
+fn a_step_that_is_no_number_moves_no_weight() {
+    let config = config("lars");
+    let mut spoilt = batch(0, IMAGES);
+    spoilt.pixels[7] = f32::NAN;
+    let on = (Device::Cpu, Precision::F32);
+    let left = emulated(Order::Rising, || run(&config, on, &[spoilt], &mut at_once));
+    assert_eq!(left.steps[0].non_finite().unwrap().0, "the loss");
+    let fresh = run(&config, on, &[], &mut at_once);
+    for ((name, found), (_, expected)) in left.state.iter().zip(&fresh.state) {
+        if !name.contains(".running_") && name != "optim.steps" {
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
+
+/// On the CPU, emulated or not, there is nothing to record, and nothing is said about it.
+#[test]
+fn the_cpu_goes_step_by_step() {
+    let config = config("lars");
+    let batches: Vec<_> = (0..5).map(|step| batch(step, IMAGES)).collect();
+    let mut recorder = None;
+    let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |setting, optimizer, batch, lr| {
+        let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
+        assert!(recorder.step(setting, optimizer, batch, lr).unwrap().is_none());
+        assert_eq!(recorder.note(), None);
+        step_by_step(setting, optimizer, batch, lr)
+    });
+    same(&left, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut step_by_step));
+}
+
+/// The recording itself: eight steps of which the last five are replayed, and one batch that lacks an image, to the bit.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_recorded_run_is_the_run() {
+    let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
+    let _own = OwnStream::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
+    simclr_shim::stream::set_deterministic(true);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let config = config("lars");
+        let batches: Vec<_> =
+            (0..8).map(|step| batch(step, if step == 5 { IMAGES - 1 } else { IMAGES })).collect();
+        let expected = run(&config, (device, precision), &batches, &mut step_by_step);
+        let (mut recorder, mut replayed, mut notes) = (None, 0, Vec::new());
+        let found = run(&config, (device, precision), &batches, &mut |setting, optimizer, batch, lr| {
+            let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
+            let done = recorder.step(setting, optimizer, batch, lr).unwrap();
+            notes.extend(recorder.note());
+            replayed += usize::from(done.is_some());
+            done.unwrap_or_else(|| step_by_step(setting, optimizer, batch, lr))
+        });
+        assert_eq!(
+            (notes.as_slice(), replayed),
+            (["the step is recorded as a CUDA graph".to_owned()].as_slice(), 4)
+        );
+        same(&found, &expected);
+    }
+}
