@@ -35,6 +35,7 @@ fn glue(include: &Path) {
                 "hooks",
                 "memory",
                 "nccl",
+                "operations",
                 "optimizer",
                 "optimizer_gpu",
                 "stream",

@@ -9,6 +9,7 @@ pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
+mod operations;
 mod optimizer;
 pub mod stream;
 
@@ -22,6 +23,7 @@ use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 pub use gradient::backward;
+pub use operations::operations;
 pub use optimizer::{
     Parameter, Rule, Trust, drop_gradient, gpu_gradient_norm, gpu_optimizer_step, gradient_norm,
     optimizer_step,

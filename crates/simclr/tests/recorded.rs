@@ -18,6 +18,7 @@ use simclr::{
 };
 use simclr_shim::{
     gpu::{Order, emulated},
+    operations,
     stream::OwnStream,
 };
 use tch::{Device, Kind, Tensor};
@@ -119,6 +120,31 @@ fn a_step_asked_for_at_once_is_the_step() {
         }
         assert!((whole.steps[2].loss - cpu.steps[2].loss).abs() < 1e-5);
         assert!((whole.steps[2].gradient_norm / cpu.steps[2].gradient_norm - 1.0).abs() < 1e-4);
+    }
+}
+
+/// What cannot be recorded: the host reads a number, or sizes depend on numbers.
+const WAITS: [&str; 5] =
+    ["aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"];
+
+#[test]
+fn a_step_asked_for_at_once_waits_for_no_number() {
+    let waits = |names: &[String]| names.iter().filter(|name| WAITS.contains(&name.as_str())).count();
+    let x = Tensor::ones([1], (Kind::Float, Device::Cpu));
+    assert!(waits(&operations(|| x.double_value(&[0])).unwrap().1) > 0, "a read is seen");
+    for optimizer in ["lars", "adamw"] {
+        let mut seen = 0;
+        let mut step = |setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
+            optimizer.announce(&setting.model.params, lr);
+            let views = setting.views(batch);
+            let (made, names) = operations(|| enqueue(setting, optimizer, &views).unwrap()).unwrap();
+            assert_eq!(waits(&names), 0, "{names:?}");
+            seen += names.len();
+            made.read(batch.ids.len())
+        };
+        let on = (Device::Cpu, Precision::Bf16);
+        emulated(Order::Rising, || run(&config(optimizer), on, &[batch(0, IMAGES)], &mut step));
+        assert!(seen > 100, "{seen} operations: forward and backward pass");
     }
 }
 
