@@ -1,7 +1,8 @@
 """Us and the peers on the same work, in turns, on this machine: prints ratios with their spread, writes raw numbers.
 
 usage: PEERS=folder-of-peer-scripts PEER_PYTHON=python bench/bench.py [SECTION ...] [--rounds 5] [--more] [--images FOLDER]
-sections: step views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (all, where none is named)
+sections: step views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (all of these, where none is named)
+on a GPU: gpu-step-resnet18 gpu-step-resnet50 gpu-epoch-resnet18 gpu-epoch-resnet50   (bench/gpu.sh prepares them)
 
 PEER_PYTHON has torch, torchvision, lightly and scikit-learn. PEERS holds `step.py` and `views.py`; the other peers are in
 bench/peers. `--images` names a class folder of small JPEGs (CIFAR-10); without it random ones are made, which cost the same.
@@ -60,7 +61,7 @@ def run(command, pin=None, env=None):
 
 def photos(count=64):
     """500x375 JPEGs, photo-like: smooth colours with fine noise."""
-    folder = WORK / "photos"
+    folder = WORK / (f"photos-{count}" if count != 64 else "photos")
     if not folder.exists():
         script = """
 import sys, pathlib, numpy as np
@@ -71,8 +72,9 @@ for i in range(count):
     image = np.clip(np.asarray(low) + rng.normal(0, 6, (375, 500, 3)), 0, 255).astype(np.uint8)
     d = out / f"class{i % 4}"; d.mkdir(parents=True, exist_ok=True); Image.fromarray(image).save(d / f"{i:04}.jpg", quality=92)
 """
-        run([PYTHON, "-c", script, WORK / "photos.partial", count])
-        (WORK / "photos.partial").rename(folder)
+        partial = folder.with_suffix(".partial")
+        run([PYTHON, "-c", script, partial, count])
+        partial.rename(folder)
     return folder
 
 
@@ -105,14 +107,26 @@ for i in range(count):
 
 # One function a section: a list of (label, {who: seconds}, {who: bytes}) per round. "ours" is us.
 
-def step(_):
-    seconds, memory = {}, {}
-    commands = {"ours": [EXAMPLES / "step_bench", "bf16"]}
-    commands |= {kind: [PYTHON, PEERS / "step.py", kind] for kind in ("default", "tuned", "compiled")}
+def steps(label, kinds, views=256, encoder="resnet18-cifar", runs=5):
+    seconds, memory, flags = {}, {}, ["--encoder", encoder, "--views", views, "--runs", runs]
+    commands = {"ours": [EXAMPLES / "step_bench", "bf16", *flags]}
+    commands |= {kind: [PYTHON, PEERS / "step.py", kind, *flags] for kind in kinds}
     for who, command in commands.items():
         out, memory[who] = run(command, env={"OMP_NUM_THREADS": str(CORES)})
-        seconds[who] = float(re.search(r"([\d.]+) s/step", out)[1])
-    return [("one step, ResNet-18, 32 px, 256 views", seconds, memory)]
+        seconds[who] = views / float(re.search(r"([\d.]+) views/s", out)[1])
+    return [(label, seconds, memory)]
+
+
+def step(_):
+    return steps("one step, ResNet-18, 32 px, 256 views", ("default", "tuned", "compiled"))
+
+
+def gpu_step_resnet18(_):
+    return steps("one step on a GPU, ResNet-18, 32 px, 1,024 views", ("tuned", "compiled"), 1024, runs=50)
+
+
+def gpu_step_resnet50(_):
+    return steps("one step on a GPU, ResNet-50, 224 px, 256 views", ("tuned", "compiled"), 256, "resnet50", 20)
 
 
 def views(_):
@@ -140,7 +154,43 @@ def decode(options):
 EPOCHS = 3  # the first warms up (and compiles), the others count
 
 
-def epoch(folder, encoder, size, batch, label):
+class Busy:
+    """The share of time in which the GPU worked, by nvidia-smi; samples with their times."""
+
+    def __enter__(self):
+        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+        self.process, self.samples = subprocess.Popen(query, stdout=subprocess.PIPE, text=True), []
+        self.thread = threading.Thread(target=lambda: [self.samples.append((time.time(), float(line))) for line in self.process.stdout])
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.thread.join()
+
+    def last(self, seconds):
+        """Mean over the last `seconds` before the end, less a second for the process to end."""
+        end = self.samples[-1][0] - 1
+        taken = [share for at, share in self.samples if end - seconds <= at <= end]
+        return sum(taken) / len(taken) if taken else float("nan")
+
+
+def gpu_epoch(folder, encoder, size, batch, label):
+    """Whole epochs on the GPU against eager AMP and torch.compile, each with as many loader workers as there are cores."""
+    with Busy() as busy:
+        rows = epoch(folder, encoder, size, batch, label, ("amp", "tuned"), lambda who, took: print(f"    {who}: GPU busy {busy.last(took):.0f} %", flush=True))
+    return rows
+
+
+def gpu_epoch_resnet18(options):
+    return gpu_epoch(small(options.images, 51200), "resnet18", 32, 512, "an image of an epoch on the GPU, ResNet-18, 32 px JPEG folder")
+
+
+def gpu_epoch_resnet50(_):
+    return gpu_epoch(photos(4096), "resnet50", 224, 256, "an image of an epoch on the GPU, ResNet-50, 224 px JPEG folder")
+
+
+def epoch(folder, encoder, size, batch, label, kinds=("default", "tuned"), watch=lambda who, took: None):
     seconds, memory = {}, {}
     run_folder = WORK / "run"
     shutil.rmtree(run_folder, ignore_errors=True)
@@ -156,10 +206,12 @@ def epoch(folder, encoder, size, batch, label):
     per_epoch = len(times) // EPOCHS
     ends = times[per_epoch - 1 :: per_epoch]
     seconds["ours"] = statistics.median(b - a for a, b in zip(ends, ends[1:])) / (per_epoch * batch)
-    for kind in ("default", "tuned"):
+    watch("ours", ends[-1] - ends[0])
+    for kind in kinds:
         out, memory[kind] = run([PYTHON, HERE / "peers/epoch.py", kind, folder, "--encoder", encoder, "--size", size, "--batch", batch, "--epochs", EPOCHS])
         ran = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         seconds[kind] = statistics.median(e["seconds"] / e["images"] for e in ran[1:])
+        watch(kind, sum(e["seconds"] for e in ran[1:]))
     return [(label, seconds, memory)]
 
 
@@ -201,6 +253,8 @@ for name, n in (("train", 10000), ("test", 5000)):
 
 SECTIONS = {"step": step, "views": views, "decode": decode, "epoch-small": epoch_small, "epoch-resnet18": epoch_resnet18,
             "epoch-resnet50": epoch_resnet50, "probe": probe}
+ON_GPU = {"gpu-step-resnet18": gpu_step_resnet18, "gpu-step-resnet50": gpu_step_resnet50,
+          "gpu-epoch-resnet18": gpu_epoch_resnet18, "gpu-epoch-resnet50": gpu_epoch_resnet50}
 
 
 def table(results):
@@ -240,7 +294,7 @@ def readme(text):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
+    p.add_argument("sections", nargs="*", choices=[*SECTIONS, *ON_GPU, []], default=[])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--images")
     p.add_argument("--more", action="store_true", help="add rounds to those kept, where machine and commit are the same")
@@ -255,12 +309,14 @@ def main():
         results, done = (before["results"], before["rounds"]) if same else ({}, 0)
         for number in range(done + 1, done + options.rounds + 1):
             print(f"{section}: round {number} of {done + options.rounds}", flush=True)
-            for label, seconds, memory in SECTIONS[section](options):
+            for label, seconds, memory in {**SECTIONS, **ON_GPU}[section](options):
                 results.setdefault(label, []).append({"seconds": seconds, "memory": memory})
             kept["sections"][section] = {"machine": machine(), "rounds": number, "results": results}
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(kept, indent=1) + "\n")
         print(table(results), flush=True)
+    if options.out.name != "bench.json":
+        return  # the README shows this machine's
     every = {label: rounds for section in SECTIONS if section in kept["sections"] for label, rounds in kept["sections"][section]["results"].items()}
     readme(table(every))
 

@@ -1,8 +1,10 @@
 #!/bin/sh
-# The figures that need a GPU, in one command, on a machine with one and a python that has torch 2.11 for CUDA, torchvision and
-# lightly: training step and whole epochs against eager and compiled PyTorch, with the GPU's busy share. Our binaries may have
-# been built elsewhere against a CPU libtorch of the same version: here they run on that python's libtorch, CUDA half included.
-# usage: PEER_PYTHON=python PEERS=folder-of-peer-scripts bench/gpu.sh [SECTION ...]     about 25 minutes
+# What needs a GPU, in one command, on a machine with one and a python that has torch 2.11 for CUDA, torchvision and lightly: first
+# the tests that are ignored elsewhere (kernels, recorded steps, NCCL with one rank), then training steps and whole epochs against
+# eager and compiled PyTorch, with the GPU's busy share. Our binaries may have been built elsewhere against a CPU libtorch of the
+# same version: here they run on that python's libtorch, CUDA half included.
+# usage: PEER_PYTHON=python PEERS=folder-of-peer-scripts bench/gpu.sh [SECTION ...]     about 12 minutes, 2 rounds
+# before, here or where the binaries come from: cargo build --release --workspace --examples && cargo test --release --workspace --no-run
 # Not run so far: no GPU was at hand.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,13 +13,10 @@ lib=$("$PEER_PYTHON" -c 'import pathlib, torch; assert torch.cuda.is_available()
 # torch's own CUDA libraries lie in packages beside it.
 LD_LIBRARY_PATH=$lib$(find "$lib/../../nvidia" -maxdepth 3 -type d -name lib -printf ':%p')${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH PEER_PYTHON
-# NCCL with one rank: `cargo test --release --workspace --no-run` builds it, here or where the binaries come from.
-for check in target/release/deps/nccl-*; do
-    case $check in *.d) ;; *) [ ! -x "$check" ] || "$check" --ignored ;; esac
+for suite in gpu batch_norm nccl golden_optim recorded views_on_device; do
+    for check in target/release/deps/"$suite"-*; do
+        case $check in *.d) ;; *) [ ! -x "$check" ] || "$check" --ignored --test-threads 1 ;; esac
+    done
 done
-[ $# -gt 0 ] || set -- step epoch-resnet18 epoch-resnet50
-nvidia-smi --query-gpu=timestamp,utilization.gpu,memory.used --format=csv -lms 500 >bench/results/gpu-busy.csv &
-busy=$!
-trap 'kill $busy' EXIT
-"$PEER_PYTHON" bench/bench.py "$@" --out bench/results/gpu.json
-awk -F'[ ,%]+' 'NR > 1 && $3 ~ /^[0-9]+$/ { s += $3; n++ } END { if (n) printf "GPU busy %.0f %% on average, start-up of processes included\n", s / n }' bench/results/gpu-busy.csv
+[ $# -gt 0 ] || set -- gpu-step-resnet18 gpu-step-resnet50 gpu-epoch-resnet18 gpu-epoch-resnet50
+"$PEER_PYTHON" bench/bench.py "$@" --rounds "${ROUNDS:-2}" --out bench/results/gpu.json

@@ -4,27 +4,32 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use simclr_shim::{
-    BatchNorm, Statistics, Sum,
-    gpu::{Order, emulated},
-    instructions, use_instructions,
+    BatchNorm, Cuda, Statistics, Sum,
+    gpu::{Order, emulated, prepare},
+    instructions, load_cuda, use_instructions,
 };
 use tch::{Device, Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
-/// The kernels of the CPU, those of GPUs (emulated, in either order of their threads), or libtorch's operations as where there
-/// are none.
+/// The kernels of the CPU, those of GPUs (emulated, in either order of their threads, or on a GPU), or libtorch's operations as
+/// where there are none.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Fused,
     Gpu(Order),
+    OnGpu,
     Composed,
 }
 
 const WAYS: [Way; 4] = [Way::Fused, Way::Gpu(Order::Rising), Way::Gpu(Order::Falling), Way::Composed];
 
 impl Way {
+    fn device(self) -> Device {
+        if matches!(self, Self::OnGpu) { Device::Cuda(0) } else { Device::Cpu }
+    }
+
     /// Does something, a backward pass maybe, in this way.
     fn doing<T>(self, work: impl FnOnce() -> T) -> T {
         if let Self::Gpu(order) = self { emulated(order, work) } else { work() }
@@ -39,7 +44,7 @@ impl Way {
         statistics: Statistics,
     ) -> Tensor {
         match self {
-            Self::Fused | Self::Gpu(_) => norm.forward(x, residual, relu, statistics).unwrap(),
+            Self::Fused | Self::Gpu(_) | Self::OnGpu => norm.forward(x, residual, relu, statistics).unwrap(),
             Self::Composed => norm.forward_composed(x, residual, relu, statistics).unwrap(),
         }
     }
@@ -161,11 +166,14 @@ impl Case {
     }
 
     fn pass(&self, way: Way, (from, count): (i64, i64), momentum: f64, exchange: Option<Sum>) -> Found {
-        let part = |t: &Tensor, kind| channels_last(&t.narrow(0, from, count).to_kind(kind));
+        let device = way.device();
+        let part =
+            |t: &Tensor, kind| channels_last(&t.narrow(0, from, count).to_kind(kind).to_device(device));
         let leaf = |t: Tensor| t.detach().set_requires_grad(true);
         let (x, residual) =
             (leaf(part(&self.x, self.kind)), self.residual.as_ref().map(|r| leaf(part(r, self.kind))));
-        let (scale, shift) = (leaf(self.scale.to_kind(Kind::Float)), leaf(self.shift.to_kind(Kind::Float)));
+        let vector = |t: &Tensor| leaf(t.to_kind(Kind::Float).to_device(device));
+        let (scale, shift) = (vector(&self.scale), vector(&self.shift));
         let (running_mean, running_var) = (scale.zeros_like().detach(), scale.ones_like().detach());
         let norm = BatchNorm {
             scale: &scale,
@@ -178,7 +186,7 @@ impl Case {
         let y = way.forward(&norm, &x, residual.as_ref(), self.relu, statistics);
         assert_eq!((y.kind(), y.size(), y.stride()), (self.kind, x.size(), x.stride()));
         y.f_mul(&part(&self.weights, self.kind)).unwrap().sum(Kind::Float).backward();
-        let f64 = |t: Tensor| t.detach().to_kind(Kind::Double);
+        let f64 = |t: Tensor| t.detach().to_kind(Kind::Double).to_device(Device::Cpu);
         Found {
             y: f64(y),
             dx: f64(x.grad()),
@@ -244,6 +252,21 @@ fn every_variant_is_the_formula_in_f64() {
         for way in WAYS {
             let found = case.run(way, (0, case.rows()), MOMENTUM, None);
             compare(&format!("{} {way:?}", case.name()), &found, &case.oracle(), case.tolerances());
+        }
+    }
+}
+
+/// The same kernels without the emulation; and members, whose exchange is a sum with itself alone.
+#[test]
+#[ignore = "needs a GPU"]
+fn on_a_gpu_every_variant_is_the_formula_in_f64() {
+    assert_eq!(load_cuda(), Cuda::Loaded);
+    prepare(&Tensor::zeros([1], (Kind::Float, Device::Cuda(0)))).unwrap();
+    for case in variants() {
+        let alone: Sum = Arc::new(|_: &Tensor| {});
+        for exchange in [None, Some(alone)] {
+            let found = case.run(Way::OnGpu, (0, case.rows()), MOMENTUM, exchange);
+            compare(&format!("{} on a GPU", case.name()), &found, &case.oracle(), case.tolerances());
         }
     }
 }

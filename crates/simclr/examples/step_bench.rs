@@ -3,17 +3,25 @@
 //!
 //! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3] [--views 256] [--runs 5]`
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
+#![allow(clippy::print_stderr, reason = "a benchmark prints")]
 
 use std::{error::Error, time::Instant};
 
 use simclr::{
     device::{DeviceChoice, Precision, channels_last, choose_device, describe},
-    encoder::{EncoderConfig, EncoderName, Init, Mode, Stem},
+    encoder::{EncoderConfig, EncoderName, Init, NormOver, Stem},
     head::HeadConfig,
     model::SimClr,
-    nt_xent::{LossConfig, nt_xent},
+    nt_xent::LossConfig,
+    objective::Objective,
     optim::{OptimConfig, OptimKind, Optimizer},
+    ranks::{Buckets, Ranks},
+    train::{
+        recorded::Recorder,
+        step::{Setting, train_step_of},
+    },
 };
+use simclr_shim::stream::OwnStream;
 use tch::{Device, Kind, Tensor};
 
 /// The peer's learning rate and weight decay; neither changes the work.
@@ -73,13 +81,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..OptimConfig::default()
     };
     let mut optimizer = Optimizer::new(&sgd, &model.params);
+    // As `train::run` does on a GPU: a stream of our own, and the step recorded.
+    simclr_shim::stream::set_deterministic(false);
+    let _own = OwnStream::new(&Tensor::empty([0], (Kind::Float, device)))?;
     let views = channels_last(&Tensor::randn([arguments.views, 3, size, size], (Kind::Float, device)));
-    let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
+    let (ranks, ids) = (Ranks::alone(), (0..arguments.views as usize / 2).collect::<Vec<_>>());
+    let objective = Objective::Contrastive(LossConfig { temperature: 0.5, ..LossConfig::default() });
+    let (buckets, shape) = (Buckets::new(&model.params, &ranks), (3, size as usize));
+    let over = NormOver::Global;
+    let setting =
+        Setting { model: &model, objective: &objective, over, shape, ranks: &ranks, buckets: &buckets };
+    let mut recorder = Recorder::new(&setting, true);
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
-        let (_, z) = model.forward(&views, &Mode::train())?;
-        nt_xent(&z, &loss).loss.backward();
-        optimizer.step(&model.params, LEARNING_RATE);
+        if recorder.step(&setting, &mut optimizer, &views, LEARNING_RATE)?.is_none() {
+            train_step_of(&setting, &mut optimizer, (&ids, &views), LEARNING_RATE)?;
+        }
+        recorder.note().iter().for_each(|note| eprintln!("{note}"));
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use simclr::{
     data::rng::Key,
-    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm},
+    device::{DeviceChoice, choose_device},
+    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm, served},
     params::{Params, Role},
 };
 use simclr_shim::gpu::{Order, emulated};
@@ -26,7 +27,11 @@ fn wave(shape: &[i64], phase: f64, scale: f64) -> Tensor {
 }
 
 fn start() -> Params {
-    let mut params = Params::new(Device::Cpu, 0);
+    start_on(Device::Cpu)
+}
+
+fn start_on(device: Device) -> Params {
+    let mut params = Params::new(device, 0);
     for (name, shape, role) in PARAMS {
         let scale = if name == "zero_kernel" { 0.0 } else { 1.0 };
         let _ = params.add(name, role, wave(shape, 0.2, scale));
@@ -36,7 +41,7 @@ fn start() -> Params {
 
 /// Gives `param` this gradient, through autograd: d(sum(w g)) / dw = g.
 fn set_gradient(param: &Tensor, gradient: &Tensor) {
-    (param * gradient).sum(Kind::Float).backward();
+    (param * gradient.to_device(param.device())).sum(Kind::Float).backward();
 }
 
 /// `step` by the CPU's kernels, or `step_composed` by libtorch's operations, or `step` by the kernels for GPUs, emulated.
@@ -51,7 +56,11 @@ fn on_gpu_falling(optimizer: &mut Optimizer, params: &Params, lr: f64) {
 }
 
 fn run(config: &OptimConfig, steps: i64, step_once: Step) -> Params {
-    let params = start();
+    run_on(Device::Cpu, config, steps, step_once)
+}
+
+fn run_on(device: Device, config: &OptimConfig, steps: i64, step_once: Step) -> Params {
+    let params = start_on(device);
     let mut optimizer = Optimizer::new(config, &params);
     for step in 0..steps {
         for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
@@ -73,6 +82,22 @@ fn base(kind: OptimKind) -> OptimConfig {
 
 #[test]
 fn ten_steps_of_every_rule() {
+    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+        ten_steps(Device::Cpu, step_once);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn ten_steps_of_every_rule_on_a_gpu() {
+    let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
+    assert!(served(&start_on(device)));
+    for step_once in [Optimizer::step as Step, Optimizer::step_composed] {
+        ten_steps(device, step_once);
+    }
+}
+
+fn ten_steps(device: Device, step_once: Step) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/optim.safetensors");
     let golden = Tensor::read_safetensors(path).unwrap();
     let lars = || base(OptimKind::Lars);
@@ -87,15 +112,13 @@ fn ten_steps_of_every_rule() {
         ("adamw", base(OptimKind::Adamw)),
         ("lamb", base(OptimKind::Lamb)),
     ] {
-        for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
-            for param in run(&config, STEPS, step_once).params() {
-                let name = format!("{run_name}.{}", param.name);
-                let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
-                let difference =
-                    (param.tensor.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
-                // Values of order 1 after ten f32 updates.
-                assert!(difference < 5e-6, "{name}: {difference}");
-            }
+        for param in run_on(device, &config, STEPS, step_once).params() {
+            let name = format!("{run_name}.{}", param.name);
+            let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
+            let found = param.tensor.to_kind(Kind::Double).to_device(Device::Cpu);
+            let difference = (found - expected).abs().max().double_value(&[]);
+            // Values of order 1 after ten f32 updates.
+            assert!(difference < 5e-6, "{name}: {difference}");
         }
     }
 }

@@ -88,7 +88,7 @@ fn step_by_step(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch,
 
 fn at_once(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
     optimizer.announce(&setting.model.params, lr);
-    enqueue(setting, optimizer, &setting.views(batch)).unwrap().read(batch.ids.len())
+    enqueue(setting, optimizer, &setting.views(batch)).unwrap().read()
 }
 
 fn same(found: &Left, expected: &Left) {
@@ -140,7 +140,7 @@ fn a_step_asked_for_at_once_waits_for_no_number() {
             let (made, names) = operations(|| enqueue(setting, optimizer, &views).unwrap()).unwrap();
             assert_eq!(waits(&names), 0, "{names:?}");
             seen += names.len();
-            made.read(batch.ids.len())
+            made.read()
         };
         let on = (Device::Cpu, Precision::Bf16);
         emulated(Order::Rising, || run(&config(optimizer), on, &[batch(0, IMAGES)], &mut step));
@@ -173,7 +173,7 @@ fn the_cpu_goes_step_by_step() {
     let mut recorder = None;
     let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |setting, optimizer, batch, lr| {
         let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-        assert!(recorder.step(setting, optimizer, batch, lr).unwrap().is_none());
+        assert!(recorder.step(setting, optimizer, &setting.views(batch), lr).unwrap().is_none());
         assert_eq!(recorder.note(), None);
         step_by_step(setting, optimizer, batch, lr)
     });
@@ -195,7 +195,7 @@ fn a_recorded_run_is_the_run() {
         let (mut recorder, mut replayed, mut notes) = (None, 0, Vec::new());
         let found = run(&config, (device, precision), &batches, &mut |setting, optimizer, batch, lr| {
             let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-            let done = recorder.step(setting, optimizer, batch, lr).unwrap();
+            let done = recorder.step(setting, optimizer, &setting.views(batch), lr).unwrap();
             notes.extend(recorder.note());
             replayed += usize::from(done.is_some());
             done.unwrap_or_else(|| step_by_step(setting, optimizer, batch, lr))

@@ -1,7 +1,6 @@
 //! A step as a CUDA graph: the GPU is asked once and then does the same again for every batch, without waiting for the host
 //! between its thousand kernels. Only the views and the learning rate are new each time; both lie where the recording reads them.
 
-use simclr_data::Batch;
 use simclr_shim::stream::Recording;
 use tch::{Kind, Tensor};
 
@@ -63,8 +62,8 @@ impl Recorder {
         Self { state: if can { State::WarmUp(0) } else { State::Off }, note: None }
     }
 
-    /// One step of `batch`, a whole one; none where it has to be made step by step: before the recording, and for a batch
-    /// that lacks images.
+    /// One step of the views `[2N, C, S, S]` of a batch; none where it has to be made step by step: before the recording, and
+    /// for a batch that lacks images.
     ///
     /// # Errors
     /// What CUDA said to a replay.
@@ -72,7 +71,7 @@ impl Recorder {
         &mut self,
         setting: &Setting<'_>,
         optimizer: &mut Optimizer,
-        batch: &Batch,
+        new: &Tensor,
         lr: f64,
     ) -> Result<Option<Stepped>, TrainError> {
         if let State::WarmUp(steps) = &mut self.state {
@@ -80,17 +79,16 @@ impl Recorder {
             if *steps <= WARM_UP {
                 return Ok(None);
             }
-            self.record(setting, optimizer, batch);
+            self.record(setting, optimizer, new);
         }
         let State::Recorded(Recorded { recording, views, made }) = &self.state else { return Ok(None) };
-        let new = setting.views(batch);
         if new.size() != views.size() {
             return Ok(None);
         }
-        views.shallow_clone().copy_(&new);
+        views.shallow_clone().copy_(new);
         optimizer.announce(&setting.model.params, lr);
         recording.replay()?;
-        Ok(Some(made.read(batch.ids.len())))
+        Ok(Some(made.read()))
     }
 
     /// What there is to say about the recording, once.
@@ -98,8 +96,8 @@ impl Recorder {
         self.note.take()
     }
 
-    fn record(&mut self, setting: &Setting<'_>, optimizer: &Optimizer, batch: &Batch) {
-        let views = setting.views(batch).copy();
+    fn record(&mut self, setting: &Setting<'_>, optimizer: &Optimizer, views: &Tensor) {
+        let views = views.copy();
         let recorded = Recording::of(|| enqueue(setting, optimizer, &views));
         self.state = match recorded {
             Ok((recording, made)) => {
@@ -138,13 +136,14 @@ pub fn enqueue(setting: &Setting<'_>, optimizer: &Optimizer, views: &Tensor) -> 
 }
 
 impl Enqueued {
-    /// Waits for the step of `images` images.
+    /// Waits for the step.
     ///
     /// # Panics
     /// If the device fails.
-    pub fn read(&self, images: usize) -> Stepped {
+    pub fn read(&self) -> Stepped {
         let figures = Vec::<f64>::try_from(&self.figures).expect("three numbers come back from the device");
         let (h, z) = (self.h.shallow_clone(), self.z.shallow_clone());
+        let images = z.size()[0] as usize / 2;
         Stepped {
             loss: figures[0],
             accuracy: figures[1],

@@ -28,7 +28,7 @@ use super::{
     recorded::Recorder,
     start,
     state::{Resumed, capture, first_non_finite, restore, share, start_from},
-    step::{Setting, Stepped, train_step},
+    step::{Setting, Stepped, train_step_of},
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
@@ -400,9 +400,10 @@ impl Run<'_> {
         } else {
             let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
             agreed(self.ranks, chunks.next().map_err(TrainError::from)).and_then(|batch| {
-                match recorder.step(&setting, &mut self.optimizer, &batch, lr)? {
+                let views = setting.views(&batch);
+                match recorder.step(&setting, &mut self.optimizer, &views, lr)? {
                     Some(done) => Ok((batch.ids, done)),
-                    None => train_step(&setting, &mut self.optimizer, &batch, lr),
+                    None => train_step_of(&setting, &mut self.optimizer, (&batch.ids, &views), lr),
                 }
             })
         };

@@ -57,12 +57,20 @@ pub struct Stepped {
 /// # Shapes
 /// `batch` holds `[2m, C, S, S]`, rows i and i + m being two views of one image; `[m, C, S, S]` with labels.
 pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, Stepped), TrainError> {
+    gradients_of(setting, &batch.ids, &setting.views(batch))
+}
+
+/// [`gradients`] of views that are on the device already; `own` are their images.
+fn gradients_of(
+    setting: &Setting<'_>,
+    own: &[usize],
+    views: &Tensor,
+) -> Result<(Vec<usize>, Stepped), TrainError> {
     let Setting { model, objective, ranks, buckets, .. } = *setting;
-    let ids = ranks.gather_numbers(&batch.ids);
+    let ids = ranks.gather_numbers(own);
     let team = Team::new(ranks, ids.iter().map(Vec::len).collect());
-    let views = setting.views(batch);
-    let (h, z) = or_end_all(ranks, model.forward(&views, &setting.mode()).map_err(TrainError::from))?;
-    let Value { loss, accuracy } = objective.of(&z, &batch.ids, &team, team.images());
+    let (h, z) = or_end_all(ranks, model.forward(views, &setting.mode()).map_err(TrainError::from))?;
+    let Value { loss, accuracy } = objective.of(&z, own, &team, team.images());
     let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
     let mut gradient_norm = f64::NAN;
     if value.is_finite() {
@@ -88,7 +96,20 @@ pub fn train_step(
     batch: &Batch,
     lr: f64,
 ) -> Result<(Vec<usize>, Stepped), TrainError> {
-    let (ids, done) = gradients(setting, batch)?;
+    train_step_of(setting, optimizer, (&batch.ids, &setting.views(batch)), lr)
+}
+
+/// [`train_step`] of views that are on the device already, and their images.
+///
+/// # Errors
+/// See [`gradients`].
+pub fn train_step_of(
+    setting: &Setting<'_>,
+    optimizer: &mut Optimizer,
+    (own, views): (&[usize], &Tensor),
+    lr: f64,
+) -> Result<(Vec<usize>, Stepped), TrainError> {
+    let (ids, done) = gradients_of(setting, own, views)?;
     setting.update(optimizer, &done, lr);
     Ok((ids, done))
 }
