@@ -38,6 +38,7 @@ fn a_missing_library_is_named() {
 /// On the CPU there is nothing to wait for, and nothing to record.
 #[test]
 fn streams_are_nothing_on_the_cpu() {
+    load_cuda();
     let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     let own = OwnStream::new(&like).unwrap();
     let mark = Mark::new(&like).unwrap();
@@ -51,7 +52,7 @@ fn streams_are_nothing_on_the_cpu() {
     let recorded = Recording::of(|| Ok::<_, ShimError>(()));
     // Without libtorch_cuda there is no such class; with it, no driver.
     let error = recorded.unwrap_err().to_string();
-    assert!(error.contains("CUDAGraph") || error.contains("NVIDIA"), "{error}");
+    assert!(error.contains("CUDA"), "{error}");
 }
 
 /// A recorded addition does nothing at first and then, replayed, adds again and again.

@@ -82,7 +82,7 @@ pub fn pretrain_among(
     ranks.set_patience(&config.ranks);
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
-    let _stream = agreed(ranks, own_stream(&model, config.train.deterministic))?;
+    let _stream = agreed(ranks, own_stream(&plan, &model))?;
     same_everywhere(ranks, &plan)?;
     let newest =
         if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
@@ -127,11 +127,13 @@ pub fn pretrain_among(
     Ok(Outcome::Finished)
 }
 
-/// On a GPU: a stream of this thread's own, since the default one can neither be recorded nor overlap with uploads.
-fn own_stream(model: &SimClr, deterministic: bool) -> Result<OwnStream, TrainError> {
-    simclr_shim::stream::set_deterministic(deterministic);
+/// On a GPU, where one thread alone gives it work: a stream of that thread's own. The default one can neither be recorded nor
+/// go on beside uploads.
+fn own_stream(plan: &Plan, model: &SimClr) -> Result<Option<OwnStream>, TrainError> {
+    simclr_shim::stream::set_deterministic(plan.config.train.deterministic);
     let like = Tensor::empty([0], (Kind::Float, model.params.device()));
-    Ok(OwnStream::new(&like)?)
+    let alone = plan.ranks == 1 && !plan.is_chunked();
+    Ok(alone.then(|| OwnStream::new(&like)).transpose()?)
 }
 
 /// What a process has before it meets the others.
