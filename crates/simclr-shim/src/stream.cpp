@@ -2,6 +2,7 @@
 // device-independent interface, which finds libtorch_cuda's at run time; graphs have none, so that class is looked up by name.
 
 #include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
@@ -126,6 +127,8 @@ void simclr_mark_free(simclr::Mark* mark) { delete mark; }
 char* simclr_graph_begin(simclr::Recording** out) {
     return guarded([&] {
         auto recording = std::make_unique<simclr::Recording>();
+        // A recording takes memory of its own; what steps left in the cache would lie idle from here on.
+        c10::getDeviceAllocator(c10::kCUDA)->emptyCache();
         recording->begin();
         *out = recording.release();
     });
