@@ -36,6 +36,7 @@ fn glue(include: &Path) {
                 "memory",
                 "nccl",
                 "optimizer",
+                "views_gpu",
             ]
             .map(|name| format!("src/{name}.cpp")),
         )

@@ -14,11 +14,13 @@ use crate::{ShimError, check, libtorch_folder};
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
 
 /// What NVRTC compiles: the first text, which includes the others.
-const SOURCES: [(&str, &str); 4] = [
-    ("simclr.cu", "#include \"batch_norm.cu\"\n"),
+const SOURCES: [(&str, &str); 6] = [
+    ("simclr.cu", "#include \"batch_norm.cu\"\n#include \"views.cu\"\n"),
     ("device.h", include_str!("gpu/device.h")),
     ("batch_norm.h", include_str!("gpu/batch_norm.h")),
     ("batch_norm.cu", include_str!("gpu/batch_norm.cu")),
+    ("views.h", include_str!("gpu/views.h")),
+    ("views.cu", include_str!("gpu/views.cu")),
 ];
 
 /// In which order an emulated GPU runs threads and blocks.
@@ -47,6 +49,7 @@ unsafe extern "C" {
         size: *mut usize,
     ) -> *mut c_char;
     fn simclr_gpu_emulate(order: c_int) -> c_int;
+    fn simclr_gpu_serves(like: *const C_tensor) -> c_int;
 }
 
 /// Names and texts of the sources as C has them, for the time of a call.
@@ -72,6 +75,12 @@ pub fn prepare(like: &Tensor) -> Result<(), ShimError> {
         // SAFETY: all texts outlive the call, and both lists are `count` long.
         unsafe { simclr_gpu_prepare(library.as_ptr(), names, texts, count, like.as_ptr()) }
     }))
+}
+
+/// Whether the kernels work on tensors of the device of `like`: a GPU after [`prepare`], or the CPU inside [`emulated`].
+pub fn serves(like: &Tensor) -> bool {
+    // SAFETY: reads a live tensor's device.
+    unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
 }
 
 /// Compiles the kernels for `architecture`, such as `sm_90`, with the NVRTC that `library` brings; returns the size of what

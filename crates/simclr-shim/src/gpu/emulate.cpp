@@ -91,3 +91,4 @@ void emulate(const char* kernel, Grid grid, const void* arguments, bool backward
 }  // namespace simclr
 
 #include "batch_norm.cu"
+#include "views.cu"

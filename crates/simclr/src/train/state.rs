@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use crate::{
     CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer, ranks::Ranks,
+    views::ViewsPlace,
 };
 
 /// A checkpoint of the run after `step` steps.
@@ -30,6 +31,7 @@ fn facts(plan: &Plan) -> Value {
         "images": plan.images,
         "data_fingerprint": plan.data_fingerprint,
         "precision": plan.precision,
+        "views_on": plan.views_on,
         "torch_threads": plan.torch_threads,
         "ranks": plan.ranks,
     })
@@ -108,10 +110,18 @@ pub fn start_from(path: &Path, model: &SimClr) -> Result<(), CheckpointError> {
 
 /// What may change with the machine, and changes the last bits of sums.
 fn changed(was: &Value, is: &Value) -> Vec<String> {
-    let names =
-        [("precision", "compute precision"), ("torch_threads", "libtorch's threads"), ("ranks", "processes")];
-    // Checkpoints from before there were several processes do not say how many wrote them.
-    let value = |state: &Value, key: &str| if state[key].is_null() { json!(1) } else { state[key].clone() };
+    let names = [
+        ("precision", "compute precision"),
+        ("views_on", "where views are made"),
+        ("torch_threads", "libtorch's threads"),
+        ("ranks", "processes"),
+    ];
+    // Checkpoints from before there was a choice do not say: one process, and views by its loader.
+    let value = |state: &Value, key: &str| match state[key].is_null() {
+        true if key == "views_on" => json!(ViewsPlace::Cpu),
+        true => json!(1),
+        false => state[key].clone(),
+    };
     let other = names.iter().filter(|(key, _)| value(was, key) != value(is, key));
     let sentence = |(key, name): &(&str, &str)| {
         let (was, is) = (value(was, key), value(is, key));

@@ -5,13 +5,13 @@ use tch::Tensor;
 
 use super::agreed::or_end_all;
 use crate::{
-    TrainError,
-    device::to_device,
+    ModelError, TrainError,
     encoder::{BatchStatistics, Mode, NormOver},
     model::SimClr,
     objective::{Objective, Value},
     optim::{self, Optimizer},
     ranks::{Buckets, Ranks, Team},
+    views::upload,
 };
 
 /// What every step of a run is made with.
@@ -60,8 +60,8 @@ pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, St
     let Setting { model, objective, ranks, buckets, .. } = *setting;
     let ids = ranks.gather_numbers(&batch.ids);
     let team = Team::new(ranks, ids.iter().map(Vec::len).collect());
-    let views = setting.views(batch);
-    let (h, z) = or_end_all(ranks, model.forward(&views, &setting.mode()).map_err(TrainError::from))?;
+    let forward = || -> Result<_, TrainError> { Ok(model.forward(&setting.views(batch)?, &setting.mode())?) };
+    let (h, z) = or_end_all(ranks, forward())?;
     let Value { loss, accuracy } = objective.of(&z, &batch.ids, &team, team.images());
     let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
     let mut gradient_norm = f64::NAN;
@@ -100,11 +100,12 @@ impl Setting<'_> {
         Mode::Train(BatchStatistics { exchange, momentum: self.model.norm_momentum })
     }
 
-    /// The pixels of `batch` as a tensor `[rows, C, S, S]`.
-    pub fn views(&self, batch: &Batch) -> Tensor {
-        let (channels, size) = self.shape;
-        let shape = [batch.ids.len() + batch.second.len(), channels, size, size].map(|side| side as i64);
-        to_device(&batch.pixels, shape, self.model.params.device())
+    /// The views of `batch` as a tensor `[rows, C, S, S]`.
+    ///
+    /// # Errors
+    /// No memory for them.
+    pub fn views(&self, batch: &Batch) -> Result<Tensor, ModelError> {
+        upload(batch, self.shape, self.model.params.device())?.views()
     }
 
     /// The update, where loss and gradient are numbers. Where every rank has batch-norm statistics of its own, the running
