@@ -2,17 +2,25 @@
 //! loader's own pixels, and through whole steps.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use simclr::{
+    RunConfig,
     data::{
-        AugmentConfig, Image, Method, Recipe, Recipes, ViewParams,
+        AugmentConfig, Batch, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Method, Recipe,
+        Recipes, Sample, ViewParams,
         augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Jitter, Scratch},
+        dataset::Source,
         rng::Key,
     },
-    views::upload_recipes,
+    train::{Observer, RunFolder, StepReport, pretrain},
+    views::{ViewsOn, ViewsPlace, choose_views, upload, upload_recipes},
 };
 use simclr_shim::gpu::{Order, emulated};
 use tch::Device;
@@ -321,5 +329,166 @@ fn a_square_is_cut_where_the_cpu_cuts_it() {
         let (found, expected) =
             (by_kernel(&image, &params, &config, 32), by_loader(&image, &params, &config, 32));
         assert!(furthest(&found, &expected) <= ROUNDING);
+    }
+}
+
+/// Random pixels, much larger than the views; image 5 fails.
+struct Noise;
+
+impl Source for Noise {
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        if index == 5 {
+            return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
+        }
+        Ok(noise(50 + 9 * (index % 4), 40 + 7 * (index % 3), channels, index as u64))
+    }
+
+    fn stored_bytes(&self, index: usize) -> u64 {
+        index as u64
+    }
+}
+
+/// Nothing but crops and flips.
+fn crops() -> AugmentConfig {
+    AugmentConfig { crop: true, flip: 0.5, ..AugmentConfig::nothing() }
+}
+
+fn loader(augment: AugmentConfig) -> Loader {
+    let samples = (0..12).map(|index| Sample { name: format!("{index:02}"), label: None }).collect();
+    let dataset = Arc::new(Dataset::from_source(samples, Vec::new(), 3, Box::new(Noise)));
+    let config =
+        LoaderConfig { views: 2, batch: 6, size: 16, seed: 5, threads: 2, prefetch: 2, max_bad_share: 0.5 };
+    Loader::new(dataset, augment, config).unwrap()
+}
+
+fn views_of(batch: &Batch, order: Order) -> Vec<f32> {
+    let views = emulated(order, || upload(batch, (3, 16), Device::Cpu).unwrap().views().unwrap());
+    Vec::<f32>::try_from(views.contiguous().view(-1)).unwrap()
+}
+
+/// Steps of two epochs, whole and in chunks made twice: the device's views are the loader's.
+#[test]
+fn a_stream_of_recipes_is_one_of_pixels() {
+    let chunking = Chunking { images: 2, apart: true, passes: 2 };
+    for chunked in [None, Some(chunking)] {
+        let stream = |loader: Loader| {
+            let loader = match chunked {
+                Some(chunking) => loader.chunked(chunking),
+                None => loader,
+            };
+            loader.batches(0, 4).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let (pixels, recipes) = (stream(loader(crops())), stream(loader(crops()).as_recipes()));
+        assert!(pixels.iter().any(|batch| !batch.bad.is_empty()));
+        for (pixels, recipes) in pixels.iter().zip(&recipes) {
+            let (expected, found) = (views_of(pixels, Order::Rising), views_of(recipes, Order::Rising));
+            let worst = furthest(&found, &expected);
+            assert!(worst <= TWICE_ROUNDED, "step {}: off by {} levels", pixels.step, worst * 255.0);
+            assert_eq!(found, views_of(recipes, Order::Falling));
+        }
+    }
+}
+
+/// The kernels see no difference between an image and the rectangle of it that a batch holds.
+#[test]
+fn a_rectangle_changes_no_bit() {
+    let config = AugmentConfig { crop_scale: [0.02, 0.3], ..AugmentConfig::default() };
+    for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear] {
+        let config = AugmentConfig { interpolation, ..config.clone() };
+        for batch in loader(config.clone()).as_recipes().batches(0, 2).unwrap().map(Result::unwrap) {
+            let images: Vec<Image> =
+                batch.ids.iter().chain(&batch.second).map(|&id| Noise.decode(id, 3).unwrap()).collect();
+            let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second.iter().map(|&id| (id, 1)));
+            let whole: Vec<_> = images
+                .iter()
+                .zip(views)
+                .map(|(image, (id, view))| {
+                    let key = Key { seed: 5, epoch: batch.epoch, image: id as u64, view };
+                    (image, config.draw(key, image.width, image.height))
+                })
+                .collect();
+            assert_eq!(by_kernels(&whole, &config, 16).concat(), views_of(&batch, Order::Rising));
+        }
+    }
+}
+
+/// What the device cannot do is done by the loader, or refused with the reason.
+#[test]
+fn a_place_that_is_asked_for_is_had_or_missed_with_a_reason() {
+    let choose = |on, augment: &AugmentConfig| choose_views(on, augment, (3, 32), Device::Cpu);
+    let (plain, noisy) = (AugmentConfig::default(), AugmentConfig { noise: 0.1, ..AugmentConfig::default() });
+    assert_eq!(choose(ViewsOn::Auto, &plain).unwrap(), ViewsPlace::Cpu);
+    let error = choose(ViewsOn::Device, &plain).unwrap_err().to_string();
+    assert_eq!(error, "data.views_on = device: expected cpu or auto: the device is the CPU");
+    emulated(Order::Rising, || {
+        assert_eq!(
+            choose(ViewsOn::Auto, &plain).unwrap(),
+            ViewsPlace::Cpu,
+            "only a GPU takes them by itself"
+        );
+        assert_eq!(choose(ViewsOn::Device, &plain).unwrap(), ViewsPlace::Device);
+        assert_eq!(choose(ViewsOn::Cpu, &plain).unwrap(), ViewsPlace::Cpu);
+        let error = choose(ViewsOn::Device, &noisy).unwrap_err().to_string();
+        assert!(error.ends_with("augment.noise runs on the CPU only"), "{error}");
+    });
+}
+
+/// Losses as a run reports them.
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl Observer for Losses {
+    fn step(&mut self, report: &StepReport) {
+        self.0.push(report.loss);
+    }
+}
+
+/// A run whose views the (emulated) device makes goes as one whose views the loader makes, up to the rounding of the resize.
+#[test]
+fn a_run_learns_the_same_from_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("images");
+    fs_err::create_dir_all(&data).unwrap();
+    for number in 0..16 {
+        let pixels = noise(24, 20, 3, number).data.to_vec();
+        image::RgbImage::from_raw(24, 20, pixels)
+            .unwrap()
+            .save(data.join(format!("{number:02}.png")))
+            .unwrap();
+    }
+    let run = |place: &str, chunk: usize| {
+        let overrides = [
+            "encoder.name=conv-c3".into(),
+            "encoder.width=0.25".into(),
+            "head.hidden=16".into(),
+            "head.out=16".into(),
+            "train.image_size=16".into(),
+            "train.batch=8".into(),
+            "train.epochs=2".into(),
+            "train.threads=1".into(),
+            "train.precision=f32".into(),
+            "train.device=cpu".into(),
+            // Little happens in a step, so that what differs is the views.
+            "optim.lr=0.001".into(),
+            "loss.temperature=0.5".into(),
+            format!("train.chunk={chunk}"),
+            format!("data.views_on={place}"),
+        ];
+        let config = RunConfig::load(None, &overrides).unwrap();
+        let run = RunFolder::create(&folder.path().join(format!("{place}{chunk}"))).unwrap();
+        let mut losses = Losses::default();
+        emulated(Order::Falling, || {
+            pretrain(&config, &data, &run, &mut losses, &AtomicBool::new(false)).unwrap()
+        });
+        let plan = fs_err::read_to_string(folder.path().join(format!("{place}{chunk}/plan.json"))).unwrap();
+        assert!(plan.contains(&format!("\"views_on\": \"{place}\"")), "{plan}");
+        losses.0
+    };
+    for chunk in [0, 4] {
+        let (cpu, device) = (run("cpu", chunk), run("device", chunk));
+        assert!(cpu.len() == 4 && device.len() == 4);
+        for (cpu, device) in cpu.iter().zip(&device) {
+            assert!((cpu / device - 1.0).abs() < 5e-3, "{cpu} and {device}");
+        }
     }
 }

@@ -178,3 +178,19 @@ fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) ->
     let reason = format!("it is of another run: {}", differences.join("; "));
     Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_machine_changes_is_said_and_what_an_old_checkpoint_leaves_out_is_known() {
+        let state =
+            |views: &str| json!({ "precision": "f32", "views_on": views, "torch_threads": 2, "ranks": 1 });
+        let old = json!({ "precision": "f32", "torch_threads": 2 });
+        assert_eq!(changed(&old, &state("cpu")), Vec::<String>::new());
+        assert_eq!(changed(&state("device"), &state("device")), Vec::<String>::new());
+        let [said] = &changed(&old, &state("device"))[..] else { panic!("one sentence") };
+        assert!(said.starts_with("where views are made changed from \"cpu\" to \"device\""), "{said}");
+    }
+}
