@@ -58,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("params", &[]),
     ("checkpoint", &[]),
     ("device", &[]),
+    ("views", &["device"]),
     ("nt_xent", &[]),
     ("health", &["nt_xent"]),
     ("encoder", &["device", "params"]),
@@ -66,7 +67,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["device", "encoder", "head", "objective", "params"]),
     ("optim", &["params"]),
     ("ranks", &["encoder", "nt_xent", "params"]),
-    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "ranks"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "ranks", "views"]),
     (
         "train",
         &[
@@ -82,6 +83,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "optim",
             "params",
             "ranks",
+            "views",
         ],
     ),
     (

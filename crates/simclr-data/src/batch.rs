@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::recipes::Recipes;
+
 /// The views of a batch of N images, or of a chunk of it: two of each image, one where labels train.
 ///
 /// Rows are all first views, then all second views, as google-research/simclr stacks them (`model.py`). Of a whole batch,
@@ -21,10 +23,44 @@ pub struct Batch {
     pub ids: Vec<usize>,
     /// Indices of the images whose second view is here: equal to `ids` unless chunks are dealt apart; empty with one view.
     pub second: Vec<usize>,
-    /// `[ids.len() + second.len(), C, S, S]`, `f32` in `[0, 1]`.
-    pub pixels: Block,
+    /// Of `ids.len() + second.len()` rows.
+    pub views: Views,
     /// Images that could not be decoded and were left out: index and reason. Named in the first chunk that misses them.
     pub bad: Vec<(usize, String)>,
+}
+
+/// The views of a batch, or what they are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Views {
+    /// `[rows, C, S, S]`, `f32` in `[0, 1]`.
+    Pixels(Block),
+    /// For whoever makes pixels elsewhere: images and dice.
+    Recipes(Recipes),
+}
+
+impl Default for Views {
+    fn default() -> Self {
+        Self::Pixels(Block::default())
+    }
+}
+
+impl<T: Into<Block>> From<T> for Views {
+    fn from(pixels: T) -> Self {
+        Self::Pixels(pixels.into())
+    }
+}
+
+impl Batch {
+    /// Its pixels `[rows, C, S, S]`.
+    ///
+    /// # Panics
+    /// If it holds recipes.
+    pub fn pixels(&self) -> &[f32] {
+        match &self.views {
+            Views::Pixels(pixels) => pixels,
+            Views::Recipes(_) => panic!("a batch of recipes has no pixels"),
+        }
+    }
 }
 
 /// Place of a chunk in the batch of a step.
@@ -52,27 +88,33 @@ impl Chunk {
 /// with the next batch: the system hands out pages one by one and cleared, which takes nearly as long as it takes to make
 /// the views that lie on them (240 us of 300 for a view of 224 px).
 #[derive(Default)]
-pub struct Block {
-    values: Vec<f32>,
-    home: Option<Arc<Spare>>,
+pub struct Block<T = f32> {
+    values: Vec<T>,
+    home: Option<Arc<Spare<T>>>,
 }
 
 /// Memory of batches that nobody looks at any more.
 #[derive(Default)]
-pub(crate) struct Spare(Mutex<Vec<Vec<f32>>>);
+pub(crate) struct Spare<T = f32>(Mutex<Vec<Vec<T>>>);
 
-impl Spare {
+impl<T: Copy + Default> Spare<T> {
     /// A block of `len` values, of which none may be relied on.
-    pub(crate) fn take(self: &Arc<Self>, len: usize) -> Block {
+    pub(crate) fn take(self: &Arc<Self>, len: usize) -> Block<T> {
+        self.take_with_room(len, len)
+    }
+
+    /// The same; new memory has room for `room` values, so that it serves larger blocks, too.
+    pub(crate) fn take_with_room(self: &Arc<Self>, len: usize, room: usize) -> Block<T> {
         // A thread that panicked here leaves a list that is still whole.
         let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut values = spare.filter(|values| values.capacity() >= len).unwrap_or_else(|| vec![0.0; len]);
-        values.resize(len, 0.0);
+        let spare = spare.filter(|values| values.capacity() >= len);
+        let mut values = spare.unwrap_or_else(|| vec![T::default(); room.max(len)]);
+        values.resize(len, T::default());
         Block { values, home: Some(Arc::clone(self)) }
     }
 }
 
-impl Drop for Block {
+impl<T> Drop for Block<T> {
     fn drop(&mut self) {
         if let Some(home) = &self.home {
             let values = std::mem::take(&mut self.values);
@@ -81,51 +123,51 @@ impl Drop for Block {
     }
 }
 
-impl From<Vec<f32>> for Block {
-    fn from(values: Vec<f32>) -> Self {
+impl<T> From<Vec<T>> for Block<T> {
+    fn from(values: Vec<T>) -> Self {
         Self { values, home: None }
     }
 }
 
-impl FromIterator<f32> for Block {
-    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
+impl<T> FromIterator<T> for Block<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
         Vec::from_iter(values).into()
     }
 }
 
-impl Deref for Block {
-    type Target = [f32];
+impl<T> Deref for Block<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.values
     }
 }
 
-impl DerefMut for Block {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> DerefMut for Block<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values
     }
 }
 
-impl Clone for Block {
+impl<T: Clone> Clone for Block<T> {
     fn clone(&self) -> Self {
         self.values.clone().into()
     }
 }
 
-impl PartialEq for Block {
+impl<T: PartialEq> PartialEq for Block<T> {
     fn eq(&self, other: &Self) -> bool {
         self.values == other.values
     }
 }
 
-impl PartialEq<[f32]> for Block {
-    fn eq(&self, other: &[f32]) -> bool {
+impl<T: PartialEq> PartialEq<[T]> for Block<T> {
+    fn eq(&self, other: &[T]) -> bool {
         self.values == other
     }
 }
 
-impl std::fmt::Debug for Block {
+impl<T: std::fmt::Debug> std::fmt::Debug for Block<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.values.fmt(f)
     }
@@ -137,7 +179,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_where_it_is_large_enough_and_whoever_drops_it() {
-        let spare = Arc::new(Spare::default());
+        let spare: Arc<Spare> = Arc::default();
         let mut first = spare.take(100);
         first.fill(1.0);
         let place = first.as_ptr();

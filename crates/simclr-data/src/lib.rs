@@ -15,12 +15,14 @@ pub mod chunking; // which views go through the encoder together
 pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
 pub mod loader; // order, worker threads, prefetch, bad files
+pub mod recipes; // images and dice, for views that are made elsewhere
 pub mod rng; // (seed, epoch, image, view) -> generator
 
 pub use augment::{AugmentConfig, ViewParams};
-pub use batch::{Batch, Chunk};
+pub use batch::{Batch, Chunk, Views};
 pub use chunking::Chunking;
 pub use dataset::{Dataset, Sample, Split};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Loader, LoaderConfig};
+pub use recipes::{Method, Recipe, Recipes};

@@ -19,10 +19,11 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::{ThreadPool, prelude::*};
 
 use crate::{
-    AugmentConfig, Batch, Chunk, Chunking, DataError, Dataset,
+    AugmentConfig, Batch, Chunk, Chunking, DataError, Dataset, ViewParams,
     augment::{self, Scratch},
-    batch::Spare,
+    batch::{Spare, Views},
     chunking::Dealt,
+    recipes::{Ingredients, Method, Recipes},
     rng::Key,
 };
 
@@ -32,6 +33,12 @@ thread_local! {
 
 /// A batch, or why there is none and which images failed in it.
 type Made = Result<Batch, (DataError, Vec<(usize, String)>)>;
+
+/// An image and its views, each with what it belongs to.
+type Job<T> = (usize, Vec<(u64, T)>);
+
+/// Images that could not be decoded, and why.
+type Failures = Vec<(usize, String)>;
 
 /// How batches are made.
 #[derive(Debug, Clone)]
@@ -60,6 +67,8 @@ pub struct Loader {
     config: LoaderConfig,
     chunking: Option<Chunking>,
     spare: Arc<Spare>,
+    /// Where views are made elsewhere: memory of their images.
+    spare_bytes: Option<Arc<Spare<u8>>>,
     /// Which part of every batch, of how many.
     part: (usize, usize),
 }
@@ -84,7 +93,8 @@ impl Loader {
                 ),
             });
         }
-        Ok(Self { dataset, augment, config, chunking: None, spare: Arc::default(), part: (0, 1) })
+        let spare = Arc::default();
+        Ok(Self { dataset, augment, config, chunking: None, spare, spare_bytes: None, part: (0, 1) })
     }
 
     /// Makes part `index` of `count` of every batch only, for the process that has this part: without overlap, the same
@@ -100,6 +110,11 @@ impl Loader {
     /// Makes every batch in chunks: `batches` then gives those of a step one after the other, pass after pass.
     pub fn chunked(self, chunking: Chunking) -> Self {
         Self { chunking: Some(chunking), ..self }
+    }
+
+    /// Decodes and draws, but makes no pixels: batches then hold [`Recipes`].
+    pub fn as_recipes(self) -> Self {
+        Self { spare_bytes: Some(Arc::default()), ..self }
     }
 
     /// Full batches per epoch.
@@ -214,20 +229,23 @@ impl Loader {
         true
     }
 
-    /// A batch or a chunk of one: all its views of an image from one decode, images in parallel.
+    /// A batch or a chunk of one, without the images that cannot be decoded.
     fn make(&self, (step, epoch, chunk): (u64, u64, Chunk), dealt: &Dealt, abandoned: &AtomicBool) -> Made {
+        let (views, failures) = match &self.spare_bytes {
+            None => self.make_pixels(epoch, dealt, abandoned),
+            Some(spare) => self.make_recipes(spare, epoch, dealt, abandoned),
+        };
+        let mut left = dealt.clone();
+        left.leave_out(&failures.iter().map(|(id, _)| *id).collect());
+        Ok(Batch { step, epoch, chunk, ids: left.first, second: left.second, views, bad: failures })
+    }
+
+    /// All views of an image from one decode, images in parallel.
+    fn make_pixels(&self, epoch: u64, dealt: &Dealt, abandoned: &AtomicBool) -> (Views, Failures) {
         let view = self.dataset.channels() * self.config.size * self.config.size;
         let mut pixels = self.spare.take(dealt.rows() * view);
-        let mut jobs: Vec<(usize, Vec<(u64, &mut [f32])>)> = Vec::new();
-        let mut job_of = HashMap::new();
-        for ((id, number), place) in dealt.views().zip(pixels.chunks_exact_mut(view)) {
-            let job = *job_of.entry(id).or_insert_with(|| {
-                jobs.push((id, Vec::new()));
-                jobs.len() - 1
-            });
-            jobs[job].1.push((number, place));
-        }
-        let failures: Vec<(usize, String)> = jobs
+        let jobs = by_image(dealt.views().zip(pixels.chunks_exact_mut(view)));
+        let failures: Failures = jobs
             .into_par_iter()
             .filter_map(|(id, views)| match abandoned.load(Ordering::Relaxed) {
                 // Nobody will see this batch: its other images are not worth a decode.
@@ -236,28 +254,73 @@ impl Loader {
             })
             .collect();
         if failures.is_empty() {
-            let Dealt { first: ids, second } = dealt.clone();
-            return Ok(Batch { step, epoch, chunk, ids, second, pixels, bad: failures });
+            return (Views::Pixels(pixels), failures);
         }
         let bad: HashSet<usize> = failures.iter().map(|(id, _)| *id).collect();
         let rows = dealt.views().zip(pixels.chunks_exact(view));
         let pixels =
             rows.filter(|((id, _), _)| !bad.contains(id)).flat_map(|(_, row)| row).copied().collect();
-        let mut left = dealt.clone();
-        left.leave_out(&bad);
-        Ok(Batch { step, epoch, chunk, ids: left.first, second: left.second, pixels, bad: failures })
+        (Views::Pixels(pixels), failures)
+    }
+
+    /// Images and dice of all views.
+    fn make_recipes(
+        &self,
+        spare: &Arc<Spare<u8>>,
+        epoch: u64,
+        dealt: &Dealt,
+        abandoned: &AtomicBool,
+    ) -> (Views, Failures) {
+        let found: Vec<Result<Ingredients, (usize, String)>> = by_image(dealt.views().zip(0..))
+            .into_par_iter()
+            .filter_map(|(id, views)| match abandoned.load(Ordering::Relaxed) {
+                true => None,
+                false => Some(self.ingredients(epoch, id, views).map_err(|error| (id, error.to_string()))),
+            })
+            .collect();
+        let (mut images, mut failures) = (Vec::new(), Vec::new());
+        for image in found {
+            match image {
+                Ok(image) => images.push(image),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        let len = images.iter().map(Ingredients::len).sum();
+        let bytes = spare.take_with_room(len, len + len / 8);
+        (Views::Recipes(Recipes::collect(images, bytes, self.method())), failures)
     }
 
     fn views_of(&self, epoch: u64, id: usize, views: Vec<(u64, &mut [f32])>) -> Result<(), DataError> {
         let image = self.dataset.decode(id)?;
         for (view, out) in views {
-            let key = Key { seed: self.config.seed, epoch, image: id as u64, view };
-            let params = self.augment.draw(key, image.width, image.height);
+            let params = self.draw(epoch, id, view, (image.width, image.height));
             SCRATCH.with_borrow_mut(|scratch| {
                 augment::apply(&image, &params, &self.augment, self.config.size, out, scratch);
             });
         }
         Ok(())
+    }
+
+    fn ingredients(&self, epoch: u64, id: usize, views: Vec<(u64, usize)>) -> Result<Ingredients, DataError> {
+        let image = self.dataset.decode(id)?;
+        let size = (image.width, image.height);
+        let views = views.into_iter().map(|(view, row)| (row, self.draw(epoch, id, view, size))).collect();
+        Ok(Ingredients::new(image, views, &self.method()))
+    }
+
+    fn method(&self) -> Method {
+        Method {
+            channels: self.dataset.channels(),
+            size: self.config.size,
+            interpolation: self.augment.interpolation,
+            color_model: self.augment.color_model,
+            blurs: self.augment.blur > 0.0,
+        }
+    }
+
+    fn draw(&self, epoch: u64, id: usize, view: u64, (width, height): (usize, usize)) -> ViewParams {
+        let key = Key { seed: self.config.seed, epoch, image: id as u64, view };
+        self.augment.draw(key, width, height)
     }
 
     /// Counts distinct bad images since this stream began, and fails above the allowed share.
@@ -270,6 +333,20 @@ impl Loader {
         let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
         Err((DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first }, batch.bad))
     }
+}
+
+/// Views by their image, in order of first appearance.
+fn by_image<T>(views: impl Iterator<Item = ((usize, u64), T)>) -> Vec<Job<T>> {
+    let mut jobs: Vec<Job<T>> = Vec::new();
+    let mut job_of = HashMap::new();
+    for ((id, number), place) in views {
+        let job = *job_of.entry(id).or_insert_with(|| {
+            jobs.push((id, Vec::new()));
+            jobs.len() - 1
+        });
+        jobs[job].1.push((number, place));
+    }
+    jobs
 }
 
 /// Refuses a batch of which fewer than two images are `left`: there is nothing to contrast. Likewise a chunk of fewer than

@@ -113,8 +113,8 @@ fn check_rows(batches: &[Batch]) {
     let augment = AugmentConfig::default();
     for batch in batches {
         let n = batch.ids.len();
-        assert_eq!(batch.pixels.len(), 2 * n * VIEW);
-        for (row, pixels) in batch.pixels.chunks_exact(VIEW).enumerate() {
+        assert_eq!(batch.pixels().len(), 2 * n * VIEW);
+        for (row, pixels) in batch.pixels().chunks_exact(VIEW).enumerate() {
             let id = batch.ids[row % n];
             let image = image(id, 3);
             let key = Key { seed: 5, epoch: batch.epoch, image: id as u64, view: (row / n) as u64 };
@@ -130,12 +130,13 @@ fn check_rows(batches: &[Batch]) {
 fn rows_i_and_i_plus_n_are_the_two_views_of_image_i() {
     let batches = all(loader(20, Noise::default(), config(3)).batches(0, 4).unwrap());
     check_rows(&batches);
-    let (first, second) = batches[0].pixels.split_at(8 * VIEW);
+    let (first, second) = batches[0].pixels().split_at(8 * VIEW);
     for (a, b) in first.chunks(VIEW).zip(second.chunks(VIEW)) {
         assert!(a != b, "the two views of an image differ");
     }
-    let again = batches[2..].iter().flat_map(|batch| batch.ids.iter().zip(batch.pixels.chunks(VIEW)));
-    let before: Vec<_> = batches[..2].iter().flat_map(|b| b.ids.iter().zip(b.pixels.chunks(VIEW))).collect();
+    let again = batches[2..].iter().flat_map(|batch| batch.ids.iter().zip(batch.pixels().chunks(VIEW)));
+    let before: Vec<_> =
+        batches[..2].iter().flat_map(|b| b.ids.iter().zip(b.pixels().chunks(VIEW))).collect();
     let twice: Vec<_> =
         again.filter_map(|(id, view)| Some((view, before.iter().find(|(old, _)| *old == id)?.1))).collect();
     assert!(!twice.is_empty() && twice.iter().all(|(new, old)| new != old), "the views of two epochs differ");
@@ -243,8 +244,8 @@ fn one_view_is_the_first_of_two() {
         all(loader(24, Noise::default(), config).batches(0, 3).unwrap())
     };
     for (one, two) in batches(1).iter().zip(&batches(2)) {
-        assert_eq!((one.ids.len(), one.pixels.len(), &one.ids), (8, 8 * VIEW, &two.ids));
-        assert_eq!(one.pixels, two.pixels[..8 * VIEW]);
+        assert_eq!((one.ids.len(), one.pixels().len(), &one.ids), (8, 8 * VIEW, &two.ids));
+        assert_eq!(one.pixels(), &two.pixels()[..8 * VIEW]);
     }
 }
 

@@ -14,13 +14,15 @@ use crate::{ShimError, check, libtorch_folder};
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
 
 /// What NVRTC compiles: the first text, which includes the others.
-const SOURCES: [(&str, &str); 6] = [
-    ("simclr.cu", "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n"),
+const SOURCES: [(&str, &str); 8] = [
+    ("simclr.cu", "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n#include \"views.cu\"\n"),
     ("device.h", include_str!("gpu/device.h")),
     ("batch_norm.h", include_str!("gpu/batch_norm.h")),
     ("batch_norm.cu", include_str!("gpu/batch_norm.cu")),
     ("optimizer.h", include_str!("gpu/optimizer.h")),
     ("optimizer.cu", include_str!("gpu/optimizer.cu")),
+    ("views.h", include_str!("gpu/views.h")),
+    ("views.cu", include_str!("gpu/views.cu")),
 ];
 
 /// In which order an emulated GPU runs threads and blocks.
@@ -77,6 +79,12 @@ pub fn prepare(like: &Tensor) -> Result<(), ShimError> {
     }))
 }
 
+/// Whether the kernels work on tensors of the device of `like`: a GPU after [`prepare`], or the CPU inside [`emulated`].
+pub fn serves(like: &Tensor) -> bool {
+    // SAFETY: reads a live tensor's device.
+    unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
+}
+
 /// Compiles the kernels for `architecture`, such as `sm_90`, with the NVRTC that `library` brings; returns the size of what
 /// comes out, in bytes. Needs no GPU.
 ///
@@ -91,12 +99,6 @@ pub fn compile(library: &Path, architecture: &str) -> Result<usize, ShimError> {
         unsafe { simclr_gpu_compile(library.as_ptr(), names, texts, count, architecture.as_ptr(), &mut size) }
     }))?;
     Ok(size)
-}
-
-/// Whether the kernels work on the device of `like`: a GPU for which they were compiled, or the CPU under [`emulated`].
-pub fn serves(like: &Tensor) -> bool {
-    // SAFETY: the tensor is borrowed for the call.
-    unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
 }
 
 /// Runs `work` with the kernels serving this thread's CPU tensors, for tests: on the CPU, one thread of the GPU after the other.

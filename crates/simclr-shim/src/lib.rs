@@ -1,5 +1,5 @@
 //! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
-//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, hooks on gradients, and NCCL; and, with
+//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, views made on a GPU, hooks on gradients, and NCCL; and, with
 //! the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
@@ -12,6 +12,7 @@ pub mod nccl;
 mod operations;
 mod optimizer;
 pub mod stream;
+pub mod views;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},

@@ -124,7 +124,4 @@ char* simclr_gpu_gradient_norm(const at::Tensor* const* weights, size_t count, a
     return simclr::guarded([&] { *out = new at::Tensor(simclr::gradient_norm(weights, count)); });
 }
 
-// Whether the kernels for GPUs work on a tensor's device.
-int simclr_gpu_serves(const at::Tensor* like) { return simclr::gpu::serves(*like); }
-
 }  // extern "C"

@@ -117,7 +117,7 @@ fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
         step,
         epoch: 0,
         chunk: Chunk { index, count, pass: 0 },
-        pixels: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size)
+        views: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size)
             .into(),
         ids: dealt.first,
         second: dealt.second,

@@ -1,5 +1,7 @@
 //! The only file that names a backend: which device, which precision, and host pixels to a tensor.
 
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 use simclr_shim::Cuda;
 use tch::{Device, Kind, Tensor};
@@ -65,7 +67,9 @@ pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, 
     }
     let cuda = simclr_shim::load_cuda();
     if tch::Cuda::is_available() {
-        return Ok(Device::Cuda(local_rank % tch::Cuda::device_count().max(1) as usize));
+        let device = Device::Cuda(local_rank % tch::Cuda::device_count().max(1) as usize);
+        prepare_kernels(device);
+        return Ok(device);
     }
     if choice == DeviceChoice::Auto {
         return Ok(cpu());
@@ -81,6 +85,42 @@ pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, 
         Cuda::Failed(reason) => format!("a loadable libtorch_cuda.so ({reason})"),
     };
     Err(ConfigError::Value { key: "train.device".into(), value: "cuda".into(), expected: reason })
+}
+
+/// What became of the kernels of this process's GPU.
+static KERNELS: OnceLock<Result<(), String>> = OnceLock::new();
+
+/// Has the kernels compiled, once; where that fails all works by libtorch's own operations.
+fn prepare_kernels(device: Device) {
+    KERNELS.get_or_init(|| {
+        let like = Tensor::zeros([1], (Kind::Float, device));
+        simclr_shim::gpu::prepare(&like).map_err(|error| error.to_string())
+    });
+}
+
+/// Whether the kernels of `simclr-shim` serve `device`.
+pub fn has_kernels(device: Device) -> bool {
+    simclr_shim::gpu::serves(&Tensor::empty([0], (Kind::Float, device)))
+}
+
+/// Why they do not.
+pub fn why_no_kernels(device: Device) -> String {
+    match KERNELS.get() {
+        Some(Err(reason)) if is_gpu(device) => format!("no kernels for this GPU ({reason})"),
+        _ if is_gpu(device) => "no kernels for this GPU".into(),
+        _ => "the device is the CPU".into(),
+    }
+}
+
+/// The line for people about the kernels of a GPU; none on the CPU, which has its own without compiling.
+pub fn describe_kernels(device: Device) -> Option<String> {
+    let told = || if has_kernels(device) { "compiled for this GPU".into() } else { why_no_kernels(device) };
+    is_gpu(device).then(told)
+}
+
+/// Whether it is a GPU.
+pub fn is_gpu(device: Device) -> bool {
+    matches!(device, Device::Cuda(_))
 }
 
 /// The CPU, with its memory kept. Where that fails all works, slower.
@@ -150,7 +190,20 @@ fn gpu() -> Option<String> {
 /// # Panics
 /// If `pixels` does not fill `shape`.
 pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
-    channels_last(&Tensor::from_slice(pixels).view(shape).to_device(device))
+    channels_last(&pixels_to_device(pixels, shape, device))
+}
+
+/// Host pixels `[B, C, S, S]` to a tensor on `device`, laid out as they are. To a GPU they go from pinned memory, and nobody
+/// waits for them: what is started there afterwards finds them.
+///
+/// # Panics
+/// If `pixels` does not fill `shape`.
+pub fn pixels_to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
+    let here = Tensor::from_slice(pixels).view(shape);
+    if !is_gpu(device) {
+        return here.to_device(device);
+    }
+    here.pin_memory(device).to_device_(device, Kind::Float, true, false)
 }
 
 /// The same values stored with channels innermost, the layout in which convolutions are fast.

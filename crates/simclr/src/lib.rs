@@ -25,6 +25,7 @@ pub mod optim; // who decays, how to step, how fast
 pub mod params; // named parameters and buffers
 pub mod ranks; // the processes of a run
 pub mod train; // the run
+pub mod views; // a batch -> views [2N, C, S, S] on the device
 
 pub use config::{Plan, RunConfig};
 pub use error::{CheckpointError, ConfigError, EvalError, ModelError, RanksError, TrainError};

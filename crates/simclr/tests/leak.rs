@@ -46,7 +46,7 @@ fn chunks(over: NormOver) -> Vec<Batch> {
             step: 0,
             epoch: 0,
             chunk: Chunk { index, count: GROUPS, pass: 0 },
-            pixels: [views(&dealt.first, 0), views(&dealt.second, 1)].concat().into(),
+            views: [views(&dealt.first, 0), views(&dealt.second, 1)].concat().into(),
             ids: dealt.first,
             second: dealt.second,
             bad: Vec::new(),

@@ -42,7 +42,7 @@ fn batch(step: u64, images: usize) -> Batch {
         chunk: Chunk::WHOLE,
         second: ids.clone(),
         ids,
-        pixels: pixels.into_iter().map(|x| 0.5 + 0.2 * x).collect(),
+        views: pixels.into_iter().map(|x| 0.5 + 0.2 * x).collect::<Vec<_>>().into(),
         bad: Vec::new(),
     }
 }
@@ -88,7 +88,7 @@ fn step_by_step(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch,
 
 fn at_once(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
     optimizer.announce(&setting.model.params, lr);
-    enqueue(setting, optimizer, &setting.views(batch)).unwrap().read()
+    enqueue(setting, optimizer, &setting.views(batch).unwrap()).unwrap().read()
 }
 
 fn same(found: &Left, expected: &Left) {
@@ -136,7 +136,7 @@ fn a_step_asked_for_at_once_waits_for_no_number() {
         let mut seen = 0;
         let mut step = |setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
             optimizer.announce(&setting.model.params, lr);
-            let views = setting.views(batch);
+            let views = setting.views(batch).unwrap();
             let (made, names) = operations(|| enqueue(setting, optimizer, &views).unwrap()).unwrap();
             assert_eq!(waits(&names), 0, "{names:?}");
             seen += names.len();
@@ -153,7 +153,9 @@ fn a_step_asked_for_at_once_waits_for_no_number() {
 fn a_step_that_is_no_number_moves_no_weight() {
     let config = config("lars");
     let mut spoilt = batch(0, IMAGES);
-    spoilt.pixels[7] = f32::NAN;
+    let mut pixels = spoilt.pixels().to_vec();
+    pixels[7] = f32::NAN;
+    spoilt.views = pixels.into();
     let on = (Device::Cpu, Precision::F32);
     let left = emulated(Order::Rising, || run(&config, on, &[spoilt], &mut at_once));
     assert_eq!(left.steps[0].non_finite().unwrap().0, "the loss");
@@ -173,7 +175,7 @@ fn the_cpu_goes_step_by_step() {
     let mut recorder = None;
     let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |setting, optimizer, batch, lr| {
         let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-        assert!(recorder.step(setting, optimizer, &setting.views(batch), lr).unwrap().is_none());
+        assert!(recorder.step(setting, optimizer, &setting.views(batch).unwrap(), lr).unwrap().is_none());
         assert_eq!(recorder.note(), None);
         step_by_step(setting, optimizer, batch, lr)
     });
@@ -195,7 +197,7 @@ fn a_recorded_run_is_the_run() {
         let (mut recorder, mut replayed, mut notes) = (None, 0, Vec::new());
         let found = run(&config, (device, precision), &batches, &mut |setting, optimizer, batch, lr| {
             let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-            let done = recorder.step(setting, optimizer, &setting.views(batch), lr).unwrap();
+            let done = recorder.step(setting, optimizer, &setting.views(batch).unwrap(), lr).unwrap();
             notes.extend(recorder.note());
             replayed += usize::from(done.is_some());
             done.unwrap_or_else(|| step_by_step(setting, optimizer, batch, lr))

@@ -76,6 +76,34 @@ pub fn crop_and_resize(
     scratch.resized = resized;
 }
 
+impl Crop {
+    /// What a resize of this crop to `size` x `size` looks at: its filter reaches beyond the crop, where the image goes on.
+    pub(crate) fn seen(self, image: &Image, interpolation: Interpolation, size: usize) -> Self {
+        let support = match interpolation {
+            Interpolation::Bicubic => 2.0,
+            Interpolation::Bilinear => 1.0,
+        };
+        let along = |from: usize, length: usize, all: usize| {
+            let scale = length as f64 / size as f64;
+            // From the centre of the first pixel, half a pixel of the view inside; 1 more, so that no rounding matters.
+            let beyond = (support * scale.max(1.0) - scale / 2.0).max(0.0).ceil() as usize + 1;
+            let start = from.saturating_sub(beyond);
+            (start, (from + length + beyond).min(all) - start)
+        };
+        let ((x, width), (y, height)) =
+            (along(self.x, self.width, image.width), along(self.y, self.height, image.height));
+        Self { x, y, width, height }
+    }
+
+    /// The smallest crop that holds both.
+    pub(crate) fn around(self, other: Self) -> Self {
+        let (x, y) = (self.x.min(other.x), self.y.min(other.y));
+        let width = (self.x + self.width).max(other.x + other.width) - x;
+        let height = (self.y + self.height).max(other.y + other.height) - y;
+        Self { x, y, width, height }
+    }
+}
+
 fn pixel_type(channels: usize) -> Option<PixelType> {
     match channels {
         1 => Some(PixelType::U8),

@@ -1,6 +1,8 @@
 //! Operators of the composition study (paper 3.1). Their parameters were never published; the definitions are spec
 //! 15.3's: rotation by quarter turns, solarization, Sobel magnitude of the luma, Gaussian noise, a grey square.
 
+use std::ops::Range;
+
 use super::{Cutout, NoiseSeed, View, ViewParams, color};
 use crate::rng::Key;
 
@@ -79,17 +81,24 @@ fn noise(view: &mut View, seed: NoiseSeed) {
     }
 }
 
-/// A square of half the side around the centre, cut at the border.
+impl Cutout {
+    /// Columns and rows of a view of `side` pixels that the square covers: half the side around the centre, cut at the border.
+    pub fn covers(self, side: usize) -> (Range<usize>, Range<usize>) {
+        let quarter = side / 4;
+        let span = |share: f32| {
+            let middle = (share * side as f32) as usize;
+            middle.saturating_sub(quarter)..(middle + side / 2 - quarter).min(side)
+        };
+        (span(self.x), span(self.y))
+    }
+}
+
 fn cutout(view: &mut View, centre: Cutout) {
     let (side, area) = (view.side, view.area());
-    let quarter = side / 4;
-    let span = |share: f32| {
-        let middle = (share * side as f32) as usize;
-        middle.saturating_sub(quarter)..(middle + side / 2 - quarter).min(side)
-    };
+    let (columns, rows) = centre.covers(side);
     for plane in view.pixels.chunks_exact_mut(area) {
-        for y in span(centre.y) {
-            plane[y * side..][span(centre.x)].fill(CUTOUT_FILL);
+        for y in rows.clone() {
+            plane[y * side..][columns.clone()].fill(CUTOUT_FILL);
         }
     }
 }

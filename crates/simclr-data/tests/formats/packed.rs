@@ -100,7 +100,7 @@ fn batches_of_a_packed_folder_are_those_of_the_folder() {
         loader.batches(0, 6).unwrap().map(Result::unwrap).collect::<Vec<_>>()
     };
     for (a, b) in batches(&data).iter().zip(&batches(&out)) {
-        assert!((&a.ids, &a.pixels) == (&b.ids, &b.pixels), "step {}", a.step);
+        assert!((&a.ids, &a.pixels()) == (&b.ids, &b.pixels()), "step {}", a.step);
         assert_eq!(a.bad.len(), b.bad.len());
     }
 }

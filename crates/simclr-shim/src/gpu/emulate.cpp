@@ -92,3 +92,4 @@ void emulate(const char* kernel, Grid grid, const void* arguments, bool backward
 
 #include "batch_norm.cu"
 #include "optimizer.cu"
+#include "views.cu"

@@ -213,4 +213,6 @@ char* simclr_gpu_compile(const char* library, const char* const* names, const ch
 // what was before.
 int simclr_gpu_emulate(int order) { return std::exchange(gpu::emulation, order); }
 
+int simclr_gpu_serves(const at::Tensor* like) { return gpu::serves(*like) ? 1 : 0; }
+
 }  // extern "C"

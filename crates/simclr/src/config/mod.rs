@@ -17,6 +17,7 @@ use crate::{
     objective::TaskConfig,
     optim::OptimConfig,
     ranks::RanksConfig,
+    views::ViewsOn,
 };
 
 pub use plan::Plan;
@@ -55,15 +56,25 @@ pub struct DataConfig {
     pub channels: usize,
     /// Share of images that may fail to decode before the run fails.
     pub max_bad_share: f64,
-    /// Threads that decode and augment; 0 = all processors.
+    /// Threads that decode and, unless the device does it, augment; 0 = all processors.
     pub threads: usize,
+    /// Who makes the pixels of views: `auto` (a GPU where it can, else the threads), `cpu` or `device`. Decoding is the threads'
+    /// in any case.
+    pub views_on: ViewsOn,
     /// Batches made ahead.
     pub prefetch: usize,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: None, channels: 0, max_bad_share: 0.01, threads: 0, prefetch: 4 }
+        Self {
+            path: None,
+            channels: 0,
+            max_bad_share: 0.01,
+            threads: 0,
+            views_on: ViewsOn::Auto,
+            prefetch: 4,
+        }
     }
 }
 

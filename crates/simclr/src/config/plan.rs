@@ -11,6 +11,7 @@ use crate::{
     nt_xent::LossScale,
     objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
+    views::ViewsPlace,
 };
 
 /// A run as executed: everything that follows from configuration, data and machine. Written to `plan.json`, never
@@ -37,6 +38,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Compute precision.
     pub precision: Precision,
+    /// Where views are made.
+    pub views_on: ViewsPlace,
     /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
     pub view_passes: usize,
     /// Threads of the loader.
@@ -52,7 +55,12 @@ impl RunConfig {
     ///
     /// # Errors
     /// A batch larger than the data set.
-    pub fn resolve(&self, dataset: &Dataset, precision: Precision) -> Result<Plan, ConfigError> {
+    pub fn resolve(
+        &self,
+        dataset: &Dataset,
+        precision: Precision,
+        views_on: ViewsPlace,
+    ) -> Result<Plan, ConfigError> {
         let (images, batch) = (dataset.len(), self.train.batch);
         if images < batch {
             return Err(ConfigError::Value {
@@ -76,6 +84,7 @@ impl RunConfig {
             total_steps,
             schedule: Schedule::new(&self.optim, batch, steps_per_epoch, total_steps),
             precision,
+            views_on,
             view_passes: self.view_passes(dataset.channels()),
             data_threads: threads(self.data.threads),
             torch_threads: threads(self.train.threads),

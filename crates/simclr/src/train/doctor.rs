@@ -21,6 +21,7 @@ use crate::{
     objective::Objective,
     params::Params,
     ranks::{Buckets, Ranks},
+    views::ViewsOn,
 };
 
 /// What was found out about one thing.
@@ -160,6 +161,8 @@ fn proofs(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>
     small.train.batch = IMAGES.max(4 * ranks.count());
     (small.train.chunk, small.train.batch_norm) = (0, NormOver::Global);
     small.train.precision = PrecisionChoice::F32;
+    // The order of images is changed in their pixels.
+    small.data.views_on = ViewsOn::Cpu;
     let bench = agreed(ranks, Bench::new(ranks, &small, data))?;
     let alone = Ranks::alone();
     let batch = agreed(ranks, bench.part(&alone))?;
@@ -255,11 +258,11 @@ fn turned(batch: &Batch, by: usize) -> Batch {
     if !second.is_empty() {
         second.rotate_left(by);
     }
-    let image = batch.pixels.len() / (ids.len() + second.len());
-    let mut pixels = batch.pixels.to_vec();
+    let image = batch.pixels().len() / (ids.len() + second.len());
+    let mut pixels = batch.pixels().to_vec();
     pixels.chunks_exact_mut(ids.len() * image).for_each(|views| views.rotate_left(by * image));
     let (step, epoch, chunk, bad) = (batch.step, batch.epoch, batch.chunk, batch.bad.clone());
-    Batch { step, epoch, chunk, ids, second, pixels: pixels.into(), bad }
+    Batch { step, epoch, chunk, ids, second, views: pixels.into(), bad }
 }
 
 /// Memory of the passes of two small batches, and from there, in a straight line, of the batch asked for and of the largest
@@ -317,10 +320,10 @@ fn peak_of(own: &Ready, images: usize) -> Result<Option<f64>, TrainError> {
     let ids: Vec<usize> = (0..images).collect();
     // Any pixels that differ: Knuth's multiplicative hash of the place.
     let noise = |at: usize| (at as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
-    let pixels = (0..views * images * shape.0 * shape.1 * shape.1).map(noise).collect();
+    let pixels: Vec<f32> = (0..views * images * shape.0 * shape.1 * shape.1).map(noise).collect();
     let second = if views > 1 { ids.clone() } else { Vec::new() };
-    let batch =
-        Batch { step: 0, epoch: 0, chunk: simclr_data::Chunk::WHOLE, ids, second, pixels, bad: Vec::new() };
+    let (chunk, views) = (simclr_data::Chunk::WHOLE, pixels.into());
+    let batch = Batch { step: 0, epoch: 0, chunk, ids, second, views, bad: Vec::new() };
     // 5: the peak starts again from what is resident now (Linux, proc(5)).
     if fs_err::write("/proc/self/clear_refs", "5").is_err() {
         return Ok(None);
@@ -384,12 +387,12 @@ mod tests {
             chunk: simclr_data::Chunk::WHOLE,
             ids,
             second,
-            pixels: pixels.into(),
+            views: pixels.into(),
             bad: Vec::new(),
         };
         let turned = turned(&batch, 1);
         assert_eq!((&turned.ids[..], &turned.second[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
-        assert_eq!(turned.pixels[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
+        assert_eq!(turned.pixels()[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
     }
 
     #[test]

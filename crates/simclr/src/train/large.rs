@@ -16,7 +16,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use simclr_data::{Batch, Chunk, DataError};
+use simclr_data::{Batch, Chunk, DataError, Views};
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -81,7 +81,7 @@ pub struct LargeStep<'a> {
 
 /// Chunks after their first pass.
 struct Encoded {
-    /// Without their pixels, unless these are kept.
+    /// Without what their views are made of, unless that is kept.
     chunks: Vec<Batch>,
     h: Vec<Tensor>,
     z: Vec<Tensor>,
@@ -163,11 +163,11 @@ impl LargeStep<'_> {
             let momentum =
                 1.0 - (1.0 - self.setting.model.norm_momentum).powf(1.0 / batch.chunk.count as f64);
             let mode = Mode::Train(BatchStatistics { exchange: None, momentum });
-            let (h, z) = tch::no_grad(|| self.setting.model.forward(&self.setting.views(&batch), &mode))?;
+            let (h, z) = tch::no_grad(|| self.setting.model.forward(&self.setting.views(&batch)?, &mode))?;
             encoded.h.push(h);
             encoded.z.push(z);
             if self.passes > 1 {
-                batch.pixels = Vec::new().into();
+                batch.views = Views::default();
             }
             let last = batch.chunk.is_last();
             encoded.chunks.push(batch);
@@ -189,7 +189,7 @@ impl LargeStep<'_> {
         for (kept, gradient) in encoded.chunks.into_iter().zip(gradients) {
             let batch = if self.passes > 1 { chunks.next()? } else { kept };
             self.seed(batch.step, batch.chunk);
-            let (_, z) = self.setting.model.forward(&self.setting.views(&batch), &mode)?;
+            let (_, z) = self.setting.model.forward(&self.setting.views(&batch)?, &mode)?;
             back_from(&z, &gradient)?;
         }
         buffers.restore();
@@ -198,7 +198,8 @@ impl LargeStep<'_> {
 
     /// The first pass, all chunks in lock step.
     fn encode_in_lock_step(&self, mut chunks: Vec<Batch>) -> Result<Encoded, TrainError> {
-        let views: Vec<_> = chunks.iter_mut().map(|batch| self.take_views(batch)).collect();
+        let views: Vec<_> =
+            chunks.iter_mut().map(|batch| self.take_views(batch)).collect::<Result<_, _>>()?;
         let norm_momentum = self.setting.model.norm_momentum;
         let walked = self.walk(views, |index, stages, views, exchange| {
             // Once for all: the running statistics are the same tensors for every chunk.
@@ -220,9 +221,9 @@ impl LargeStep<'_> {
         Ok(encoded)
     }
 
-    fn take_views(&self, batch: &mut Batch) -> Tensor {
+    fn take_views(&self, batch: &mut Batch) -> Result<Tensor, ModelError> {
         let views = self.setting.views(batch);
-        batch.pixels = Vec::new().into();
+        batch.views = Views::default();
         views
     }
 

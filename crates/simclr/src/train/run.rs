@@ -40,6 +40,7 @@ use crate::{
     objective::{Objective, ObjectiveKind},
     optim::Optimizer,
     ranks::{Buckets, Ranks, Team},
+    views::{ViewsPlace, choose_views},
 };
 
 /// How a run ended.
@@ -152,7 +153,9 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
     let config = &config;
     let dataset = Arc::new(training_images(config, data)?);
     let device = choose_device(config.train.device, ranks.local_rank())?;
-    let plan = config.resolve(&dataset, choose_precision(config.train.precision, device))?;
+    let shape = (dataset.channels(), config.train.image_size);
+    let views = choose_views(config.data.views_on, &config.augment, shape, device)?;
+    let plan = config.resolve(&dataset, choose_precision(config.train.precision, device), views)?;
     let plan = plan.among(ranks.count(), ranks.sharing())?;
     tch::set_num_threads(plan.torch_threads as i32);
     let shape = (plan.channels as i64, config.train.image_size as i64);
@@ -176,7 +179,7 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
     Ok(Ready { dataset, plan, model, optimizer, objective })
 }
 
-/// Other images, another program or another precision on one of the ranks would silently be another run.
+/// Other images, another program, another precision or other views on one of the ranks would silently be another run.
 fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
     let precision = format!("{:?}", plan.precision).to_lowercase();
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -184,6 +187,7 @@ fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
         ("the images' fingerprints", plan.data_fingerprint.clone()),
         ("the versions of simclr", version),
         ("compute precisions", precision),
+        ("the places where views are made", format!("{:?}", plan.views_on).to_lowercase()),
     ];
     let mut result = Ok(());
     for (what, here) in own {
@@ -317,6 +321,9 @@ impl Run<'_> {
         if let Some(chunking) = chunking(plan) {
             loader = loader.chunked(chunking);
         }
+        if plan.views_on == ViewsPlace::Device {
+            loader = loader.as_recipes();
+        }
         Ok(loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?)
     }
 
@@ -402,7 +409,7 @@ impl Run<'_> {
         } else {
             let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
             agreed(self.ranks, chunks.next().map_err(TrainError::from)).and_then(|batch| {
-                let views = setting.views(&batch);
+                let views = setting.views(&batch)?;
                 match recorder.step(&setting, &mut self.optimizer, &views, lr)? {
                     Some(done) => Ok((batch.ids, done)),
                     None => train_step_of(&setting, &mut self.optimizer, (&batch.ids, &views), lr),

@@ -9,11 +9,12 @@ use tch::Device;
 use super::RunFolder;
 use crate::{
     Plan, TrainError,
-    device::{Precision, describe},
+    device::{Precision, describe, describe_kernels},
     encoder::NormOver,
     model::SimClr,
     objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
+    views::ViewsPlace,
 };
 
 /// Writes `plan.json`, `environment.json` and, last, `config.toml`, which makes the folder a run.
@@ -27,7 +28,9 @@ pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), Train
         "libtorch": libtorch_version(),
         "libtorch_folder": simclr_shim::libtorch_folder(),
         "device": describe(device),
+        "kernels": describe_kernels(device),
         "precision": plan.precision,
+        "views_on": plan.views_on,
         "torch_threads": plan.torch_threads,
         "loader_threads": plan.data_threads,
         "started_unix_seconds": started,
@@ -80,6 +83,13 @@ pub fn facts(
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
     ];
+    if let Some(kernels) = describe_kernels(device) {
+        let views = match plan.views_on {
+            ViewsPlace::Cpu => "loader threads",
+            ViewsPlace::Device => "the GPU",
+        };
+        facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
+    }
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

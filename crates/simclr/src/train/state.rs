@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use crate::{
     CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer, ranks::Ranks,
+    views::ViewsPlace,
 };
 
 /// A checkpoint of the run after `step` steps.
@@ -30,6 +31,7 @@ fn facts(plan: &Plan) -> Value {
         "images": plan.images,
         "data_fingerprint": plan.data_fingerprint,
         "precision": plan.precision,
+        "views_on": plan.views_on,
         "torch_threads": plan.torch_threads,
         "ranks": plan.ranks,
     })
@@ -108,10 +110,18 @@ pub fn start_from(path: &Path, model: &SimClr) -> Result<(), CheckpointError> {
 
 /// What may change with the machine, and changes the last bits of sums.
 fn changed(was: &Value, is: &Value) -> Vec<String> {
-    let names =
-        [("precision", "compute precision"), ("torch_threads", "libtorch's threads"), ("ranks", "processes")];
-    // Checkpoints from before there were several processes do not say how many wrote them.
-    let value = |state: &Value, key: &str| if state[key].is_null() { json!(1) } else { state[key].clone() };
+    let names = [
+        ("precision", "compute precision"),
+        ("views_on", "where views are made"),
+        ("torch_threads", "libtorch's threads"),
+        ("ranks", "processes"),
+    ];
+    // Checkpoints from before there was a choice do not say: one process, and views by its loader.
+    let value = |state: &Value, key: &str| match state[key].is_null() {
+        true if key == "views_on" => json!(ViewsPlace::Cpu),
+        true => json!(1),
+        false => state[key].clone(),
+    };
     let other = names.iter().filter(|(key, _)| value(was, key) != value(is, key));
     let sentence = |(key, name): &(&str, &str)| {
         let (was, is) = (value(was, key), value(is, key));
@@ -167,4 +177,20 @@ fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) ->
     }
     let reason = format!("it is of another run: {}", differences.join("; "));
     Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_machine_changes_is_said_and_what_an_old_checkpoint_leaves_out_is_known() {
+        let state =
+            |views: &str| json!({ "precision": "f32", "views_on": views, "torch_threads": 2, "ranks": 1 });
+        let old = json!({ "precision": "f32", "torch_threads": 2 });
+        assert_eq!(changed(&old, &state("cpu")), Vec::<String>::new());
+        assert_eq!(changed(&state("device"), &state("device")), Vec::<String>::new());
+        let [said] = &changed(&old, &state("device"))[..] else { panic!("one sentence") };
+        assert!(said.starts_with("where views are made changed from \"cpu\" to \"device\""), "{said}");
+    }
 }

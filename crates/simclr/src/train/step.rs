@@ -5,13 +5,13 @@ use tch::Tensor;
 
 use super::agreed::or_end_all;
 use crate::{
-    TrainError,
-    device::to_device,
+    ModelError, TrainError,
     encoder::{BatchStatistics, Mode, NormOver},
     model::SimClr,
     objective::{Objective, Value},
     optim::{self, Optimizer},
     ranks::{Buckets, Ranks, Team},
+    views::upload,
 };
 
 /// What every step of a run is made with.
@@ -57,7 +57,8 @@ pub struct Stepped {
 /// # Shapes
 /// `batch` holds `[2m, C, S, S]`, rows i and i + m being two views of one image; `[m, C, S, S]` with labels.
 pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, Stepped), TrainError> {
-    gradients_of(setting, &batch.ids, &setting.views(batch))
+    let views = or_end_all(setting.ranks, setting.views(batch).map_err(TrainError::from))?;
+    gradients_of(setting, &batch.ids, &views)
 }
 
 /// [`gradients`] of views that are on the device already; `own` are their images.
@@ -96,7 +97,9 @@ pub fn train_step(
     batch: &Batch,
     lr: f64,
 ) -> Result<(Vec<usize>, Stepped), TrainError> {
-    train_step_of(setting, optimizer, (&batch.ids, &setting.views(batch)), lr)
+    let (ids, done) = gradients(setting, batch)?;
+    setting.update(optimizer, &done, lr);
+    Ok((ids, done))
 }
 
 /// [`train_step`] of views that are on the device already, and their images.
@@ -121,11 +124,12 @@ impl Setting<'_> {
         Mode::Train(BatchStatistics { exchange, momentum: self.model.norm_momentum })
     }
 
-    /// The pixels of `batch` as a tensor `[rows, C, S, S]`.
-    pub fn views(&self, batch: &Batch) -> Tensor {
-        let (channels, size) = self.shape;
-        let shape = [batch.ids.len() + batch.second.len(), channels, size, size].map(|side| side as i64);
-        to_device(&batch.pixels, shape, self.model.params.device())
+    /// The views of `batch` as a tensor `[rows, C, S, S]`.
+    ///
+    /// # Errors
+    /// No memory for them.
+    pub fn views(&self, batch: &Batch) -> Result<Tensor, ModelError> {
+        upload(batch, self.shape, self.model.params.device())?.views()
     }
 
     /// The update, where loss and gradient are numbers. Where every rank has batch-norm statistics of its own, the running

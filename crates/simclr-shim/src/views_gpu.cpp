@@ -1,0 +1,105 @@
+// Views by the kernels of gpu/views.cu: resize, means, colour, and two passes of the blur. Nothing comes back to the host, and
+// which kernels run depends on sizes alone, so a CUDA graph can hold them.
+
+#include <ATen/ATen.h>
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "gpu/launch.h"
+#include "gpu/views.h"
+#include "guard.h"
+
+namespace simclr {
+namespace {
+
+using at::Tensor;
+
+// Options of `views.rs`.
+struct ViewOptions {
+    int64_t channels, side;
+    int cubic, gray_mean, blurs;
+};
+
+int64_t parts(int64_t work, int64_t each) { return std::max<int64_t>((work + each - 1) / each, 1); }
+
+// All kernels' blocks stand side by side: as many for every view.
+gpu::Grid grid(int64_t views, int64_t blocks, int64_t down = 1) {
+    if (views * blocks > std::numeric_limits<int32_t>::max()) throw std::runtime_error("too many views for a launch");
+    return {static_cast<int32_t>(views * blocks), static_cast<int32_t>(down)};
+}
+
+std::string of_channels(const char* kernel, int64_t channels) {
+    return std::string(kernel) + (channels == 1 ? "_1" : channels == 3 ? "_3" : "_any");
+}
+
+struct Maker {
+    const gpu::View* views;
+    int64_t count;
+    ViewOptions options;
+    Tensor out;  // [B, S, S, C]
+
+    float* values() const { return out.mutable_data_ptr<float>(); }
+    int side() const { return static_cast<int>(options.side); }
+    int channels() const { return static_cast<int>(options.channels); }
+
+    void resize(const Tensor& pixels) const {
+        int64_t across = parts(side(), gpu::TILE_COLUMNS), tiles = across * parts(side(), gpu::TILE_ROWS);
+        gpu::Resize resize{pixels.const_data_ptr<uint8_t>(), views, channels(), side(), options.cubic,
+                           static_cast<int>(tiles), values()};
+        gpu::launch("view_resize", grid(count, tiles, parts(channels(), gpu::GROUP)), &resize, out);
+    }
+
+    // Pixels that a thread takes: of means many, so that there are few parts to add up.
+    void recolour() const {
+        int64_t area = options.side * options.side;
+        int sums = static_cast<int>(parts(area, gpu::THREADS * 12)), blocks = static_cast<int>(parts(area, gpu::THREADS * 4));
+        Tensor partial = at::empty({count, sums, channels()}, out.options());
+        gpu::Means means{views, channels(), side(), sums, values(), partial.mutable_data_ptr<float>()};
+        gpu::launch(of_channels("view_means", channels()).c_str(), grid(count, sums), &means, out);
+        gpu::Recolour recolour{views, channels(), side(), sums, blocks, options.gray_mean,
+                               partial.const_data_ptr<float>(), values()};
+        gpu::launch(of_channels("view_recolour", channels()).c_str(), grid(count, blocks), &recolour, out);
+    }
+
+    void blur() const {
+        Tensor between = at::empty_like(out);
+        float* middle = between.mutable_data_ptr<float>();
+        int64_t row = options.side * options.channels;
+        int64_t along = parts(options.side * row, gpu::THREADS * 16), down = parts(parts(side(), gpu::RUN) * row, gpu::THREADS * 2);
+        gpu::Blur rows{views, channels(), side(), static_cast<int>(along), values(), middle};
+        gpu::launch("view_blur_rows", grid(count, along), &rows, out);
+        gpu::Blur columns{views, channels(), side(), static_cast<int>(down), middle, values()};
+        gpu::launch("view_blur_columns", grid(count, down), &columns, out);
+    }
+};
+
+Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& options) {
+    if (!gpu::serves(pixels)) throw std::runtime_error("no kernels for the device of these pixels");
+    int64_t count = table.numel() / static_cast<int64_t>(sizeof(gpu::View));
+    Tensor out = at::empty({count, options.side, options.side, options.channels}, pixels.options().dtype(at::kFloat));
+    Maker maker{reinterpret_cast<const gpu::View*>(table.const_data_ptr<uint8_t>()), count, options, out};
+    maker.resize(pixels);
+    maker.recolour();
+    if (options.blurs) maker.blur();
+    return out.permute({0, 3, 1, 2});
+}
+
+}  // namespace
+}  // namespace simclr
+
+using namespace simclr;
+
+extern "C" {
+
+// Views [B, C, S, S], channels last, of `pixels` (bytes) by `table` (bytes of B structs View), both on one device. The caller has
+// checked that every view lies within the pixels, and the limits of channels and side.
+char* simclr_gpu_views(const at::Tensor* pixels, const at::Tensor* table, const ViewOptions* options, at::Tensor** out) {
+    return guarded([&] { *out = new at::Tensor(views(*pixels, *table, *options)); });
+}
+
+// So that `views.rs` can tell whether its struct is this one.
+size_t simclr_gpu_view_size() { return sizeof(gpu::View); }
+
+}  // extern "C"
