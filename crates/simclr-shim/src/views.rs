@@ -179,6 +179,11 @@ impl Recipes {
         Ok(Self { pixels, table: uploaded(table, device).map_err(said)?, channels })
     }
 
+    /// What lies on the device.
+    pub fn tensors(&self) -> [&Tensor; 2] {
+        [&self.pixels, &self.table]
+    }
+
     /// Makes the views `[B, C, S, S]`, `f32` in `[0, 1]`, channels last. Starts kernels, and waits for none of them.
     ///
     /// # Errors

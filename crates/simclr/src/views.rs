@@ -127,6 +127,14 @@ pub fn upload_recipes(recipes: &Recipes, device: Device) -> Result<Uploaded, Mod
 }
 
 impl Uploaded {
+    /// What lies on the device.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Pixels(planes) => vec![planes],
+            Self::Recipes(recipes, _) => recipes.tensors().into(),
+        }
+    }
+
     /// The views `[rows, C, S, S]`, `f32`, channels last.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ mod bad_files;
 mod clock;
 pub mod doctor;
 mod events;
+mod feed;
 pub mod large;
 mod lock_step;
 mod metrics;

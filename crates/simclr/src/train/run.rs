@@ -11,17 +11,16 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{
-    Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, loader::Batches,
-};
+use simclr_data::{Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
 use simclr_shim::stream::OwnStream;
 use tch::{Kind, Tensor};
 
 use super::{
     Observer, RunFolder, StepReport,
-    agreed::{agreed, agreed_telling},
+    agreed::{agreed, agreed_telling, or_end_all},
     bad_files::BadFiles,
     clock::Clock,
+    feed::Feed,
     large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
@@ -32,7 +31,7 @@ use super::{
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
-    device::{choose_device, choose_precision},
+    device::{choose_device, choose_precision, is_gpu},
     encoder::NormOver,
     health::Health,
     model::SimClr,
@@ -114,9 +113,9 @@ pub fn pretrain_among(
         optimizer,
         ranks,
     };
-    let mut batches = agreed(ranks, run.batches(&dataset, first_step))?;
+    let mut feed = agreed(ranks, run.feed(&dataset, first_step))?;
     for step in first_step..plan.total_steps {
-        let stepped = run.step(step, &mut batches, observer)?;
+        let stepped = run.step(step, &mut feed, observer)?;
         let asked = stop.load(Ordering::Relaxed);
         let (_, asked) = agreed_telling(ranks, stepped, |()| asked.to_string())?;
         if asked.iter().any(|asked| asked == "true") && step + 1 < plan.total_steps {
@@ -269,6 +268,28 @@ fn chunking(plan: &Plan) -> Option<Chunking> {
     plan.is_chunked().then_some(Chunking { images: plan.chunk(), apart, passes: plan.view_passes })
 }
 
+/// The update of a batch that goes through in one pass, and its images that could not be decoded.
+#[expect(clippy::type_complexity, reason = "what a step returns, and the images")]
+fn whole_step(
+    setting: &Setting<'_>,
+    recorder: &mut Recorder,
+    optimizer: &mut Optimizer,
+    (step, feed): (u64, &mut Feed),
+    lr: f64,
+) -> (Result<(Vec<usize>, Stepped), TrainError>, Vec<(usize, String)>) {
+    let mut made = feed.next().unwrap_or(Err(DataError::WorkerLost { step }));
+    let bad = made.as_mut().map(|batch| std::mem::take(&mut batch.bad)).unwrap_or_default();
+    let update = |batch: Batch| {
+        let views = feed.views(&batch, setting.shape, setting.model.params.device());
+        let views = or_end_all(setting.ranks, views)?;
+        match recorder.step(setting, optimizer, &views, lr)? {
+            Some(done) => Ok((batch.ids, done)),
+            None => train_step_of(setting, optimizer, (&batch.ids, &views), lr),
+        }
+    };
+    (agreed(setting.ranks, made.map_err(TrainError::from)).and_then(update), bad)
+}
+
 /// What rank 0 writes down.
 struct Record {
     metrics: Metrics,
@@ -314,8 +335,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Starts the loader of this rank's part.
-    fn batches(&self, dataset: &Arc<Dataset>, first_step: u64) -> Result<Batches, TrainError> {
+    /// Starts the loader of this rank's part. To a GPU whole batches are sent ahead; chunks would lie there until the second
+    /// pass.
+    fn feed(&self, dataset: &Arc<Dataset>, first_step: u64) -> Result<Feed, TrainError> {
         let (plan, ranks) = (self.plan, self.ranks);
         let mut loader = Loader::new(Arc::clone(dataset), plan.config.augment.clone(), loader_config(plan))?;
         if let Some(chunking) = chunking(plan) {
@@ -324,7 +346,12 @@ impl Run<'_> {
         if plan.views_on == ViewsPlace::Device {
             loader = loader.as_recipes();
         }
-        Ok(loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?)
+        let batches = loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?;
+        let device = self.model.params.device();
+        if plan.is_chunked() || !is_gpu(device) {
+            return Ok(Feed::Host(batches));
+        }
+        Feed::ahead(batches, (plan.channels, plan.config.train.image_size), device)
     }
 
     /// One update, its record, and what is due after it: health, online kNN, checkpoint. An error is one that all ranks know
@@ -332,11 +359,11 @@ impl Run<'_> {
     fn step(
         &mut self,
         step: u64,
-        batches: &mut Batches,
+        feed: &mut Feed,
         observer: &mut dyn Observer,
     ) -> Result<Result<(), TrainError>, TrainError> {
         let (plan, config) = (self.plan, &self.plan.config);
-        let (images, done) = self.update(step, batches, observer)?;
+        let (images, done) = self.update(step, feed, observer)?;
         if let Some((what, value)) = done.non_finite() {
             let error = self.non_finite(what, value).unwrap_or_else(|error| error);
             return agreed(self.ranks, Err(error));
@@ -347,7 +374,7 @@ impl Run<'_> {
         let health =
             (health_due && config.task.objective == ObjectiveKind::Contrastive).then(|| self.health(&done));
         // Every rank's wait is a wait of all; the last one to have its data shows.
-        let part = Part { bad: Vec::new(), waited: batches.waited() };
+        let part = Part { bad: Vec::new(), waited: feed.waited() };
         let parts = self.tell(&part);
         let waited = parts.iter().map(|part| part.waited).fold(0.0, f64::max);
         let (images_per_second, data_wait) = self.clock.tick(images, waited);
@@ -389,7 +416,7 @@ impl Run<'_> {
     fn update(
         &mut self,
         step: u64,
-        batches: &mut Batches,
+        feed: &mut Feed,
         observer: &mut dyn Observer,
     ) -> Result<(usize, Stepped), TrainError> {
         let (plan, train) = (self.plan, &self.plan.config.train);
@@ -402,23 +429,16 @@ impl Run<'_> {
             ranks: self.ranks,
             buckets: &self.buckets,
         };
-        let mut chunks = Chunks::new(step, batches);
-        let done = if plan.is_chunked() {
+        let (done, bad) = if plan.is_chunked() {
+            let mut chunks = Chunks::new(step, feed);
             let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
-            large.run(&mut chunks, &mut self.optimizer, lr)
+            (large.run(&mut chunks, &mut self.optimizer, lr), std::mem::take(&mut chunks.bad))
         } else {
             let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
-            agreed(self.ranks, chunks.next().map_err(TrainError::from)).and_then(|batch| {
-                let views = setting.views(&batch)?;
-                match recorder.step(&setting, &mut self.optimizer, &views, lr)? {
-                    Some(done) => Ok((batch.ids, done)),
-                    None => train_step_of(&setting, &mut self.optimizer, (&batch.ids, &views), lr),
-                }
-            })
+            whole_step(&setting, recorder, &mut self.optimizer, (step, feed), lr)
         };
         self.recorder.iter_mut().filter_map(Recorder::note).for_each(|note| observer.message(&note));
-        let bad = std::mem::take(&mut chunks.bad);
-        let failed = batches.left_out().to_vec();
+        let failed = feed.left_out().to_vec();
         // An error has been agreed on, so all are here, with and without.
         self.meet([bad, failed].concat(), observer)?;
         let (ids, done) = done.inspect_err(|_| drop(self.flush()))?;
