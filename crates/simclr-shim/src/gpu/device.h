@@ -15,7 +15,7 @@ using uint8_t = unsigned char;
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define BARRIER() __syncthreads()
-#define KERNEL(name, Arguments) extern "C" __global__ void __launch_bounds__(THREADS) name(const Arguments a)
+#define KERNEL(name, Arguments) extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ Arguments a)
 #define THREAD (static_cast<int>(threadIdx.x))
 #define BLOCK_X (static_cast<int>(blockIdx.x))
 #define BLOCK_Y (static_cast<int>(blockIdx.y))
