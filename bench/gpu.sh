@@ -13,7 +13,7 @@ lib=$("$PEER_PYTHON" -c 'import pathlib, torch; assert torch.cuda.is_available()
 # torch's own CUDA libraries lie in packages beside it.
 LD_LIBRARY_PATH=$lib$(find "$lib/../../nvidia" -maxdepth 3 -type d -name lib -printf ':%p')${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH PEER_PYTHON
-for suite in gpu batch_norm nccl golden_optim recorded views_on_device; do
+for suite in gpu batch_norm nccl golden_optim recorded device_views; do
     for check in target/release/deps/"$suite"-*; do
         case $check in *.d) ;; *) [ ! -x "$check" ] || "$check" --ignored --test-threads 1 ;; esac
     done

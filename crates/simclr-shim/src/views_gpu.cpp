@@ -1,5 +1,5 @@
-// Views by the kernels of gpu/views.cu: resize, means, colour, and two passes of the blur. Nothing comes back to the host, and
-// which kernels run depends on sizes alone, so a CUDA graph can hold them.
+// Views by the kernels of gpu/views.cu: resize, means, colour, and two passes of the blur. Nothing comes back to the host,
+// and which kernels run depends on sizes and configuration alone, so a CUDA graph can hold them.
 
 #include <ATen/ATen.h>
 
@@ -48,13 +48,15 @@ struct Maker {
         int64_t across = parts(side(), gpu::TILE_COLUMNS), tiles = across * parts(side(), gpu::TILE_ROWS);
         gpu::Resize resize{pixels.const_data_ptr<uint8_t>(), views, channels(), side(), options.cubic,
                            static_cast<int>(tiles), values()};
-        gpu::launch("view_resize", grid(count, tiles, parts(channels(), gpu::GROUP)), &resize, out);
+        gpu::Grid blocks = grid(count, tiles, parts(channels(), gpu::GROUP));
+        gpu::launch(of_channels("view_resize", channels()).c_str(), blocks, &resize, out);
     }
 
     // Pixels that a thread takes: of means many, so that there are few parts to add up.
     void recolour() const {
         int64_t area = options.side * options.side;
-        int sums = static_cast<int>(parts(area, gpu::THREADS * 12)), blocks = static_cast<int>(parts(area, gpu::THREADS * 4));
+        int sums = static_cast<int>(parts(area, gpu::THREADS * 12));
+        int blocks = static_cast<int>(parts(area, gpu::THREADS * 4));
         Tensor partial = at::empty({count, sums, channels()}, out.options());
         gpu::Means means{views, channels(), side(), sums, values(), partial.mutable_data_ptr<float>()};
         gpu::launch(of_channels("view_means", channels()).c_str(), grid(count, sums), &means, out);
@@ -67,7 +69,8 @@ struct Maker {
         Tensor between = at::empty_like(out);
         float* middle = between.mutable_data_ptr<float>();
         int64_t row = options.side * options.channels;
-        int64_t along = parts(options.side * row, gpu::THREADS * 16), down = parts(parts(side(), gpu::RUN) * row, gpu::THREADS * 2);
+        int64_t along = parts(options.side * row, gpu::THREADS * 16);
+        int64_t down = parts(parts(side(), gpu::RUN) * row, gpu::THREADS * 2);
         gpu::Blur rows{views, channels(), side(), static_cast<int>(along), values(), middle};
         gpu::launch("view_blur_rows", grid(count, along), &rows, out);
         gpu::Blur columns{views, channels(), side(), static_cast<int>(down), middle, values()};
@@ -93,9 +96,10 @@ using namespace simclr;
 
 extern "C" {
 
-// Views [B, C, S, S], channels last, of `pixels` (bytes) by `table` (bytes of B structs View), both on one device. The caller has
-// checked that every view lies within the pixels, and the limits of channels and side.
-char* simclr_gpu_views(const at::Tensor* pixels, const at::Tensor* table, const ViewOptions* options, at::Tensor** out) {
+// Views [B, C, S, S], channels last, of `pixels` (bytes) by `table` (bytes of B structs View), both on one device. The caller
+// has checked that every view lies within the pixels, and the limits of channels and side.
+char* simclr_gpu_views(const at::Tensor* pixels, const at::Tensor* table, const ViewOptions* options,
+                       at::Tensor** out) {
     return guarded([&] { *out = new at::Tensor(views(*pixels, *table, *options)); });
 }
 

@@ -1,5 +1,5 @@
-// Views from bytes: crop and resize, colour, blur. A value depends on its own view alone and is computed in one order, so the
-// same dice give the same bits in any batch.
+// Views from bytes: crop and resize, colour, blur. A value depends on its own view alone and is computed in one order, so
+// the same dice give the same bits in any batch.
 
 #include "views.h"
 
@@ -22,8 +22,8 @@ constexpr int KEPT = 64;
 constexpr int SPAN = 64;
 constexpr int LINES = TILE_COLUMNS + TILE_ROWS;
 
-// How the source pixels of a crop weigh in a column or row of the view, by their number from the crop's edge. The filter sees
-// beyond the crop, where the image goes on (Pillow's `box`).
+// How the source pixels of a crop weigh in a column or row of the view, by their number from the crop's edge. The filter
+// sees beyond the crop, where the image goes on (Pillow's `box`).
 struct Lines {
     double centre[LINES];
     int first[LINES], end[LINES];
@@ -44,45 +44,69 @@ struct Axis {
     double scale, inverse;  // source pixels of a pixel of the view; 1 / the filter's scale
     double radius;
     int low, high;  // the image's first and end, from the crop's edge
+    int cubic;
 };
 
 DEVICE Axis axis(int before, int length, int all, int side, int cubic) {
     double scale = static_cast<double>(length) / side, widened = scale > 1 ? scale : 1;
-    return {scale, 1 / widened, (cubic ? 2 : 1) * widened, -before, all - before};
+    return {scale, 1 / widened, (cubic ? 2 : 1) * widened, -before, all - before, cubic};
 }
 
-DEVICE float weight(const Lines& lines, int line, const Axis& axis, int at, int cubic) {
-    int tap = at - lines.first[line];
-    if (lines.end[line] - lines.first[line] <= KEPT) return lines.weights[line][tap];
-    return filter(static_cast<float>((at + 0.5 - lines.centre[line]) * axis.inverse), cubic);
+DEVICE float computed(const Axis& axis, double centre, int at) {
+    return filter(static_cast<float>((at + 0.5 - centre) * axis.inverse), axis.cubic);
+}
+
+// The weights of one line, from the table or, where that is too small, computed.
+struct Line {
+    const float* kept;
+    double centre;
+    int first, end;
+    bool tabled;
+};
+
+DEVICE Line line_of(const Lines& lines, int line) {
+    int first = lines.first[line], end = lines.end[line];
+    return {lines.weights[line], lines.centre[line], first, end, end - first <= KEPT};
+}
+
+// Loops are written once and compiled for both, so that the loads of a table's loop do not wait for each other.
+template <bool TABLED>
+DEVICE float weight(const Line& line, const Axis& axis, int at) {
+    return TABLED ? line.kept[at - line.first] : computed(axis, line.centre, at);
+}
+
+template <bool TABLED>
+DEVICE float sum_of(const Line& line, const Axis& axis) {
+    float sum = 0;
+    for (int at = line.first; at < line.end; at++) sum += weight<TABLED>(line, axis, at);
+    return sum;
 }
 
 // Fills the lines of a tile: columns from `column` on, then rows from `row` on. All threads call it.
-DEVICE void fill(Lines& lines, const Axis (&axes)[2], int column, int row, int cubic) {
-    int line = THREAD;
-    if (line < LINES) {
-        bool across = line < TILE_COLUMNS;
-        const Axis& axis = axes[across ? 0 : 1];
-        double centre = ((across ? column + line : row + line - TILE_COLUMNS) + 0.5) * axis.scale;
-        lines.centre[line] = centre;
-        lines.first[line] = larger(static_cast<int>(floor(centre - axis.radius)), axis.low);
-        lines.end[line] = smaller(static_cast<int>(ceil(centre + axis.radius)), axis.high);
+DEVICE void fill(Lines& lines, const Axis& x, const Axis& y, int column, int row) {
+    constexpr int TOGETHER = THREADS / LINES;  // threads that share a line
+    int number = THREAD % LINES, turn = THREAD / LINES;
+    bool across = number < TILE_COLUMNS;
+    Axis own{across ? x.scale : y.scale, across ? x.inverse : y.inverse, across ? x.radius : y.radius,
+             across ? x.low : y.low,     across ? x.high : y.high,       x.cubic};
+    if (turn == 0) {
+        double centre = ((across ? column + number : row + number - TILE_COLUMNS) + 0.5) * own.scale;
+        lines.centre[number] = centre;
+        lines.first[number] = larger(static_cast<int>(floor(centre - own.radius)), own.low);
+        lines.end[number] = smaller(static_cast<int>(ceil(centre + own.radius)), own.high);
     }
     BARRIER();
-    for (int i = THREAD; i < LINES * KEPT; i += THREADS) {
-        int of = i / KEPT, tap = i % KEPT;
-        if (tap >= lines.end[of] - lines.first[of]) continue;
-        double distance = lines.first[of] + tap + 0.5 - lines.centre[of];
-        const Axis& axis = axes[of < TILE_COLUMNS ? 0 : 1];
-        lines.weights[of][tap] = filter(static_cast<float>(distance * axis.inverse), cubic);
+    Line line = line_of(lines, number);
+    if (line.tabled && turn < TOGETHER) {
+        for (int tap = turn; tap < line.end - line.first; tap += TOGETHER) {
+            lines.weights[number][tap] = computed(own, line.centre, line.first + tap);
+        }
     }
     BARRIER();
-    if (line < LINES) {
-        float sum = 0;
-        const Axis& axis = axes[line < TILE_COLUMNS ? 0 : 1];
-        for (int at = lines.first[line]; at < lines.end[line]; at++) sum += weight(lines, line, axis, at, cubic);
+    if (turn == 0) {
+        float sum = line.tabled ? sum_of<true>(line, own) : sum_of<false>(line, own);
         // A line beyond the view may lie beyond the image, too.
-        lines.norm[line] = sum != 0 ? 1 / sum : 0.0f;
+        lines.norm[number] = sum != 0 ? 1 / sum : 0.0f;
     }
     BARRIER();
 }
@@ -97,81 +121,127 @@ DEVICE int64_t destination(const View& view, int row, int column, int side) {
     return static_cast<int64_t>(row) * side + column;
 }
 
-// The mean over rows of SPAN source columns from `from` on: [TILE_ROWS][GROUP][SPAN].
-DEVICE void average_rows(const Resize& a, const View& view, const Lines& lines, const Axis& axis, int from, int to,
-                         int channel, float (&means)[TILE_ROWS][GROUP][SPAN + 1]) {
-    int group = smaller(GROUP, a.channels - channel);
-    for (int i = THREAD; i < TILE_ROWS * SPAN; i += THREADS) {
-        int row = i / SPAN, at = i % SPAN, line = TILE_COLUMNS + row;
-        if (from + at >= to) continue;
-        float sums[GROUP] = {0, 0, 0, 0};
-        int64_t step = static_cast<int64_t>(view.width) * a.channels;
-        const uint8_t* pixel = a.pixels + view.at + static_cast<int64_t>(view.left + from + at) * a.channels + channel +
-                               (view.top + lines.first[line]) * step;
-        for (int y = lines.first[line]; y < lines.end[line]; y++, pixel += step) {
-            float share = weight(lines, line, axis, y, a.cubic);
-            for (int c = 0; c < GROUP; c++) {
-                if (c < group) sums[c] += share * static_cast<float>(pixel[c]);
-            }
-        }
-        for (int c = 0; c < GROUP; c++) {
-            if (c < group) means[row][c][at] = within(sums[c] * lines.norm[line], 0.0f, 255.0f);
+// Channels that a block takes: C of them where that is known, else up to GROUP from `channel` on.
+template <int C>
+DEVICE int group(const Resize& a, int channel) {
+    return C == 0 ? smaller(GROUP, a.channels - channel) : C;
+}
+
+template <int C>
+constexpr int ROOM = C == 0 ? GROUP : C;
+
+// Adds up what a line makes of a column of the source; `step` bytes from row to row.
+template <int C, bool TABLED>
+DEVICE void add_column(const Line& line, const Axis& axis, const uint8_t* pixel, int64_t step, int count,
+                       float (&sums)[ROOM<C>]) {
+    for (int y = line.first; y < line.end; y++, pixel += step) {
+        float share = weight<TABLED>(line, axis, y);
+        for (int c = 0; c < ROOM<C>; c++) {
+            if (c < count) sums[c] += share * static_cast<float>(pixel[c]);
         }
     }
 }
 
-// The tile's values [TILE_ROWS][TILE_COLUMNS][group] leave in the order of memory where nothing is turned.
+// The means over rows of SPAN source columns from `from` on, for each of the tile's rows.
+template <int C>
+DEVICE void average_rows(const Resize& a, const View& view, const Lines& lines, const Axis& axis, int from, int to,
+                         int channel, float (&means)[TILE_ROWS][ROOM<C>][SPAN + 1]) {
+    int count = group<C>(a, channel), channels = C == 0 ? a.channels : C;
+    int64_t step = static_cast<int64_t>(view.width) * channels;
+    for (int i = THREAD; i < TILE_ROWS * SPAN; i += THREADS) {
+        int row = i / SPAN, at = i % SPAN;
+        if (from + at >= to) continue;
+        Line line = line_of(lines, TILE_COLUMNS + row);
+        float sums[ROOM<C>] = {};
+        const uint8_t* pixel = a.pixels + view.at + static_cast<int64_t>(view.left + from + at) * channels + channel +
+                               (view.top + line.first) * step;
+        if (line.tabled) {
+            add_column<C, true>(line, axis, pixel, step, count, sums);
+        } else {
+            add_column<C, false>(line, axis, pixel, step, count, sums);
+        }
+        float norm = lines.norm[TILE_COLUMNS + row];
+        for (int c = 0; c < ROOM<C>; c++) {
+            if (c < count) means[row][c][at] = within(sums[c] * norm, 0.0f, 255.0f);
+        }
+    }
+}
+
+// The rows of a tile that a thread has.
+constexpr int EACH = TILE_ROWS * TILE_COLUMNS / THREADS, BELOW = THREADS / TILE_COLUMNS;
+
+// Adds up what a line makes of the averaged columns from `from` on, up to `end`.
+template <int C, bool TABLED>
+DEVICE void add_rows(const Line& line, const Axis& axis, int from, int end, int count,
+                     const float (&means)[TILE_ROWS][ROOM<C>][SPAN + 1], float (&sums)[EACH][ROOM<C>]) {
+    int top = THREAD / TILE_COLUMNS;
+    for (int x = larger(line.first, from); x < end; x++) {
+        float share = weight<TABLED>(line, axis, x);
+        for (int i = 0; i < EACH; i++) {
+            for (int c = 0; c < ROOM<C>; c++) {
+                if (c < count) sums[i][c] += share * means[top + i * BELOW][c][x - from];
+            }
+        }
+    }
+}
+
+// The tile's values [TILE_ROWS][TILE_COLUMNS][count] leave in the order of memory where nothing is turned.
+template <int C>
 DEVICE void write_tile(const Resize& a, const View& view, int number, int column, int row, int channel,
                        const float* tile) {
-    int group = smaller(GROUP, a.channels - channel), wide = TILE_COLUMNS * group;
-    int64_t area = static_cast<int64_t>(a.side) * a.side;
+    int count = group<C>(a, channel), channels = C == 0 ? a.channels : C, wide = TILE_COLUMNS * count;
+    int64_t start = static_cast<int64_t>(number) * a.side * a.side;
     for (int i = THREAD; i < TILE_ROWS * wide; i += THREADS) {
-        int y = i / wide, x = i % wide / group, c = i % wide % group;
+        int y = i / wide, x = i % wide / count, c = i % wide % count;
         if (row + y >= a.side || column + x >= a.side) continue;
-        int64_t to = number * area + destination(view, row + y, column + x, a.side);
-        a.out[to * a.channels + channel + c] = tile[i];
+        int64_t to = start + destination(view, row + y, column + x, a.side);
+        a.out[to * channels + channel + c] = tile[i];
     }
 }
 
-KERNEL(view_resize, Resize) {
+template <int C>
+DEVICE void resize(const Resize& a) {
     SHARED Lines lines;
-    SHARED float means[TILE_ROWS][GROUP][SPAN + 1];
+    SHARED float means[TILE_ROWS][ROOM<C>][SPAN + 1];
     int number = BLOCK_X / a.tiles, across = (a.side + TILE_COLUMNS - 1) / TILE_COLUMNS;
     int column = BLOCK_X % a.tiles % across * TILE_COLUMNS, row = BLOCK_X % a.tiles / across * TILE_ROWS;
-    int channel = BLOCK_Y * GROUP, group = smaller(GROUP, a.channels - channel);
+    int channel = BLOCK_Y * GROUP, count = group<C>(a, channel);
     const View& view = a.views[number];
-    Axis axes[2] = {axis(view.left, view.columns, view.width, a.side, a.cubic),
-                    axis(view.top, view.rows, view.height, a.side, a.cubic)};
-    fill(lines, axes, column, row, a.cubic);
-    constexpr int EACH = TILE_ROWS * TILE_COLUMNS / THREADS;
-    int line = THREAD % TILE_COLUMNS, last = smaller(TILE_COLUMNS, a.side - column) - 1;
-    float sums[EACH][GROUP] = {};
+    Axis x_axis = axis(view.left, view.columns, view.width, a.side, a.cubic);
+    Axis y_axis = axis(view.top, view.rows, view.height, a.side, a.cubic);
+    fill(lines, x_axis, y_axis, column, row);
+    int own = THREAD % TILE_COLUMNS, top = THREAD / TILE_COLUMNS, last = smaller(TILE_COLUMNS, a.side - column) - 1;
+    Line line = line_of(lines, own);
+    float sums[EACH][ROOM<C>] = {};
     for (int from = lines.first[0]; from < lines.end[last]; from += SPAN) {
-        average_rows(a, view, lines, axes[1], from, lines.end[last], channel, means);
+        average_rows<C>(a, view, lines, y_axis, from, lines.end[last], channel, means);
         BARRIER();
-        int end = line > last ? 0 : smaller(lines.end[line], from + SPAN);
-        for (int x = larger(lines.first[line], from); x < end; x++) {
-            float share = weight(lines, line, axes[0], x, a.cubic);
-            for (int i = 0; i < EACH; i++) {
-                int y = THREAD / TILE_COLUMNS + i * (THREADS / TILE_COLUMNS);
-                for (int c = 0; c < GROUP; c++) {
-                    if (c < group) sums[i][c] += share * means[y][c][x - from];
-                }
-            }
+        int end = own > last ? from : smaller(line.end, from + SPAN);
+        if (line.tabled) {
+            add_rows<C, true>(line, x_axis, from, end, count, means, sums);
+        } else {
+            add_rows<C, false>(line, x_axis, from, end, count, means, sums);
         }
         BARRIER();
     }
-    float* tile = &means[0][0][0];  // which nobody reads any more
+    float *tile = &means[0][0][0], norm = lines.norm[own];  // nobody reads the means any more
     for (int i = 0; i < EACH; i++) {
-        int y = THREAD / TILE_COLUMNS + i * (THREADS / TILE_COLUMNS);
-        float* to = tile + (y * TILE_COLUMNS + line) * group;
-        for (int c = 0; c < GROUP; c++) {
-            if (c < group) to[c] = within(sums[i][c] * lines.norm[line], 0.0f, 255.0f) / 255.0f;
+        float* to = tile + ((top + i * BELOW) * TILE_COLUMNS + own) * count;
+        for (int c = 0; c < ROOM<C>; c++) {
+            if (c < count) to[c] = within(sums[i][c] * norm, 0.0f, 255.0f) / 255.0f;
         }
     }
     BARRIER();
-    write_tile(a, view, number, column, row, channel, tile);
+    write_tile<C>(a, view, number, column, row, channel, tile);
 }
+
+// One kernel for one channel, for three, and for any number.
+#define EACH_CHANNELS(name, Arguments, body)                                                                           \
+    KERNEL(name##_1, Arguments) { body<1>(a); }                                                                        \
+    KERNEL(name##_3, Arguments) { body<3>(a); }                                                                        \
+    KERNEL(name##_any, Arguments) { body<0>(a); }
+
+EACH_CHANNELS(view_resize, Resize, resize)
 
 // ---- Colour: simclr-data/src/augment/color.rs (google-research/simclr `data_util.py`).
 
@@ -332,19 +402,13 @@ DEVICE void recolour(const Recolour& a) {
     }
 }
 
-// One kernel for one channel, for three, and for any number.
-#define EACH_CHANNELS(name, Arguments, body)                                                                           \
-    KERNEL(name##_1, Arguments) { body<1>(a); }                                                                        \
-    KERNEL(name##_3, Arguments) { body<3>(a); }                                                                        \
-    KERNEL(name##_any, Arguments) { body<0>(a); }
-
 EACH_CHANNELS(view_means, Means, means)
 EACH_CHANNELS(view_recolour, Recolour, recolour)
 
 // ---- Blur: simclr-data/src/augment/blur.rs; beyond the edges is zero.
 
-// Weights of a Gaussian with RUN - 1 zeros on both sides; `radius` without the outer ones, which change no value by more than
-// a fiftieth of an f32's rounding step at 1. At most THREADS of them.
+// Weights of a Gaussian with RUN zeros on both sides; `radius` without the outer ones, which change no value by more than a
+// fiftieth of an f32's rounding step at 1. At most THREADS of them.
 struct Gaussian {
     float weights[THREADS + 2 * RUN];
     int radius;
