@@ -5,7 +5,10 @@
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use proptest::prelude::*;
@@ -19,11 +22,27 @@ use simclr::{
         dataset::Source,
         rng::Key,
     },
+    device::{DeviceChoice, choose_device, is_gpu},
     train::{Observer, RunFolder, StepReport, pretrain},
     views::{ViewsOn, ViewsPlace, choose_views, upload, upload_recipes},
 };
 use simclr_shim::gpu::{Order, emulated};
 use tch::Device;
+
+/// Whether a GPU makes every view, too.
+static ON_GPU: AtomicBool = AtomicBool::new(false);
+
+#[test]
+#[ignore = "needs a GPU"]
+fn on_a_gpu_the_kernels_do_what_the_emulator_does() {
+    assert!(is_gpu(choose_device(DeviceChoice::Cuda, 0).unwrap()));
+    ON_GPU.store(true, Ordering::Relaxed);
+    crops_resize_as_pillow_does();
+    every_operator_alone();
+    a_whole_view();
+    sizes_beyond_tables_and_tiles();
+    a_square_is_cut_where_the_cpu_cuts_it();
+}
 
 /// Views of images, each its own, as planes `[C, S, S]` like the CPU's. Both orders of threads must give the same bits.
 fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usize) -> Vec<Vec<f32>> {
@@ -49,6 +68,12 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
         })
     });
     assert_eq!(rising, falling, "the order of threads decides");
+    if ON_GPU.load(Ordering::Relaxed) {
+        let views = upload_recipes(&recipes, Device::Cuda(0)).unwrap().views().unwrap();
+        let views = Vec::<f32>::try_from(views.to_device(Device::Cpu).contiguous().view(-1)).unwrap();
+        // Compilers may round a product and a sum once or twice.
+        assert!(furthest(&views, &rising) < 1e-5, "off by {}", furthest(&views, &rising));
+    }
     rising.chunks(channels * size * size).map(<[f32]>::to_vec).collect()
 }
 
