@@ -24,7 +24,7 @@ use super::{
     metrics::Metrics,
     online_knn::OnlineKnn,
     start,
-    state::{Resumed, capture, first_non_finite, restore, share, start_from, views_of},
+    state::{Resumed, capture, first_non_finite, restore, share, start_from},
     step::{Setting, Stepped, train_step},
 };
 use crate::{
@@ -192,7 +192,8 @@ fn keep_views(ranks: &Ranks, folder: &RunFolder, plan: Plan) -> Result<Plan, Tra
     if plan.views_on == ViewsPlace::Cpu {
         return Ok(plan);
     }
-    let found = || Ok(folder.newest_checkpoint()?.0.and_then(|(_, checkpoint)| views_of(&checkpoint)));
+    let found =
+        || Ok(folder.newest_checkpoint()?.0.and_then(|(_, checkpoint)| super::state::views_of(&checkpoint)));
     let was = agreed(ranks, if ranks.is_first() { found() } else { Ok(None) })?;
     let cpu = ranks.broadcast_text(&(was == Some(ViewsPlace::Cpu)).to_string()) == "true";
     Ok(if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan })
