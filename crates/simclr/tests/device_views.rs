@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -468,52 +468,80 @@ impl Observer for Losses {
     }
 }
 
+/// 16 images of noise.
+fn image_folder(root: &Path) -> PathBuf {
+    let data = root.join("images");
+    fs_err::create_dir_all(&data).unwrap();
+    for number in 0..16 {
+        let pixels = noise(24, 20, 3, number).data.to_vec();
+        let picture = image::RgbImage::from_raw(24, 20, pixels).unwrap();
+        picture.save(data.join(format!("{number:02}.png"))).unwrap();
+    }
+    data
+}
+
+fn run_config(place: &str, chunk: usize) -> RunConfig {
+    let overrides = [
+        "encoder.name=conv-c3".into(),
+        "encoder.width=0.25".into(),
+        "head.hidden=16".into(),
+        "head.out=16".into(),
+        "train.image_size=16".into(),
+        "train.batch=8".into(),
+        "train.epochs=2".into(),
+        "train.threads=1".into(),
+        "train.precision=f32".into(),
+        "train.device=cpu".into(),
+        // Little happens in a step, so that what differs is the views.
+        "optim.lr=0.001".into(),
+        "loss.temperature=0.5".into(),
+        format!("train.chunk={chunk}"),
+        format!("data.views_on={place}"),
+    ];
+    RunConfig::load(None, &overrides).unwrap()
+}
+
+/// Runs on an emulated device, one step if `stopped`; the losses, and where the plan says that views were made.
+fn run(folder: &RunFolder, data: &Path, config: &RunConfig, stopped: bool) -> (Vec<f64>, String) {
+    let mut losses = Losses::default();
+    let stop = AtomicBool::new(stopped);
+    emulated(Order::Falling, || pretrain(config, data, folder, &mut losses, &stop).unwrap());
+    let plan = fs_err::read_to_string(folder.path().join("plan.json")).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    (losses.0, plan["views_on"].as_str().unwrap().to_owned())
+}
+
 /// A run whose views the (emulated) device makes goes as one whose views the loader makes, up to the rounding of the resize.
 #[test]
 fn a_run_learns_the_same_from_either() {
     let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("images");
-    fs_err::create_dir_all(&data).unwrap();
-    for number in 0..16 {
-        let pixels = noise(24, 20, 3, number).data.to_vec();
-        image::RgbImage::from_raw(24, 20, pixels)
-            .unwrap()
-            .save(data.join(format!("{number:02}.png")))
-            .unwrap();
-    }
-    let run = |place: &str, chunk: usize| {
-        let overrides = [
-            "encoder.name=conv-c3".into(),
-            "encoder.width=0.25".into(),
-            "head.hidden=16".into(),
-            "head.out=16".into(),
-            "train.image_size=16".into(),
-            "train.batch=8".into(),
-            "train.epochs=2".into(),
-            "train.threads=1".into(),
-            "train.precision=f32".into(),
-            "train.device=cpu".into(),
-            // Little happens in a step, so that what differs is the views.
-            "optim.lr=0.001".into(),
-            "loss.temperature=0.5".into(),
-            format!("train.chunk={chunk}"),
-            format!("data.views_on={place}"),
-        ];
-        let config = RunConfig::load(None, &overrides).unwrap();
-        let run = RunFolder::create(&folder.path().join(format!("{place}{chunk}"))).unwrap();
-        let mut losses = Losses::default();
-        emulated(Order::Falling, || {
-            pretrain(&config, &data, &run, &mut losses, &AtomicBool::new(false)).unwrap()
-        });
-        let plan = fs_err::read_to_string(folder.path().join(format!("{place}{chunk}/plan.json"))).unwrap();
-        assert!(plan.contains(&format!("\"views_on\": \"{place}\"")), "{plan}");
-        losses.0
-    };
+    let data = image_folder(folder.path());
     for chunk in [0, 4] {
-        let (cpu, device) = (run("cpu", chunk), run("device", chunk));
+        let [cpu, device] = ["cpu", "device"].map(|place| {
+            let run_folder = RunFolder::create(&folder.path().join(format!("{place}{chunk}"))).unwrap();
+            let (losses, made) = run(&run_folder, &data, &run_config(place, chunk), false);
+            assert_eq!(made, place);
+            losses
+        });
         assert!(cpu.len() == 4 && device.len() == 4);
         for (cpu, device) in cpu.iter().zip(&device) {
             assert!((cpu / device - 1.0).abs() < 5e-3, "{cpu} and {device}");
         }
+    }
+}
+
+/// A run goes on where its views were made; one that began with those of the loader, with those.
+#[test]
+fn a_resumed_run_keeps_its_views() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, config) = (image_folder(folder.path()), run_config("device", 0));
+    for began in ["device", "cpu"] {
+        let run_folder = RunFolder::create(&folder.path().join(began)).unwrap();
+        run(&run_folder, &data, &config, true);
+        let (path, mut checkpoint) = run_folder.newest_checkpoint().unwrap().0.unwrap();
+        checkpoint.sections.get_mut("state").unwrap()["views_on"] = began.into();
+        checkpoint.save(&path).unwrap();
+        let (losses, made) = run(&run_folder, &data, &config, false);
+        assert_eq!((losses.len(), made.as_str()), (3, began));
     }
 }

@@ -84,6 +84,7 @@ pub fn pretrain_among(
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
     let _stream = agreed(ranks, own_stream(&plan, &model))?;
     same_everywhere(ranks, &plan)?;
+    let plan = keep_views(ranks, folder, plan)?;
     let newest =
         if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
     let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
@@ -196,6 +197,19 @@ fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
         }
     }
     agreed(ranks, result)
+}
+
+/// A run goes on with views of the loader where it began so, even where `auto` now finds a GPU that makes them. The other way
+/// round nothing can be kept, and [`restore`] says so.
+fn keep_views(ranks: &Ranks, folder: &RunFolder, plan: Plan) -> Result<Plan, TrainError> {
+    if plan.views_on == ViewsPlace::Cpu {
+        return Ok(plan);
+    }
+    let found =
+        || Ok(folder.newest_checkpoint()?.0.and_then(|(_, checkpoint)| super::state::views_of(&checkpoint)));
+    let was = agreed(ranks, if ranks.is_first() { found() } else { Ok(None) })?;
+    let cpu = ranks.broadcast_text(&(was == Some(ViewsPlace::Cpu)).to_string()) == "true";
+    Ok(if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan })
 }
 
 /// On rank 0: the state of the newest checkpoint, where there is one, and a run folder that is ready for the run.

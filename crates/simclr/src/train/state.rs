@@ -37,6 +37,12 @@ fn facts(plan: &Plan) -> Value {
     })
 }
 
+/// Where the run of a checkpoint made its views; those from before there was a choice do not say.
+pub fn views_of(checkpoint: &Checkpoint) -> Option<ViewsPlace> {
+    let state = checkpoint.sections.get("state")?;
+    Some(serde_json::from_value(state["views_on"].clone()).unwrap_or(ViewsPlace::Cpu))
+}
+
 /// The first value of a checkpoint that is not a number: such a state must not replace a good one.
 pub fn first_non_finite(checkpoint: &Checkpoint) -> Option<f64> {
     let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
