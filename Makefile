@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Several processes: switched on where mpicc and libclang are found; what is missing is said.
 MPI = $(shell setup/mpi.sh)
 
-.PHONY: demo test build lint advisories bench bench-step bench-views setup clean-demo help
+.PHONY: demo test build lint advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,15 +36,9 @@ advisories: ## Known vulnerabilities of dependencies (fetches RustSec's database
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check advisories
 
-bench: build ## Us against the peers on the same work, in turns (PEER_PYTHON = a python with torch 2.11, torchvision, lightly, scikit-learn)
+bench: build ## Us against the peers on the same work, in turns; BENCH="step views" for parts of it (PEER_PYTHON = a python with torch 2.11, torchvision, lightly, scikit-learn)
 	$(CARGO) build --release --locked --workspace --examples
 	python3 bench/bench.py $(BENCH)
-
-bench-step: build ## One ResNet-18 step against PyTorch (PEER_PYTHON = a python that has torch 2.11)
-	bench/step.sh
-
-bench-views: build ## Views per second per core against lightly (PEER_PYTHON = a python that has lightly)
-	bench/views.sh
 
 clean-demo: ## Forget the demo's run
 	rm -rf runs/demo

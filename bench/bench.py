@@ -1,7 +1,7 @@
 """Us and the peers on the same work, in turns, on this machine: prints ratios with their spread, writes raw numbers.
 
 usage: PEERS=folder-of-peer-scripts PEER_PYTHON=python bench/bench.py [SECTION ...] [--rounds 5] [--more] [--images FOLDER]
-sections: step views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (all of these, where none is named)
+sections: step step-small views decode epoch-small epoch-resnet18 epoch-resnet50 probe   (all of these, where none is named)
 on a GPU: gpu-step-resnet18 gpu-step-resnet50 gpu-epoch-resnet18 gpu-epoch-resnet50   (bench/gpu.sh prepares them)
 
 PEER_PYTHON has torch, torchvision, lightly and scikit-learn. PEERS holds `step.py` and `views.py`; the other peers are in
@@ -110,7 +110,8 @@ for i in range(count):
 def steps(label, kinds, views=256, encoder="resnet18-cifar", runs=5):
     seconds, memory, flags = {}, {}, ["--encoder", encoder, "--views", views, "--runs", runs]
     commands = {"ours": [EXAMPLES / "step_bench", "bf16", *flags]}
-    commands |= {kind: [PYTHON, PEERS / "step.py", kind, *flags] for kind in kinds}
+    peer = HERE / "peers/step_conv_c3.py" if encoder == "conv-c3" else PEERS / "step.py"
+    commands |= {kind: [PYTHON, peer, kind, *flags] for kind in kinds}
     for who, command in commands.items():
         out, memory[who] = run(command, env={"OMP_NUM_THREADS": str(CORES)})
         seconds[who] = views / float(re.search(r"([\d.]+) views/s", out)[1])
@@ -119,6 +120,10 @@ def steps(label, kinds, views=256, encoder="resnet18-cifar", runs=5):
 
 def step(_):
     return steps("one step, ResNet-18, 32 px, 256 views", ("default", "tuned", "compiled"))
+
+
+def step_small(_):
+    return steps("one step, conv-c3, 32 px, 512 views", ("default", "tuned", "compiled"), 512, "conv-c3", 20)
 
 
 def gpu_step_resnet18(_):
@@ -251,7 +256,7 @@ for name, n in (("train", 10000), ("test", 5000)):
     return [(name, {who: lines[what]["seconds"] for who, lines in found.items()}, {}) for what, name in names.items()]
 
 
-SECTIONS = {"step": step, "views": views, "decode": decode, "epoch-small": epoch_small, "epoch-resnet18": epoch_resnet18,
+SECTIONS = {"step": step, "step-small": step_small, "views": views, "decode": decode, "epoch-small": epoch_small, "epoch-resnet18": epoch_resnet18,
             "epoch-resnet50": epoch_resnet50, "probe": probe}
 ON_GPU = {"gpu-step-resnet18": gpu_step_resnet18, "gpu-step-resnet50": gpu_step_resnet50,
           "gpu-epoch-resnet18": gpu_epoch_resnet18, "gpu-epoch-resnet50": gpu_epoch_resnet50}

@@ -1,5 +1,5 @@
 //! Views per second on one thread, in the two settings of the peer's script: 32 px from memory (s = 0.5, no blur) and 224 px
-//! from a JPEG (decoded once, two views, the full recipe); and the latter from memory. Called by `bench/views.sh`.
+//! from a JPEG (decoded once, two views, the full recipe); and the latter from memory. Called by `bench/bench.py`.
 //!
 //! usage: views_bench [FILE.jpg ...]
 #![allow(clippy::print_stdout, reason = "the figures are the result")]

@@ -32,6 +32,7 @@ struct Rows {
     static constexpr int64_t MOST_BLOCKS = 1056;
 };
 
+// Rows for a thread, at least: fewer would make more parts to add up than they save time.
 constexpr int64_t ROWS_EACH = 8;
 
 bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
@@ -40,7 +41,7 @@ at::MemoryFormat layout(const Tensor& tensor) {
     return tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-// `like` has the same shape and kernels; a tensor of another type or layout is copied.
+// A tensor of another type or layout is copied.
 Rows rows(Tensor tensor, at::ScalarType type) {
     tensor = tensor.to(type).contiguous(layout(tensor));
     if (!aligned(tensor)) tensor = tensor.clone();
@@ -68,8 +69,8 @@ const float* vector(const Tensor& tensor, int64_t row, int64_t channels) {
     return tensor.const_data_ptr<float>() + row * channels;
 }
 
-// Blocks of eight channels each add up parts.
-gpu::Grid by_channels(int channels) { return {(channels + 7) / 8, 1}; }
+// Blocks that add parts up.
+gpu::Grid by_channels(int channels) { return {(channels + gpu::TOGETHER - 1) / gpu::TOGETHER, 1}; }
 
 // Fills [4][C]: mean, 1 / deviation, factor, offset; returns the rows of all members, f64 without dimension, or none where the
 // batch is on its own.

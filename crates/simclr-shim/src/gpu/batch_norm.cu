@@ -9,9 +9,9 @@ namespace gpu {
 // Where a thread works.
 template <int V>
 struct Spot {
-    int channel;         // its first
-    bool inside;         // whether there is such a channel
-    int64_t row, step;   // its first row, and from one to the next
+    int channel;        // its first
+    bool inside;        // whether there is such a channel
+    int64_t row, step;  // its first row, and from one to the next
 };
 
 template <int V>
@@ -97,8 +97,6 @@ DEVICE void sums(const Sums& a) {
 }
 
 // A block adds the parts of TOGETHER channels up, all its threads reading at once; its first TOGETHER threads have the totals.
-constexpr int TOGETHER = 8;
-
 struct Totals {
     double first, second;
     int channel;

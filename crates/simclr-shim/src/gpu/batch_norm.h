@@ -23,6 +23,9 @@ struct Sums {
     float* partial;
 };
 
+// Channels whose parts a block adds up.
+constexpr int TOGETHER = 8;
+
 // What a normalisation uses, from the partial sums of a batch on its own.
 struct Moments {
     const float *about, *partial;
