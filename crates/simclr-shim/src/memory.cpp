@@ -1,5 +1,8 @@
 // Large CPU tensors in huge pages that are kept. A training step frees and asks for the same hundreds of megabytes again;
-// malloc gives such blocks back to the kernel, which then clears page after page anew, a tenth of a step.
+// malloc gives such blocks back to the kernel, which then clears page after page anew, a tenth of a step. (ResNet-18, 32 px, 256
+// views, bf16, 2 cores of an AMD EPYC, three runs in turns: 2.10, 2.04, 2.13 s a step and 0.85 GiB at most; without this file 2.27,
+// 2.40, 2.40 s and 1.04 GiB; with glibc told to keep everything in huge pages, GLIBC_TUNABLES mmap_max=0, trim_threshold and
+// hugetlb=1, 2.12, 2.14, 2.12 s and 1.37 GiB.)
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>

@@ -165,7 +165,7 @@ pub fn optimizer_step(rule: Rule, parameters: &[Parameter]) -> Result<(), ShimEr
 
 /// [`optimizer_step`] where [`crate::gpu::serves`] the parameters; comes back before it is done, as operations on GPUs do.
 ///
-/// What changes from step to step is read on the device, from `now` [3] in `f64`: see [`Rule::now`]. Nothing is updated unless
+/// What changes from step to step is read on the device, from `now` (three `f64`): see [`Rule::now`]. Nothing is updated unless
 /// `guard` (`f64`, one number) is finite.
 ///
 /// # Errors
