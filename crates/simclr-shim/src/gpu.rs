@@ -1,14 +1,15 @@
 //! Kernels for GPUs (C++ side: `gpu/`), compiled for the GPU at hand when the process starts.
 
 use std::{
+    cmp::Ordering,
     ffi::{CString, c_char, c_int},
     path::Path,
 };
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{ShimError, check, libtorch_folder};
+use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder};
 
 /// The library beside `libtorch_cuda.so` that brings NVRTC and the driver's interface.
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
@@ -50,6 +51,7 @@ unsafe extern "C" {
         architecture: *const c_char,
         size: *mut usize,
     ) -> *mut c_char;
+    fn simclr_gpu_refuse(like: *const C_tensor);
     fn simclr_gpu_emulate(order: c_int) -> c_int;
     fn simclr_gpu_serves(like: *const C_tensor) -> c_int;
 }
@@ -66,22 +68,74 @@ fn text(value: &[u8]) -> Result<CString, ShimError> {
     CString::new(value).map_err(|error| ShimError(error.to_string()))
 }
 
-/// Compiles the kernels for the GPU of `like` and loads them; from then on they serve its tensors. Without them all works by
-/// libtorch's own operations, slower.
+/// Compiles the kernels for the GPU of `like`, loads them and has them [`agree`]; from then on they serve its tensors. Without
+/// them all works by libtorch's own operations, slower.
 ///
 /// # Errors
-/// No NVRTC or driver, a GPU that NVRTC does not know.
+/// No NVRTC or driver, a GPU that NVRTC does not know, kernels that compute something else there.
 pub fn prepare(like: &Tensor) -> Result<(), ShimError> {
     let library = text(libtorch_folder().join(LIBRARY).as_os_str().as_encoded_bytes())?;
     check(with_sources(|names, texts, count| {
         // SAFETY: all texts outlive the call, and both lists are `count` long.
         unsafe { simclr_gpu_prepare(library.as_ptr(), names, texts, count, like.as_ptr()) }
-    }))
+    }))?;
+    // SAFETY: the tensor is borrowed for the call.
+    agree(like).inspect_err(|_| unsafe { simclr_gpu_refuse(like.as_ptr()) })
 }
 
-/// Whether the kernels work on tensors of the device of `like`: a GPU after [`prepare`], or the CPU inside [`emulated`].
+/// Whether batch norm by the kernels is that by libtorch's operations on the device of `like`, forward and backward: a moment's
+/// work before a run of days relies on it.
+///
+/// # Errors
+/// What differs, and by how much.
+pub fn agree(like: &Tensor) -> Result<(), ShimError> {
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+        let [found, expected] = [false, true].map(|composed| small_batch_norm(like.device(), kind, composed));
+        for (what, (found, expected)) in
+            ["y", "dx", "the gradient of the scale"].iter().zip(found?.iter().zip(&expected?))
+        {
+            let norm = |x: &Tensor| x.norm().double_value(&[]);
+            let off = norm(&(found - expected)) / norm(expected);
+            // What is no number is off, too.
+            if off.partial_cmp(&tolerance) != Some(Ordering::Less) {
+                let said = format!(
+                    "kernels disagree with libtorch in batch norm of {kind:?}: {what} is off by {off:e}"
+                );
+                return Err(ShimError(said));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// y, and gradients of x and scale, of a batch norm with addition and ReLU; of waves, so that no generator is used.
+fn small_batch_norm(device: Device, kind: Kind, composed: bool) -> Result<[Tensor; 3], ShimError> {
+    let wave = |shape: &[i64], phase: f64| {
+        let count: i64 = shape.iter().product();
+        ((Tensor::arange(count, (Kind::Float, device)) * 0.37 + phase).sin() + 0.1).view(shape)
+    };
+    let image = |phase| wave(&[6, 5, 5, 24], phase).to_kind(kind).permute([0, 3, 1, 2]);
+    let (x, residual) = (image(0.0).set_requires_grad(true), image(1.0));
+    let (scale, shift) = (wave(&[24], 2.0).set_requires_grad(true), wave(&[24], 3.0));
+    let (running_mean, running_var) = (shift.zeros_like(), shift.ones_like());
+    let norm = BatchNorm {
+        scale: &scale,
+        shift: &shift,
+        running_mean: &running_mean,
+        running_var: &running_var,
+        epsilon: 1e-5,
+    };
+    let statistics = Statistics::Batch { momentum: 0.1, exchange: None };
+    let forward = if composed { BatchNorm::forward_composed } else { BatchNorm::forward };
+    let y = forward(&norm, &x, Some(&residual), true, statistics)?;
+    let loss = (y.to_kind(Kind::Float) * image(4.0).to_kind(Kind::Float)).sum(Kind::Float);
+    loss.f_backward().map_err(|error| ShimError(error.to_string()))?;
+    Ok([y.detach(), x.grad(), scale.grad()].map(|t| t.to_kind(Kind::Double)))
+}
+
+/// Whether the kernels work on the device of `like`: a GPU for which they were compiled, or the CPU under [`emulated`].
 pub fn serves(like: &Tensor) -> bool {
-    // SAFETY: reads a live tensor's device.
+    // SAFETY: the tensor is borrowed for the call.
     unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use simclr_shim::{
     Cuda, ShimError,
-    gpu::{LIBRARY, compile, prepare},
+    gpu::{LIBRARY, Order, agree, compile, emulated, prepare},
     load_cuda,
     stream::{Mark, OwnStream, Recording},
 };
@@ -23,6 +23,15 @@ fn nvrtc_takes_the_kernels_for_every_architecture() {
     }
     let error = compile(&library, "sm_1").unwrap_err().to_string();
     assert!(error.contains("NVRTC"), "{error}");
+}
+
+/// What is asked of kernels before they serve a GPU. They take steps here as there: in either order of threads.
+#[test]
+fn kernels_agree_with_libtorch() {
+    let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    for order in [Order::Rising, Order::Falling] {
+        emulated(order, || agree(&like)).unwrap();
+    }
 }
 
 /// Without CUDA's libraries the reason is told, and nothing is served.

@@ -201,6 +201,12 @@ char* simclr_gpu_prepare(const char* library, const char* const* names, const ch
     return guarded([&] { gpu::prepare(library, sources(names, texts, count), *like); });
 }
 
+// The kernels serve the GPU of `like` no more.
+void simclr_gpu_refuse(const at::Tensor* like) {
+    int device = like->device().index();
+    if (device >= 0 && device < 64) gpu::served &= ~(uint64_t{1} << device);
+}
+
 // Compiles for `architecture` and drops the result: whether NVRTC takes the sources can be seen without a GPU.
 char* simclr_gpu_compile(const char* library, const char* const* names, const char* const* texts, size_t count,
                          const char* architecture, size_t* size) {
