@@ -252,7 +252,7 @@ fn a_rank_that_stands_still_is_named_and_ends_all() {
     let data = image_folder(&temp.path().join("images"), 40);
     for lost in [2, 0] {
         let run = temp.path().join(format!("run-{lost}"));
-        let child = started(3, &data, &run, &["--set", "ranks.silence_seconds=4"]);
+        let child = started(3, &data, &run, &["--set", "ranks.silence_seconds=8"]);
         signal("STOP", process_of(lost, &run));
         let said = ends(child);
         let errors: Vec<_> = said.err.lines().filter(|line| line.starts_with("error: ")).collect();
