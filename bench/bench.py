@@ -61,7 +61,7 @@ def run(command, pin=None, env=None):
 
 def photos(count=64):
     """500x375 JPEGs, photo-like: smooth colours with fine noise."""
-    folder = WORK / (f"photos-{count}" if count != 64 else "photos")
+    folder = WORK / f"photos-{count}"
     if not folder.exists():
         script = """
 import sys, pathlib, numpy as np

@@ -84,6 +84,44 @@ inline void refuse_second_derivative() {
     if (at::GradMode::is_enabled()) throw std::runtime_error("batch norm has no second derivative here");
 }
 
+// Channels innermost.
+inline at::MemoryFormat layout(const Tensor& tensor) {
+    return tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+// Whether nobody else can see the tensor's values, so that they may be overwritten.
+inline bool exclusive(const Tensor& tensor) {
+    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && !tensor.requires_grad();
+}
+
+// The node of a batch norm by kernels, whatever the device. Of the activations only the input is kept, and the output where a
+// residual was added, which the next convolution keeps anyway; behind a ReLU alone the sign of the output is computed anew.
+struct KernelBackward : Node {
+    SavedVariable x, y;
+    bool relu, residual;
+    std::shared_ptr<Exchange> exchange;
+
+    bool gated_by_output() const { return relu && residual; }
+
+    void release_variables() override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        x.reset_data();
+        y.reset_data();
+    }
+
+    // Makes `node` the one of `out`, where gradients are wanted.
+    static void attach(const std::shared_ptr<KernelBackward>& node, const Inputs& in, const Options& options,
+                       std::shared_ptr<Exchange> exchange, Tensor& out) {
+        if (!needs_graph(in)) return;
+        node->x = SavedVariable(in.x, false);
+        node->relu = options.relu != 0;
+        node->residual = in.residual.defined();
+        node->exchange = std::move(exchange);
+        connect(node, in, out);
+        if (node->gated_by_output()) node->y = SavedVariable(out, true);
+    }
+};
+
 // What the members' batches come to together.
 struct Common {
     Tensor mean;      // [C]

@@ -10,7 +10,7 @@ use std::{
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::{ShimError, check, message, take};
+use crate::{ShimError, check, message, take, text};
 
 /// Adds an `f32` vector up over all members, in place. A panic inside becomes an error of the pass that called it.
 pub type Sum = Arc<dyn Fn(&Tensor) + Send + Sync>;
@@ -159,7 +159,7 @@ pub fn instructions() -> String {
 /// # Errors
 /// There are none of that name, or the machine cannot run them.
 pub fn use_instructions(name: &str) -> Result<(), ShimError> {
-    let name = CString::new(name).map_err(|error| ShimError(error.to_string()))?;
+    let name = text(name.as_bytes())?;
     // SAFETY: `name` outlives the call.
     check(unsafe { simclr_use_instructions(name.as_ptr()) })
 }

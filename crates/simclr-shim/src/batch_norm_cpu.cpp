@@ -1,6 +1,5 @@
 // Batch norm by our own kernels: each pass reads its tensors once. Forward: moments, then normalise + residual + ReLU;
-// backward: sums, then the gradient. Of the activations only the input is kept, and the output where a residual was
-// added, which the next convolution keeps anyway; behind a ReLU alone the sign of the output is computed anew.
+// backward: sums, then the gradient.
 
 #include <vector>
 
@@ -24,12 +23,8 @@ struct Rows {
     int64_t width() const { return matrix.channels * static_cast<int64_t>(tensor.element_size()); }
 };
 
-at::MemoryFormat layout(int64_t dimensions) {
-    return dimensions == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 Rows rows(Tensor tensor, at::ScalarType type) {
-    at::MemoryFormat format = layout(tensor.dim());
+    at::MemoryFormat format = layout(tensor);
     if (tensor.scalar_type() != type) tensor = tensor.to(type);
     if (!tensor.is_contiguous(format)) tensor = tensor.contiguous(format);
     int64_t channels = tensor.size(1);
@@ -39,13 +34,8 @@ Rows rows(Tensor tensor, at::ScalarType type) {
 }
 
 Rows empty_like(const Rows& like) {
-    return {at::empty(like.tensor.sizes(), like.tensor.options().memory_format(layout(like.tensor.dim()))),
+    return {at::empty(like.tensor.sizes(), like.tensor.options().memory_format(layout(like.tensor))),
             like.matrix};
-}
-
-// Whether nobody else can see the tensor's values, so that they may be overwritten.
-bool exclusive(const Tensor& tensor) {
-    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && !tensor.requires_grad();
 }
 
 // Parts of a matrix that tasks work on. They depend on its size only, so sums do not depend on the number of threads.
@@ -173,21 +163,12 @@ Tensor normalise(const Rows& x, const Inputs& in, const Floats& factor, const Fl
     return y.tensor;
 }
 
-struct FusedBackward : Node {
-    SavedVariable x, y;
+struct FusedBackward : KernelBackward {
     // mean; 1 / deviation; the normalisation as x * factor + offset.
     Floats mean, inverse, factor, offset;
     double count;
-    bool relu, residual;
-    std::shared_ptr<Exchange> exchange;
 
     std::string name() const override { return "SimclrBatchNormBackward"; }
-
-    void release_variables() override {
-        std::lock_guard<std::mutex> lock(mutex_);
-        x.reset_data();
-        y.reset_data();
-    }
 
     // Gradients of x, residual, scale, shift. Those of scale and shift are this member's share.
     variable_list apply(variable_list&& grads) override {
@@ -199,15 +180,14 @@ struct FusedBackward : Node {
         Tensor saved = x.unpack();
         Rows input = rows(saved, saved.scalar_type());
         Rows g = rows(std::move(grads[0]), saved.scalar_type());
-        bool gated_by_output = relu && residual;
-        Doubles sums = gated_by_output ? sums_through_output(input, g) : sums_of(input, g);
+        Doubles sums = gated_by_output() ? sums_through_output(input, g) : sums_of(input, g);
         if (task_should_compute_output(2)) out[2] = to_tensor(sums.data() + mean.size());
         if (task_should_compute_output(3)) out[3] = to_tensor(sums.data());
         if (exchange) exchange_sums(sums, *exchange);
         bool wants_residual = residual && task_should_compute_output(1);
         if (task_should_compute_output(0)) {
             bool in_place = !wants_residual && exclusive(g.tensor);
-            out[0] = gradient(input, g, relu && !gated_by_output, sums, in_place);
+            out[0] = gradient(input, g, relu && !gated_by_output(), sums, in_place);
         }
         if (wants_residual) out[1] = std::move(g.tensor);
         return out;
@@ -296,13 +276,7 @@ Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_pt
         node->count = found.count;
         out = normalise(x, in, node->factor, node->offset, options.relu != 0);
     }
-    if (!needs_graph(in)) return out;
-    node->x = SavedVariable(in.x, false);
-    node->relu = options.relu != 0;
-    node->residual = in.residual.defined();
-    node->exchange = std::move(exchange);
-    connect(node, in, out);
-    if (node->relu && node->residual) node->y = SavedVariable(out, true);
+    KernelBackward::attach(node, in, options, std::move(exchange), out);
     return out;
 }
 

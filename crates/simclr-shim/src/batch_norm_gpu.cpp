@@ -1,5 +1,4 @@
-// Batch norm by the kernels of gpu/batch_norm.cu: three kernels forward, three backward, nothing comes back to the host. What
-// is kept for the backward pass is as in batch_norm_cpu.cpp.
+// Batch norm by the kernels of gpu/batch_norm.cu: three kernels forward, three backward, nothing comes back to the host.
 
 #include <string>
 
@@ -37,10 +36,6 @@ constexpr int64_t ROWS_EACH = 8;
 
 bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
 
-at::MemoryFormat layout(const Tensor& tensor) {
-    return tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 // A tensor of another type or layout is copied.
 Rows rows(Tensor tensor, at::ScalarType type) {
     tensor = tensor.to(type).contiguous(layout(tensor));
@@ -59,10 +54,6 @@ Rows empty_like(const Rows& like) {
     Rows out = like;
     out.tensor = at::empty(like.tensor.sizes(), like.tensor.options().memory_format(layout(like.tensor)));
     return out;
-}
-
-bool exclusive(const Tensor& tensor) {
-    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && !tensor.requires_grad();
 }
 
 const float* vector(const Tensor& tensor, int64_t row, int64_t channels) {
@@ -107,20 +98,11 @@ Tensor normalise(const Rows& x, const Inputs& in, const Tensor& used, bool relu)
     return y.tensor;
 }
 
-struct GpuBackward : Node {
-    SavedVariable x, y;
+struct GpuBackward : KernelBackward {
     Tensor used;   // [4][C]
     Tensor count;  // of all members, or none
-    bool relu, residual;
-    std::shared_ptr<Exchange> exchange;
 
     std::string name() const override { return "SimclrGpuBatchNormBackward"; }
-
-    void release_variables() override {
-        std::lock_guard<std::mutex> lock(mutex_);
-        x.reset_data();
-        y.reset_data();
-    }
 
     // Gradients of x, residual, scale, shift. Those of scale and shift are this member's share.
     variable_list apply(variable_list&& grads) override {
@@ -131,9 +113,8 @@ struct GpuBackward : Node {
         if (!grads[0].defined()) return out;
         Tensor saved = x.unpack();
         Rows input = rows(saved, saved.scalar_type()), g = rows(std::move(grads[0]), saved.scalar_type());
-        bool gated_by_output = relu && residual;
         Tensor parameters = at::empty_like(used.narrow(0, 0, 2)), coefficients = at::empty_like(parameters);
-        sum(input, g, gated_by_output, parameters, coefficients);
+        sum(input, g, parameters, coefficients);
         if (task_should_compute_output(2)) out[2] = parameters[0];
         if (task_should_compute_output(3)) out[3] = parameters[1];
         if (exchange) coefficients = common_coefficients(parameters);
@@ -144,7 +125,7 @@ struct GpuBackward : Node {
             gpu::Gradient gradient{input.cover, input.data(), g.data(), vector(used, 0, channels),
                                    vector(used, 2, channels), vector(used, 3, channels),
                                    vector(coefficients, 0, channels), vector(coefficients, 1, channels),
-                                   relu && !gated_by_output, dx.data()};
+                                   relu && !gated_by_output(), dx.data()};
             gpu::launch(input.kernel("norm_gradient").c_str(), input.grid(ROWS_EACH), &gradient, input.tensor);
             out[0] = dx.tensor;
         }
@@ -155,25 +136,25 @@ struct GpuBackward : Node {
    private:
     // Gradients of scale and shift, and q and r of this batch alone. Behind a gate by the output `g` is replaced by what
     // passes it.
-    void sum(const Rows& input, Rows& g, bool gated_by_output, const Tensor& parameters, const Tensor& coefficients) {
+    void sum(const Rows& input, Rows& g, const Tensor& parameters, const Tensor& coefficients) {
         int64_t channels = input.cover.channels;
         gpu::Grid grid = input.grid(ROWS_EACH);
         Tensor partial = at::empty({grid.y, 2, channels}, parameters.options()), output;
         Rows above{}, passed{};
-        if (gated_by_output) {
+        if (gated_by_output()) {
             output = y.unpack(shared_from_this());
             above = rows(output, output.scalar_type());
             passed = exclusive(g.tensor) ? g : empty_like(g);
         }
-        gpu::GradientSums sums{input.cover, input.data(), g.data(), gated_by_output ? above.data() : nullptr,
+        gpu::GradientSums sums{input.cover, input.data(), g.data(), gated_by_output() ? above.data() : nullptr,
                                vector(used, 0, channels), vector(used, 2, channels), vector(used, 3, channels), relu,
-                               gated_by_output ? passed.data() : nullptr, partial.mutable_data_ptr<float>()};
+                               gated_by_output() ? passed.data() : nullptr, partial.mutable_data_ptr<float>()};
         gpu::launch(input.kernel("norm_gradient_sums").c_str(), grid, &sums, input.tensor);
         gpu::GradientTotals all{sums.partial, grid.y, input.cover.rows, input.cover.channels, vector(used, 1, channels),
                                 vector(used, 2, channels), parameters.mutable_data_ptr<float>(),
                                 exchange ? nullptr : coefficients.mutable_data_ptr<float>()};
         gpu::launch("norm_gradient_totals", by_channels(input.cover.channels), &all, input.tensor);
-        if (gated_by_output) g = std::move(passed);
+        if (gated_by_output()) g = std::move(passed);
     }
 
     Tensor common_coefficients(const Tensor& parameters) const {
@@ -198,13 +179,7 @@ Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<
         in.running_var.unsafeGetTensorImpl()->bump_version();
         out = normalise(x, in, node->used, options.relu != 0);
     }
-    if (!needs_graph(in)) return out;
-    node->x = SavedVariable(in.x, false);
-    node->relu = options.relu != 0;
-    node->residual = in.residual.defined();
-    node->exchange = std::move(exchange);
-    connect(node, in, out);
-    if (node->relu && node->residual) node->y = SavedVariable(out, true);
+    KernelBackward::attach(node, in, options, std::move(exchange), out);
     return out;
 }
 

@@ -9,7 +9,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder};
+use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder, text};
 
 /// The library beside `libtorch_cuda.so` that brings NVRTC and the driver's interface.
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
@@ -62,10 +62,6 @@ fn with_sources<T>(call: impl FnOnce(*const *const c_char, *const *const c_char,
     let (names, texts) = (SOURCES.map(|(name, _)| owned(name)), SOURCES.map(|(_, text)| owned(text)));
     let [names, texts] = [&names, &texts].map(|list| list.each_ref().map(|text| text.as_ptr()));
     call(names.as_ptr(), texts.as_ptr(), SOURCES.len())
-}
-
-fn text(value: &[u8]) -> Result<CString, ShimError> {
-    CString::new(value).map_err(|error| ShimError(error.to_string()))
 }
 
 /// Compiles the kernels for the GPU of `like`, loads them and has them [`agree`]; from then on they serve its tensors. Without

@@ -12,6 +12,7 @@ pub mod nccl;
 mod operations;
 mod optimizer;
 pub mod stream;
+mod upload;
 pub mod views;
 
 use std::{
@@ -29,6 +30,7 @@ pub use optimizer::{
     Parameter, Rule, Trust, drop_gradient, gpu_gradient_norm, gpu_optimizer_step, gradient_norm,
     optimizer_step,
 };
+pub use upload::upload;
 
 /// What libtorch said, first line.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +84,11 @@ fn take(text: *mut c_char) -> Option<String> {
 
 fn check(message: *mut c_char) -> Result<(), ShimError> {
     take(message).map_or(Ok(()), |text| Err(ShimError(text)))
+}
+
+/// A text for C++ to read.
+fn text(value: &[u8]) -> Result<CString, ShimError> {
+    CString::new(value).map_err(|error| ShimError(error.to_string()))
 }
 
 /// A text for C++ to take over.
@@ -162,8 +169,7 @@ impl ScriptModule {
     /// # Errors
     /// Not a TorchScript file, or one of a newer version.
     pub fn load(path: &Path) -> Result<Self, ShimError> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes())
-            .map_err(|error| ShimError(error.to_string()))?;
+        let path = text(path.as_os_str().as_encoded_bytes())?;
         let mut module = std::ptr::null_mut();
         // SAFETY: `path` outlives the call; `module` is written on success only, which `check` tells.
         check(unsafe { simclr_module_load(path.as_ptr(), &mut module) })?;

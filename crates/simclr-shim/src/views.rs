@@ -2,10 +2,10 @@
 
 use std::ffi::{c_char, c_int};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{ShimError, check};
+use crate::{ShimError, check, upload};
 
 /// Most channels that the kernels take.
 pub const MOST_CHANNELS: usize = 16;
@@ -175,8 +175,8 @@ impl Recipes {
         // SAFETY: the struct is plain numbers without padding (a test tells), so it is bytes, as many as named.
         let table = unsafe { std::slice::from_raw_parts(views.as_ptr().cast::<u8>(), size_of_val(views)) };
         let said = |error: tch::TchError| ShimError(error.to_string());
-        let pixels = uploaded(pixels, device).map_err(said)?;
-        Ok(Self { pixels, table: uploaded(table, device).map_err(said)?, channels })
+        let pixels = upload(pixels, device).map_err(said)?;
+        Ok(Self { pixels, table: upload(table, device).map_err(said)?, channels })
     }
 
     /// What lies on the device.
@@ -208,18 +208,6 @@ impl Recipes {
             check(simclr_gpu_views(pixels, table, &options, &mut out))?;
             Ok(Tensor::from_ptr(out))
         }
-    }
-}
-
-/// One copy to a tensor of the CPU or to pinned memory, and from there to a GPU.
-fn uploaded(bytes: &[u8], device: Device) -> Result<Tensor, tch::TchError> {
-    // SAFETY: the bytes outlive the tensor over them, which nothing writes to and which does not leave this function.
-    let here = unsafe {
-        Tensor::f_from_blob(bytes.as_ptr(), &[bytes.len() as i64], &[1], Kind::Uint8, Device::Cpu)?
-    };
-    match device {
-        Device::Cpu => here.f_to_device_(device, Kind::Uint8, false, true),
-        _ => here.f_pin_memory(device)?.f_to_device_(device, Kind::Uint8, true, false),
     }
 }
 

@@ -106,8 +106,8 @@ pub fn has_kernels(device: Device) -> bool {
 /// Why they do not.
 pub fn why_no_kernels(device: Device) -> String {
     match KERNELS.get() {
-        Some(Err(reason)) if is_gpu(device) => format!("no kernels for this GPU ({reason})"),
-        _ if is_gpu(device) => "no kernels for this GPU".into(),
+        Some(Err(reason)) if device.is_cuda() => format!("no kernels for this GPU ({reason})"),
+        _ if device.is_cuda() => "no kernels for this GPU".into(),
         _ => "the device is the CPU".into(),
     }
 }
@@ -115,12 +115,7 @@ pub fn why_no_kernels(device: Device) -> String {
 /// The line for people about the kernels of a GPU; none on the CPU, which has its own without compiling.
 pub fn describe_kernels(device: Device) -> Option<String> {
     let told = || if has_kernels(device) { "compiled for this GPU".into() } else { why_no_kernels(device) };
-    is_gpu(device).then(told)
-}
-
-/// Whether it is a GPU.
-pub fn is_gpu(device: Device) -> bool {
-    matches!(device, Device::Cuda(_))
+    device.is_cuda().then(told)
 }
 
 /// The CPU, with its memory kept. Where that fails all works, slower.
@@ -193,17 +188,13 @@ pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
     channels_last(&pixels_to_device(pixels, shape, device))
 }
 
-/// Host pixels `[B, C, S, S]` to a tensor on `device`, laid out as they are. To a GPU they go from pinned memory, and nobody
-/// waits for them: what is started there afterwards finds them.
+/// Host pixels `[B, C, S, S]` to a tensor on `device`, laid out as they are; see [`simclr_shim::upload`].
 ///
 /// # Panics
-/// If `pixels` does not fill `shape`.
+/// If `pixels` does not fill `shape`, or the device has no room.
 pub fn pixels_to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
-    let here = Tensor::from_slice(pixels).view(shape);
-    if !is_gpu(device) {
-        return here.to_device(device);
-    }
-    here.pin_memory(device).to_device_(device, Kind::Float, true, false)
+    let there = simclr_shim::upload(pixels, device).unwrap_or_else(|error| panic!("{error}"));
+    there.view(shape)
 }
 
 /// The same values stored with channels innermost, the layout in which convolutions are fast.

@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 
 use crate::{
     ConfigError, ModelError,
-    device::{channels_last, has_kernels, is_gpu, pixels_to_device, why_no_kernels},
+    device::{channels_last, has_kernels, pixels_to_device, why_no_kernels},
 };
 
 /// `data.views_on`.
@@ -56,7 +56,7 @@ pub fn choose_views(
     let obstacle = obstacle().or_else(|| beyond_kernels(augment, channels, size));
     match (choice, obstacle) {
         (ViewsOn::Device, None) => Ok(ViewsPlace::Device),
-        (ViewsOn::Auto, None) if is_gpu(device) => Ok(ViewsPlace::Device),
+        (ViewsOn::Auto, None) if device.is_cuda() => Ok(ViewsPlace::Device),
         (ViewsOn::Device, Some(why)) => Err(ConfigError::Value {
             key: "data.views_on".into(),
             value: "device".into(),

@@ -2,6 +2,9 @@
 //! loader's own pixels, and through whole steps.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../simclr-data/tests/golden/cases.rs"]
+mod cases;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -11,18 +14,18 @@ use std::{
     },
 };
 
+use cases::{Case, goldens, picture, plain};
 use proptest::prelude::*;
-use safetensors::SafeTensors;
 use simclr::{
     RunConfig,
     data::{
         AugmentConfig, Batch, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Method, Recipe,
         Recipes, Sample, ViewParams,
-        augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Jitter, Scratch},
+        augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Scratch},
         dataset::Source,
         rng::Key,
     },
-    device::{DeviceChoice, choose_device, is_gpu},
+    device::{DeviceChoice, choose_device},
     train::{Observer, RunFolder, StepReport, pretrain},
     views::{ViewsOn, ViewsPlace, choose_views, upload, upload_recipes},
 };
@@ -35,7 +38,7 @@ static ON_GPU: AtomicBool = AtomicBool::new(false);
 #[test]
 #[ignore = "needs a GPU"]
 fn on_a_gpu_the_kernels_do_what_the_emulator_does() {
-    assert!(is_gpu(choose_device(DeviceChoice::Cuda, 0).unwrap()));
+    assert!(choose_device(DeviceChoice::Cuda, 0).unwrap().is_cuda());
     ON_GPU.store(true, Ordering::Relaxed);
     crops_resize_as_pillow_does();
     every_operator_alone();
@@ -92,15 +95,6 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, next| if next > most { next } else { most })
 }
 
-fn goldens() -> HashMap<String, Vec<f32>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../simclr-data/tests/golden/augment.safetensors");
-    let bytes = fs_err::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let floats =
-        |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
-}
-
 /// How the pixels of a row of `all` weigh in `size` pixels over `length` of them from `from` on: Pillow's `precompute_coeffs`,
 /// in f64.
 fn weights(from: usize, length: usize, all: usize, size: usize, how: Interpolation) -> Vec<Vec<f64>> {
@@ -145,29 +139,6 @@ fn exact(image: &Image, crop: Crop, how: Interpolation, size: usize) -> Vec<f32>
     out
 }
 
-/// The image that `reference/augment.py` calls `picture`.
-fn picture(width: usize, height: usize, channels: usize) -> Image {
-    let mut data = Vec::new();
-    for y in 0..height {
-        for x in 0..width {
-            for k in 0..channels {
-                let (x, y, k) = (x as f64, y as f64, k as f64);
-                let value = 127.5
-                    + 90.0 * (0.21 * x * (k + 1.0) + 0.13 * y).sin()
-                    + 37.0 * (0.9 * y - 0.5 * x * k).cos();
-                data.push(value.clamp(0.0, 255.0).floor() as u8);
-            }
-        }
-    }
-    Image::new(width, height, channels, data)
-}
-
-/// No operator: the whole image.
-fn plain(image: &Image) -> ViewParams {
-    let key = Key { seed: 0, epoch: 0, image: 0, view: 0 };
-    AugmentConfig::nothing().draw(key, image.width, image.height)
-}
-
 #[track_caller]
 fn near(name: &str, found: &[f32], goldens: &HashMap<String, Vec<f32>>, tolerance: f32) {
     let worst = furthest(found, &goldens[name]);
@@ -182,71 +153,27 @@ const ROUNDING: f32 = 2e-6;
 
 #[test]
 fn crops_resize_as_pillow_does() {
-    let (goldens, image) = (goldens(), picture(40, 30, 3));
-    for (name, x, y, width, height) in
-        [("shrink", 3, 2, 30, 26), ("grow", 10, 5, 9, 7), ("whole", 0, 0, 40, 30), ("pixel", 7, 7, 1, 1)]
-    {
-        let params = ViewParams { crop: Crop { x, y, width, height }, ..plain(&image) };
-        for (kind, interpolation) in
-            [("bicubic", Interpolation::Bicubic), ("bilinear", Interpolation::Bilinear)]
-        {
-            let config = AugmentConfig { interpolation, ..AugmentConfig::nothing() };
-            let view = by_kernel(&image, &params, &config, 16);
-            near(&format!("{kind}.{name}"), &view, &goldens, ONE_LEVEL);
-            let worst = furthest(&view, &exact(&image, params.crop, interpolation, 16));
-            assert!(worst <= ROUNDING, "{kind}.{name}: off by {worst} from the formula");
-        }
+    let goldens = goldens();
+    for Case { name, image, params, config, size } in cases::resizes() {
+        let view = by_kernel(&image, &params, &config, size);
+        near(&name, &view, &goldens, ONE_LEVEL);
+        let worst = furthest(&view, &exact(&image, params.crop, config.interpolation, size));
+        assert!(worst <= ROUNDING, "{name}: off by {worst} from the formula");
     }
-    let image = picture(40, 30, 5);
-    let params = ViewParams { crop: Crop { x: 3, y: 2, width: 30, height: 26 }, ..plain(&image) };
-    near("five", &by_kernel(&image, &params, &AugmentConfig::nothing(), 16), &goldens, ONE_LEVEL);
 }
 
 #[test]
 fn every_operator_alone() {
-    let (goldens, image) = (goldens(), picture(16, 16, 3));
-    let tensorflow = AugmentConfig::nothing();
-    let torchvision = AugmentConfig { color_model: ColorModel::Torchvision, ..AugmentConfig::nothing() };
-    let jitter = |op| ViewParams { jitter: vec![op], ..plain(&image) };
-    for (name, params, config) in [
-        ("brightness", jitter(Jitter::Brightness(1.4)), &tensorflow),
-        ("brightness_shift", jitter(Jitter::BrightnessShift(-0.3)), &tensorflow),
-        ("contrast", jitter(Jitter::Contrast(1.6)), &tensorflow),
-        ("saturation", jitter(Jitter::Saturation(1.7)), &tensorflow),
-        ("hue", jitter(Jitter::Hue(0.17)), &tensorflow),
-        ("gray", ViewParams { gray: true, ..plain(&image) }, &tensorflow),
-        ("tv_contrast", jitter(Jitter::Contrast(1.6)), &torchvision),
-        ("tv_saturation", jitter(Jitter::Saturation(0.4)), &torchvision),
-        ("tv_hue", jitter(Jitter::Hue(0.17)), &torchvision),
-        ("blur", ViewParams { blur: Some(1.3), ..plain(&image) }, &tensorflow),
-        ("flip", ViewParams { flip: true, ..plain(&image) }, &tensorflow),
-        ("rotate", ViewParams { quarter_turns: 1, ..plain(&image) }, &tensorflow),
-        ("solarize", ViewParams { solarize: Some(0.5), ..plain(&image) }, &tensorflow),
-    ] {
-        near(name, &by_kernel(&image, &params, config, 16), &goldens, ROUNDING);
+    let goldens = goldens();
+    for Case { name, image, params, config, size } in cases::operators() {
+        near(&name, &by_kernel(&image, &params, &config, size), &goldens, ROUNDING);
     }
-    let wide = picture(60, 60, 3);
-    let params = ViewParams { blur: Some(1.7), ..plain(&wide) };
-    near("blur_wide", &by_kernel(&wide, &params, &tensorflow, 60), &goldens, ROUNDING);
 }
 
 #[test]
 fn a_whole_view() {
-    let (goldens, image) = (goldens(), picture(40, 30, 3));
-    let params = ViewParams {
-        crop: Crop { x: 3, y: 2, width: 30, height: 26 },
-        flip: true,
-        jitter: vec![
-            Jitter::Hue(-0.08),
-            Jitter::Brightness(0.7),
-            Jitter::Saturation(1.3),
-            Jitter::Contrast(0.5),
-        ],
-        blur: Some(0.6),
-        ..plain(&image)
-    };
-    let view = by_kernel(&image, &params, &AugmentConfig::nothing(), 16);
-    near("view", &view, &goldens, 2.0 * ONE_LEVEL);
+    let Case { name, image, params, config, size } = cases::whole_view();
+    near(&name, &by_kernel(&image, &params, &config, size), &goldens(), 2.0 * ONE_LEVEL);
 }
 
 /// Any image: noise, which no resize takes kindly to.

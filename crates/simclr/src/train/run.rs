@@ -25,13 +25,15 @@ use super::{
     metrics::Metrics,
     online_knn::OnlineKnn,
     recorded::Recorder,
+    run_folder::Newest,
     start,
-    state::{Resumed, capture, first_non_finite, restore, share, start_from},
+    state::{Resumed, capture, first_non_finite, restore, share, start_from, views_of},
     step::{Setting, Stepped, train_step_of},
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
-    device::{choose_device, choose_precision, is_gpu},
+    checkpoint::Checkpoint,
+    device::{choose_device, choose_precision},
     encoder::NormOver,
     health::Health,
     model::SimClr,
@@ -84,9 +86,14 @@ pub fn pretrain_among(
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
     let _stream = agreed(ranks, own_stream(&plan, &model))?;
     same_everywhere(ranks, &plan)?;
-    let plan = keep_views(ranks, folder, plan)?;
-    let newest =
-        if ranks.is_first() { newest(folder, &plan, &model, &mut optimizer) } else { Ok(Resumed::default()) };
+    let found = if ranks.is_first() { folder.newest_checkpoint() } else { Ok((None, Vec::new())) };
+    let found = agreed(ranks, found.map_err(TrainError::from))?;
+    let plan = keep_views(ranks, found.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
+    let newest = if ranks.is_first() {
+        resume(folder, found, &plan, &model, &mut optimizer)
+    } else {
+        Ok(Resumed::default())
+    };
     let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
     let carried = ranks.connect_gpus(model.params.device());
     if ranks.is_first() {
@@ -201,25 +208,20 @@ fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
 
 /// A run goes on with views of the loader where it began so, even where `auto` now finds a GPU that makes them. The other way
 /// round nothing can be kept, and [`restore`] says so.
-fn keep_views(ranks: &Ranks, folder: &RunFolder, plan: Plan) -> Result<Plan, TrainError> {
-    if plan.views_on == ViewsPlace::Cpu {
-        return Ok(plan);
-    }
-    let found =
-        || Ok(folder.newest_checkpoint()?.0.and_then(|(_, checkpoint)| super::state::views_of(&checkpoint)));
-    let was = agreed(ranks, if ranks.is_first() { found() } else { Ok(None) })?;
+fn keep_views(ranks: &Ranks, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
+    let was = newest.and_then(views_of);
     let cpu = ranks.broadcast_text(&(was == Some(ViewsPlace::Cpu)).to_string()) == "true";
-    Ok(if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan })
+    if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan }
 }
 
 /// On rank 0: the state of the newest checkpoint, where there is one, and a run folder that is ready for the run.
-fn newest(
+fn resume(
     folder: &RunFolder,
+    (newest, mut notes): Newest,
     plan: &Plan,
     model: &SimClr,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, TrainError> {
-    let (newest, mut notes) = folder.newest_checkpoint()?;
     let resumed = match &newest {
         Some((path, checkpoint)) => restore(path, checkpoint, plan, model, optimizer)?,
         None => Resumed::default(),
@@ -291,8 +293,9 @@ fn whole_step(
     (step, feed): (u64, &mut Feed),
     lr: f64,
 ) -> (Result<(Vec<usize>, Stepped), TrainError>, Vec<(usize, String)>) {
-    let mut made = feed.next().unwrap_or(Err(DataError::WorkerLost { step }));
-    let bad = made.as_mut().map(|batch| std::mem::take(&mut batch.bad)).unwrap_or_default();
+    let mut chunks = Chunks::new(step, feed);
+    let made = chunks.next();
+    let bad = std::mem::take(&mut chunks.bad);
     let update = |batch: Batch| {
         let views = feed.views(&batch, setting.shape, setting.model.params.device());
         let views = or_end_all(setting.ranks, views)?;
@@ -362,7 +365,7 @@ impl Run<'_> {
         }
         let batches = loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?;
         let device = self.model.params.device();
-        if plan.is_chunked() || !is_gpu(device) {
+        if plan.is_chunked() || !device.is_cuda() {
             return Ok(Feed::Host(batches));
         }
         Feed::ahead(batches, (plan.channels, plan.config.train.image_size), device)

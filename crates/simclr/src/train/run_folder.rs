@@ -14,6 +14,9 @@ pub struct RunFolder {
     path: PathBuf,
 }
 
+/// A checkpoint with its file, where there is one, and what is to be said about others.
+pub type Newest = (Option<(PathBuf, Checkpoint)>, Vec<String>);
+
 impl RunFolder {
     /// Makes a new run folder.
     ///
@@ -126,7 +129,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`CheckpointError::Damaged`] where there are checkpoints and none is whole: starting anew would lose the run.
-    pub fn newest_checkpoint(&self) -> Result<(Option<(PathBuf, Checkpoint)>, Vec<String>), CheckpointError> {
+    pub fn newest_checkpoint(&self) -> Result<Newest, CheckpointError> {
         let mut passed_over = Vec::new();
         let mut last_error = None;
         for path in self.checkpoint_files()?.into_iter().rev() {
