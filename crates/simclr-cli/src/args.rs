@@ -191,7 +191,11 @@ pub struct Evaluate {
     /// else 8 from 1e-5 to 10^-1.5]
     #[arg(long, value_delimiter = ',')]
     pub transfer_fresh_decay: Vec<f64>,
-    /// Fine-tuning: base learning rates for 256 images, compared on a fifth of the labels [default: 0.05,0.5]
+    /// Fine-tuning: optimizer, rates and batch of SimCLR v1 (SGD, 0.05 x batch / 256) or v2 (LARS, 0.005 x sqrt(batch), batch 1024)
+    /// [default: v1]
+    #[arg(long, value_name = "RECIPE")]
+    pub finetune_recipe: Option<Recipe>,
+    /// Fine-tuning: base learning rates, compared on a fifth of the labels [default: 0.05,0.5; v2: 0.005]
     #[arg(long, value_delimiter = ',')]
     pub finetune_lr: Vec<f64>,
     /// Fine-tuning: layers of the projection head kept below the classifier, a row for each (0: from h; SimCLRv2: 1)
@@ -289,6 +293,15 @@ pub enum LinearOptim {
     Sgd,
     /// Layer-wise adaptive rates
     Lars,
+}
+
+/// Settings of fine-tuning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Recipe {
+    /// Paper B.5
+    V1,
+    /// SimCLR v2
+    V2,
 }
 
 /// Statistics of the images that weights were trained on.

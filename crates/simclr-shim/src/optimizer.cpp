@@ -21,7 +21,8 @@ struct Flat {
     float *weight, *first, *second;
     const float* gradient;
     int64_t count;
-    bool kernel;
+    bool decayed, adapted;
+    size_t index;     // in the caller's list
     at::Tensor held;  // the gradient
 };
 
@@ -44,7 +45,7 @@ std::vector<Flat> flatten(const Parameter* parameters, size_t count) {
         const at::Tensor* second = parameters[i].second;
         flat.push_back({numbers(weight, weight), numbers(*parameters[i].first, weight),
                         second == nullptr ? nullptr : numbers(*second, weight), numbers(gradient, weight),
-                        weight.numel(), parameters[i].kernel != 0, gradient});
+                        weight.numel(), parameters[i].decayed != 0, parameters[i].adapted != 0, i, gradient});
     }
     return flat;
 }
@@ -85,37 +86,39 @@ double ratio_or_one(double numerator, double denominator) {
     return numerator > 0 && denominator > 0 ? numerator / denominator : 1;
 }
 
-void momentum_step(const Rule& rule, const std::vector<Flat>& flat) {
+void momentum_step(const Rule& rule, const std::vector<Flat>& flat, double* trust_ratios) {
     std::vector<double> ratios(flat.size(), 1);
     if (rule.layerwise != 0) {
-        float decay = rule.separate_norms != 0 ? 0 : static_cast<float>(rule.decay);
+        float added = rule.separate_norms != 0 ? 0 : static_cast<float>(rule.decay);
         auto norms = two_norms(flat, [&](const Flat& p, const Piece& at, double* sums) {
-            if (p.kernel) kernels().norms(p.weight + at.from, p.gradient + at.from, decay, at.count, sums);
+            if (!p.adapted) return;
+            kernels().norms(p.weight + at.from, p.gradient + at.from, p.decayed ? added : 0, at.count, sums);
         });
         for (size_t i = 0; i < flat.size(); i++) {
-            if (!flat[i].kernel) continue;
+            if (!flat[i].adapted) continue;
             auto [weight, gradient] = norms[i];
-            if (rule.separate_norms != 0) gradient += rule.decay * weight;
+            if (rule.separate_norms != 0 && flat[i].decayed) gradient += rule.decay * weight;
             ratios[i] = ratio_or_one(rule.trust * weight, gradient);
+            if (trust_ratios != nullptr) trust_ratios[flat[i].index] = ratios[i];
         }
     }
     each_piece(flat, [&](const Flat& p, const Piece& at) {
         double ratio = ratios[at.parameter];
-        MomentumRule momentum{p.kernel ? static_cast<float>(rule.decay) : 0, static_cast<float>(rule.momentum),
+        MomentumRule momentum{p.decayed ? static_cast<float>(rule.decay) : 0, static_cast<float>(rule.momentum),
                               static_cast<float>(rule.lr_in_momentum != 0 ? rule.lr * ratio : ratio),
                               static_cast<float>(rule.lr_in_momentum != 0 ? 1 : rule.lr), rule.nesterov != 0};
         kernels().momentum(momentum, p.weight + at.from, p.gradient + at.from, p.first + at.from, at.count);
     });
 }
 
-void adam_step(const Rule& rule, const std::vector<Flat>& flat) {
+void adam_step(const Rule& rule, const std::vector<Flat>& flat, double* trust_ratios) {
     auto rule_of = [&](const Flat& p, double ratio) {
-        double decay = p.kernel ? rule.decay : 0, steps = static_cast<double>(rule.steps);
+        double decay = p.decayed ? rule.decay : 0, steps = static_cast<double>(rule.steps);
         AdamRule adam{};
         adam.beta1 = static_cast<float>(rule.beta1), adam.one_less_beta1 = static_cast<float>(1 - rule.beta1);
         adam.beta2 = static_cast<float>(rule.beta2), adam.one_less_beta2 = static_cast<float>(1 - rule.beta2);
-        adam.unbias1 = static_cast<float>(1 - std::pow(rule.beta1, steps));
-        adam.unbias2 = static_cast<float>(1 - std::pow(rule.beta2, steps));
+        adam.unbias1 = rule.bias_correction != 0 ? static_cast<float>(1 - std::pow(rule.beta1, steps)) : 1;
+        adam.unbias2 = rule.bias_correction != 0 ? static_cast<float>(1 - std::pow(rule.beta2, steps)) : 1;
         adam.eps = static_cast<float>(rule.eps);
         adam.added_decay = rule.layerwise != 0 ? static_cast<float>(decay) : 0;
         adam.kept = rule.layerwise != 0 ? 1 : static_cast<float>(1 - rule.lr * decay);
@@ -128,18 +131,19 @@ void adam_step(const Rule& rule, const std::vector<Flat>& flat) {
     });
     each_piece(flat, [&](const Flat& p, const Piece& at) {
         auto [weight, update] = norms[at.parameter];
-        bool adapts = rule.layerwise != 0 && p.kernel;
+        bool adapts = rule.layerwise != 0 && p.adapted;
         double ratio = adapts ? ratio_or_one(std::min(weight, rule.max_norm), update) : 1;
+        if (adapts && trust_ratios != nullptr && at.from == 0) trust_ratios[p.index] = ratio;
         kernels().adam_weights(rule_of(p, ratio), p.weight + at.from, p.first + at.from, p.second + at.from, at.count);
     });
 }
 
-void step(const Rule& rule, const Parameter* parameters, size_t count) {
+void step(const Rule& rule, const Parameter* parameters, size_t count, double* trust_ratios) {
     at::NoGradGuard no_grad;
     std::vector<Flat> flat = flatten(parameters, count);
     for (const Flat& p : flat) TORCH_CHECK(rule.adam == 0 || p.second != nullptr, "optimizer: no second moment");
-    if (rule.adam != 0) adam_step(rule, flat);
-    else momentum_step(rule, flat);
+    if (rule.adam != 0) adam_step(rule, flat, trust_ratios);
+    else momentum_step(rule, flat, trust_ratios);
     for (size_t i = 0; i < count; i++) {
         if (parameters[i].weight->grad().defined()) changed(*parameters[i].weight);
     }
@@ -155,7 +159,7 @@ double gradient_norm(const at::Tensor* const* weights, size_t count) {
         TORCH_CHECK(gradient.is_cpu(), "optimizer: expected f32 on the CPU, got ", gradient.device());
         if (!gradient.is_non_overlapping_and_dense()) gradient = gradient.contiguous();
         float* values = numbers(gradient, gradient);
-        flat.push_back({values, nullptr, nullptr, values, gradient.numel(), true, gradient});
+        flat.push_back({values, nullptr, nullptr, values, gradient.numel(), false, true, i, gradient});
     }
     auto norms = two_norms(flat, [&](const Flat& p, const Piece& at, double* sums) {
         kernels().norms(p.weight + at.from, p.gradient + at.from, 0, at.count, sums);
@@ -169,9 +173,13 @@ double gradient_norm(const at::Tensor* const* weights, size_t count) {
 
 extern "C" {
 
-// One step of all parameters that have a gradient, which is dropped.
-char* simclr_optimizer_step(const simclr::Rule* rule, const simclr::Parameter* parameters, size_t count) {
-    return simclr::guarded([&] { simclr::step(*rule, parameters, count); });
+// One step of all parameters that have a gradient, which is dropped. `trust_ratios`: null, or f64 on the CPU, one for every
+// parameter; those of adapted parameters are written.
+char* simclr_optimizer_step(const simclr::Rule* rule, const simclr::Parameter* parameters, size_t count,
+                            const at::Tensor* trust_ratios) {
+    return simclr::guarded([&] {
+        simclr::step(*rule, parameters, count, simclr::ratios(trust_ratios, count));
+    });
 }
 
 // Norm of the gradients of all weights together.

@@ -1,4 +1,4 @@
-// What a step of the optimizer is told; one file for each kind of device takes it.
+// Arguments of an optimizer step, shared by the CPU and the GPU implementation.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,7 +10,8 @@ struct Parameter {
     const at::Tensor* weight;
     const at::Tensor* first;   // momentum buffer, or first moment
     const at::Tensor* second;  // second moment, or null
-    int kernel;                // decayed and adapted
+    int decayed;               // weight decay applies
+    int adapted;               // layer-wise rules scale its step by the trust ratio
 };
 
 // As `CRule` of optimizer.rs.
@@ -20,6 +21,7 @@ struct Rule {
     int nesterov;
     int lr_in_momentum;
     int separate_norms;
+    int bias_correction;
     double lr, decay, momentum, trust;
     double beta1, beta2, eps, max_norm;
     int64_t steps;
@@ -48,6 +50,14 @@ inline float* numbers(const at::Tensor& tensor, const at::Tensor& weight) {
                 "optimizer: expected f32 on ", weight.device(), " in the weight's layout, got ", tensor.scalar_type(),
                 " on ", tensor.device(), " of ", tensor.sizes(), ", strides ", tensor.strides());
     return tensor.mutable_data_ptr<float>();
+}
+
+// Where trust ratios go: null, or room for `count` of them.
+inline double* ratios(const at::Tensor* trust_ratios, size_t count) {
+    if (trust_ratios == nullptr) return nullptr;
+    TORCH_CHECK(trust_ratios->numel() >= static_cast<int64_t>(count) && trust_ratios->is_contiguous(),
+                "optimizer: expected room for ", count, " trust ratios, got ", trust_ratios->sizes());
+    return trust_ratios->mutable_data_ptr<double>();
 }
 
 // Autograd sees that the saved value of a weight is gone; its gradient is dropped.

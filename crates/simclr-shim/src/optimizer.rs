@@ -16,8 +16,10 @@ pub struct Parameter<'a> {
     pub first: &'a Tensor,
     /// Second moment (Adam's rules).
     pub second: Option<&'a Tensor>,
-    /// Whether it is decayed and, by layer-wise rules, adapted.
-    pub kernel: bool,
+    /// Whether weight decay applies.
+    pub decayed: bool,
+    /// Whether layer-wise rules (LARS, LAMB) scale its step by the trust ratio.
+    pub adapted: bool,
 }
 
 /// An update rule with this step's learning rate.
@@ -27,7 +29,7 @@ pub enum Rule {
     Momentum {
         /// Learning rate.
         lr: f64,
-        /// Weight decay of kernels, added to the gradient.
+        /// Weight decay of [`Parameter::decayed`], added to the gradient.
         decay: f64,
         /// Share of the buffer that stays.
         momentum: f64,
@@ -42,7 +44,7 @@ pub enum Rule {
     Adam {
         /// Learning rate.
         lr: f64,
-        /// Decoupled weight decay of kernels.
+        /// Decoupled weight decay of [`Parameter::decayed`].
         decay: f64,
         /// Decay of the first moment.
         beta1: f64,
@@ -52,6 +54,8 @@ pub enum Rule {
         eps: f64,
         /// Updates done, this one included.
         steps: i64,
+        /// Whether the moments are divided by 1 - beta^steps.
+        bias_correction: bool,
         /// LAMB: the upper bound of the weight's norm.
         max_norm: Option<f64>,
     },
@@ -71,7 +75,8 @@ struct CParameter {
     weight: *const C_tensor,
     first: *const C_tensor,
     second: *const C_tensor,
-    kernel: c_int,
+    decayed: c_int,
+    adapted: c_int,
 }
 
 #[repr(C)]
@@ -82,6 +87,7 @@ struct CRule {
     nesterov: c_int,
     lr_in_momentum: c_int,
     separate_norms: c_int,
+    bias_correction: c_int,
     lr: f64,
     decay: f64,
     momentum: f64,
@@ -94,7 +100,12 @@ struct CRule {
 }
 
 unsafe extern "C" {
-    fn simclr_optimizer_step(rule: *const CRule, parameters: *const CParameter, count: usize) -> *mut c_char;
+    fn simclr_optimizer_step(
+        rule: *const CRule,
+        parameters: *const CParameter,
+        count: usize,
+        trust_ratios: *const C_tensor,
+    ) -> *mut c_char;
     fn simclr_gradient_norm(weights: *const *const C_tensor, count: usize, out: *mut f64) -> *mut c_char;
     fn simclr_gpu_optimizer_step(
         rule: *const CRule,
@@ -102,6 +113,7 @@ unsafe extern "C" {
         count: usize,
         now: *const C_tensor,
         guard: *const C_tensor,
+        trust_ratios: *const C_tensor,
     ) -> *mut c_char;
     fn simclr_gpu_gradient_norm(
         weights: *const *const C_tensor,
@@ -115,7 +127,7 @@ impl Rule {
     /// What changes from step to step: the learning rate, and Adam's 1 - beta^steps for both betas.
     pub fn now(self) -> [f64; 3] {
         match self {
-            Self::Momentum { lr, .. } => [lr, 1.0, 1.0],
+            Self::Momentum { lr, .. } | Self::Adam { lr, bias_correction: false, .. } => [lr, 1.0, 1.0],
             Self::Adam { lr, beta1, beta2, steps, .. } => {
                 let steps = steps as f64;
                 [lr, 1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps)]
@@ -136,8 +148,9 @@ impl Rule {
                 momentum,
                 ..CRule::default()
             },
-            Self::Adam { lr, decay, beta1, beta2, eps, steps, max_norm } => CRule {
+            Self::Adam { lr, decay, beta1, beta2, eps, steps, bias_correction, max_norm } => CRule {
                 adam: 1,
+                bias_correction: c_int::from(bias_correction),
                 layerwise: c_int::from(max_norm.is_some()),
                 max_norm: max_norm.unwrap_or_default(),
                 lr,
@@ -152,21 +165,27 @@ impl Rule {
     }
 }
 
-/// Updates every parameter that has a gradient, in place, and drops the gradient. The result depends on no number of
-/// threads.
+/// Updates every parameter that has a gradient, in place, and drops the gradient. The result is independent of the number of
+/// threads. `trust_ratios` (`[parameters]` `f64`, on the CPU) receives the ratio of every adapted parameter under LARS and LAMB.
 ///
 /// # Errors
 /// A tensor that is not `f32` on the CPU, or not laid out like its weight.
-pub fn optimizer_step(rule: Rule, parameters: &[Parameter]) -> Result<(), ShimError> {
+pub fn optimizer_step(
+    rule: Rule,
+    parameters: &[Parameter],
+    trust_ratios: Option<&Tensor>,
+) -> Result<(), ShimError> {
     let parameters = to_c(parameters);
+    let (rule, ratios) = (rule.to_c(), trust_ratios.map_or(std::ptr::null(), Tensor::as_ptr));
     // SAFETY: the tensors are borrowed for the call.
-    check(unsafe { simclr_optimizer_step(&rule.to_c(), parameters.as_ptr(), parameters.len()) })
+    check(unsafe { simclr_optimizer_step(&rule, parameters.as_ptr(), parameters.len(), ratios) })
 }
 
 /// [`optimizer_step`] where [`crate::gpu::serves`] the parameters; comes back before it is done, as operations on GPUs do.
 ///
 /// What changes from step to step is read on the device, from `now` (three `f64`): see [`Rule::now`]. Nothing is updated unless
-/// `guard` (`f64`, one number) is finite.
+/// `guard` (`f64`, one number) is finite. `trust_ratios` (`[parameters]` `f64`, on the device) as in [`optimizer_step`], in the order
+/// of the parameters that have a gradient.
 ///
 /// # Errors
 /// A tensor that is not `f32` on its weight's device, or not laid out like it.
@@ -175,11 +194,15 @@ pub fn gpu_optimizer_step(
     parameters: &[Parameter],
     now: &Tensor,
     guard: Option<&Tensor>,
+    trust_ratios: Option<&Tensor>,
 ) -> Result<(), ShimError> {
     let (parameters, guard) = (to_c(parameters), guard.map_or(std::ptr::null(), Tensor::as_ptr));
     let (rule, count) = (rule.to_c(), parameters.len());
+    let ratios = trust_ratios.map_or(std::ptr::null(), Tensor::as_ptr);
     // SAFETY: the tensors are borrowed for the call; what the kernels read later libtorch frees in the stream's order.
-    check(unsafe { simclr_gpu_optimizer_step(&rule, parameters.as_ptr(), count, now.as_ptr(), guard) })
+    check(unsafe {
+        simclr_gpu_optimizer_step(&rule, parameters.as_ptr(), count, now.as_ptr(), guard, ratios)
+    })
 }
 
 fn to_c(parameters: &[Parameter]) -> Vec<CParameter> {
@@ -187,7 +210,8 @@ fn to_c(parameters: &[Parameter]) -> Vec<CParameter> {
         weight: parameter.weight.as_ptr(),
         first: parameter.first.as_ptr(),
         second: parameter.second.map_or(std::ptr::null(), Tensor::as_ptr),
-        kernel: c_int::from(parameter.kernel),
+        decayed: c_int::from(parameter.decayed),
+        adapted: c_int::from(parameter.adapted),
     };
     parameters.iter().map(parameter).collect()
 }

@@ -22,9 +22,9 @@ struct Batch {
 
     bool is_full() const { return update.count == gpu::TOGETHER_AT_MOST; }
 
-    void add(const at::Tensor& weight, const at::Tensor& gradient, float* first, float* second, bool kernel) {
+    void add(const at::Tensor& weight, const at::Tensor& gradient, float* first, float* second, bool decayed, bool adapted) {
         update.tensors[update.count++] = {numbers(weight, weight), first, second, numbers(gradient, weight),
-                                          weight.numel(), blocks, kernel};
+                                          weight.numel(), blocks, decayed, adapted};
         blocks += static_cast<int>((weight.numel() + gpu::PIECE - 1) / gpu::PIECE);
         held.push_back(gradient);
     }
@@ -65,19 +65,26 @@ void run(const Rule& rule, Batch& batch) {
     batch.launch("optimizer_momentum");
 }
 
-void step(const Rule& rule, const Parameter* parameters, size_t count, const at::Tensor& now, const at::Tensor& guard) {
+void step(const Rule& rule, const Parameter* parameters, size_t count, const at::Tensor& now, const at::Tensor& guard,
+          double* trust_ratios) {
     at::NoGradGuard no_grad;
     Batch empty{told(rule, now, guard)}, batch = empty;
+    auto launch = [&] {
+        batch.update.trust_ratios = trust_ratios;
+        run(rule, batch);
+        if (trust_ratios != nullptr) trust_ratios += batch.update.count;
+        batch = empty;
+    };
     for (size_t i = 0; i < count; i++) {
         const Parameter& p = parameters[i];
         TORCH_CHECK(rule.adam == 0 || p.second != nullptr, "optimizer: no second moment");
         at::Tensor gradient = gradient_like(*p.weight);
         if (!gradient.defined() || gradient.numel() == 0) continue;
         batch.add(*p.weight, gradient, numbers(*p.first, *p.weight),
-                  p.second == nullptr ? nullptr : numbers(*p.second, *p.weight), p.kernel != 0);
-        if (batch.is_full()) run(rule, batch), batch = empty;
+                  p.second == nullptr ? nullptr : numbers(*p.second, *p.weight), p.decayed != 0, p.adapted != 0);
+        if (batch.is_full()) launch();
     }
-    if (batch.update.count > 0) run(rule, batch);
+    if (batch.update.count > 0) launch();
     for (size_t i = 0; i < count; i++) {
         if (parameters[i].weight->grad().defined()) changed(*parameters[i].weight);
     }
@@ -97,7 +104,7 @@ at::Tensor gradient_norm(const at::Tensor* const* weights, size_t count) {
     for (size_t i = 0; i < count; i++) {
         at::Tensor gradient = gradient_like(*weights[i]);
         if (!gradient.defined() || gradient.numel() == 0) continue;
-        batch.add(*weights[i], gradient, nullptr, nullptr, false);
+        batch.add(*weights[i], gradient, nullptr, nullptr, false, false);
         if (batch.is_full()) finish();
     }
     if (batch.update.count > 0) finish();
@@ -111,11 +118,13 @@ at::Tensor gradient_norm(const at::Tensor* const* weights, size_t count) {
 extern "C" {
 
 // As simclr_optimizer_step, where gpu::serves. `now`: f64 [3] on the device, learning rate and 1 - beta^steps for both betas;
-// `guard`: f64 on the device or null, nothing is updated unless it is finite.
+// `guard`: f64 on the device or null, nothing is updated unless it is finite; `trust_ratios`: null, or f64 on the device, one for
+// every parameter that has a gradient, in order; those of adapted parameters are written.
 char* simclr_gpu_optimizer_step(const simclr::Rule* rule, const simclr::Parameter* parameters, size_t count,
-                                const at::Tensor* now, const at::Tensor* guard) {
+                                const at::Tensor* now, const at::Tensor* guard, const at::Tensor* trust_ratios) {
     return simclr::guarded([&] {
-        simclr::step(*rule, parameters, count, *now, guard == nullptr ? at::Tensor() : *guard);
+        simclr::step(*rule, parameters, count, *now, guard == nullptr ? at::Tensor() : *guard,
+                     simclr::ratios(trust_ratios, count));
     });
 }
 

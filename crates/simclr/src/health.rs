@@ -29,8 +29,35 @@ pub struct Health {
 
 /// Below this share of the even spread, the views of all images have fallen together.
 const COLLAPSED_SPREAD: f64 = 0.05;
-/// A loss this close to chance, relative, has not begun to fall.
+/// Relative distance from chance within which nothing was learned.
 const AT_CHANCE: f64 = 0.01;
+/// Relative distance above chance from which on the run has diverged: equal similarities would do better.
+const FAR_ABOVE: f64 = 0.05;
+
+/// Where a loss lies against chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Regime {
+    /// Below chance.
+    Learning,
+    /// At chance, or slightly above.
+    AtChance,
+    /// Far above chance, or not finite.
+    Diverged,
+}
+
+impl Regime {
+    /// Of `loss`, whose value at chance is `chance`, in the same scale.
+    pub fn of(loss: f64, chance: f64) -> Self {
+        if loss < chance * (1.0 - AT_CHANCE) {
+            Self::Learning
+        } else if loss <= chance * (1.0 + FAR_ABOVE) {
+            Self::AtChance
+        } else {
+            Self::Diverged
+        }
+    }
+}
+
 /// Fewer used dimensions than this share of F are worth a word.
 const NARROW_RANK: f64 = 0.05;
 
@@ -64,15 +91,17 @@ impl Health {
                 self.spread
             );
         }
-        let mut text = if self.loss > self.chance_loss * (1.0 - AT_CHANCE) {
-            format!("not learning yet: loss {:.3} is at chance ({:.3})", self.loss, self.chance_loss)
-        } else {
-            format!(
-                "learning: loss {:.3} (chance {:.3}), own view found for {:.0} % of images",
-                self.loss,
-                self.chance_loss,
+        let (loss, chance) = (self.loss, self.chance_loss);
+        let mut text = match Regime::of(loss, chance) {
+            Regime::AtChance => format!("not learning yet: loss {loss:.3} is at chance ({chance:.3})"),
+            Regime::Diverged => format!(
+                "not learning: loss {loss:.3} is far above chance ({chance:.3}): training has diverged, or temperature or learning \
+                 rate are wrong"
+            ),
+            Regime::Learning => format!(
+                "learning: loss {loss:.3} (chance {chance:.3}), own view found for {:.0} % of images",
                 100.0 * self.contrastive_accuracy
-            )
+            ),
         };
         text += &format!(", h uses {:.0} of {} dimensions", self.effective_rank, self.features);
         if self.effective_rank < NARROW_RANK * self.features as f64 {
@@ -213,8 +242,21 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_at_chance_is_said() {
+    fn regimes_lie_below_at_and_far_above_chance() {
+        let of = |loss| Regime::of(loss, 6.0);
+        assert_eq!((of(5.9), of(5.95), of(6.2)), (Regime::Learning, Regime::AtChance, Regime::AtChance));
+        assert_eq!(
+            (of(6.4), of(f64::INFINITY), of(f64::NAN)),
+            (Regime::Diverged, Regime::Diverged, Regime::Diverged)
+        );
+    }
+
+    #[test]
+    fn verdicts_at_chance_and_far_above_it_differ() {
         let z = test_normals(0, &[64, 16]);
+        let far = Health::of(&z, &z, 576_953.625, 0.03).verdict();
+        assert!(far.starts_with("not learning: loss 576953.625 is far above chance"), "{far}");
+        assert!(!far.contains("at chance"), "{far}");
         let health = Health::of(&z, &z, 63f64.ln(), 0.03);
         assert!(health.verdict().starts_with("not learning yet"), "{}", health.verdict());
         assert!((health.spread - 1.0).abs() < 0.1, "{}", health.spread);

@@ -6,16 +6,18 @@
 use simclr_data::rng::{Key, Stream};
 use tch::{Device, Kind, Tensor};
 
-/// What a parameter is; weight decay and LARS adaptation go by this, not by a name pattern.
+/// Kind of a parameter. Weight decay and layer-wise adaptation depend on it (`optim::groups`), not on name patterns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Convolution or dense kernel: decayed and adapted.
+    /// Weight of a convolution or of a dense layer of the encoder or the projection head.
     Kernel,
-    /// Bias of a convolution or dense layer: neither.
+    /// Weight of the supervised classifier (`head_supervised` of the official code).
+    Classifier,
+    /// Bias of a convolution or dense layer.
     Bias,
-    /// Batch-norm scale (gamma): neither.
+    /// Batch-norm scale (gamma).
     NormScale,
-    /// Batch-norm shift (beta): neither.
+    /// Batch-norm shift (beta).
     NormShift,
 }
 

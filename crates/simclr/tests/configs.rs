@@ -1,25 +1,116 @@
-//! Every recipe of `configs/` loads, and says what it is for.
+//! Every recipe of `configs/` loads and has the values of its source.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use simclr::RunConfig;
+use simclr::{RunConfig, config::sources::Source};
 
-#[test]
-fn every_recipe_loads() {
+/// File name, text and configuration of every recipe.
+fn recipes() -> Vec<(String, String, RunConfig)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-    let mut count = 0;
-    for entry in fs_err::read_dir(folder).unwrap() {
+    let recipe = |entry: std::io::Result<fs_err::DirEntry>| {
         let path = entry.unwrap().path();
         let config = RunConfig::load(Some(&path), &[]).unwrap_or_else(|error| panic!("{error}"));
-        assert_ne!(config, RunConfig::default(), "{}", path.display());
-        count += 1;
-    }
-    assert!(count >= 5, "{count} recipes");
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, fs_err::read_to_string(&path).unwrap(), config)
+    };
+    fs_err::read_dir(folder).unwrap().map(recipe).collect()
 }
 
 #[test]
-fn traps_are_said() {
+fn every_recipe_loads() {
+    let recipes = recipes();
+    for (name, _, config) in &recipes {
+        assert_ne!(*config, RunConfig::default(), "{name}");
+    }
+    assert!(recipes.len() >= 5, "{} recipes", recipes.len());
+}
+
+/// Text of a header line `# Name: text`, with the comment lines that continue it.
+fn header(text: &str, name: &str) -> Option<String> {
+    let start = format!("# {name}: ");
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
+    let first = lines.next()?.strip_prefix(&start)?.to_owned();
+    let more = lines.take_while(|line| line.starts_with("#  "));
+    Some(more.fold(first, |all, line| all + " " + line.trim_start_matches(['#', ' '])))
+}
+
+/// Words such as `optim.lr` in a header line.
+fn keys(text: &str) -> BTreeSet<String> {
+    let plain = |word: &str| word.trim_matches([',', '.', '(', ')', ';']).to_owned();
+    let is_key = |word: &String| {
+        ["augment.", "encoder.", "head.", "loss.", "optim.", "train.", "transform."]
+            .iter()
+            .any(|section| word.starts_with(section))
+    };
+    text.split_whitespace().map(plain).filter(is_key).collect()
+}
+
+/// A recipe with a table differs from it in the keys that its header names, and in no other.
+#[test]
+fn every_recipe_has_the_values_of_its_source_or_names_the_difference() {
+    let mut compared = BTreeSet::new();
+    for (name, text, config) in recipes() {
+        let Some(table) = header(&text, "Table") else {
+            let own = header(&text, "Source").unwrap();
+            assert!(
+                own.contains("this project") || own.contains("scaled-down") || own.contains(".toml"),
+                "{name}: a recipe with a published source names its table: {own}"
+            );
+            continue;
+        };
+        let source = Source::ALL.into_iter().find(|source| source.name() == table);
+        let source = source.unwrap_or_else(|| panic!("{name}: no table `{table}`"));
+        let differences = source.differences(&config);
+        let found: BTreeSet<String> = differences.iter().map(|found| found.key.clone()).collect();
+        let named = keys(&header(&text, "Differs").unwrap_or_default());
+        assert_eq!(found, named, "{name} against {table}: {differences:?}");
+        compared.insert(table);
+    }
+    let all: BTreeSet<String> = Source::ALL.iter().map(|source| source.name().to_owned()).collect();
+    assert_eq!(compared, all, "every table is compared with a recipe");
+}
+
+/// A wrong value in a recipe is found: weight decay 1e-6 in place of 1e-4.
+#[test]
+fn a_changed_value_is_a_difference() {
+    let (_, _, config) =
+        recipes().into_iter().find(|(name, ..)| name == "imagenet_resnet50_v2.toml").unwrap();
+    let before = Source::SimclrV2.differences(&config).len();
+    let mut wrong = config.clone();
+    wrong.optim.weight_decay = 1e-6;
+    let differences = Source::SimclrV2.differences(&wrong);
+    assert_eq!(differences.len(), before + 1);
+    let found = differences.iter().find(|found| found.key == "optim.weight_decay").unwrap();
+    assert_eq!((found.ours.as_f64(), found.theirs.as_f64()), (Some(1e-6), Some(1e-4)));
+}
+
+#[test]
+fn the_start_of_a_run_names_the_closest_official_source() {
+    let differs = |name: &str, overrides: &[&str]| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name);
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        RunConfig::load(Some(&path), &overrides).unwrap().differs_from_official().unwrap()
+    };
+    // Epochs, batch and image size are the user's choice.
+    let scaled = ["train.epochs=3", "train.batch=64"];
+    assert_eq!(
+        differs("cifar10_resnet18.toml", &scaled),
+        "every setting is that of SimCLR's CIFAR-10 command"
+    );
+    assert_eq!(
+        differs("cifar10_resnet18.toml", &["augment.gray=0.1", "head.norm=none"]),
+        "differs from SimCLR's CIFAR-10 command in: augment.gray = 0.1 (0.2), head.init = linear (official), \
+         head.norm = none (all)"
+    );
+    let v1 = differs("imagenet_resnet50_paper_v1.toml", &["optim.lr=0.4"]);
+    assert_eq!(v1, "differs from SimCLR v1 in: encoder.padding = symmetric (same), optim.lr = 0.4 (0.3)");
+    let v2 = differs("imagenet_resnet50_v2.toml", &[]);
+    assert_eq!(v2, "differs from SimCLR v2 in: encoder.padding = symmetric (same)");
+}
+
+#[test]
+fn traps_are_named() {
     let cautions = |more: &[&str]| {
         let overrides: Vec<_> = more.iter().map(|&text| text.to_owned()).collect();
         RunConfig::load(None, &overrides).unwrap().cautions().join("\n")

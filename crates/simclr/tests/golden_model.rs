@@ -40,7 +40,7 @@ fn fill(params: &Params) {
         let (shape, phase) = (param.tensor.size(), 0.1 * number as f64);
         let fan_in = (param.tensor.numel() as i64 / shape[0]) as f64;
         let value = match param.role {
-            Role::Kernel => wave(&shape, phase, (2.0 / fan_in).sqrt()),
+            Role::Kernel | Role::Classifier => wave(&shape, phase, (2.0 / fan_in).sqrt()),
             Role::NormScale => wave(&shape, phase, 0.2) + 1.0,
             Role::Bias | Role::NormShift => wave(&shape, phase, 0.1),
         };

@@ -41,7 +41,7 @@ fn setting(root: &Path) -> (RunFolder, PathBuf) {
 }
 
 fn options(trained: TrainedOptions) -> EvalOptions {
-    let trained = TrainedOptions { epochs: Some(6.0), batch: 8, draws: 2, ..trained };
+    let trained = TrainedOptions { epochs: Some(6.0), batch: Some(8), draws: 2, ..trained };
     EvalOptions { shares: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, trained, ..EvalOptions::default() }
 }
 

@@ -8,6 +8,7 @@ use simclr::{
     eval::{
         foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
         protocol::{EvalOptions, evaluate},
+        recipes::FinetuneRecipe,
         results::Metric,
         trained::TrainedOptions,
         transfer::TransferSet,
@@ -19,7 +20,7 @@ use simclr::{
 
 use super::pretrain::watch_signals;
 use crate::{
-    args::{Evaluate, LinearOptim, Normalize, Protocol},
+    args::{Evaluate, LinearOptim, Normalize, Protocol, Recipe},
     failure::Failure,
     report::Terminal,
 };
@@ -44,6 +45,15 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         super::print(&results.table());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl From<Recipe> for FinetuneRecipe {
+    fn from(recipe: Recipe) -> Self {
+        match recipe {
+            Recipe::V1 => Self::V1,
+            Recipe::V2 => Self::V2,
+        }
+    }
 }
 
 fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
@@ -75,7 +85,8 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
                 None => training.linear_optim,
             },
             seeds: arguments.seeds.unwrap_or(training.seeds),
-            batch: arguments.finetune_batch.unwrap_or(training.batch),
+            batch: arguments.finetune_batch.or(training.batch),
+            recipe: arguments.finetune_recipe.map_or(training.recipe, Into::into),
             epochs: arguments.finetune_epochs,
             draws: arguments.finetune_draws.unwrap_or(training.draws),
             ..training

@@ -65,11 +65,16 @@ DEVICE double ratio_or_one(double numerator, double denominator) {
     return numerator > 0 && denominator > 0 ? numerator / denominator : 1;
 }
 
+// The first block of a tensor writes its ratio for the caller.
+DEVICE void report(const Update& a, const Piece& at, double ratio) {
+    if (a.trust_ratios != nullptr && THREAD == 0 && at.from == 0) a.trust_ratios[at.tensor] = ratio;
+}
+
 // Sums of w^2 and (g + w * decay)^2.
 KERNEL(optimizer_norms, Update) {
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
-    float decay = a.separate_norms ? 0 : a.decay, weights = 0, gradients = 0;
+    float decay = a.separate_norms || !p.decayed ? 0 : a.decay, weights = 0, gradients = 0;
     for (int64_t i = at.from + THREAD; i < at.to; i += THREADS) {
         float w = p.weight[i], g = p.gradient[i] + w * decay;
         weights += w * w;
@@ -83,12 +88,13 @@ KERNEL(optimizer_momentum, Update) {
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
     double ratio = 1, lr = a.now[0];
-    if (a.layerwise && p.kernel) {
+    if (a.layerwise && p.adapted) {
         Sum2 found = norms(a, at);
-        double gradient = a.separate_norms ? found.second + a.decay * found.first : found.second;
+        double gradient = found.second + (a.separate_norms && p.decayed ? a.decay * found.first : 0);
         ratio = ratio_or_one(a.trust * found.first, gradient);
+        report(a, at, ratio);
     }
-    float decay = p.kernel ? a.decay : 0;
+    float decay = p.decayed ? a.decay : 0;
     float inside = static_cast<float>(a.lr_in_momentum ? lr * ratio : ratio);
     float outside = static_cast<float>(a.lr_in_momentum ? 1 : lr);
     for (int64_t i = at.from + THREAD; i < at.to; i += THREADS) {
@@ -100,7 +106,7 @@ KERNEL(optimizer_momentum, Update) {
 
 // u of kernels.h, from the new moments.
 DEVICE float adam_update(const Update& a, const Tensor& p, float w, float m, float s) {
-    float added = a.layerwise && p.kernel ? a.decay : 0;
+    float added = a.layerwise && p.decayed ? a.decay : 0;
     float unbias1 = static_cast<float>(a.now[1]), unbias2 = static_cast<float>(a.now[2]);
     return (m / unbias1) / (sqrtf(s / unbias2) + a.eps) + w * added;
 }
@@ -127,11 +133,12 @@ KERNEL(optimizer_adam_weights, Update) {
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
     double ratio = 1, lr = a.now[0];
-    if (a.layerwise && p.kernel) {
+    if (a.layerwise && p.adapted) {
         Sum2 found = norms(a, at);
         ratio = ratio_or_one(found.first < a.max_norm ? found.first : a.max_norm, found.second);
+        report(a, at, ratio);
     }
-    float kept = a.layerwise || !p.kernel ? 1 : static_cast<float>(1 - lr * a.decay), rate = static_cast<float>(lr * ratio);
+    float kept = a.layerwise || !p.decayed ? 1 : static_cast<float>(1 - lr * a.decay), rate = static_cast<float>(lr * ratio);
     for (int64_t i = at.from + THREAD; i < at.to; i += THREADS) {
         float w = p.weight[i];
         p.weight[i] = w * kept - adam_update(a, p, w, p.first[i], p.second[i]) * rate;

@@ -12,7 +12,7 @@ struct Tensor {
     const float* gradient;
     int64_t count;
     int first_block;  // of this launch; as many follow as it has pieces
-    int kernel;       // decayed and adapted
+    short decayed, adapted;
 };
 
 // Numbers that a block takes.
@@ -31,6 +31,8 @@ struct Update {
     const double* now;
     // Nothing is updated unless this is a finite number; or null.
     const double* guard;
+    // One for every tensor of this launch; those of adapted tensors are written. Or null.
+    double* trust_ratios;
     float decay, momentum, beta1, one_less_beta1, beta2, one_less_beta2, eps;
     double trust, max_norm;
 };

@@ -8,7 +8,7 @@ use super::RunConfig;
 use crate::ConfigError;
 
 /// Keys that a default configuration leaves out because they are unset.
-const OPTIONAL_KEYS: [&str; 4] = ["data.path", "encoder.file", "task.images", "task.start"];
+const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.images", "task.start"];
 /// Names at least this alike (Jaro-Winkler) are suggested.
 const NEAR: f64 = 0.8;
 

@@ -2,6 +2,7 @@
 
 mod load;
 mod plan;
+pub mod sources;
 mod validate;
 
 use std::path::PathBuf;
@@ -84,6 +85,8 @@ impl Default for DataConfig {
 pub struct TrainConfig {
     /// Passes over the data.
     pub epochs: f64,
+    /// How epochs are counted in steps.
+    pub step_count: StepCount,
     /// N: images per step (2N views).
     pub batch: usize,
     /// Images that go through the encoder at a time; 0 = the whole batch. The loss is that of the whole batch in any case.
@@ -121,6 +124,17 @@ pub struct TrainConfig {
     pub knn_images: usize,
 }
 
+/// `train.step_count`, with n images and batches of B. The two agree to one step where B divides n.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepCount {
+    /// floor(n / B) steps an epoch; warm-up and run are that many times their epochs, rounded.
+    FullBatches,
+    /// floor(n epochs / B) + 1 steps in all, floor(n epochs / B) of warm-up (google-research/simclr tf2/model.py
+    /// `get_train_steps`, `WarmUpAndCosineDecay`).
+    Official,
+}
+
 impl TrainConfig {
     /// Whether a batch goes through the encoder in chunks.
     pub fn is_chunked(&self) -> bool {
@@ -132,6 +146,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             epochs: 100.0,
+            step_count: StepCount::FullBatches,
             batch: 256,
             chunk: 0,
             batch_norm: NormOver::Global,

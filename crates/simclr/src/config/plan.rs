@@ -3,7 +3,7 @@
 use serde::Serialize;
 use simclr_data::Dataset;
 
-use super::RunConfig;
+use super::{RunConfig, StepCount};
 use crate::{
     ConfigError,
     device::Precision,
@@ -70,7 +70,7 @@ impl RunConfig {
             });
         }
         let steps_per_epoch = (images / batch) as u64;
-        let total_steps = ((self.train.epochs * steps_per_epoch as f64).round() as u64).max(1);
+        let (total_steps, warmup_steps) = self.steps(images);
         let machine = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = |asked: usize| if asked == 0 { machine } else { asked };
         Ok(Plan {
@@ -82,7 +82,7 @@ impl RunConfig {
             classes: dataset.classes().len(),
             steps_per_epoch,
             total_steps,
-            schedule: Schedule::new(&self.optim, batch, steps_per_epoch, total_steps),
+            schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps),
             precision,
             views_on,
             view_passes: self.view_passes(dataset.channels()),
@@ -90,6 +90,25 @@ impl RunConfig {
             torch_threads: threads(self.train.threads),
             ranks: 1,
         })
+    }
+}
+
+impl RunConfig {
+    /// Steps of the run and of its warm-up on `images` images.
+    fn steps(&self, images: usize) -> (u64, u64) {
+        let (train, warmup) = (&self.train, self.optim.warmup_epochs);
+        let (images, batch) = (images as f64, train.batch as f64);
+        let (total, warmup) = match train.step_count {
+            StepCount::FullBatches => {
+                let per_epoch = (images / batch).floor();
+                ((train.epochs * per_epoch).round(), (warmup * per_epoch).round())
+            }
+            StepCount::Official => {
+                ((images * train.epochs / batch).floor() + 1.0, (images * warmup / batch).floor())
+            }
+        };
+        let total = (total as u64).max(1);
+        (total, (warmup as u64).min(total))
     }
 }
 
@@ -140,6 +159,31 @@ impl Plan {
             torch_threads: divided(self.config.train.threads, self.torch_threads),
             ..self
         })
+    }
+}
+
+#[cfg(test)]
+impl Plan {
+    /// A plan of `config` for unit tests that read schedules and switches, not data.
+    pub fn for_tests(config: RunConfig) -> Self {
+        let schedule = Schedule::new(&config.optim, config.train.batch, 100, 1000);
+        Self {
+            images: 10 * config.train.batch,
+            data_fingerprint: String::new(),
+            channels: 3,
+            labelled: false,
+            classes: 0,
+            steps_per_epoch: 10,
+            total_steps: 1000,
+            schedule,
+            precision: Precision::F32,
+            views_on: ViewsPlace::Cpu,
+            view_passes: 1,
+            data_threads: 1,
+            torch_threads: 1,
+            ranks: 1,
+            config,
+        }
     }
 }
 

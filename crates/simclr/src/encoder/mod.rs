@@ -33,6 +33,8 @@ pub struct EncoderConfig {
     pub zero_gamma: bool,
     /// Padding of the stem's max-pool.
     pub padding: Padding,
+    /// Shortcut of the first block of a ResNet-18 or -34.
+    pub shortcut: Shortcut,
     /// Initialisation of convolution kernels.
     pub init: Init,
     /// Taken from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights want 0.485, 0.456, 0.406.
@@ -50,6 +52,7 @@ impl Default for EncoderConfig {
             stem: Stem::Auto,
             zero_gamma: true,
             padding: Padding::Symmetric,
+            shortcut: Shortcut::Identity,
             init: Init::Official,
             input_mean: Vec::new(),
             input_std: Vec::new(),
@@ -99,6 +102,17 @@ pub enum Padding {
     Symmetric,
     /// TensorFlow's: on even sides none before, one after (weights converted from the official code).
     Same,
+}
+
+/// `encoder.shortcut`: of the first block of group 1 where its input and output have the same shape, as in ResNet-18 and -34.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shortcut {
+    /// The block's input (torchvision).
+    #[default]
+    Identity,
+    /// A 1x1 convolution with batch norm (google-research/simclr `resnet.py`: `use_projection` in every group's first block).
+    Projection,
 }
 
 /// `encoder.init`.

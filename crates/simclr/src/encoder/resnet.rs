@@ -1,11 +1,11 @@
 //! Post-activation ResNets with the stride in the 3x3 convolution ("v1.5"), torchvision's topology and names
-//! (spec 4.1; google-research/simclr `resnet.py`, whose one difference is a projection shortcut also in the first
-//! group of basic-block nets).
+//! (google-research/simclr `resnet.py`, which has a projection shortcut also in the first group of basic-block nets:
+//! [`Shortcut::Projection`]).
 
 use tch::Tensor;
 
 use super::{
-    EncoderConfig, EncoderName, Mode,
+    EncoderConfig, EncoderName, Mode, Shortcut,
     layers::{BatchNorm, Conv, global_mean, max_pool},
 };
 use crate::{device::Precision, params::Params};
@@ -54,7 +54,8 @@ impl ResNet {
             for index in 0..count {
                 let stride = if group > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("encoder.layer{}.{index}", group + 1);
-                let block = Block::new(params, &name, config, bottleneck, (input, width, stride));
+                let project = index == 0 && config.shortcut == Shortcut::Projection;
+                let block = Block::new(params, &name, config, (bottleneck, project), (input, width, stride));
                 input = width * if bottleneck { 4 } else { 1 };
                 blocks.push(block);
             }
@@ -109,7 +110,7 @@ impl Block {
         params: &mut Params,
         name: &str,
         config: &EncoderConfig,
-        bottleneck: bool,
+        (bottleneck, project): (bool, bool),
         (input, width, stride): (i64, i64, i64),
     ) -> Self {
         let output = width * if bottleneck { 4 } else { 1 };
@@ -128,7 +129,7 @@ impl Block {
             layers
                 .push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
         }
-        let shortcut = (stride != 1 || input != output).then(|| {
+        let shortcut = (project || stride != 1 || input != output).then(|| {
             let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), init);
             (conv, BatchNorm::new(params, &format!("{name}.downsample.1"), output, 1.0))
         });

@@ -16,7 +16,7 @@ mod memory; // figures that are known already
 mod plot; // lines of accuracy by share of labels -> SVG
 pub mod protocol; // run, data -> results
 mod reading; // images -> features, in pieces that outlive a kill
-mod recipes; // the run's configuration -> that of a protocol that trains
+pub mod recipes; // the run's configuration -> that of a protocol that trains
 pub mod results; // results -> results.json, table
 mod sets; // path -> labelled training and test part
 mod significance; // answers of two classifiers -> p

@@ -13,6 +13,9 @@ use crate::{
 
 /// Paper B.5: 0.05 * B / 256.
 pub(super) const FINETUNE_RATE: f64 = 0.05;
+/// SimCLR v2: 0.005 * sqrt(B), B = 1024 (google-research/simclr README, fine-tuning with 1 % of the labels).
+pub(super) const FINETUNE_RATE_V2: f64 = 0.005;
+const FINETUNE_BATCH_V2: usize = 1024;
 /// Paper B.6: 0.1 * B / 256, 90 epochs.
 pub(super) const LINEAR_RATE: f64 = 0.1;
 const LINEAR_EPOCHS: f64 = 90.0;
@@ -21,24 +24,62 @@ const FEW_LABELS: f64 = 0.05;
 const FEW_EPOCHS: f64 = 60.0;
 const MORE_EPOCHS: f64 = 30.0;
 
-/// Epochs, where the user says so, and images per step, at most.
+/// Settings of fine-tuning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FinetuneRecipe {
+    /// arXiv 2002.05709, B.5: SGD with Nesterov momentum, 0.05 B / 256.
+    #[default]
+    V1,
+    /// arXiv 2006.10029 and the README of google-research/simclr: LARS, 0.005 sqrt(B), B = 1024.
+    V2,
+}
+
+impl FinetuneRecipe {
+    /// Base learning rates to compare where the user names none. v1 needs a larger one than the paper's with few labels, where its
+    /// small batches take few steps.
+    pub(super) fn rates(self) -> Vec<f64> {
+        match self {
+            Self::V1 => vec![FINETUNE_RATE, 10.0 * FINETUNE_RATE],
+            Self::V2 => vec![FINETUNE_RATE_V2],
+        }
+    }
+
+    /// Images per step, at most, where the user does not say.
+    pub(super) fn batch(self) -> usize {
+        match self {
+            Self::V1 => BATCH,
+            Self::V2 => FINETUNE_BATCH_V2,
+        }
+    }
+}
+
+/// Images per step of the protocols that train, at most, where neither user nor recipe says otherwise.
+pub(super) const BATCH: usize = 256;
+
+/// Epochs, where the user sets them, and images per step, at most.
 #[derive(Clone, Copy)]
 pub(super) struct Length {
     pub(super) epochs: Option<f64>,
     pub(super) batch: usize,
 }
 
-/// Paper B.5, with `labels` labels, a `share` of all: Nesterov momentum, no warm-up, no regularisation, crop and flip only.
+/// Fine-tuning with `labels` labels, a `share` of all: no warm-up, no regularisation, crop and flip only, 60 epochs with 1 % of the
+/// labels and 30 with more, in both recipes.
 pub(super) fn finetune(
     run: &RunConfig,
     start: Option<PathBuf>,
-    keep_head: usize,
+    (recipe, keep_head): (FinetuneRecipe, usize),
     (share, labels): (f64, usize),
     length: Length,
 ) -> RunConfig {
     let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
     let mut config = few_epochs(run, FINETUNE_RATE, paper, labels, length);
     (config.task.start, config.task.keep_head) = (start, keep_head);
+    if recipe == FinetuneRecipe::V2 {
+        let optim = &mut config.optim;
+        (optim.kind, optim.nesterov, optim.lr_in_momentum) = (OptimKind::Lars, false, true);
+        (optim.lr, optim.scaling) = (FINETUNE_RATE_V2, Scaling::Sqrt);
+    }
     config
 }
 
@@ -162,6 +203,23 @@ mod tests {
             |images| transfer(&RunConfig::default(), None, (1, 256), images).train.batch_norm_momentum;
         assert_eq!(momentum(1880), MOMENTUM);
         assert!((momentum(50_000) - 10.0 / 195.0).abs() < 1e-12);
+    }
+
+    /// README of google-research/simclr: --optimizer=lars --learning_rate=0.005 --learning_rate_scaling=sqrt --weight_decay=0
+    /// --train_epochs=60 --train_batch_size=1024 --warmup_epochs=0.
+    #[test]
+    fn the_v2_fine_tuning_recipe_is_the_readmes() {
+        let recipe = FinetuneRecipe::V2;
+        let length = Length { epochs: None, batch: recipe.batch() };
+        let config = finetune(&RunConfig::default(), None, (recipe, 1), (0.01, 12_811), length);
+        let (optim, train) = (&config.optim, &config.train);
+        assert_eq!((optim.kind, optim.nesterov, optim.lr_in_momentum), (OptimKind::Lars, false, true));
+        assert_eq!((optim.weight_decay, optim.warmup_epochs, train.epochs), (0.0, 0.0, 60.0));
+        assert_eq!((train.batch, config.task.keep_head, recipe.rates()), (1024, 1, vec![0.005]));
+        assert!((optim.scaling.apply(optim.lr, train.batch) - 0.16).abs() < 1e-12);
+        let v1 = finetune(&RunConfig::default(), None, (FinetuneRecipe::V1, 0), (0.1, 128_116), length);
+        assert_eq!((v1.optim.kind, v1.optim.nesterov, v1.train.epochs), (OptimKind::Sgd, true, 30.0));
+        assert!((v1.optim.scaling.apply(v1.optim.lr, 256) - 0.05).abs() < 1e-12);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
     frozen::Kept,
     label_sets::LabelSets,
     memory::Figure,
-    recipes::{self, FINETUNE_RATE, LINEAR_RATE, Length},
+    recipes::{self, BATCH, FinetuneRecipe, LINEAR_RATE, Length},
     results::{Cell, Row},
     sets::Sets,
     splits,
@@ -31,7 +31,9 @@ pub struct TrainedOptions {
     pub supervised: bool,
     /// Layers of the projection head kept below the classifier in fine-tuning: a row for each (0: from h; SimCLRv2: 1).
     pub keep_head: Vec<usize>,
-    /// Base learning rates of fine-tuning, for 256 images. Several are compared on a hold-out of the labels.
+    /// Optimizer, rates and batch of fine-tuning.
+    pub recipe: FinetuneRecipe,
+    /// Base learning rates of fine-tuning; empty: the recipe's. Several are compared on a hold-out of the labels.
     pub rates: Vec<f64>,
     /// Several rates of fine-tuning are compared up to this many labels; with more, the first is taken.
     pub sweep_below: usize,
@@ -41,8 +43,9 @@ pub struct TrainedOptions {
     pub linear_decays: Vec<f64>,
     /// Optimizer of the linear classifier on crops: SGD, or LARS as the paper's alternative (B.6).
     pub linear_optim: OptimKind,
-    /// Images per step of fine-tuning and of the linear classifier, at most; a quarter of the labels where that is fewer.
-    pub batch: usize,
+    /// Images per step of fine-tuning and of the linear classifier, at most; a quarter of the labels where that is fewer. None:
+    /// 256, or the recipe's.
+    pub batch: Option<usize>,
     /// Epochs; none: as in the paper, 60 below 5 % of the labels and 30 from there on, 90 of the linear classifier.
     pub epochs: Option<f64>,
     /// Subsets of labels, for each share below 1, that are fine-tuned on: the first of those of the linear classifier.
@@ -58,12 +61,13 @@ impl Default for TrainedOptions {
             linear_sgd: false,
             supervised: false,
             keep_head: vec![0],
-            rates: vec![FINETUNE_RATE, 10.0 * FINETUNE_RATE],
+            recipe: FinetuneRecipe::default(),
+            rates: Vec::new(),
             sweep_below: 10_000,
             linear_rates: vec![LINEAR_RATE],
             linear_decays: vec![0.0],
             linear_optim: OptimKind::Sgd,
-            batch: 256,
+            batch: None,
             epochs: None,
             draws: 3,
             seeds: 1,
@@ -82,9 +86,9 @@ impl TrainedOptions {
         let decays = &self.linear_decays;
         let fine = self.draws >= 1
             && self.seeds >= 1
-            && self.batch >= 2
+            && self.batch.is_none_or(|batch| batch >= 2)
             && self.epochs.is_none_or(|epochs| epochs > 0.0)
-            && positive(&self.rates)
+            && (self.rates.is_empty() || positive(&self.rates))
             && positive(&self.linear_rates)
             && !decays.is_empty()
             && decays.iter().all(|decay| decay.is_finite() && *decay >= 0.0)
@@ -139,9 +143,18 @@ impl<'a> Bench<'a, '_> {
         (frozen.config(), frozen.origin().checkpoint.clone())
     }
 
-    fn length(&self) -> Length {
+    fn length(&self, batch: usize) -> Length {
         let options = self.options();
-        Length { epochs: options.epochs, batch: options.batch }
+        Length { epochs: options.epochs, batch: options.batch.unwrap_or(batch) }
+    }
+
+    fn finetune_length(&self) -> Length {
+        self.length(self.options().recipe.batch())
+    }
+
+    fn finetune_rates(&self) -> Vec<f64> {
+        let options = self.options();
+        if options.rates.is_empty() { options.recipe.rates() } else { options.rates.clone() }
     }
 
     fn linear_row(&mut self) -> Result<Option<(Row, String)>, EvalError> {
@@ -150,7 +163,7 @@ impl<'a> Bench<'a, '_> {
         }
         let kind = self.options().linear_optim;
         let (run, start) = self.run();
-        let config = recipes::linear(run, start, kind, self.kept.train.len(), self.length());
+        let config = recipes::linear(run, start, kind, self.kept.train.len(), self.length(BATCH));
         let grid = self.linear_grid();
         let place = format!("linear-{}", if kind == OptimKind::Sgd { "sgd" } else { "lars" });
         let cell = self.with_all(&place, &config, &grid)?;
@@ -162,7 +175,8 @@ impl<'a> Bench<'a, '_> {
     fn finetuned_row(&mut self, keep: usize) -> Result<(Row, String), EvalError> {
         let (run, start) = self.run();
         let all = (1.0, self.kept.train.len());
-        let config = recipes::finetune(run, start.clone(), keep, all, self.length());
+        let config =
+            recipes::finetune(run, start.clone(), (self.options().recipe, keep), all, self.finetune_length());
         let words = recipes::words(&config) + &self.finetune_grid().words();
         let row = self.finetuned(&finetuned_name(keep), start.as_ref(), keep)?;
         Ok((row, format!("from the run's weights; {words}")))
@@ -201,7 +215,7 @@ impl<'a> Bench<'a, '_> {
     }
 
     fn finetune_grid(&self) -> Grid {
-        Grid { below: self.options().sweep_below, ..Grid::product(&self.options().rates, &[0.0]) }
+        Grid { below: self.options().sweep_below, ..Grid::product(&self.finetune_rates(), &[0.0]) }
     }
 
     /// The subsets of one share that are fine-tuned on.
@@ -245,8 +259,10 @@ impl<'a> Bench<'a, '_> {
         start: Option<&PathBuf>,
         keep: usize,
     ) -> Result<Cell, EvalError> {
-        let (run, grid, length) = (self.trainer.frozen.config(), self.finetune_grid(), self.length());
-        let config = |labels: usize| recipes::finetune(run, start.cloned(), keep, (share, labels), length);
+        let (run, grid, length) =
+            (self.trainer.frozen.config(), self.finetune_grid(), self.finetune_length());
+        let how = (self.options().recipe, keep);
+        let config = |labels: usize| recipes::finetune(run, start.cloned(), how, (share, labels), length);
         if share >= 1.0 {
             return self.with_all(&place(0), &config(self.kept.train.len()), &grid);
         }

@@ -3,26 +3,37 @@
 use simclr_shim::Rule;
 use tch::Tensor;
 
-use super::{OptimConfig, OptimKind, groups::decays, ratio_or_one};
+use super::{OptimConfig, OptimKind, ratio_or_one};
 use crate::params::Param;
 
 /// Upper bound of phi(|w|) in LAMB (the public port's; the paper leaves it open, spec 12.3).
 const LAMB_MAX_NORM: f64 = 10.0;
 
-/// The rule for the CPU's kernels.
+/// Epsilon where `optim.eps` is unset: PyTorch's AdamW, and the LAMB paper's (arXiv 1904.00962).
+fn eps(config: &OptimConfig) -> f64 {
+    config.eps.unwrap_or(if config.kind == OptimKind::Lamb { 1e-6 } else { 1e-8 })
+}
+
+fn bias_correction(config: &OptimConfig) -> bool {
+    config.kind != OptimKind::Lamb || config.lamb_bias_correction
+}
+
+/// The rule for the kernels of the CPU and of GPUs.
 pub fn rule(config: &OptimConfig, lr: f64, steps: i64) -> Rule {
     Rule::Adam {
         lr,
         decay: config.weight_decay,
         beta1: config.beta1,
         beta2: config.beta2,
-        eps: config.eps,
+        eps: eps(config),
         steps,
+        bias_correction: bias_correction(config),
         max_norm: (config.kind == OptimKind::Lamb).then_some(LAMB_MAX_NORM),
     }
 }
 
 /// One update of `param` in place, by libtorch's operations; `moments` are its first and second moment, `steps` counts from 1.
+/// Returns the trust ratio (no dimension, on the device) where LAMB adapts the parameter.
 pub fn update(
     config: &OptimConfig,
     param: &Param,
@@ -30,22 +41,26 @@ pub fn update(
     (first, second): (&mut Tensor, &mut Tensor),
     lr: f64,
     steps: i64,
-) {
+) -> Option<Tensor> {
     let _ = first.g_mul_scalar_(config.beta1).g_add_(&(g * (1.0 - config.beta1)));
     let _ = second.g_mul_scalar_(config.beta2).g_add_(&(g * g * (1.0 - config.beta2)));
-    let unbiased = |beta: f64| 1.0 - beta.powf(steps as f64);
+    let corrected = bias_correction(config);
+    let unbiased = |beta: f64| if corrected { 1.0 - beta.powf(steps as f64) } else { 1.0 };
     let direction =
-        &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + config.eps);
-    let decay = if decays(param.role) { config.weight_decay } else { 0.0 };
+        &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + eps(config));
+    let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
     let mut w = param.tensor.shallow_clone();
     if config.kind == OptimKind::Adamw {
         let _ = w.g_mul_scalar_(1.0 - lr * decay).g_sub_(&(direction * lr));
-        return;
+        return None;
     }
     let update = direction + &w * decay;
     let mut step = update.shallow_clone() * lr;
-    if decays(param.role) {
-        let _ = step.g_mul_(&ratio_or_one(&w.norm().clamp_max(LAMB_MAX_NORM), &update.norm()));
+    let ratio =
+        config.adapts(param.role).then(|| ratio_or_one(&w.norm().clamp_max(LAMB_MAX_NORM), &update.norm()));
+    if let Some(ratio) = &ratio {
+        let _ = step.g_mul_(ratio);
     }
     let _ = w.g_sub_(&step);
+    ratio
 }

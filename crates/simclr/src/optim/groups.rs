@@ -1,19 +1,48 @@
-//! Who is decayed and adapted: kernels are, batch-norm scales and shifts and biases are not (google-research/simclr
-//! `lars_optimizer.py`, `exclude_from_weight_decay`; spec 6.1).
+//! Parameter groups: which parameters weight decay and layer-wise adaptation apply to.
+//!
+//! The official code excludes batch norm, biases and the supervised classifier from LARS' adaptation and decay
+//! (google-research/simclr tf2/model.py `build_optimizer`) and adds the decay of the classifier's weight to the loss
+//! (`add_weight_decay`), so that the classifier is trained by momentum SGD with weight decay.
+
+use serde::{Deserialize, Serialize};
 
 use super::{OptimConfig, OptimKind};
 use crate::params::{Params, Role};
 
-/// Whether parameters of this role get weight decay and a layer-wise learning rate.
-pub fn decays(role: Role) -> bool {
-    role == Role::Kernel
+/// `optim.decay`: the parameters that weight decay applies to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Weights of convolutions and dense layers (official code with LARS).
+    #[default]
+    Weights,
+    /// Also their biases (official code with other optimizers).
+    WeightsAndBiases,
+    /// Also scale and shift of batch norm (`torch.optim` with one group).
+    All,
 }
 
-/// The groups as text, a line each, printed at start so that a wrong exclusion is seen.
+impl OptimConfig {
+    /// Whether weight decay applies to parameters of this role.
+    pub fn decays(&self, role: Role) -> bool {
+        match role {
+            Role::Kernel | Role::Classifier => true,
+            Role::Bias => self.decay != Decay::Weights,
+            Role::NormScale | Role::NormShift => self.decay == Decay::All,
+        }
+    }
+
+    /// Whether the trust ratio of LARS or LAMB scales the step of parameters of this role.
+    pub fn adapts(&self, role: Role) -> bool {
+        matches!(self.kind, OptimKind::Lars | OptimKind::Lamb) && role == Role::Kernel
+    }
+}
+
+/// One line per group, printed at start so that a wrong exclusion is seen.
 pub fn table(config: &OptimConfig, params: &Params) -> String {
-    let adapts = matches!(config.kind, OptimKind::Lars | OptimKind::Lamb);
     let rows = [
-        ("kernels", &[Role::Kernel][..]),
+        ("weights", &[Role::Kernel][..]),
+        ("classifier weight", &[Role::Classifier]),
         ("biases", &[Role::Bias]),
         ("batch-norm scale, shift", &[Role::NormScale, Role::NormShift]),
     ];
@@ -23,10 +52,12 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
     );
     for (name, roles) in rows {
         let members: Vec<_> = params.params().iter().filter(|param| roles.contains(&param.role)).collect();
+        if members.is_empty() && roles == [Role::Classifier] {
+            continue;
+        }
         let numbers: usize = members.iter().map(|param| param.tensor.numel()).sum();
-        let kernel = roles.iter().all(|&role| decays(role));
-        let decay = if kernel { config.weight_decay } else { 0.0 };
-        let adaptation = if kernel && adapts { "layer-wise" } else { "no" };
+        let decay = if config.decays(roles[0]) { config.weight_decay } else { 0.0 };
+        let adaptation = if config.adapts(roles[0]) { "layer-wise" } else { "no" };
         text += &format!("\n{name:<24} {:>7} {numbers:>12} {decay:>13e} {adaptation:>10}", members.len());
     }
     text

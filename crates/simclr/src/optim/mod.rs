@@ -1,4 +1,4 @@
-//! Who decays ([`groups`]), how to step (`momentum`: SGD and LARS; `adam`: AdamW and LAMB), how fast ([`Schedule`]).
+//! Parameter groups ([`groups`]), update rules (`momentum`: SGD and LARS; `adam`: AdamW and LAMB), learning rate ([`Schedule`]).
 
 mod adam;
 pub mod groups;
@@ -14,6 +14,7 @@ use crate::{
     params::{Param, Params},
 };
 
+pub use groups::Decay;
 pub use schedule::Schedule;
 
 /// `[optim]`.
@@ -26,8 +27,10 @@ pub struct OptimConfig {
     pub lr: f64,
     /// How the base is scaled with the batch of N images.
     pub scaling: Scaling,
-    /// Weight decay of kernels.
+    /// Weight decay.
     pub weight_decay: f64,
+    /// Parameters that it applies to.
+    pub decay: Decay,
     /// Momentum of LARS and SGD.
     pub momentum: f64,
     /// Nesterov momentum (SGD, LARS).
@@ -42,8 +45,11 @@ pub struct OptimConfig {
     pub beta1: f64,
     /// AdamW and LAMB.
     pub beta2: f64,
-    /// AdamW and LAMB.
-    pub eps: f64,
+    /// AdamW and LAMB; unset: 1e-8 for AdamW (PyTorch), 1e-6 for LAMB (arXiv 1904.00962).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// LAMB: whether moments are corrected for their zero start (arXiv 1904.00962 v5; v3 and its public ports do not).
+    pub lamb_bias_correction: bool,
     /// Linear warm-up, in epochs.
     pub warmup_epochs: f64,
     /// After warm-up.
@@ -57,6 +63,7 @@ impl Default for OptimConfig {
             lr: 0.3,
             scaling: Scaling::Linear,
             weight_decay: 1e-6,
+            decay: Decay::default(),
             momentum: 0.9,
             nesterov: false,
             trust: 1e-3,
@@ -64,7 +71,8 @@ impl Default for OptimConfig {
             lr_in_momentum: true,
             beta1: 0.9,
             beta2: 0.999,
-            eps: 1e-8,
+            eps: None,
+            lamb_bias_correction: true,
             warmup_epochs: 10.0,
             schedule: ScheduleKind::Cosine,
         }
@@ -127,6 +135,8 @@ pub struct Optimizer {
     /// Updates done; Adam's bias correction needs it.
     steps: i64,
     groups: String,
+    /// `[parameters]` f64 on the parameters' device: the trust ratios of the last step, NaN where there is none. LARS and LAMB.
+    trust_ratios: Option<Tensor>,
     /// What the kernels of a GPU read anew in every step, see [`simclr_shim::Rule::now`].
     now: Option<Tensor>,
 }
@@ -145,6 +155,7 @@ impl Optimizer {
     /// Zero state for `params`.
     pub fn new(config: &OptimConfig, params: &Params) -> Self {
         let two_moments = matches!(config.kind, OptimKind::Adamw | OptimKind::Lamb);
+        let layerwise = matches!(config.kind, OptimKind::Lars | OptimKind::Lamb);
         let slot = |param: &Param| Slot {
             name: param.name.clone(),
             first: param.tensor.zeros_like().detach(),
@@ -155,6 +166,10 @@ impl Optimizer {
             slots: params.params().iter().map(slot).collect(),
             steps: 0,
             groups: groups::table(config, params),
+            trust_ratios: layerwise.then(|| {
+                let count = params.params().len() as i64;
+                Tensor::full([count], f64::NAN, (Kind::Double, params.device()))
+            }),
             now: None,
         }
     }
@@ -173,7 +188,8 @@ impl Optimizer {
             return self.step_composed(params, lr);
         }
         self.steps += 1;
-        let done = simclr_shim::optimizer_step(self.rule(lr), &self.parameters(params));
+        let done =
+            simclr_shim::optimizer_step(self.rule(lr), &self.parameters(params), self.trust_ratios.as_ref());
         done.unwrap_or_else(|error| panic!("{error}"));
     }
 
@@ -193,7 +209,13 @@ impl Optimizer {
     /// If nothing was announced before, or `params` are not the ones that this optimizer was built for.
     pub fn enqueue(&self, params: &Params, guard: Option<&Tensor>) {
         let now = self.now.as_ref().expect("a step is announced first");
-        let done = simclr_shim::gpu_optimizer_step(self.rule(0.0), &self.parameters(params), now, guard);
+        let done = simclr_shim::gpu_optimizer_step(
+            self.rule(0.0),
+            &self.parameters(params),
+            now,
+            guard,
+            self.trust_ratios.as_ref(),
+        );
         done.unwrap_or_else(|error| panic!("{error}"));
     }
 
@@ -211,7 +233,8 @@ impl Optimizer {
             weight: &param.tensor,
             first: &slot.first,
             second: slot.second.as_ref(),
-            kernel: groups::decays(param.role),
+            decayed: self.config.decays(param.role),
+            adapted: self.config.adapts(param.role),
         };
         pairs.map(parameter).collect()
     }
@@ -225,16 +248,19 @@ impl Optimizer {
         self.steps += 1;
         let (config, steps) = (&self.config, self.steps);
         tch::no_grad(|| {
-            for (param, slot) in params.params().iter().zip(&mut self.slots) {
+            for (index, (param, slot)) in params.params().iter().zip(&mut self.slots).enumerate() {
                 let gradient = param.tensor.grad();
                 if !gradient.defined() {
                     continue;
                 }
-                match &mut slot.second {
+                let ratio = match &mut slot.second {
                     None => momentum::update(config, param, &gradient, &mut slot.first, lr),
                     Some(second) => {
                         adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps)
                     }
+                };
+                if let (Some(ratio), Some(ratios)) = (ratio, &self.trust_ratios) {
+                    ratios.select(0, index as i64).copy_(&ratio);
                 }
                 simclr_shim::drop_gradient(&param.tensor).unwrap_or_else(|error| panic!("{error}"));
             }
@@ -272,7 +298,16 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The parameter groups for people: role, tensors, numbers, decay, adaptation.
+    /// Smallest and largest trust ratio of the last step over the adapted parameters; `None` before the first step, and for
+    /// rules without one. Reads from the device.
+    pub fn trust_ratio_range(&self) -> Option<[f64; 2]> {
+        let ratios = Vec::<f64>::try_from(self.trust_ratios.as_ref()?.to_device(Device::Cpu)).ok()?;
+        let ratios: Vec<f64> = ratios.into_iter().filter(|ratio| !ratio.is_nan()).collect();
+        let fold = |start: f64, pick: fn(f64, f64) -> f64| ratios.iter().copied().fold(start, pick);
+        (!ratios.is_empty()).then(|| [fold(f64::INFINITY, f64::min), fold(0.0, f64::max)])
+    }
+
+    /// One line per parameter group: tensors, numbers, decay, adaptation.
     pub fn group_table(&self) -> &str {
         &self.groups
     }

@@ -3,10 +3,10 @@
 use simclr_shim::{Rule, Trust};
 use tch::Tensor;
 
-use super::{LarsNorm, OptimConfig, OptimKind, groups::decays, ratio_or_one};
+use super::{LarsNorm, OptimConfig, OptimKind, ratio_or_one};
 use crate::params::Param;
 
-/// The rule for the CPU's kernels.
+/// The rule for the kernels of the CPU and of GPUs.
 pub fn rule(config: &OptimConfig, lr: f64) -> Rule {
     Rule::Momentum {
         lr,
@@ -26,22 +26,32 @@ pub fn rule(config: &OptimConfig, lr: f64) -> Rule {
 ///
 /// With `lr_in_momentum` (google-research/simclr `lars_optimizer.py`, `classic_momentum`): v = m v + s g, w -= v, where
 /// s = lr x ratio. Without (PyTorch's convention): v = m v + ratio x g, w -= lr v. Both agree while lr is constant.
-pub fn update(config: &OptimConfig, param: &Param, gradient: &Tensor, velocity: &mut Tensor, lr: f64) {
-    let decayed = decays(param.role) && config.weight_decay != 0.0;
+///
+/// Returns the trust ratio (no dimension, on the device) where LARS adapts the parameter.
+pub fn update(
+    config: &OptimConfig,
+    param: &Param,
+    gradient: &Tensor,
+    velocity: &mut Tensor,
+    lr: f64,
+) -> Option<Tensor> {
+    let decayed = config.decays(param.role) && config.weight_decay != 0.0;
     let g = if decayed { gradient + &param.tensor * config.weight_decay } else { gradient.shallow_clone() };
     let (inside, outside) = if config.lr_in_momentum { (lr, 1.0) } else { (1.0, lr) };
     let mut step = &g * inside;
-    if config.kind == OptimKind::Lars && decays(param.role) {
-        let _ = step.g_mul_(&trust_ratio(config, &param.tensor, gradient, &g));
+    let ratio = config.adapts(param.role).then(|| trust_ratio(config, param, gradient, &g));
+    if let Some(ratio) = &ratio {
+        let _ = step.g_mul_(ratio);
     }
     let _ = velocity.g_mul_scalar_(config.momentum).g_add_(&step);
     let update = if config.nesterov { &*velocity * config.momentum + step } else { velocity.shallow_clone() };
     let _ = param.tensor.shallow_clone().g_sub_(&(update * outside));
+    ratio
 }
 
 /// eeta |w| / |g|, by either denominator; 1 where a norm is 0. No dimension.
-fn trust_ratio(config: &OptimConfig, w: &Tensor, gradient: &Tensor, decayed: &Tensor) -> Tensor {
-    let weight = w.norm();
+fn trust_ratio(config: &OptimConfig, param: &Param, gradient: &Tensor, decayed: &Tensor) -> Tensor {
+    let weight = param.tensor.norm();
     let denominator = match config.lars_norm {
         LarsNorm::Decayed => decayed.norm(),
         LarsNorm::Separate => gradient.norm() + &weight * config.weight_decay,

@@ -18,14 +18,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Scales the base rate for a batch of `batch` images and turns epochs into steps.
-    ///
-    /// The official code counts `n * epochs // batch + 1` steps; here an epoch has `n // batch` steps and the run
-    /// ends with the last of them, so the last step still has a rate above 0.
-    pub fn new(config: &OptimConfig, batch: usize, steps_per_epoch: u64, total_steps: u64) -> Self {
+    /// Scales the base rate for a batch of `batch` images.
+    pub fn new(config: &OptimConfig, batch: usize, warmup_steps: u64, total_steps: u64) -> Self {
         Self {
             peak: config.scaling.apply(config.lr, batch),
-            warmup_steps: ((config.warmup_epochs * steps_per_epoch as f64).round() as u64).min(total_steps),
+            warmup_steps,
             total_steps,
             kind: config.schedule,
         }

@@ -86,18 +86,24 @@ pub fn examine(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Fin
 
 /// That decay and adaptation leave out what they must, and that there is something to train.
 fn groups(own: &Ready) -> Finding {
-    use crate::{optim::groups::decays, params::Role};
-    let params = own.model.params.params();
-    let kernels = params.iter().filter(|param| decays(param.role)).count();
-    let spared = [Role::Bias, Role::NormScale, Role::NormShift];
-    // A kernel has two dimensions or more, everything else one: a foreign module's roles go by name.
-    let odd = params.iter().find(|param| decays(param.role) != (param.tensor.dim() >= 2));
+    use crate::params::Role;
+    let (params, optim) = (own.model.params.params(), &own.plan.config.optim);
+    let is_weight = |role| matches!(role, Role::Kernel | Role::Classifier);
+    let weights = params.iter().filter(|param| is_weight(param.role)).count();
+    // Weights have two dimensions or more, all other parameters one. The roles in a foreign module are inferred from names.
+    let odd = params.iter().find(|param| is_weight(param.role) != (param.tensor.dim() >= 2));
     let (text, verdict) = match odd {
-        _ if kernels == 0 => ("no kernel to train".to_owned(), Verdict::Wrong),
+        _ if weights == 0 => ("no weight to train".to_owned(), Verdict::Wrong),
         Some(param) => (format!("`{}` has the wrong group", param.name), Verdict::Wrong),
         None => {
-            let others = params.iter().filter(|param| spared.contains(&param.role)).count();
-            (format!("{kernels} kernels decay, {others} biases, scales and shifts do not"), Verdict::Fine)
+            let others = params.iter().filter(|param| !is_weight(param.role));
+            let (decayed, spared): (Vec<_>, Vec<_>) = others.partition(|param| optim.decays(param.role));
+            let more = if decayed.is_empty() { "" } else { " and all that optim.decay adds" };
+            let spared = spared.len();
+            (
+                format!("{weights} weights{more} decay, {spared} biases, scales and shifts do not"),
+                Verdict::Fine,
+            )
         }
     };
     Finding { name: "weight decay".into(), text, verdict }

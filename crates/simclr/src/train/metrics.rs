@@ -45,8 +45,12 @@ impl Metrics {
     /// A full disk.
     pub fn step(&mut self, report: &StepReport) -> Result<(), std::io::Error> {
         let value = json!(report);
-        for tag in ["loss", "accuracy", "lr", "images_per_second", "data_wait"] {
+        for tag in ["loss", "accuracy", "gradient_norm", "lr", "images_per_second", "data_wait"] {
             self.scalar(report.step, &format!("train/{tag}"), value[tag].as_f64().unwrap_or(f64::NAN))?;
+        }
+        for (tag, ratio) in report.trust_ratio.iter().flat_map(|range| ["min", "max"].into_iter().zip(range))
+        {
+            self.scalar(report.step, &format!("train/trust_ratio_{tag}"), *ratio)?;
         }
         self.line(&value)
     }
@@ -132,6 +136,8 @@ mod tests {
             chance_loss: 4.0,
             accuracy: 0.25,
             accuracy_of: "contrastive",
+            gradient_norm: 0.5,
+            trust_ratio: step.is_multiple_of(5).then_some([1e-3, 2e-3]),
             lr: 0.1,
             images_per_second: 100.0,
             data_wait: 0.0,
@@ -181,7 +187,10 @@ mod tests {
         let [first, second] = &files[..] else { panic!("two starts, two files: {files:?}") };
         let (first, second) =
             (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
-        assert_eq!((first.len(), second.len()), (2 + 5 * 5 + 1, 2 + 3 * 5));
+        assert_eq!((first.len(), second.len()), (2 + 5 * 6 + 2 + 1, 2 + 3 * 6 + 2));
+        let lines = fs_err::read_to_string(folder.metrics_file()).unwrap();
+        let line: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert_eq!((&line["gradient_norm"], &line["trust_ratio"]), (&json!(0.5), &json!([1e-3, 2e-3])));
         // wall_time takes the first nine bytes; then step 3, and a session log that says START.
         assert_eq!(second[1][9..], [0x10, 3, 0x3a, 2, 0x08, 1]);
     }

@@ -2,6 +2,7 @@
 
 mod agreed;
 mod bad_files;
+mod chance; // loss -> a warning where it stays at chance
 mod clock;
 pub mod doctor;
 mod events;

@@ -19,6 +19,11 @@ pub struct StepReport {
     pub accuracy: f64,
     /// Whose: `contrastive` is the pretext task's, not a classifier's; `training` is the classifier's on its own images.
     pub accuracy_of: &'static str,
+    /// Norm of the gradient of all parameters together.
+    pub gradient_norm: f64,
+    /// LARS and LAMB, every `train.health_every` steps: smallest and largest trust ratio over the adapted parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_ratio: Option<[f64; 2]>,
     /// Learning rate of this step.
     pub lr: f64,
     /// Images (not views) per second since the last report.

@@ -19,6 +19,7 @@ use super::{
     Observer, RunFolder, StepReport,
     agreed::{agreed, agreed_telling, or_end_all},
     bad_files::BadFiles,
+    chance::ChanceMonitor,
     clock::Clock,
     feed::Feed,
     large::{Chunks, LargeStep},
@@ -110,6 +111,7 @@ pub fn pretrain_among(
         objective,
         saved: (Instant::now(), (first_step > 0).then_some(first_step)),
         clock: Clock::default(),
+        chance: ChanceMonitor::default(),
         last_batch: (first_step, Vec::new()),
         bad: HashSet::new(),
         buckets: Buckets::new(&model.params, ranks),
@@ -345,6 +347,7 @@ struct Run<'a> {
     /// When the last checkpoint was written, and the step of the newest one.
     saved: (Instant, Option<u64>),
     clock: Clock,
+    chance: ChanceMonitor,
     /// Step and images of the newest batch over all ranks, to name where numbers stop being numbers.
     last_batch: (u64, Vec<usize>),
     /// Images that no rank could decode so far.
@@ -403,6 +406,8 @@ impl Run<'_> {
             chance_loss: self.objective.chance(images),
             accuracy: done.accuracy,
             accuracy_of: config.task.objective.accuracy_name(),
+            gradient_norm: done.gradient_norm,
+            trust_ratio: health_due.then(|| self.optimizer.trust_ratio_range()).flatten(),
             lr: plan.schedule.at(step),
             images_per_second,
             data_wait,
@@ -424,6 +429,10 @@ impl Run<'_> {
             if let Some(health) = health {
                 record.metrics.health(report.step, health)?;
                 observer.health(health);
+            }
+            let warning = self.chance.observe(report.step, report.loss, report.chance_loss, self.plan);
+            if let Some(warning) = warning {
+                observer.message(&warning);
             }
         }
         self.due(report.step + 1, observer)

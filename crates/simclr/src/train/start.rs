@@ -9,6 +9,7 @@ use tch::Device;
 use super::RunFolder;
 use crate::{
     Plan, TrainError,
+    config::StepCount,
     device::{Precision, describe, describe_kernels},
     encoder::NormOver,
     model::SimClr,
@@ -56,7 +57,7 @@ pub fn facts(
     optimizer: &Optimizer,
     device: Device,
 ) -> Vec<(String, String)> {
-    let (config, train) = (&plan.config, &plan.config.train);
+    let config = &plan.config;
     let precision = match plan.precision {
         Precision::Bf16 => "bf16 compute, f32 weights, statistics and loss",
         Precision::F32 => "f32",
@@ -80,7 +81,7 @@ pub fn facts(
         ("loss", loss(plan)),
         ("batch", batch(plan)),
         ("learning rate", learning_rate(plan)),
-        ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
+        ("steps", steps(plan)),
         ("groups", optimizer.group_table().to_owned()),
     ];
     if let Some(kernels) = describe_kernels(device) {
@@ -90,6 +91,7 @@ pub fn facts(
         };
         facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
     }
+    facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -158,6 +160,19 @@ fn batch(plan: &Plan) -> String {
         train.batch,
         plan.chunk()
     )
+}
+
+/// `19500 = 100 epochs of 195`, or the official count.
+fn steps(plan: &Plan) -> String {
+    let train = &plan.config.train;
+    match train.step_count {
+        StepCount::FullBatches => {
+            format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)
+        }
+        StepCount::Official => {
+            format!("{} = {} x {} / {} + 1", plan.total_steps, plan.images, train.epochs, train.batch)
+        }
+    }
 }
 
 /// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.

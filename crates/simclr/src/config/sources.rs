@@ -1,0 +1,143 @@
+//! Settings of published sources, for the line `differs from ...` at the start of a run and for the test that each recipe equals
+//! its source. A table lists the values of the source, not the recipe's.
+
+use serde_json::{Value, json};
+use toml::Table;
+
+use super::RunConfig;
+use crate::{
+    encoder::{EncoderName, Padding, Shortcut, Stem},
+    objective::ObjectiveKind,
+};
+
+/// A published recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// ImageNet, ResNet-50 (arXiv 2002.05709).
+    SimclrV1,
+    /// ImageNet, ResNet-50 without memory (arXiv 2006.10029).
+    SimclrV2,
+    /// CIFAR-10, ResNet-18 (README of google-research/simclr).
+    SimclrCifar10,
+    /// CIFAR-10, ResNet-18, 100 epochs of SGD (dkobak/simclr-cifar10).
+    DkobakCifar10,
+}
+
+/// A key whose value is not the source's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// `section.key`.
+    pub key: String,
+    /// Value of the configuration.
+    pub ours: Value,
+    /// Value of the source.
+    pub theirs: Value,
+}
+
+/// The scale of a run is chosen by its user; it is no difference of the method.
+const SCALE: [&str; 3] = ["train.epochs", "train.batch", "train.image_size"];
+
+impl Source {
+    /// Every source with a table.
+    pub const ALL: [Self; 4] = [Self::SimclrV1, Self::SimclrV2, Self::SimclrCifar10, Self::DkobakCifar10];
+
+    /// File name of the table, without ending; recipes name it in their header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SimclrV1 => "simclr-v1",
+            Self::SimclrV2 => "simclr-v2",
+            Self::SimclrCifar10 => "simclr-cifar10",
+            Self::DkobakCifar10 => "dkobak-cifar10",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::SimclrV1 => "SimCLR v1",
+            Self::SimclrV2 => "SimCLR v2",
+            Self::SimclrCifar10 => "SimCLR's CIFAR-10 command",
+            Self::DkobakCifar10 => "dkobak/simclr-cifar10",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::SimclrV1 => include_str!("sources/simclr-v1.toml"),
+            Self::SimclrV2 => include_str!("sources/simclr-v2.toml"),
+            Self::SimclrCifar10 => include_str!("sources/simclr-cifar10.toml"),
+            Self::DkobakCifar10 => include_str!("sources/dkobak-cifar10.toml"),
+        }
+    }
+
+    /// The keys in which `config` differs from the source, in the order of the table's sections.
+    pub fn differences(self, config: &RunConfig) -> Vec<Difference> {
+        let table: Table = self.text().parse().expect("a committed table is TOML");
+        // Through the configuration's own types, so that 0.08 as f32 equals 0.08.
+        let typed: RunConfig = toml::from_str(self.text()).expect("a committed table is a configuration");
+        let (ours, theirs) = (json!(comparable(config)), json!(comparable(&typed)));
+        let listed = table.iter().flat_map(|(section, keys)| {
+            let keys = keys.as_table().into_iter().flatten();
+            keys.map(move |(key, _)| (section.as_str(), key.as_str()))
+        });
+        let differing = listed.filter(|(section, key)| ours[*section][*key] != theirs[*section][*key]);
+        differing
+            .map(|(section, key)| Difference {
+                key: format!("{section}.{key}"),
+                ours: ours[section][key].clone(),
+                theirs: theirs[section][key].clone(),
+            })
+            .collect()
+    }
+}
+
+/// `config` with settings resolved that have no effect of their own, so that two spellings of one network are equal.
+fn comparable(config: &RunConfig) -> RunConfig {
+    let mut config = config.clone();
+    let size = config.train.image_size as i64;
+    let encoder = &mut config.encoder;
+    let imagenet = encoder.imagenet_stem(size);
+    encoder.stem = if imagenet { Stem::Imagenet } else { Stem::Cifar };
+    if !imagenet {
+        encoder.padding = Padding::Symmetric; // of a pooling that this stem does not have
+    }
+    if !matches!(encoder.name, EncoderName::Resnet18 | EncoderName::Resnet34) {
+        encoder.shortcut = Shortcut::Identity; // group 1 changes the shape, so that its first block projects anyway
+    }
+    config.head.init = config.head.effective_init();
+    config
+}
+
+impl RunConfig {
+    /// `differs from SimCLR v1 in: head.layers = 3 (2), ...`, of the official source that is closest; epochs, batch and image
+    /// size are left out. `None` for runs with labels.
+    pub fn differs_from_official(&self) -> Option<String> {
+        if self.task.objective != ObjectiveKind::Contrastive {
+            return None;
+        }
+        let official = [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10];
+        let of_method = |source: Source| {
+            let all = source.differences(self).into_iter();
+            (source, all.filter(|found| !SCALE.contains(&found.key.as_str())).collect::<Vec<_>>())
+        };
+        let (source, found) = official.map(of_method).into_iter().min_by_key(|(_, found)| found.len())?;
+        if found.is_empty() {
+            return Some(format!("every setting is that of {}", source.title()));
+        }
+        let item =
+            |found: &Difference| format!("{} = {} ({})", found.key, plain(&found.ours), plain(&found.theirs));
+        let items: Vec<String> = found.iter().map(item).collect();
+        Some(format!("differs from {} in: {}", source.title(), items.join(", ")))
+    }
+}
+
+/// Without quotes, and with the digits of an `f32`, which most settings are.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(", ")),
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or(String::new(), |x| (x as f32).to_string())
+        }
+        other => other.to_string(),
+    }
+}
