@@ -45,14 +45,16 @@ def lars(wd, separate, inside, nesterov, mu=0.9, eeta=1e-3):
     return w
 
 
-def lamb(wd, b1=0.9, b2=0.999, eps=1e-8):
+def lamb(wd, correct=True, b1=0.9, b2=0.999, eps=1e-6):
+    """`correct`: arXiv 1904.00962 v5; without: v3 and its public ports (cybertronai/pytorch-lamb)."""
     w = {n: start[n].copy() for n in start}
     m, s = {n: 0 * w[n] for n in w}, {n: 0 * w[n] for n in w}
     for step in range(STEPS):
         for n, shape, kernel in PARAMS:
             g = gradient(n, shape, step)
             m[n], s[n] = b1 * m[n] + (1 - b1) * g, b2 * s[n] + (1 - b2) * g * g
-            u = m[n] / (1 - b1 ** (step + 1)) / (np.sqrt(s[n] / (1 - b2 ** (step + 1))) + eps)
+            c1, c2 = (1 - b1 ** (step + 1), 1 - b2 ** (step + 1)) if correct else (1.0, 1.0)
+            u = m[n] / c1 / (np.sqrt(s[n] / c2) + eps)
             u = u + wd * w[n] if kernel else u
             wn, un = min(norm(w[n]), 10.0), norm(u)
             ratio = wn / un if kernel and wn > 0 and un > 0 else 1.0
@@ -73,8 +75,8 @@ def by_torch(make):
     return {n: w[n].detach().numpy() for n in w}
 
 
-def sgd(wd, nesterov):
-    groups = lambda k, o: [{"params": k, "weight_decay": wd}, {"params": o, "weight_decay": 0.0}]
+def sgd(wd, nesterov, decay_all=False):
+    groups = lambda k, o: [{"params": k, "weight_decay": wd}, {"params": o, "weight_decay": wd if decay_all else 0.0}]
     return by_torch(lambda k, o: torch.optim.SGD(groups(k, o), lr=LR, momentum=0.9, nesterov=nesterov))
 
 
@@ -87,6 +89,7 @@ runs = {
     "lars": lars(1e-2, False, True, False), "lars_separate": lars(1e-2, True, True, False),
     "lars_outside": lars(1e-2, False, False, False), "lars_nesterov": lars(1e-2, False, True, True),
     "lars_no_decay": lars(0.0, False, True, False),
-    "sgd": sgd(1e-2, False), "sgd_nesterov": sgd(1e-2, True), "adamw": adamw(1e-2), "lamb": lamb(1e-2),
+    "sgd": sgd(1e-2, False), "sgd_nesterov": sgd(1e-2, True), "adamw": adamw(1e-2), "lamb": lamb(1e-2), "lamb_uncorrected": lamb(1e-2, correct=False),
+    "sgd_decay_all": sgd(1e-2, False, decay_all=True),
 }
 save_file({f"{run}.{n}": np.ascontiguousarray(w.reshape(start[n].shape)) for run, ws in runs.items() for n, w in ws.items()}, OUT)

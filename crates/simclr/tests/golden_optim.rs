@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use simclr::{
     data::rng::Key,
     device::{DeviceChoice, choose_device},
-    optim::{LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm, served},
+    optim::{Decay, LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm, served},
     params::{Params, Role},
 };
 use simclr_shim::gpu::{Order, emulated};
@@ -111,6 +111,8 @@ fn ten_steps(device: Device, step_once: Step) {
         ("sgd_nesterov", OptimConfig { nesterov: true, ..base(OptimKind::Sgd) }),
         ("adamw", base(OptimKind::Adamw)),
         ("lamb", base(OptimKind::Lamb)),
+        ("lamb_uncorrected", OptimConfig { lamb_bias_correction: false, ..base(OptimKind::Lamb) }),
+        ("sgd_decay_all", OptimConfig { decay: Decay::All, ..base(OptimKind::Sgd) }),
     ] {
         for param in run_on(device, &config, STEPS, step_once).params() {
             let name = format!("{run_name}.{}", param.name);
@@ -119,6 +121,110 @@ fn ten_steps(device: Device, step_once: Step) {
             let difference = (found - expected).abs().max().double_value(&[]);
             // Values of order 1 after ten f32 updates.
             assert!(difference < 5e-6, "{name}: {difference}");
+        }
+    }
+}
+
+/// The official optimizer and loss on variables under the official names, `head_supervised` among them: the classifier's weight is
+/// decayed (by the loss) and not adapted, its bias neither (`reference/official_optim.py`).
+#[test]
+fn ten_steps_of_lars_with_a_classifier_are_the_official_ones() {
+    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+        official_lars(step_once);
+    }
+}
+
+fn official_lars(step_once: Step) {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/official_lars.json")).unwrap();
+    let mut params = Params::new(Device::Cpu, 0);
+    for param in golden["params"].as_array().unwrap() {
+        let name = param["name"].as_str().unwrap();
+        let shape: Vec<i64> = serde_json::from_value(param["shape"].clone()).unwrap();
+        let start = param["start_phase"].as_f64();
+        let role = match param["role"].as_str().unwrap() {
+            "kernel" if name.starts_with("head_supervised") => Role::Classifier,
+            "kernel" => Role::Kernel,
+            "bias" => Role::Bias,
+            "norm_scale" => Role::NormScale,
+            _ => Role::NormShift,
+        };
+        let _ = params.add(
+            name,
+            role,
+            wave(&shape, start.unwrap_or(0.0), if start.is_some() { 1.0 } else { 0.0 }),
+        );
+    }
+    let config = OptimConfig {
+        weight_decay: golden["weight_decay"].as_f64().unwrap(),
+        momentum: golden["momentum"].as_f64().unwrap(),
+        ..OptimConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&config, &params);
+    for (step, lr) in golden["lr"].as_array().unwrap().iter().enumerate() {
+        for (at, param) in params.params().iter().enumerate() {
+            let phase = 0.5 + step as f64 + at as f64;
+            set_gradient(&param.tensor, &wave(&param.tensor.size(), phase, 0.4));
+        }
+        step_once(&mut optimizer, &params, lr.as_f64().unwrap());
+        for param in params.params() {
+            let expected = &golden["with_loss_decay"][step][&param.name];
+            let expected: Vec<f64> = serde_json::from_value(expected.clone()).unwrap();
+            let found = param.tensor.to_kind(Kind::Double).view([-1]);
+            let difference = (found - Tensor::from_slice(&expected)).abs().max().double_value(&[]);
+            assert!(difference < 2e-6, "step {step}, {}: {difference}", param.name);
+        }
+    }
+}
+
+/// eeta |w| / |g + wd w| of each adapted parameter, 1 for the zero weight.
+#[test]
+fn the_range_of_trust_ratios_is_that_of_the_formula() {
+    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+        let (params, config) = (start(), base(OptimKind::Lars));
+        let mut optimizer = Optimizer::new(&config, &params);
+        assert_eq!(optimizer.trust_ratio_range(), None, "no step was made");
+        let mut expected = Vec::new();
+        for (param, (name, shape, role)) in params.params().iter().zip(PARAMS) {
+            let gradient = wave(shape, 0.5 + name.len() as f64, 0.4);
+            let norm = |tensor: Tensor| tensor.to_kind(Kind::Double).norm().double_value(&[]);
+            let weight = norm(param.tensor.detach());
+            if role == Role::Kernel {
+                let decayed = norm(&gradient + param.tensor.detach() * config.weight_decay);
+                expected.push(if weight > 0.0 { config.trust * weight / decayed } else { 1.0 });
+            }
+            set_gradient(&param.tensor, &gradient);
+        }
+        step_once(&mut optimizer, &params, 0.1);
+        let [least, most] = optimizer.trust_ratio_range().unwrap();
+        expected.sort_by(f64::total_cmp);
+        assert!((least / expected[0] - 1.0).abs() < 1e-5, "{least}, expected {expected:?}");
+        assert!((most / expected[expected.len() - 1] - 1.0).abs() < 1e-5, "{most}, expected {expected:?}");
+    }
+    let mut sgd = Optimizer::new(&base(OptimKind::Sgd), &start());
+    sgd.step(&start(), 0.1);
+    assert_eq!(sgd.trust_ratio_range(), None, "SGD has no trust ratio");
+}
+
+/// Without a gradient signal a step moves exactly the parameters that decay.
+#[test]
+fn weight_decay_applies_to_the_groups_of_optim_decay() {
+    let all = [Role::Kernel, Role::Classifier, Role::Bias, Role::NormScale, Role::NormShift];
+    for (decay, expected) in [(Decay::Weights, 2), (Decay::WeightsAndBiases, 3), (Decay::All, 5)] {
+        for kind in [OptimKind::Sgd, OptimKind::Lars, OptimKind::Adamw, OptimKind::Lamb] {
+            for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu] {
+                let mut params = Params::new(Device::Cpu, 0);
+                for role in all {
+                    let _ = params.add(format!("{role:?}"), role, wave(&[2, 3], 0.4, 1.0));
+                }
+                let mut optimizer = Optimizer::new(&OptimConfig { decay, ..base(kind) }, &params);
+                for param in params.params() {
+                    set_gradient(&param.tensor, &Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
+                }
+                step_once(&mut optimizer, &params, 0.5);
+                let moved = |param: &&simclr::params::Param| param.tensor.detach() != wave(&[2, 3], 0.4, 1.0);
+                let found: Vec<Role> = params.params().iter().filter(moved).map(|param| param.role).collect();
+                assert_eq!(found, all[..expected], "{kind:?} {decay:?}");
+            }
         }
     }
 }
@@ -325,7 +431,7 @@ fn the_group_table_names_what_is_excluded() {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    assert_eq!(line("kernels"), "kernels 2 16 1e-2 layer-wise");
+    assert_eq!(line("weights"), "weights 2 16 1e-2 layer-wise");
     assert_eq!(line("biases"), "biases 1 5 0e0 no");
     assert_eq!(line("batch-norm"), "batch-norm scale, shift 1 6 0e0 no");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use simclr::{
     device::Precision,
-    encoder::{Encoder, EncoderConfig, EncoderName, Mode, Stem},
+    encoder::{Encoder, EncoderConfig, EncoderName, Mode, Shortcut, Stem},
     params::Params,
 };
 use tch::{Device, Kind, Tensor};
@@ -83,6 +83,25 @@ fn the_stem_goes_by_size_unless_it_is_named() {
         let images = Tensor::rand([2, 1, size, size], (Kind::Float, Device::Cpu));
         let h = encoder.forward(&images, &Mode::train(), Precision::F32).unwrap();
         assert_eq!(h.size(), [2, 64], "{stem:?} {size}");
+    }
+}
+
+/// The official ResNet-18 and -34 project in the first block of group 1, too: a 1x1 convolution and its batch norm, 4,224 parameters
+/// in ResNet-18. Bottleneck nets are the same either way.
+#[test]
+fn the_projection_shortcut_of_basic_blocks_is_an_option() {
+    let count = |name, shortcut| {
+        let (encoder, params) = build(&EncoderConfig { name, shortcut, ..EncoderConfig::default() }, 3, 32);
+        let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let h = encoder.forward(&images, &Mode::train(), Precision::F32).unwrap();
+        assert_eq!(h.size(), [2, encoder.feature_dim()]);
+        params.params().iter().map(|param| param.tensor.numel()).sum::<usize>()
+    };
+    for (name, more) in
+        [(EncoderName::Resnet18, 4224), (EncoderName::Resnet34, 4224), (EncoderName::Resnet50, 0)]
+    {
+        let (identity, projection) = (count(name, Shortcut::Identity), count(name, Shortcut::Projection));
+        assert_eq!(projection - identity, more, "{name:?}");
     }
 }
 

@@ -77,10 +77,14 @@ fn config(more: &[&str]) -> RunConfig {
 struct Witness<'a> {
     reports: Vec<StepReport>,
     messages: Vec<String>,
+    facts: Vec<(String, String)>,
     stop: Option<(u64, &'a AtomicBool)>,
 }
 
 impl Observer for Witness<'_> {
+    fn start(&mut self, facts: &[(String, String)]) {
+        self.facts = facts.to_vec();
+    }
     fn step(&mut self, report: &StepReport) {
         self.reports.push(report.clone());
         if let Some((_, stop)) = self.stop.filter(|(step, _)| report.step == *step) {
@@ -463,4 +467,69 @@ fn the_run_folder_archives_configuration_plan_and_versions() {
         .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents"));
     assert!(events);
     assert!(matches!(RunFolder::create(folder.path()), Err(TrainError::RunFolder { .. })));
+}
+
+fn metrics(folder: &RunFolder) -> Vec<serde_json::Value> {
+    let text = fs_err::read_to_string(folder.metrics_file()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Learning rates of `metrics.jsonl` against linear scaling, warm-up and cosine written out; the same numbers are printed at start.
+#[test]
+fn recorded_learning_rates_follow_warm_up_and_cosine_per_step() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 70, false);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let more = ["optim.kind=lars", "optim.lr=1.6", "optim.scaling=linear", "optim.warmup_epochs=1"];
+    let stop = AtomicBool::new(false);
+    let config = config(&[&more[..], &["train.health_every=4"]].concat());
+    let (outcome, witness) = run(&config, &data, &folder, None, &stop);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    // 70 images in batches of 16: 4 steps an epoch, 12 in all; 1.6 x 16 / 256 = 0.1.
+    let expected = |step: u32| match f64::from(step) {
+        step if step < 4.0 => 0.1 * step / 4.0,
+        step => 0.05 * (1.0 + (std::f64::consts::PI * (step - 4.0) / 8.0).cos()),
+    };
+    let steps: Vec<_> = metrics(&folder).into_iter().filter(|line| line["lr"].is_number()).collect();
+    assert_eq!(steps.len(), 12);
+    for (step, line) in (0..).zip(&steps) {
+        let lr = line["lr"].as_f64().unwrap();
+        assert!((lr - expected(step)).abs() < 1e-12, "step {step}: {lr}");
+        assert_eq!(line["accuracy_of"], "contrastive", "the pretext task's accuracy is not a classifier's");
+        assert!(line["gradient_norm"].as_f64().unwrap() > 0.0);
+        let ratios = &line["trust_ratio"];
+        assert_eq!(ratios.is_array(), step % 4 == 3, "step {step}: {ratios}");
+        if let Some([least, most]) = ratios.as_array().map(Vec::as_slice) {
+            assert!(0.0 < least.as_f64().unwrap() && least.as_f64() <= most.as_f64(), "{ratios}");
+        }
+    }
+    let fact = |name: &str| &witness.facts.iter().find(|(found, _)| found == name).unwrap().1;
+    let rate = fact("learning rate");
+    assert_eq!(rate, "lars, 1.6 x 16 / 256 = 0.1 after 4 steps of warm-up, then cosine to 0");
+    assert!(fact("recipe").starts_with("differs from SimCLR"), "{}", fact("recipe"));
+}
+
+/// Under LARS the classifier's weight starts at zero. Adapted, it would grow by a share of itself at a time and fit nothing; the
+/// official code trains it by momentum SGD (tf2/model.py `build_optimizer`).
+#[test]
+fn a_supervised_run_under_lars_fits_its_training_images() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 64, true);
+    let folder = RunFolder::create(&temp.path().join("run")).unwrap();
+    let more = [
+        "task.objective=supervised",
+        "optim.kind=lars",
+        "optim.lr=8",
+        "optim.scaling=linear",
+        "train.epochs=40",
+        "train.knn_every=0",
+        "augment.crop=false",
+        "augment.flip=0",
+        "augment.color=0",
+        "augment.gray=0",
+    ];
+    let reports = finish(&config(&more), &data, &folder);
+    let last = &reports[reports.len() - 4..];
+    let accuracy = last.iter().map(|report| report.accuracy).sum::<f64>() / 4.0;
+    assert!(accuracy > 0.9, "training accuracy {accuracy} after 160 steps");
 }

@@ -210,7 +210,8 @@ impl RunConfig {
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);
         let traps = [
             (
-                small && augment.color > 0.5,
+                // Relative to the paper's jitter of 0.8 at s = 1.
+                small && augment.color * augment.jitter_strengths[0] / 0.8 > 0.5,
                 "colour strength above 0.5 at 32 px or less: the paper found 0.5 best on CIFAR-10 (B.9)",
             ),
             (small && augment.blur > 0.0, "blur at 32 px or less: the paper leaves it out on CIFAR-10 (B.9)"),
@@ -241,5 +242,48 @@ impl RunConfig {
             ),
         ];
         traps.iter().filter(|(stepped_in, _)| *stepped_in).map(|(_, text)| (*text).to_owned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps, warm-up and learning rates of the official code (`reference/official_optim.py`).
+    #[test]
+    fn official_step_counts_and_learning_rates() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/official_schedule.json")).unwrap();
+        let cases = golden["cases"].as_array().unwrap();
+        for case in cases {
+            let number = |key: &str| case[key].as_f64().unwrap();
+            let mut config = RunConfig::default();
+            let (train, optim) = (&mut config.train, &mut config.optim);
+            (train.step_count, train.batch) = (StepCount::Official, number("batch") as usize);
+            (train.epochs, optim.warmup_epochs, optim.lr) =
+                (number("epochs"), number("warmup_epochs"), number("base"));
+            optim.scaling = serde_json::from_value(case["scaling"].clone()).unwrap();
+            let (steps, warmup) = config.steps(number("examples") as usize);
+            assert_eq!((steps as f64, warmup as f64), (number("steps"), number("warmup_steps")), "{case}");
+            let schedule = Schedule::new(&config.optim, config.train.batch, warmup, steps);
+            for pair in case["lr"].as_array().unwrap() {
+                let (step, expected) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+                // The official schedule computes in f32; near its end cos(pi x) cancels against 1.
+                let difference = (schedule.at(step) - expected).abs();
+                assert!(difference <= 2e-6 * schedule.peak, "{case}: step {step}: {}", schedule.at(step));
+            }
+        }
+        assert!(cases.len() >= 8);
+    }
+
+    #[test]
+    fn full_batches_count_whole_batches_of_an_epoch() {
+        let mut config = RunConfig::default();
+        (config.train.batch, config.train.epochs, config.optim.warmup_epochs) = (512, 100.0, 10.0);
+        assert_eq!(config.steps(50_000), (9700, 970));
+        config.optim.warmup_epochs = 1000.0;
+        assert_eq!(config.steps(50_000), (9700, 9700), "a warm-up longer than the run");
+        config.train.epochs = 1e-9;
+        assert_eq!(config.steps(50_000), (1, 1));
     }
 }
