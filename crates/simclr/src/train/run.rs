@@ -28,7 +28,7 @@ use super::{
     run_folder::Newest,
     start,
     state::{Resumed, capture, first_non_finite, restore, share, start_from, views_of},
-    step::{Setting, Stepped, train_step_of},
+    step::{Setting, Stepped, seed_module, train_step_of},
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
@@ -458,6 +458,7 @@ impl Run<'_> {
         let failed = feed.left_out().to_vec();
         // An error has been agreed on, so all are here, with and without.
         self.meet([bad, failed].concat(), observer)?;
+            seed_module(self.model, train.seed, step, self.ranks.rank() as u64);
         let (ids, done) = done.inspect_err(|_| drop(self.flush()))?;
         let images = ids.len();
         self.last_batch = (step, ids);
