@@ -8,7 +8,7 @@ use simclr::data::{
 };
 
 use super::pretrain::watch_signals;
-use crate::{args::Pack, failure::Failure, report::Stages};
+use crate::{args::Pack, failure::Failure, report::Stages, terminal};
 
 /// Packs, and says under which fingerprint the set is now known.
 pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
@@ -33,7 +33,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
-    super::print(&format!(
+    terminal::result(&format!(
         "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
         arguments.out.display(),
         bad.len(),

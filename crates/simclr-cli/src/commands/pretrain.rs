@@ -16,7 +16,7 @@ use simclr::{
     train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
 };
 
-use crate::{args::Pretrain, failure::Failure, processes, report::Terminal};
+use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
 
 /// Runs or resumes, on every process alike; a signal ends it after a checkpoint with 128 + its number.
 pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
@@ -37,7 +37,7 @@ pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
     match outcome? {
         Outcome::Finished => {
             if ranks.is_first() {
-                super::print(&folder.path().display().to_string());
+                terminal::result(&folder.path().display().to_string());
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -14,7 +14,7 @@ use simclr::{
     },
 };
 
-use crate::{args::Views, failure::Failure};
+use crate::{args::Views, failure::Failure, terminal};
 
 /// Tiles smaller than this are enlarged by a whole factor, so that pixels can be seen.
 const LEGIBLE: usize = 96;
@@ -55,7 +55,7 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
         .write_to(&mut png, ImageFormat::Png)
         .map_err(|error| Failure::user(error.to_string(), None))?;
     write_atomically(&arguments.out, png.get_ref())?;
-    super::print(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
+    terminal::result(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
     Ok(ExitCode::SUCCESS)
 }
 
