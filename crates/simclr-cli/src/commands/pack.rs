@@ -2,9 +2,12 @@
 
 use std::{process::ExitCode, sync::atomic::Ordering};
 
-use simclr::data::{
-    Dataset, Split,
-    dataset::{Channels, PackOptions, Packed, pack},
+use simclr::{
+    data::{
+        Dataset, Split,
+        dataset::{Channels, PackOptions, Packed, pack},
+    },
+    train::RunFolder,
 };
 
 use super::pretrain::watch_signals;
@@ -18,6 +21,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         size: arguments.size,
         threads: threads.unwrap_or(1),
     };
+    let _held = RunFolder::around(&arguments.out, None)?;
     let (stop, signal) = watch_signals()?;
     let mut stages = Stages::new();
     let mut progress = |done: usize, of: usize| {

@@ -14,6 +14,7 @@ mod online_knn;
 pub mod recorded;
 pub mod run;
 pub mod run_folder;
+mod run_lock;
 mod start;
 pub mod state;
 pub mod step;
