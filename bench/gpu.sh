@@ -5,7 +5,7 @@
 # same version: here they run on that python's libtorch, CUDA half included.
 # usage: PEER_PYTHON=python PEERS=folder-of-peer-scripts bench/gpu.sh [SECTION ...]     about 12 minutes, 2 rounds
 # before, here or where the binaries come from: cargo build --release --workspace --examples && cargo test --release --workspace --no-run
-# Not run so far: no GPU was at hand.
+# Figures of a run by hand on one H100: bench/results/gpu-h100.txt.
 set -eu
 cd "$(dirname "$0")/.."
 : "${PEER_PYTHON:?set PEER_PYTHON to a python that has torch for CUDA, torchvision and lightly}"

@@ -39,6 +39,7 @@ fn glue(include: &Path) {
                 "optimizer",
                 "optimizer_gpu",
                 "stream",
+                "upload",
                 "views_gpu",
             ]
             .map(|name| format!("src/{name}.cpp")),

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use simclr::{ConfigError, EvalError, RanksError, TrainError, data::DataError, error::Blame};
 
+use crate::terminal;
+
 /// Exit code where the user can mend it (clap uses the same for wrong usage).
 const USER: u8 = 2;
 /// Exit code where we must.
@@ -37,14 +39,9 @@ impl Failure {
     }
 
     /// Prints it.
-    #[expect(clippy::print_stderr, reason = "this is where errors are shown")]
     pub fn report(self) -> ExitCode {
-        if self.quiet {
-            return ExitCode::from(self.code);
-        }
-        eprintln!("error: {}", self.message);
-        if let Some(hint) = self.hint {
-            eprintln!("\nhint: {hint}");
+        if !self.quiet {
+            terminal::error("error", &self.message, self.hint.as_deref());
         }
         ExitCode::from(self.code)
     }
@@ -103,17 +100,13 @@ impl From<std::io::Error> for Failure {
 }
 
 /// A panic is a bug: say so in one line, with the place, and leave with the internal code.
-#[expect(
-    clippy::print_stderr,
-    clippy::exit,
-    reason = "this is where errors are shown, and no command is left to return to"
-)]
+#[expect(clippy::exit, reason = "no command is left to return to")]
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no message");
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
-        eprintln!("internal error: {text}{}", place.unwrap_or_default());
-        eprintln!("\nhint: this is a bug; the last checkpoint is whole, and --resume goes on from it");
+        let hint = "this is a bug; the last checkpoint is whole, and --resume goes on from it";
+        terminal::error("internal error", &format!("{text}{}", place.unwrap_or_default()), Some(hint));
         std::process::exit(i32::from(INTERNAL));
     }));
 }

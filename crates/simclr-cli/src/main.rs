@@ -5,6 +5,7 @@ mod commands;
 mod failure;
 mod processes;
 mod report;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -15,7 +16,11 @@ use args::{Arguments, Command};
 fn main() -> ExitCode {
     failure::install_panic_hook();
     settle_environment();
-    let outcome = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(usage) => return ExitCode::from(terminal::usage(&usage)),
+    };
+    let outcome = match arguments.command {
         Command::Pretrain(arguments) => {
             processes::together(|ranks| commands::pretrain::run(*arguments, ranks))
         }

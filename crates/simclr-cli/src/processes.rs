@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use simclr::ranks::{Disagreed, Launch, Lost, Ranks};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, terminal};
 
 /// Exit code where a process is lost: its machine or network, which the user can mend.
 const LOST: i32 = 2;
@@ -47,8 +47,7 @@ pub fn decided_by_first<T>(
     Ok((own, told.swap_remove(0)))
 }
 
-#[expect(clippy::print_stderr, reason = "this is where errors are shown")]
 fn lost(lost: &Lost<'_>) {
-    eprintln!("error: {}\n\nhint: {}", lost.message, lost.hint);
+    terminal::error("error", &lost.message, Some(&lost.hint));
     lost.end_all(LOST);
 }

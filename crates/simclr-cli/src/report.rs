@@ -1,15 +1,14 @@
 //! What a run shows: facts at start, a progress bar on a terminal or a line now and then elsewhere, sentences.
 
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use simclr::{
     health::Health,
     train::{Observer, StepReport},
 };
+
+use crate::terminal;
 
 /// Seconds between lines where there is no terminal.
 const LINE_SECONDS: u64 = 10;
@@ -25,19 +24,14 @@ pub struct Terminal {
 impl Terminal {
     /// A bar where stderr is a terminal, lines elsewhere.
     pub fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
-            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        Self { bar, last_line: None, started: None, last_step: None }
+        Self { bar: terminal::bar(), last_line: None, started: None, last_step: None }
     }
 
     /// Prints a line without tearing the bar.
-    #[expect(clippy::print_stderr, reason = "progress belongs to stderr")]
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| terminal::message(text)),
+            None => terminal::message(text),
         }
     }
 
@@ -146,11 +140,10 @@ impl Stages {
     }
 
     /// Shows `stage` once.
-    #[expect(clippy::print_stderr, reason = "progress belongs to stderr")]
     pub fn show(&mut self, stage: &str) {
         if self.last != stage {
             self.last = stage.to_owned();
-            eprintln!("{stage}");
+            terminal::message(stage);
         }
     }
 }

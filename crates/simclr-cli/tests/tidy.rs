@@ -174,6 +174,22 @@ fn libraries_never_print_or_exit() {
     }
 }
 
+/// `println!` and its like panic where the stream cannot be written, so one module writes to both streams.
+#[test]
+fn only_one_module_writes_to_the_terminal() {
+    let source = root().join("crates/simclr-cli/src");
+    for file in files_below(&source, "rs") {
+        let text = fs::read_to_string(&file).unwrap();
+        let own = file.ends_with("terminal.rs");
+        for banned in ["println!", "print!", "dbg!", "clippy::print_", "clap::Parser::parse", "::parse()."] {
+            assert!(!text.contains(banned), "{} uses {banned}", file.display());
+        }
+        for banned in ["io::stdout", "io::stderr", "/dev/std"] {
+            assert!(own || !text.contains(banned), "{} uses {banned}", file.display());
+        }
+    }
+}
+
 #[test]
 fn no_file_is_a_grab_bag() {
     for file in files_below(&root().join("crates"), "rs") {

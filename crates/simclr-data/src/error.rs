@@ -62,6 +62,22 @@ pub enum DataError {
         /// The step that did not come.
         step: u64,
     },
+    /// A file that is there already and would be replaced.
+    #[error("`{path}` exists and is not {kind}")]
+    Taken {
+        /// Where the result was to go.
+        path: PathBuf,
+        /// What would be replaced.
+        kind: &'static str,
+    },
+    /// A result that would lie among the images that it is made from.
+    #[error("`{path}` would become part of the data set `{set}`")]
+    IntoSet {
+        /// Where the result was to go.
+        path: PathBuf,
+        /// The data set.
+        set: PathBuf,
+    },
     /// A value of the augmentation or loader configuration that cannot be used.
     #[error("{key} = {value}: {reason}")]
     Config {
@@ -85,6 +101,10 @@ impl DataError {
             Self::TooManyBad { .. } | Self::EmptyBatch { .. } => {
                 Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into())
             }
+            Self::Taken { kind, .. } => Some(format!(
+                "choose another file with --out, or move this one away; only {kind} is replaced"
+            )),
+            Self::IntoSet { .. } => Some("choose a file outside of the data set with --out".into()),
             _ => None,
         }
     }

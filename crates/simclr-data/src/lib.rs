@@ -15,6 +15,7 @@ pub mod chunking; // which views go through the encoder together
 pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
 pub mod loader; // order, worker threads, prefetch, bad files
+pub mod output; // where results may be written
 pub mod recipes; // images and dice, for views that are made elsewhere
 pub mod rng; // (seed, epoch, image, view) -> generator
 

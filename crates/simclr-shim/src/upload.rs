@@ -1,6 +1,15 @@
-//! Host memory to a device, with one copy on the host.
+//! Host memory to a device, with one copy on the host (C++ side: `upload.cpp`).
+
+use std::ffi::c_char;
 
 use tch::{Device, TchError, Tensor, kind::Element};
+use torch_sys::C_tensor;
+
+use crate::{ShimError, check};
+
+unsafe extern "C" {
+    fn simclr_pinned(here: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+}
 
 /// Copies `values` to a tensor on `device`, of one dimension. To a GPU they go from pinned memory, and nobody waits for them:
 /// what is started there afterwards finds them.
@@ -14,6 +23,21 @@ pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor, TchErr
     };
     match device {
         Device::Cpu => here.f_to_device_(device, T::KIND, false, true),
-        _ => here.f_pin_memory(device)?.f_to_device_(device, T::KIND, true, false),
+        _ => pinned(&here).map_err(|error| TchError::Torch(error.to_string()))?.f_to_device_(
+            device,
+            T::KIND,
+            true,
+            false,
+        ),
+    }
+}
+
+/// A copy of a contiguous CPU tensor in pinned memory.
+fn pinned(here: &Tensor) -> Result<Tensor, ShimError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the tensor is borrowed for the call; `out` is an owned tensor on success, which `from_ptr` takes over.
+    unsafe {
+        check(simclr_pinned(here.as_ptr(), &mut out))?;
+        Ok(Tensor::from_ptr(out))
     }
 }

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use simclr_shim::{
     Cuda, ShimError,
     gpu::{LIBRARY, Order, agree, compile, emulated, prepare},
-    load_cuda,
+    load_cuda, operations,
     stream::{Mark, OwnStream, Recording},
+    upload,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -31,6 +32,19 @@ fn kernels_agree_with_libtorch() {
     let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     for order in [Order::Rising, Order::Falling] {
         emulated(order, || agree(&like)).unwrap();
+    }
+}
+
+/// Both warn in every step when they are given a device. What happens without a GPU shows what is asked of libtorch with one.
+#[test]
+fn an_upload_calls_neither_pin_memory_nor_is_pinned() {
+    let (uploaded, operations) = operations(|| upload(&[1.0f32, 2.0], Device::Cuda(0))).unwrap();
+    let deprecated = ["aten::pin_memory", "aten::_pin_memory", "aten::is_pinned"];
+    let found: Vec<_> = operations.iter().filter(|name| deprecated.contains(&name.as_str())).collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(operations.iter().any(|name| name.starts_with("aten::empty")), "{operations:?}");
+    if let Ok(uploaded) = uploaded {
+        assert_eq!(Vec::<f32>::try_from(&uploaded.to_device(Device::Cpu)).unwrap(), [1.0, 2.0]);
     }
 }
 

@@ -205,6 +205,22 @@ pub enum TrainError {
         /// What was found.
         reason: String,
     },
+    /// Another process writes to the run folder.
+    #[error("run folder `{path}`: {holder} is writing to it")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// Process and host.
+        holder: String,
+    },
+    /// A result that would lie among the files of a run.
+    #[error("`{path}` is kept for the run in `{run}`")]
+    RunFile {
+        /// Where the result was to go.
+        path: PathBuf,
+        /// The run folder.
+        run: PathBuf,
+    },
 }
 
 /// An evaluation or export that cannot be made.
@@ -229,7 +245,7 @@ pub enum EvalError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-    /// A protocol that trains.
+    /// A protocol that trains, or the folder of a run.
     #[error(transparent)]
     Training(#[from] Box<TrainError>),
     /// A signal asked for the end; what was trained so far is kept.
@@ -339,6 +355,10 @@ impl TrainError {
             Self::RunFolder { .. } => {
                 Some("a new run needs a new folder (--run); an old one goes on with --resume".into())
             }
+            Self::InUse { .. } => {
+                Some("wait until it has ended or stop it, or choose another folder (--run, --out)".into())
+            }
+            Self::RunFile { .. } => Some("choose another file with --out".into()),
             Self::Ranks(error) => error.hint(),
             Self::Torch(_) | Self::Device(_) | Self::Elsewhere { .. } => None,
         }

@@ -38,13 +38,14 @@ pub struct Params {
     device: Device,
     seed: u64,
     params: Vec<Param>,
+    frozen: Vec<(String, Tensor)>,
     buffers: Vec<(String, Tensor)>,
 }
 
 impl Params {
     /// An empty store on `device`; `seed` decides the initial values.
     pub fn new(device: Device, seed: u64) -> Self {
-        Self { device, seed, params: Vec::new(), buffers: Vec::new() }
+        Self { device, seed, params: Vec::new(), frozen: Vec::new(), buffers: Vec::new() }
     }
 
     /// The random numbers of the next parameter: of the seed and its place alone, whatever other threads draw (libtorch
@@ -71,6 +72,11 @@ impl Params {
         self.params.push(Param { name: name.into(), tensor: leaf, role });
     }
 
+    /// Adopts a parameter that its module declares to be no subject of training (`requires_grad=False`).
+    pub fn adopt_frozen(&mut self, name: impl Into<String>, leaf: Tensor) {
+        self.frozen.push((name.into(), leaf));
+    }
+
     /// Adds a buffer and returns a handle to the same storage.
     pub fn add_buffer(&mut self, name: impl Into<String>, initial: Tensor) -> Tensor {
         let tensor = initial.to_device(self.device);
@@ -89,14 +95,20 @@ impl Params {
         &self.params
     }
 
+    /// Parameters that are not trained, in creation order: no gradient, no decay, no optimizer state.
+    pub fn frozen(&self) -> &[(String, Tensor)] {
+        &self.frozen
+    }
+
     /// Buffers in creation order.
     pub fn buffers(&self) -> &[(String, Tensor)] {
         &self.buffers
     }
 
-    /// Parameters and buffers by name, for checkpoints and export.
+    /// Parameters, trained or not, and buffers by name, for checkpoints and export.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let params = self.params.iter().map(|param| (param.name.as_str(), &param.tensor));
-        params.chain(self.buffers.iter().map(|(name, tensor)| (name.as_str(), tensor)))
+        let others = self.frozen.iter().chain(&self.buffers);
+        params.chain(others.map(|(name, tensor)| (name.as_str(), tensor)))
     }
 }

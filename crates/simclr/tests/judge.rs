@@ -151,6 +151,38 @@ fn made_up(name: &str, tensor: &Tensor) -> Tensor {
     value.to_kind(Kind::Float)
 }
 
+/// Whatever a program puts before the names of the encoder: `module.` is DistributedDataParallel's.
+#[test]
+fn weights_are_found_behind_the_prefixes_of_other_programs() {
+    tch::set_num_threads(1);
+    let folder = tempfile::tempdir().unwrap();
+    let overrides = ["encoder.name=conv-c3", "train.image_size=16", "train.device=cpu"].map(str::to_owned);
+    let config = RunConfig::load(None, &overrides).unwrap();
+    let (_, model) = fixtures::run(&folder.path().join("names"), "conv-c3");
+    let images = Tensor::arange(2 * 3 * 16 * 16, (Kind::Float, tch::Device::Cpu)).sin().view([2, 3, 16, 16]);
+    let features = |prefix: &str| {
+        let file = folder.path().join("weights.safetensors");
+        let names =
+            model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
+        let mut tensors: Vec<_> =
+            names.map(|(name, tensor)| (format!("{prefix}{name}"), made_up(name, tensor))).collect();
+        // A projection head of which no name is one of the encoder's.
+        tensors.push((
+            format!("{}projector.0.weight", prefix.trim_end_matches("encoder.")),
+            Tensor::zeros([4, 4], (Kind::Float, tch::Device::Cpu)),
+        ));
+        Tensor::write_safetensors(&tensors, &file).unwrap();
+        let run = RunFolder::create(&folder.path().join(format!("run-{prefix}"))).unwrap();
+        import(&file, &config, 3, &run).unwrap();
+        load_encoder(&run).unwrap().forward(&images).unwrap()
+    };
+    let plain = features("");
+    assert!(plain.std(false).double_value(&[]) > 0.0);
+    for prefix in ["module.", "module.encoder.", "encoder.", "backbone.", "module.backbone.", "model."] {
+        assert!(features(prefix).equal(&plain), "{prefix}");
+    }
+}
+
 /// torchvision's ResNet-18 with made-up weights, saved as PyTorch users save it (with classifier, counters and a prefix),
 /// gives PyTorch's features (`reference/foreign.py`).
 #[test]

@@ -1,12 +1,20 @@
-//! TorchScript files that cannot serve as an encoder: each is refused with its path and what is wrong.
+//! TorchScript modules as encoders: files that are refused, each with its path and what is wrong; parameters that the module
+//! declares not to be trained; what the module draws.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use simclr::{
+    RunConfig,
+    checkpoint::Checkpoint,
     device::Precision,
     encoder::{Encoder, EncoderConfig, Mode},
+    optim::{OptimConfig, OptimKind, groups},
     params::Params,
+    train::{Observer, Outcome, RunFolder, StepReport, pretrain},
 };
 use tch::{CModule, Device, Kind, Tensor};
 
@@ -86,5 +94,118 @@ fn autocast_does_not_leak() {
         assert_eq!(h.is_ok(), channels == 3);
         let a = Tensor::ones([2, 2], options);
         assert_eq!(a.matmul(&a).kind(), Kind::Float);
+    }
+}
+
+mod fixtures;
+
+/// By `reference/script.py`: `stem` has `requires_grad=False`, and there is dropout behind it.
+fn partly_frozen() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/script_frozen.pt")
+}
+
+/// A run of 6 steps of the partly frozen module on 32 images.
+fn config(optimizer: OptimKind, more: &[&str]) -> RunConfig {
+    let file = format!("encoder.file={:?}", partly_frozen());
+    let optimizer = format!("optim.kind={}", serde_json::to_string(&optimizer).unwrap());
+    let base = [
+        &file,
+        &optimizer,
+        "head.hidden=16",
+        "head.out=16",
+        "train.image_size=16",
+        "train.batch=16",
+        "train.epochs=3",
+        "train.threads=1",
+        "train.precision=f32",
+        "train.device=cpu",
+        "optim.lr=1e-2",
+        "optim.weight_decay=0.1",
+        "optim.scaling=none",
+        "optim.warmup_epochs=0",
+    ];
+    let overrides: Vec<_> = base.iter().chain(more).map(|&text| text.to_owned()).collect();
+    RunConfig::load(None, &overrides).unwrap()
+}
+
+/// Keeps what a run shows, and stops it after a step.
+#[derive(Default)]
+struct Witness<'a> {
+    facts: Vec<(String, String)>,
+    losses: Vec<f64>,
+    stop: Option<(u64, &'a AtomicBool)>,
+}
+
+impl Observer for Witness<'_> {
+    fn start(&mut self, facts: &[(String, String)]) {
+        self.facts = facts.to_vec();
+    }
+    fn step(&mut self, report: &StepReport) {
+        self.losses.push(report.loss);
+        if let Some((_, stop)) = self.stop.filter(|(step, _)| report.step == *step) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn trained(config: &RunConfig, data: &Path, run: &RunFolder, last: Option<u64>) -> Witness<'static> {
+    let stop = AtomicBool::new(false);
+    let mut witness = Witness { stop: last.map(|step| (step, &stop)), ..Witness::default() };
+    let outcome = pretrain(config, data, run, &mut witness, &stop).unwrap();
+    assert_eq!(outcome, if last.is_some() { Outcome::Stopped } else { Outcome::Finished });
+    let Witness { facts, losses, .. } = witness;
+    Witness { facts, losses, stop: None }
+}
+
+fn newest(run: &RunFolder) -> Checkpoint {
+    Checkpoint::load(run.checkpoint_files().unwrap().last().unwrap()).unwrap()
+}
+
+/// Parameters with `requires_grad=False` get neither gradient nor decay nor optimizer state, whatever the update rule, and stay
+/// in checkpoints; the others are trained. The table at start names them.
+#[test]
+fn parameters_without_requires_grad_are_not_trained() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("images");
+    fixtures::images(&data, 16);
+    let (_, before) = load(&partly_frozen(), 3).unwrap();
+    let before: std::collections::BTreeMap<_, _> = before.named().collect();
+    for kind in [OptimKind::Lars, OptimKind::Adamw] {
+        let run = RunFolder::create(&temp.path().join(format!("{kind:?}"))).unwrap();
+        let facts = trained(&config(kind, &[]), &data, &run, None).facts;
+        let after = newest(&run).tensors;
+        for (name, is_frozen) in [("stem.weight", true), ("stem.bias", true), ("conv.weight", false)] {
+            let name = format!("encoder.{name}");
+            assert_eq!(after[&name].equal(before[&name[..]]), is_frozen, "{kind:?}: {name}");
+            assert_eq!(after.contains_key(&format!("optim.first.{name}")), !is_frozen, "{kind:?}: {name}");
+        }
+        let (_, table) = facts.iter().find(|(name, _)| name == "groups").unwrap();
+        let line = table.lines().find(|line| line.starts_with("frozen")).unwrap();
+        // 3 x 4 x 3 x 3 and 4 numbers.
+        assert_eq!(line.split_whitespace().rev().nth(2), Some("112"), "{line}");
+        assert!(!facts.iter().any(|(_, fact)| fact.contains("only the head")), "{facts:?}");
+    }
+    let (_, plain) = load(&golden(), 3).unwrap();
+    assert!(!groups::table(&OptimConfig::default(), &plain).contains("frozen"));
+}
+
+/// Dropout draws from a generator whose state no checkpoint holds: it is seeded for every step, whole batch or chunks.
+#[test]
+fn a_module_with_dropout_resumes_bit_for_bit() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("images");
+    fixtures::images(&data, 16);
+    for (name, more) in [("whole", &[][..]), ("chunks", &["train.chunk=8", "train.batch_norm=chunk"])] {
+        let config = config(OptimKind::Adamw, more);
+        let run = |end: &str| RunFolder::create(&temp.path().join(format!("{name}-{end}"))).unwrap();
+        let (uninterrupted, stopped) = (run("uninterrupted"), run("stopped"));
+        tch::manual_seed(1);
+        let losses = trained(&config, &data, &uninterrupted, None).losses;
+        tch::manual_seed(2);
+        trained(&config, &data, &stopped, Some(2));
+        tch::manual_seed(3);
+        assert_eq!(trained(&config, &data, &stopped, None).losses, losses[3..], "{name}");
+        let (a, b) = (newest(&uninterrupted).tensors, newest(&stopped).tensors);
+        assert!(a.iter().all(|(name, tensor)| tensor.equal(&b[name])), "{name}: weights differ");
     }
 }

@@ -466,7 +466,10 @@ fn the_run_folder_archives_configuration_plan_and_versions() {
         .unwrap()
         .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents"));
     assert!(events);
-    assert!(matches!(RunFolder::create(folder.path()), Err(TrainError::RunFolder { .. })));
+    let path = folder.path().to_owned();
+    assert!(matches!(RunFolder::create(&path), Err(TrainError::InUse { .. })));
+    drop(folder);
+    assert!(matches!(RunFolder::create(&path), Err(TrainError::RunFolder { .. })));
 }
 
 fn metrics(folder: &RunFolder) -> Vec<serde_json::Value> {

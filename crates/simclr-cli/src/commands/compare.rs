@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use simclr::{eval::compare::Comparison, train::RunFolder};
 
-use crate::{args::Compare, failure::Failure};
+use crate::{args::Compare, failure::Failure, terminal};
 
 /// Prints the table, writes the plot.
 pub fn run(arguments: &Compare) -> Result<ExitCode, Failure> {
     let folders = arguments.runs.iter().map(|run| RunFolder::open(run)).collect::<Result<Vec<_>, _>>()?;
     let comparison = Comparison::read(&folders)?;
     comparison.plot(&arguments.out)?;
-    super::print(&format!("{}plot {}", comparison.table(), arguments.out.display()));
+    terminal::result(&format!("{}plot {}", comparison.table(), arguments.out.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use simclr::{
     train::doctor::{Finding, Verdict, examine},
 };
 
-use crate::{args::Doctor, failure::Failure, processes};
+use crate::{args::Doctor, failure::Failure, processes, terminal};
 
 /// Exit code where something is wrong.
 const WRONG: u8 = 1;
@@ -21,7 +21,7 @@ pub fn run(arguments: &Doctor, ranks: &Ranks) -> Result<ExitCode, Failure> {
     let findings = examine(ranks, &config, &arguments.data)?;
     let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
     if ranks.is_first() {
-        findings.iter().for_each(|finding| super::print(&line(finding)));
+        findings.iter().for_each(|finding| terminal::result(&line(finding)));
     }
     // What is wrong on one process is wrong.
     Ok(if ranks.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })

@@ -7,7 +7,7 @@ use simclr::{
     train::RunFolder,
 };
 
-use crate::{args::Embed, failure::Failure, report::Stages};
+use crate::{args::Embed, failure::Failure, report::Stages, terminal};
 
 /// Writes h of every image.
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
@@ -22,7 +22,7 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
         stages.show(&format!("skipped: {}", bad.reason));
     }
     let skipped = embedded.bad.len();
-    super::print(&format!(
+    terminal::result(&format!(
         "{}  {} rows of {} features, {skipped} images skipped",
         embedded.path.display(),
         embedded.images,

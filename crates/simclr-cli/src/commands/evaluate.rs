@@ -23,6 +23,7 @@ use crate::{
     args::{Evaluate, LinearOptim, Normalize, Protocol, Recipe},
     failure::Failure,
     report::Terminal,
+    terminal,
 };
 
 /// Evaluates, writes `results.json`, prints the table.
@@ -40,9 +41,9 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
     drop(terminal);
     if arguments.json {
         let text = serde_json::to_string(&results).map_err(|error| Failure::user(error.to_string(), None))?;
-        super::print(&text);
+        terminal::result(&text);
     } else {
-        super::print(&results.table());
+        terminal::result(&results.table());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use simclr::data::{Dataset, Split, dataset::Channels};
 
-use crate::{args::Inspect, failure::Failure};
+use crate::{args::Inspect, failure::Failure, terminal};
 
 /// Describes the splits and decodes every image once.
 pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
@@ -20,7 +20,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
             "no labels".into()
         };
         let name = format!("{split:?}").to_lowercase();
-        super::print(&format!(
+        terminal::result(&format!(
             "{name}: {} images, {} channels, {labels}, fingerprint {}",
             set.len(),
             set.channels(),
@@ -29,7 +29,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
         for index in 0..set.len() {
             if let Err(error) = set.decode(index) {
                 bad += 1;
-                super::print(&error.to_string());
+                terminal::result(&error.to_string());
             }
         }
     }

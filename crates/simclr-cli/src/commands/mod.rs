@@ -9,9 +9,3 @@ pub mod inspect;
 pub mod pack;
 pub mod pretrain;
 pub mod views;
-
-/// Prints a result. A closed pipe (`| head`) is no error.
-fn print(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
-}

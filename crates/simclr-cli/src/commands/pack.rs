@@ -2,13 +2,16 @@
 
 use std::{process::ExitCode, sync::atomic::Ordering};
 
-use simclr::data::{
-    Dataset, Split,
-    dataset::{Channels, PackOptions, Packed, pack},
+use simclr::{
+    data::{
+        Dataset, Split,
+        dataset::{Channels, PackOptions, Packed, pack},
+    },
+    train::RunFolder,
 };
 
 use super::pretrain::watch_signals;
-use crate::{args::Pack, failure::Failure, report::Stages};
+use crate::{args::Pack, failure::Failure, report::Stages, terminal};
 
 /// Packs, and says under which fingerprint the set is now known.
 pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
@@ -18,6 +21,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         size: arguments.size,
         threads: threads.unwrap_or(1),
     };
+    let _held = RunFolder::around(&arguments.out, None)?;
     let (stop, signal) = watch_signals()?;
     let mut stages = Stages::new();
     let mut progress = |done: usize, of: usize| {
@@ -33,7 +37,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
-    super::print(&format!(
+    terminal::result(&format!(
         "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
         arguments.out.display(),
         bad.len(),

@@ -11,12 +11,12 @@ use std::{
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use simclr::{
-    RunConfig,
+    RunConfig, TrainError,
     ranks::Ranks,
     train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
 };
 
-use crate::{args::Pretrain, failure::Failure, processes, report::Terminal};
+use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
 
 /// Runs or resumes, on every process alike; a signal ends it after a checkpoint with 128 + its number.
 pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
@@ -37,7 +37,7 @@ pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
     match outcome? {
         Outcome::Finished => {
             if ranks.is_first() {
-                super::print(&folder.path().display().to_string());
+                terminal::result(&folder.path().display().to_string());
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -63,14 +63,16 @@ fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
         Failure::user("no images are named", Some("give a folder of images with --data".into()))
     })?;
     let folder = match folder {
-        Where::Existing(folder) => folder,
+        Where::Existing(folder) => {
+            folder.hold()?;
+            folder
+        }
         Where::New(path) => {
-            let path = path.map_or_else(|| free_folder(&data), PathBuf::from);
             // Looked at before the run folder is made, so that a wrong path leaves nothing behind.
             if !data.exists() {
                 return Err(Failure::user(format!("`{}`: no such file or folder", data.display()), None));
             }
-            RunFolder::create(&path)?
+            path.map_or_else(|| free_folder(&data), |path| RunFolder::create(&path))?
         }
     };
     Ok(Decided { config, data, folder })
@@ -107,14 +109,18 @@ fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
     Ok((config, Where::Existing(folder)))
 }
 
-/// `runs/<name>-<n>`, the first that is free.
-fn free_folder(data: &Path) -> PathBuf {
+/// `runs/<name>-<n>`, the first that is free and that no other process takes at the same moment.
+fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
     let name = data.file_stem().unwrap_or_default().to_string_lossy();
     let name = if name.is_empty() { "run".into() } else { name };
-    (1..)
-        .map(|n| Path::new("runs").join(format!("{name}-{n}")))
-        .find(|path| !path.exists())
-        .unwrap_or_default()
+    let mut free = (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).filter(|path| !path.exists());
+    loop {
+        let path = free.next().unwrap_or_default();
+        match RunFolder::create(&path) {
+            Err(TrainError::InUse { .. } | TrainError::RunFolder { .. }) => {}
+            created => return created,
+        }
+    }
 }
 
 /// The first SIGINT or SIGTERM asks the run to stop; a second one kills as usual.

@@ -1,8 +1,8 @@
 //! `simclr views`: what the augmentation makes of the user's images, to be looked at before a long run.
 
-use std::{io::Cursor, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 use simclr::{
     RunConfig,
     checkpoint::write_atomically,
@@ -10,22 +10,31 @@ use simclr::{
         Dataset, Split,
         augment::{self, Scratch},
         dataset::Channels,
+        output,
         rng::Key,
     },
+    train::RunFolder,
 };
 
-use crate::{args::Views, failure::Failure};
+use crate::{args::Views, failure::Failure, terminal};
 
 /// Tiles smaller than this are enlarged by a whole factor, so that pixels can be seen.
 const LEGIBLE: usize = 96;
 /// White pixels between tiles.
 const GAP: usize = 4;
 
+/// What is written, and replaced.
+const SHEET: output::Kind = output::Kind { name: "a picture of this command", is_earlier: is_sheet };
+/// Text in the file that says who made it: PNG's keyword for it, and the value.
+const MARK: (&str, &str) = ("Software", "simclr views");
+
 /// Draws one row per image: the original as the evaluation sees it, then views.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
     let channels =
         if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
+    let _held = RunFolder::around(&arguments.out, None)?;
+    output::check(&arguments.out, SHEET, Some(&arguments.data))?;
     let set = Dataset::open(&arguments.data, Split::Train, channels)?;
     let rows = arguments.images.clamp(1, set.len());
     let size = config.train.image_size;
@@ -49,14 +58,32 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
             sheet.put(row, view + 1, &pixels, set.channels());
         }
     }
-    let mut png = Cursor::new(Vec::new());
-    sheet
-        .image
-        .write_to(&mut png, ImageFormat::Png)
-        .map_err(|error| Failure::user(error.to_string(), None))?;
-    write_atomically(&arguments.out, png.get_ref())?;
-    super::print(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
+    let png = encode(&sheet.image).map_err(|error| Failure::user(error.to_string(), None))?;
+    write_atomically(&arguments.out, &png)?;
+    terminal::result(&format!("{}  {rows} images, {} views each", arguments.out.display(), arguments.views));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The picture as a PNG that [`is_sheet`] knows again.
+fn encode(image: &RgbImage) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.add_text_chunk(MARK.0.into(), MARK.1.into())?;
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(image.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+fn is_sheet(path: &Path) -> bool {
+    let file = fs_err::File::open(path).map(std::io::BufReader::new);
+    let found = file.ok().and_then(|file| png::Decoder::new(file).read_info().ok());
+    found.is_some_and(|found| {
+        let mut texts = found.info().uncompressed_latin1_text.iter();
+        texts.any(|text| (&text.keyword[..], &text.text[..]) == MARK)
+    })
 }
 
 struct Sheet {

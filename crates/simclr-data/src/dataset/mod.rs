@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-pub use packed::{PackOptions, Packed, pack};
+pub use packed::{PACKED_SET, PackOptions, Packed, pack};
 
 use crate::{DataError, Image};
 
@@ -295,6 +295,15 @@ impl Format {
 fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
     let ours = |file: &&PathBuf| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
     files.iter().filter(ours).cloned().collect()
+}
+
+/// Whether a new file `path`, relative to the folder of a set, may be read as part of the set: by its ending, with which all
+/// formats begin.
+pub(crate) fn may_be_member(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let binary = ["parquet", "tar", "bin"].contains(&ending.as_str());
+    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+    binary || idx::is_idx(&[path.to_owned()]) || layout::is_image(&parts.join("/"))
 }
 
 /// Files directly inside a folder, sorted, without hidden ones.

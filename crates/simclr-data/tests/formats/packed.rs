@@ -155,7 +155,8 @@ fn an_old_file_is_replaced_by_a_whole_one_or_not_at_all() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
-    fs_err::write(&out, b"old").unwrap();
+    let old = b"simclrpk, cut";
+    fs_err::write(&out, old).unwrap();
     let stopped = pack(&data, &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(true));
     assert_eq!(stopped.unwrap(), None);
     let gone = pack(&root.path().join("gone"), &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(false));
@@ -172,7 +173,7 @@ fn an_old_file_is_replaced_by_a_whole_one_or_not_at_all() {
     );
     let nowhere = nowhere.unwrap_err().to_string();
     assert!(nowhere.contains("cannot write") && nowhere.contains("folder.pack"), "{nowhere}");
-    assert_eq!(fs_err::read(&out).unwrap(), b"old");
+    assert_eq!(fs_err::read(&out).unwrap(), old);
     packed(&data, &out, &PLAIN);
     let itself = pack(&out, &out, &PLAIN, &mut |_, _| {}, &AtomicBool::new(false)).unwrap_err();
     assert!(itself.to_string().contains("the data set itself"), "{itself}");

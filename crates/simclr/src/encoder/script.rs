@@ -47,8 +47,12 @@ impl ScriptEncoder {
         let leaves = module.parameters().map_err(said)?;
         check_trainable(&leaves).map_err(refused)?;
         for (name, leaf) in leaves {
-            let role = role_of(&name, &leaf);
-            params.adopt(format!("encoder.{name}"), role, leaf.set_requires_grad(true));
+            let full = format!("encoder.{name}");
+            if leaf.requires_grad() {
+                params.adopt(full, role_of(&name, &leaf), leaf);
+            } else {
+                params.adopt_frozen(full, leaf);
+            }
         }
         for (name, buffer) in module.buffers().map_err(said)? {
             params.adopt_buffer(format!("encoder.{name}"), buffer);
@@ -73,12 +77,13 @@ impl ScriptEncoder {
     }
 }
 
-/// Weights must be there (`torch.jit.freeze` turns them into constants) and f32, as all master weights are.
+/// Weights must be there (`torch.jit.freeze` turns them into constants), and those that are trained f32, as all master weights
+/// are.
 fn check_trainable(leaves: &[(String, Tensor)]) -> Result<(), String> {
     if leaves.is_empty() {
         return Err("the module has no parameters to train; save it before `torch.jit.freeze`".into());
     }
-    match leaves.iter().find(|(_, leaf)| leaf.kind() != Kind::Float) {
+    match leaves.iter().find(|(_, leaf)| leaf.requires_grad() && leaf.kind() != Kind::Float) {
         Some((name, leaf)) => Err(format!("parameter `{name}` is {:?}, expected Float (f32)", leaf.kind())),
         None => Ok(()),
     }

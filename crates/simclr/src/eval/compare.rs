@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use simclr_data::output;
+
 use super::{
     memory::Answers,
     plot::{self, Line, Whose},
@@ -10,6 +12,14 @@ use super::{
     significance::permutation_test,
 };
 use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
+
+/// What [`Comparison::plot`] writes, and replaces.
+const PLOT: output::Kind = output::Kind {
+    name: "a plot of this command",
+    is_earlier: |path| fs_err::read(path).is_ok_and(|svg| svg.ends_with(MARK.as_bytes())),
+};
+/// The end of every plot.
+const MARK: &str = "<!-- simclr compare -->\n";
 
 /// Runs with their results, in the order given.
 #[derive(Debug)]
@@ -188,14 +198,17 @@ impl Comparison {
         shares
     }
 
-    /// Draws the trained rows of each run, and of the first one the controls, into an SVG file.
+    /// Draws the trained rows of each run, and of the first one the controls, into an SVG file. Only an earlier plot is
+    /// replaced.
     ///
     /// # Errors
-    /// Nothing to draw, or a file that cannot be written.
+    /// Nothing to draw, or a file that cannot be written or must not be replaced.
     pub fn plot(&self, out: &Path) -> Result<(), EvalError> {
+        let _held = RunFolder::around(out, None).map_err(Box::new)?;
+        output::check(out, PLOT, None)?;
         let svg =
             plot::draw(&self.lines()).map_err(|error| EvalError::Other(format!("the plot: {error}")))?;
-        Ok(write_atomically(out, svg.as_bytes())?)
+        Ok(write_atomically(out, (svg.trim_end().to_owned() + "\n" + MARK).as_bytes())?)
     }
 
     /// Lines of the plot, the runs' own first, then the controls of the first run.

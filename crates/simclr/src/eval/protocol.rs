@@ -102,6 +102,8 @@ pub fn evaluate(
     stop: &AtomicBool,
 ) -> Result<Results, EvalError> {
     options.check()?;
+    let note = run.hold().map_err(Box::new)?;
+    note.iter().for_each(|note| observer.message(note));
     let trained = load_encoder(run)?;
     let controls = trained.controls(options.random_inits)?;
     let sets = Sets::open(data, trained.channels(), options.seed)?;

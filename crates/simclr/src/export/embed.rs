@@ -9,12 +9,16 @@ use std::{
 
 use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
-use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
-use simclr_data::{Dataset, Split, dataset::Channels};
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ArrowReaderMetadata},
+    basic::Compression,
+    file::properties::WriterProperties,
+};
+use simclr_data::{DataError, Dataset, Split, dataset::Channels, output};
 use tch::Tensor;
 use tempfile::NamedTempFile;
 
-use super::npy::NpyWriter;
+use super::npy::{self, NpyWriter};
 use crate::{
     EvalError,
     eval::features::{BadImage, ReadOptions, flat_pixels, load_encoder, pixel_dim, stream},
@@ -55,11 +59,12 @@ pub struct Embedded {
     pub bad: Vec<BadImage>,
 }
 
-/// Writes h of every image at `data` to `out`, `.parquet` or `.npy` by its name. An existing file is replaced only once
-/// the new one is whole.
+/// Writes h of every image at `data` to `out`, `.parquet` or `.npy` by its name. Only an earlier table is replaced, once the
+/// new one is whole.
 ///
 /// # Errors
-/// Another ending, no checkpoint, more bad images than the run allows, or a file that cannot be written.
+/// Another ending, no checkpoint, more bad images than the run allows, or a file that cannot be written or must not be
+/// replaced.
 pub fn embed(
     run: &RunFolder,
     data: &Path,
@@ -68,6 +73,8 @@ pub fn embed(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Embedded, EvalError> {
     let format = Format::of(out)?;
+    let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
+    format.check(out, data)?;
     let frozen = load_encoder(run)?;
     let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
@@ -99,6 +106,45 @@ fn open(data: &Path, split: Option<Split>, channels: Channels) -> Result<Vec<Dat
     Ok(splits.into_iter().map(|split| Dataset::open(data, split, channels)).collect::<Result<_, _>>()?)
 }
 
+/// What [`embed`] writes, and replaces: a parquet file with exactly its columns.
+const PARQUET: output::Kind = output::Kind { name: "a table of features", is_earlier: is_table };
+/// A `.npy` file as it is written here, with a file of as many paths.
+const NPY: output::Kind =
+    output::Kind { name: "a table of features with its file of paths", is_earlier: is_array };
+/// That file of paths, which is replaced with its array alone.
+const PATHS: output::Kind = output::Kind { name: "the paths of a table of features", is_earlier: |_| false };
+
+fn is_table(path: &Path) -> bool {
+    let file = fs_err::File::open(path).map(|file| file.into_parts().0);
+    let found = file.ok().and_then(|file| ArrowReaderMetadata::load(&file, Default::default()).ok());
+    found.is_some_and(|found| {
+        let columns = found.schema().fields();
+        let width = columns.last().and_then(|column| match column.data_type() {
+            DataType::FixedSizeList(_, width) => Some(*width as usize),
+            _ => None,
+        });
+        width.is_some_and(|width| {
+            let expected = schema(width);
+            let pairs = || columns.iter().zip(expected.fields());
+            columns.len() == expected.fields().len()
+                && pairs().all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type())
+        })
+    })
+}
+
+fn is_array(path: &Path) -> bool {
+    let rows = npy::rows(path);
+    let lines = fs_err::read(paths_file(path)).map(|text| text.iter().filter(|&&byte| byte == b'\n').count());
+    rows.is_some() && rows == lines.ok()
+}
+
+/// The file of paths beside a `.npy`.
+fn paths_file(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".paths.txt");
+    name.into()
+}
+
 #[derive(Clone, Copy)]
 enum Format {
     Parquet,
@@ -106,6 +152,17 @@ enum Format {
 }
 
 impl Format {
+    /// Refuses to replace anything but an earlier table.
+    fn check(self, out: &Path, data: &Path) -> Result<(), DataError> {
+        match self {
+            Self::Parquet => output::check(out, PARQUET, Some(data)),
+            Self::Npy => {
+                output::check(out, NPY, Some(data))?;
+                if out.exists() { Ok(()) } else { output::check(&paths_file(out), PATHS, Some(data)) }
+            }
+        }
+    }
+
     fn of(out: &Path) -> Result<Self, EvalError> {
         match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => Ok(Self::Parquet),
@@ -166,9 +223,7 @@ impl Table {
                 Ok(None)
             }
             Self::Npy { writer, paths } => {
-                let mut name = out.as_os_str().to_owned();
-                name.push(".paths.txt");
-                let paths_file = PathBuf::from(name);
+                let paths_file = paths_file(out);
                 place(paths, &paths_file)?;
                 place(writer.finish()?, out)?;
                 Ok(Some(paths_file))

@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use simclr_data::output;
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -35,14 +37,24 @@ pub struct Exported {
 /// Largest difference between features that counts as equal: the rebuilt encoder runs the same operations.
 const TOLERANCE: f64 = 1e-6;
 
+/// What [`export_encoder`] writes, and replaces.
+pub const EXPORTED: output::Kind = output::Kind { name: "an exported encoder", is_earlier: is_exported };
+
+/// In the metadata of every exported encoder and of no checkpoint.
+const ARCHITECTURE: &str = "simclr.architecture";
+
 /// Prefix that the parameters have in this program and torchvision's have not.
 const PREFIX: &str = "encoder.";
 
-/// Writes the encoder of the newest checkpoint of `run` to `out` (atomically) and verifies the file.
+/// Writes the encoder of the newest checkpoint of `run` to `out` (atomically) and verifies the file. Only an earlier export
+/// is replaced.
 ///
 /// # Errors
-/// No checkpoint, a file that cannot be written, or one that gives other features than the run's encoder.
+/// No checkpoint, a file that cannot be written or must not be replaced, or one that gives other features than the run's
+/// encoder.
 pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError> {
+    let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
+    output::check(out, EXPORTED, None)?;
     let frozen = load_encoder(run)?;
     let metadata = metadata(&frozen);
     let tensors = tensors(&frozen);
@@ -62,6 +74,21 @@ pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError
         tensors: tensors.len(),
         metadata,
         difference,
+    })
+}
+
+fn is_exported(path: &Path) -> bool {
+    let header = || {
+        let mut file = fs_err::File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = length.to_vec();
+        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+        Ok::<_, std::io::Error>(header)
+    };
+    let metadata = header().ok().and_then(|header| SafeTensors::read_metadata(&header).ok());
+    metadata.is_some_and(|(_, header)| {
+        header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(ARCHITECTURE))
     })
 }
 
@@ -87,7 +114,7 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
     let entries = [
         ("format", "pt".into()),
         ("simclr.version", env!("CARGO_PKG_VERSION").into()),
-        ("simclr.architecture", architecture(config)),
+        (ARCHITECTURE, architecture(config)),
         ("simclr.description", frozen.model().encoder.describe()),
         ("simclr.width", config.width.to_string()),
         ("simclr.stem", stem(config, frozen.image_size()).into()),

@@ -1,7 +1,10 @@
 //! Rows of `f32` to a `.npy` file, version 1.0 (numpy's `numpy.lib.format`), streamed: the number of rows is written
 //! into the header at the end.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::{
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+};
 
 /// The header's full length, a multiple of 64 with room for any shape.
 const HEADER: usize = 128;
@@ -37,6 +40,18 @@ impl<W: Write + Seek> NpyWriter<W> {
     }
 }
 
+/// Rows of a file that [`NpyWriter`] wrote; none for any other file.
+pub fn rows(path: &Path) -> Option<usize> {
+    let mut file = fs_err::File::open(path).ok()?;
+    let mut start = [0; HEADER];
+    file.read_exact(&mut start).ok()?;
+    let text = std::str::from_utf8(&start[10..]).ok()?;
+    let (rows, rest) = text.split_once("'shape': (")?.1.split_once(", ")?;
+    let (rows, width): (usize, usize) = (rows.parse().ok()?, rest.split_once(')')?.0.parse().ok()?);
+    let bytes = (4 * rows as u64).checked_mul(width as u64)?.checked_add(HEADER as u64)?;
+    (start[..] == header(rows, width) && file.metadata().ok()?.len() == bytes).then_some(rows)
+}
+
 fn header(rows: usize, width: usize) -> Vec<u8> {
     let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -50,6 +65,26 @@ fn header(rows: usize, width: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_this_writer_is_recognised() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h.npy");
+        let mut file = NpyWriter::new(fs_err::File::create(&path).unwrap(), 3).unwrap();
+        file.push(&[0.0; 12]).unwrap();
+        drop(file.finish().unwrap());
+        assert_eq!(rows(&path), Some(4));
+        let whole = fs_err::read(&path).unwrap();
+        fs_err::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(rows(&path), None, "cut");
+        // An array of another program: f64, and a header of another length.
+        for (from, to) in [("<f4", "<f8"), ("False", "True ")] {
+            let text = String::from_utf8_lossy(&whole[10..HEADER]).replace(from, to);
+            let other = [&whole[..10], text.as_bytes(), &whole[HEADER..]].concat();
+            fs_err::write(&path, other).unwrap();
+            assert_eq!(rows(&path), None, "{to}");
+        }
+    }
 
     #[test]
     fn header_and_rows_are_as_numpy_writes_them() {

@@ -60,5 +60,15 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
         let adaptation = if config.adapts(roles[0]) { "layer-wise" } else { "no" };
         text += &format!("\n{name:<24} {:>7} {numbers:>12} {decay:>13e} {adaptation:>10}", members.len());
     }
+    if !params.frozen().is_empty() {
+        let numbers: usize = params.frozen().iter().map(|(_, tensor)| tensor.numel()).sum();
+        text += &format!(
+            "\n{:<24} {:>7} {numbers:>12} {:>13} {:>10}",
+            "frozen, not trained",
+            params.frozen().len(),
+            "no",
+            "no"
+        );
+    }
     text
 }

@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     agreed::{agreed, or_end_all},
     lock_step::in_lock_step,
-    step::{Setting, Stepped},
+    step::{Setting, Stepped, seed_module},
 };
 use crate::{
     ModelError, TrainError,
@@ -144,13 +144,9 @@ impl LargeStep<'_> {
         Ok((paired.ids, Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
     }
 
-    /// Makes what a TorchScript module may draw a function of the chunk.
+    /// See [`seed_module`]; both passes of a chunk draw the same.
     fn seed(&self, step: u64, chunk: Chunk) {
-        if self.setting.model.stages().is_none() {
-            // An odd multiplier keeps the seeds of different steps and chunks apart.
-            let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(chunk.index as u64);
-            tch::manual_seed((self.seed ^ number) as i64);
-        }
+        seed_module(self.setting.model, self.seed, step, chunk.index as u64);
     }
 
     /// The first pass, a chunk at a time.

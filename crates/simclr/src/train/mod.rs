@@ -15,6 +15,7 @@ mod online_knn;
 pub mod recorded;
 pub mod run;
 pub mod run_folder;
+mod run_lock;
 mod start;
 pub mod state;
 pub mod step;

@@ -29,7 +29,7 @@ use super::{
     run_folder::Newest,
     start,
     state::{Resumed, capture, first_non_finite, restore, share, start_from, views_of},
-    step::{Setting, Stepped, train_step_of},
+    step::{Setting, Stepped, seed_module, train_step_of},
 };
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
@@ -87,8 +87,7 @@ pub fn pretrain_among(
     let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
     let _stream = agreed(ranks, own_stream(&plan, &model))?;
     same_everywhere(ranks, &plan)?;
-    let found = if ranks.is_first() { folder.newest_checkpoint() } else { Ok((None, Vec::new())) };
-    let found = agreed(ranks, found.map_err(TrainError::from))?;
+    let found = agreed(ranks, if ranks.is_first() { hold(folder) } else { Ok((None, Vec::new())) })?;
     let plan = keep_views(ranks, found.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
     let newest = if ranks.is_first() {
         resume(folder, found, &plan, &model, &mut optimizer)
@@ -214,6 +213,14 @@ fn keep_views(ranks: &Ranks, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
     let was = newest.and_then(views_of);
     let cpu = ranks.broadcast_text(&(was == Some(ViewsPlace::Cpu)).to_string()) == "true";
     if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan }
+}
+
+/// On rank 0: keeps other processes out of the run folder and finds what it holds.
+fn hold(folder: &RunFolder) -> Result<Newest, TrainError> {
+    let note = folder.hold()?;
+    let (newest, mut notes) = folder.newest_checkpoint()?;
+    notes.extend(note);
+    Ok((newest, notes))
 }
 
 /// On rank 0: the state of the newest checkpoint, where there is one, and a run folder that is ready for the run.
@@ -460,6 +467,7 @@ impl Run<'_> {
             let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
             (large.run(&mut chunks, &mut self.optimizer, lr), std::mem::take(&mut chunks.bad))
         } else {
+            seed_module(self.model, train.seed, step, self.ranks.rank() as u64);
             let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
             whole_step(&setting, recorder, &mut self.optimizer, (step, feed), lr)
         };

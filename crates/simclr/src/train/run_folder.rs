@@ -1,7 +1,13 @@
 //! The run folder: which files, and where. Nothing else knows these names.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use simclr_data::output::resolved;
+
+use super::run_lock::{LOCK_FILE, RunLock};
 use crate::{
     CheckpointError, TrainError,
     checkpoint::{Checkpoint, PARTIAL_PREFIX, write_atomically},
@@ -12,37 +18,100 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held by all clones together, once one of them is to be written to.
+    lock: Arc<Mutex<Option<RunLock>>>,
 }
+
+/// Folders of a run that only its own commands write to.
+const OWN_FOLDERS: [&str; 2] = ["checkpoints", "evaluation"];
+/// Files of a run, and how the names of others begin.
+const OWN_FILES: [&str; 10] = [
+    "config.toml",
+    "plan.json",
+    "environment.json",
+    "metrics.jsonl",
+    "bad_files.txt",
+    "results.json",
+    LOCK_FILE,
+    "events.out.tfevents.",
+    "nonfinite-step-",
+    PARTIAL_PREFIX,
+];
 
 /// A checkpoint with its file, where there is one, and what is to be said about others.
 pub type Newest = (Option<(PathBuf, Checkpoint)>, Vec<String>);
 
 impl RunFolder {
-    /// Makes a new run folder.
+    fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: Arc::default() }
+    }
+
+    /// Makes a new run folder and holds it, see [`RunFolder::hold`].
     ///
     /// # Errors
-    /// A folder that already holds a run, or that cannot be written.
+    /// A folder that already holds a run, to which another process writes, or that cannot be written.
     pub fn create(path: &Path) -> Result<Self, TrainError> {
-        let folder = Self { path: path.to_owned() };
-        if folder.config_file().exists() {
-            let reason = "it holds a run already; resume it, or choose another folder";
-            return Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() });
+        let folder = Self::at(path);
+        match (folder.hold(), folder.config_file().exists()) {
+            (Err(in_use @ TrainError::InUse { .. }), _) => Err(in_use),
+            (_, true) => {
+                let reason = "it holds a run already; resume it, or choose another folder";
+                Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() })
+            }
+            (Err(error), false) => Err(error),
+            (Ok(_), false) => {
+                fs_err::create_dir_all(folder.checkpoints())?;
+                Ok(folder)
+            }
         }
-        fs_err::create_dir_all(folder.checkpoints())?;
-        Ok(folder)
+    }
+
+    /// Keeps other processes from writing here until the last clone of this is dropped; again is the same as once. Returns
+    /// a note for the user where the file system cannot do it.
+    ///
+    /// # Errors
+    /// [`TrainError::InUse`] where another process writes here, or a folder that cannot be written.
+    pub fn hold(&self) -> Result<Option<String>, TrainError> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_none() {
+            *lock = Some(RunLock::take(&self.path)?);
+        }
+        Ok(lock.as_ref().and_then(RunLock::note))
+    }
+
+    /// The run folder that a result at `out` would lie in, held until it is written; none where it would lie in no run. `from` is
+    /// the run that it is made of, which the caller may hold already.
+    ///
+    /// # Errors
+    /// [`TrainError::RunFile`] for a place that the run uses itself, [`TrainError::InUse`] where another process writes there.
+    pub fn around(out: &Path, from: Option<&Self>) -> Result<Option<Self>, TrainError> {
+        let at = resolved(out)?;
+        // The outermost: what an evaluation trains are runs inside a run.
+        let is_run = |path: &&Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
+        let Some(run) = at.ancestors().skip(1).filter(is_run).last() else { return Ok(None) };
+        let inside = at.strip_prefix(run).unwrap_or(&at);
+        let first = inside.iter().next().unwrap_or_default().to_string_lossy();
+        let own_file = OWN_FILES.iter().any(|name| first.starts_with(name));
+        if OWN_FOLDERS.contains(&&*first) || own_file {
+            return Err(TrainError::RunFile { path: out.to_owned(), run: run.to_owned() });
+        }
+        let same = from.filter(|from| fs_err::canonicalize(&from.path).is_ok_and(|path| path == run));
+        let folder = same.cloned().unwrap_or_else(|| Self::at(run));
+        folder.hold()?;
+        Ok(Some(folder))
     }
 
     /// The folder as the other processes of a run name it; they read and write nothing there.
     pub fn of_another_process(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self::at(path)
     }
 
-    /// Opens an existing one.
+    /// Opens an existing one, to read it; to write there, [`RunFolder::hold`] it.
     ///
     /// # Errors
     /// No run there.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        let folder = Self { path: path.to_owned() };
+        let folder = Self::at(path);
         if !folder.config_file().is_file() {
             let reason = if path.exists() {
                 "it holds no config.toml, so it is no run folder"
@@ -54,11 +123,15 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// Removes what [`RunFolder::create`] made, if nothing else was written: a run that could not start leaves no trace.
+    /// Removes what [`RunFolder::create`] made, if nothing else was written: a run that could not start leaves no trace. Only
+    /// who holds the folder may do so: to others its files belong to another process.
     pub fn remove_if_unused(&self) {
-        if !self.config_file().exists() {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_some() && !self.config_file().exists() {
             // `remove_dir` refuses a folder that holds anything.
-            let _ = fs_err::remove_dir(self.checkpoints()).and_then(|()| fs_err::remove_dir(&self.path));
+            let _ = fs_err::remove_dir(self.checkpoints())
+                .and_then(|()| fs_err::remove_file(self.path.join(LOCK_FILE)))
+                .and_then(|()| fs_err::remove_dir(&self.path));
         }
     }
 
@@ -158,7 +231,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes what a process that was killed while it wrote has left; call before anything is written.
+    /// Removes what a process that was killed while it wrote has left; call before anything is written, while holding the
+    /// folder.
     ///
     /// # Errors
     /// The operating system's.

@@ -93,8 +93,17 @@ pub fn facts(
     }
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
+    let notes = notes.chain(nothing_to_train(model));
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A module that was saved for inference may have no parameter left that is trained.
+fn nothing_to_train(model: &SimClr) -> Option<String> {
+    let params = &model.params;
+    let trained = params.params().iter().any(|param| param.name.starts_with("encoder."));
+    (!trained && !params.frozen().is_empty())
+        .then(|| "every parameter of the encoder has requires_grad=False: only the head is trained".into())
 }
 
 fn head(plan: &Plan) -> String {

@@ -117,6 +117,16 @@ pub fn train_step_of(
     Ok((ids, done))
 }
 
+/// Makes what a TorchScript module draws (dropout) a function of the seed of the run, the step and the part of its batch, so
+/// that a resumed run draws what an uninterrupted one does. Nothing else uses libtorch's generator.
+pub(super) fn seed_module(model: &SimClr, seed: u64, step: u64, part: u64) {
+    if model.stages().is_none() {
+        // An odd multiplier keeps the seeds of different steps and parts apart.
+        let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(part);
+        tch::manual_seed((seed ^ number) as i64);
+    }
+}
+
 impl Setting<'_> {
     /// Training mode of a batch that goes through in one pass.
     pub(super) fn mode(&self) -> Mode {

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
-pub use write::{PackOptions, Packed, pack};
+pub use write::{PACKED_SET, PackOptions, Packed, pack};
 
 use super::{Opened, Sample, Source, Split};
 use crate::{

@@ -8,12 +8,16 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION};
+use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, is_packed};
 use crate::{
     DataError, Image,
     augment::shrink,
     dataset::{Channels, Dataset, Split},
+    output,
 };
+
+/// What [`pack`] writes, and replaces.
+pub const PACKED_SET: output::Kind = output::Kind { name: "a packed set", is_earlier: is_packed };
 
 /// Images that each thread decodes between two writes.
 const AHEAD: usize = 4;
@@ -46,8 +50,9 @@ pub struct Packed {
 }
 
 /// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
-/// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An existing
-/// file is replaced when the new one is whole. `progress` hears of images done, and of how many; `None` where `stop` was set.
+/// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An earlier
+/// packed set is replaced when the new one is whole, any other file is not (see [`output::check`]). `progress` hears of images
+/// done, and of how many; `None` where `stop` was set.
 ///
 /// # Errors
 /// Those of `Dataset::open`, and of the operating system on writing.
@@ -63,16 +68,16 @@ pub fn pack(
         return Err(DataError::Config { key: "size", value, reason });
     }
     let train = Dataset::open(data, Split::Train, options.channels)?;
+    if is_same_file(out, data) {
+        return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
+    }
+    output::check(out, PACKED_SET, Some(data))?;
     let channels = train.channels();
     let other = |exists: bool, split| {
         exists.then(|| Dataset::open(data, split, Channels::Count(channels))).transpose()
     };
     let test = other(Dataset::has_test_split(data), Split::Test)?;
     let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
-    let same = |file: &Path| file.canonicalize().ok();
-    if same(out).is_some_and(|out| Some(out) == same(data)) {
-        return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
-    }
     let mut writer = PackWriter::new(out, channels, options)?;
     let sets = [Some(train), test, validation];
     let of = sets.iter().flatten().map(Dataset::len).sum();
@@ -228,6 +233,13 @@ impl Packable {
         };
         Ok(Self { checksum: crc32c::crc32c(&image.data), image, scaled })
     }
+}
+
+/// Under whatever names, hard links included.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| fs_err::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    id(a).is_some_and(|found| Some(found) == id(b))
 }
 
 fn folder_of(path: &Path) -> &Path {
