@@ -7,6 +7,7 @@ use std::{
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -95,6 +96,7 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.image_size", frozen.image_size().to_string()),
         ("simclr.channels", frozen.channels().to_string()),
         ("simclr.input_range", "[0, 1]".into()),
+        ("simclr.transform", json!(frozen.transform()).to_string()),
         ("simclr.input_mean", numbers(&config.input_mean, "0")),
         ("simclr.input_std", numbers(&config.input_std, "1")),
         ("simclr.feature_dim", frozen.feature_dim().to_string()),

@@ -79,6 +79,7 @@ pub fn facts(
         ("head", head(plan)),
         ("loss", loss(plan)),
         ("batch", batch(plan)),
+        ("evaluated on", plan.transform().to_string()),
         ("learning rate", learning_rate(plan)),
         ("steps", format!("{} = {} epochs of {}", plan.total_steps, train.epochs, plan.steps_per_epoch)),
         ("groups", optimizer.group_table().to_owned()),
@@ -91,6 +92,7 @@ pub fn facts(
         facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
     }
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
+    let notes = notes.chain(plan.transform().note_on_shapes(dataset));
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
