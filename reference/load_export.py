@@ -1,12 +1,15 @@
 """Loads an encoder exported by `simclr export` into torchvision and computes features.
 
-    python reference/load_export.py encoder.safetensors
-Needs torch, torchvision and safetensors. ResNets of width 1 with symmetric padding only; pixels in [0, 1], no
+    python reference/load_export.py encoder.safetensors [IMAGE]
+Needs torch, torchvision, pillow and safetensors. ResNets of width 1 with symmetric padding only; pixels in [0, 1], no
 normalisation (the file's metadata says so).
 """
 
+import json
 import sys
 
+import numpy
+import PIL.Image
 import torch
 import torchvision
 from safetensors import safe_open
@@ -32,9 +35,24 @@ def load(path):
     return model.eval(), meta
 
 
+def pixels(image, meta):
+    """A PIL image to [1, 3, S, S], as the metadata's `simclr.transform` declares it."""
+    how = json.loads(meta["simclr.transform"])
+    if not how["antialias"]:
+        raise SystemExit("resized without antialiasing: use tf.image.resize; PyTorch's bicubic has another kernel")
+    image, (width, height) = image.convert("RGB"), image.size
+    if how["crop"] != "whole":
+        side = min(max(round(how["crop"] * min(width, height)), 1), width, height)
+        left, top = (width - side + 1) // 2, (height - side + 1) // 2
+        image = image.crop((left, top, left + side, top + side))
+    image = image.resize((how["size"],) * 2, PIL.Image.Resampling[how["interpolation"].upper()])
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255
+
+
 if __name__ == "__main__":
     model, meta = load(sys.argv[1])
     channels, size = int(meta["simclr.channels"]), int(meta["simclr.image_size"])
+    images = pixels(PIL.Image.open(sys.argv[2]), meta) if sys.argv[2:] else torch.rand(2, channels, size, size)
     with torch.no_grad():
-        h = model(torch.rand(2, channels, size, size))
+        h = model(images)
     print(f"{meta['simclr.description']}: h {tuple(h.shape)}")

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use simclr::data::augment::{EvalCrop, Interpolation, TransformChange};
 
 /// Contrastive pretraining of image encoders (SimCLR): from a folder of images to a verified encoder.
 #[derive(Debug, Parser)]
@@ -237,12 +238,39 @@ pub struct Evaluate {
     /// With --weights: keys of the configuration.
     #[command(flatten)]
     pub config: EncoderArguments,
+    /// What the encoder sees.
+    #[command(flatten)]
+    pub transform: TransformArguments,
     /// Forget what earlier evaluations of the run have found, and do all of it again
     #[arg(long)]
     pub fresh: bool,
     /// Print results.json instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// What the encoder sees of an image, where that is not to be as the run says.
+#[derive(Debug, Args)]
+pub struct TransformArguments {
+    /// whole (squeezed to a square), or the share of the shorter side that a central square covers, such as 0.875
+    /// [default: the run's transform.crop]
+    #[arg(long, value_name = "whole|SHARE")]
+    pub crop: Option<EvalCrop>,
+    /// bicubic or bilinear [default: the run's transform.interpolation]
+    #[arg(long)]
+    pub interpolation: Option<Interpolation>,
+    /// true: all source pixels count where an image shrinks; false: as `tf.image.resize` [default: the run's
+    /// transform.antialias]
+    #[arg(long, action = clap::ArgAction::Set)]
+    pub antialias: Option<bool>,
+}
+
+impl TransformArguments {
+    /// For the library.
+    pub fn change(&self) -> TransformChange {
+        let Self { crop, interpolation, antialias } = *self;
+        TransformChange { crop, interpolation, antialias }
+    }
 }
 
 /// With --weights: what they are weights of.
@@ -338,6 +366,9 @@ pub struct Embed {
     /// Write the raw pixels that an evaluation's control sees in place of h
     #[arg(long)]
     pub pixels: bool,
+    /// What the encoder sees.
+    #[command(flatten)]
+    pub transform: TransformArguments,
 }
 
 /// `simclr export`.
@@ -356,8 +387,9 @@ pub struct Views {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
-    /// Picture to write
-    #[arg(long, value_name = "FILE.png", default_value = "views.png")]
+    /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view, and beside
+    /// it a .json of what made them
+    #[arg(long, value_name = "FILE.png|FILE.npy", default_value = "views.png")]
     pub out: PathBuf,
     /// Rows: images, spread evenly over the set
     #[arg(long, default_value_t = 8)]

@@ -82,6 +82,25 @@ fn the_straight_line_from_images_to_features() {
     drawn.succeeds();
     let sheet = image::open(sheet).unwrap();
     assert_eq!((sheet.width(), sheet.height()), (9 * 100 + 4, 8 * 100 + 4));
+    views_are_written_as_numbers_with_what_made_them(&data, temp.path());
+}
+
+fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) {
+    let out = folder.join("views.npy");
+    let arguments =
+        ["views", "--image-size", "16", "--images", "3", "--views", "2", "--set", "transform.crop=0.5"];
+    let written = said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&out));
+    written.succeeds();
+    assert!(written.out.contains("central square of 50 %"), "{}", written.out);
+    // A header of 128 bytes, then three originals with two views each of 3 x 16 x 16 numbers.
+    assert_eq!(fs::read(&out).unwrap().len(), 128 + 3 * 3 * 768 * 4);
+    let text = fs::read_to_string(folder.join("views.json")).unwrap();
+    let made: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(made["shape"], serde_json::json!([3, 3, 3, 16, 16]));
+    let rows = made["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 9);
+    assert_eq!(rows[0]["transform"]["crop"], 0.5);
+    assert!(rows[1]["params"]["crop"]["width"].as_u64().is_some(), "{}", rows[1]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use rayon::{ThreadPool, prelude::*};
 
 use crate::{
     AugmentConfig, Batch, Chunk, Chunking, DataError, Dataset, ViewParams,
-    augment::{self, Scratch},
+    augment::{self, EvalTransform, Scratch},
     batch::{Spare, Views},
     chunking::Dealt,
     recipes::{Ingredients, Method, Recipes},
@@ -313,6 +313,7 @@ impl Loader {
             channels: self.dataset.channels(),
             size: self.config.size,
             interpolation: self.augment.interpolation,
+            antialias: self.augment.antialias,
             color_model: self.augment.color_model,
             blurs: self.augment.blur > 0.0,
         }
@@ -424,39 +425,26 @@ impl Drop for Batches {
     }
 }
 
-/// Decodes and prepares `indices` for evaluation on `threads` threads, in that order, with the usual crop.
-///
-/// # Errors
-/// See [`evaluation_pixels_of`].
-pub fn evaluation_pixels(
-    dataset: &Dataset,
-    indices: &[usize],
-    size: usize,
-    threads: usize,
-) -> Result<EvaluationPixels, DataError> {
-    evaluation_pixels_of(dataset, indices, (size, augment::EVALUATION_SHARE), threads)
-}
-
-/// The same with the crop of `share` of the shorter side; see [`augment::evaluation_view_of`].
+/// Decodes `indices` and makes of each what `transform` declares, on `threads` threads, in that order.
 ///
 /// Returns the indices that could be decoded with their pixels `[len, C, S, S]`, and the others with the reason.
 ///
 /// # Errors
 /// Threads that the system does not give.
-pub fn evaluation_pixels_of(
+pub fn evaluation_pixels(
     dataset: &Dataset,
     indices: &[usize],
-    (size, share): (usize, f64),
+    transform: &EvalTransform,
     threads: usize,
 ) -> Result<EvaluationPixels, DataError> {
-    let view = dataset.channels() * size * size;
+    let view = dataset.channels() * transform.size * transform.size;
     let mut result = EvaluationPixels { pixels: vec![0.0; indices.len() * view], ..Default::default() };
     let prepared: Vec<Result<(), DataError>> = worker_pool(threads)?.install(|| {
         let places = result.pixels.par_chunks_exact_mut(view);
         let prepare = |(&index, out): (&usize, &mut [f32])| {
             let image = dataset.decode(index)?;
             SCRATCH.with_borrow_mut(|scratch| {
-                augment::evaluation_view_of(&image, (size, share), out, scratch);
+                transform.apply(&image, out, scratch);
             });
             Ok(())
         };

@@ -31,6 +31,8 @@ pub struct Method {
     pub size: usize,
     /// How crops are resized.
     pub interpolation: Interpolation,
+    /// Whether all source pixels count where a crop shrinks.
+    pub antialias: bool,
     /// What contrast and saturation mean.
     pub color_model: ColorModel,
     /// Whether any view may be blurred.
@@ -59,8 +61,9 @@ pub(crate) struct Ingredients {
 
 impl Ingredients {
     pub(crate) fn new(image: Image, mut views: Vec<(usize, ViewParams)>, method: &Method) -> Self {
-        let seen =
-            |(_, params): &(usize, ViewParams)| params.crop.seen(&image, method.interpolation, method.size);
+        let seen = |(_, params): &(usize, ViewParams)| {
+            params.crop.seen(&image, (method.interpolation, method.antialias), method.size)
+        };
         let rectangle = views.iter().map(seen).reduce(Crop::around).expect("an image is there for its views");
         for (_, params) in &mut views {
             params.crop.x -= rectangle.x;

@@ -12,7 +12,7 @@ use std::{
 
 use simclr_data::{
     AugmentConfig, Batch, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
-    augment::{Scratch, apply},
+    augment::{Scratch, TransformConfig, apply},
     dataset::Source,
     loader::{Batches, evaluation_pixels},
     rng::Key,
@@ -225,8 +225,9 @@ fn a_batch_larger_than_the_set_is_refused() {
 fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
     let source = || Noise { bad: [4].into(), ..Noise::default() };
     let wanted = [9, 2, 4, 0, 31, 2];
-    let one = evaluation_pixels(&dataset(32, source()), &wanted, SIZE, 1).unwrap();
-    let three = evaluation_pixels(&dataset(32, source()), &wanted, SIZE, 3).unwrap();
+    let transform = TransformConfig::default().to(SIZE, 3);
+    let one = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 1).unwrap();
+    let three = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 3).unwrap();
     assert_eq!(one.ids, [9, 2, 0, 31, 2]);
     assert_eq!((&one.ids, &one.bad), (&three.ids, &three.bad));
     assert!(one.pixels == three.pixels && one.pixels.len() == 5 * VIEW);

@@ -125,6 +125,8 @@ pub struct Making {
     pub side: usize,
     /// Keys' cubic; else a triangle.
     pub cubic: bool,
+    /// All source pixels count where a crop shrinks; else as `tf.image.resize`.
+    pub antialias: bool,
     /// Contrast about the mean of the grey image; else of each channel.
     pub gray_mean: bool,
     /// Whether any view may be blurred.
@@ -136,6 +138,7 @@ struct COptions {
     channels: i64,
     side: i64,
     cubic: c_int,
+    antialias: c_int,
     gray_mean: c_int,
     blurs: c_int,
 }
@@ -189,7 +192,7 @@ impl Recipes {
     /// # Errors
     /// A device without kernels, other channels, too large a view, no memory.
     pub fn views(&self, making: Making) -> Result<Tensor, ShimError> {
-        let Making { channels, side, cubic, gray_mean, blurs } = making;
+        let Making { channels, side, cubic, antialias, gray_mean, blurs } = making;
         if channels != self.channels || !(1..=MOST_SIDE).contains(&side) {
             return Err(ShimError(format!("{making:?} of images with {} channels", self.channels)));
         }
@@ -197,6 +200,7 @@ impl Recipes {
             channels: channels as i64,
             side: side as i64,
             cubic: c_int::from(cubic),
+            antialias: c_int::from(antialias),
             gray_mean: c_int::from(gray_mean),
             blurs: c_int::from(blurs),
         };

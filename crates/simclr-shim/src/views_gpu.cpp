@@ -19,7 +19,7 @@ using at::Tensor;
 // Options of `views.rs`.
 struct ViewOptions {
     int64_t channels, side;
-    int cubic, gray_mean, blurs;
+    int cubic, antialias, gray_mean, blurs;
 };
 
 int64_t parts(int64_t work, int64_t each) { return std::max<int64_t>((work + each - 1) / each, 1); }
@@ -47,7 +47,7 @@ struct Maker {
     void resize(const Tensor& pixels) const {
         int64_t across = parts(side(), gpu::TILE_COLUMNS), tiles = across * parts(side(), gpu::TILE_ROWS);
         gpu::Resize resize{pixels.const_data_ptr<uint8_t>(), views, channels(), side(), options.cubic,
-                           static_cast<int>(tiles), values()};
+                           options.antialias, static_cast<int>(tiles), values()};
         gpu::Grid blocks = grid(count, tiles, parts(channels(), gpu::GROUP));
         gpu::launch(of_channels("view_resize", channels()).c_str(), blocks, &resize, out);
     }
@@ -58,9 +58,10 @@ struct Maker {
         int sums = static_cast<int>(parts(area, gpu::THREADS * 12));
         int blocks = static_cast<int>(parts(area, gpu::THREADS * 4));
         Tensor partial = at::empty({count, sums, channels()}, out.options());
-        gpu::Means means{views, channels(), side(), sums, values(), partial.mutable_data_ptr<float>()};
+        int clips = options.antialias ? 0 : 1;
+        gpu::Means means{views, channels(), side(), sums, clips, values(), partial.mutable_data_ptr<float>()};
         gpu::launch(of_channels("view_means", channels()).c_str(), grid(count, sums), &means, out);
-        gpu::Recolour recolour{views, channels(), side(), sums, blocks, options.gray_mean,
+        gpu::Recolour recolour{views, channels(), side(), sums, blocks, options.gray_mean, clips,
                                partial.const_data_ptr<float>(), values()};
         gpu::launch(of_channels("view_recolour", channels()).c_str(), grid(count, blocks), &recolour, out);
     }

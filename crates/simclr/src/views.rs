@@ -120,6 +120,7 @@ pub fn upload_recipes(recipes: &Recipes, device: Device) -> Result<Uploaded, Mod
         channels: method.channels,
         side: method.size,
         cubic: method.interpolation == Interpolation::Bicubic,
+        antialias: method.antialias,
         gray_mean: method.color_model == ColorModel::Torchvision,
         blurs: method.blurs,
     };

@@ -44,6 +44,7 @@ fn on_a_gpu_the_kernels_do_what_the_emulator_does() {
     every_operator_alone();
     a_whole_view();
     sizes_beyond_tables_and_tiles();
+    without_antialiasing_views_are_those_of_the_cpu();
     a_square_is_cut_where_the_cpu_cuts_it();
 }
 
@@ -56,8 +57,8 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
         rows.push(Recipe { at, width, height, params: params.clone() });
         bytes.extend_from_slice(&image.data);
     }
-    let (interpolation, color_model) = (config.interpolation, config.color_model);
-    let method = Method { channels, size, interpolation, color_model, blurs: true };
+    let AugmentConfig { interpolation, antialias, color_model, .. } = *config;
+    let method = Method { channels, size, interpolation, antialias, color_model, blurs: true };
     let recipes = Recipes { bytes: bytes.into(), rows, method };
     let [rising, falling] = [Order::Rising, Order::Falling].map(|order| {
         emulated(order, || {
@@ -184,17 +185,20 @@ fn noise(width: usize, height: usize, channels: usize, seed: u64) -> Image {
 }
 
 fn configuration() -> impl Strategy<Value = AugmentConfig> {
-    let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (kinds, 0.0f32..2.0).prop_map(|((bilinear, torchvision, additive, sampler), color)| AugmentConfig {
-        interpolation: if bilinear { Interpolation::Bilinear } else { Interpolation::Bicubic },
-        color_model: if torchvision { ColorModel::Torchvision } else { ColorModel::Tensorflow },
-        brightness: if additive { Brightness::Additive } else { Brightness::Multiplicative },
-        crop_sampler: if sampler { CropSampler::Torchvision } else { CropSampler::Tensorflow },
-        color,
-        solarize: 0.3,
-        rotate: 0.5,
-        cutout: 0.3,
-        ..AugmentConfig::default()
+    let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (kinds, 0.0f32..2.0).prop_map(|((bilinear, torchvision, additive, sampler, antialias), color)| {
+        AugmentConfig {
+            antialias,
+            interpolation: if bilinear { Interpolation::Bilinear } else { Interpolation::Bicubic },
+            color_model: if torchvision { ColorModel::Torchvision } else { ColorModel::Tensorflow },
+            brightness: if additive { Brightness::Additive } else { Brightness::Multiplicative },
+            crop_sampler: if sampler { CropSampler::Torchvision } else { CropSampler::Tensorflow },
+            color,
+            solarize: 0.3,
+            rotate: 0.5,
+            cutout: 0.3,
+            ..AugmentConfig::default()
+        }
     })
 }
 
@@ -254,6 +258,33 @@ fn sizes_beyond_tables_and_tiles() {
             (by_kernel(&image, &params, &config, size), by_loader(&image, &params, &config, size));
         let worst = furthest(&found, &expected);
         assert!(worst <= TWICE_ROUNDED, "{width}x{height} to {size}: off by {} levels", worst * 255.0);
+    }
+}
+
+/// Without antialiasing nothing is rounded to bytes, so kernels and processors agree to rounding, whatever the sizes.
+#[test]
+fn without_antialiasing_views_are_those_of_the_cpu() {
+    let noisy = AugmentConfig { antialias: false, solarize: 0.0, jitter: 0.7, ..AugmentConfig::default() };
+    let soft = AugmentConfig { interpolation: Interpolation::Bilinear, ..noisy.clone() };
+    for (at, (width, height, size)) in
+        [(700, 20, 9), (20, 700, 9), (3, 2, 70), (150, 90, 67), (61, 47, 23), (40, 40, 40)]
+            .into_iter()
+            .enumerate()
+    {
+        for (config, channels) in [(&noisy, 3), (&soft, 3), (&noisy, 1), (&noisy, 5)] {
+            let image = noise(width, height, channels, at as u64);
+            for draw in 0..8 {
+                let key = Key { seed: 5, epoch: 0, image: draw, view: 0 };
+                let params = config.draw(key, width, height);
+                let (found, expected) =
+                    (by_kernel(&image, &params, config, size), by_loader(&image, &params, config, size));
+                let worst = furthest(&found, &expected);
+                assert!(
+                    worst <= 2.0 * SAME,
+                    "{width}x{height}x{channels} to {size}: off by {worst}, {params:?}"
+                );
+            }
+        }
     }
 }
 

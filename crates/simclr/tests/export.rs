@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use simclr::{
     EvalError, ModelError,
     checkpoint::Checkpoint,
-    data::{Dataset, Split, dataset::Channels},
+    data::{Dataset, Split, augment::TransformChange, dataset::Channels},
     device::Precision,
     encoder::Mode,
     eval::features::{ReadOptions, features, load_encoder},
@@ -136,7 +136,13 @@ fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
     (run, set.samples().iter().map(|sample| sample.name.clone()).collect(), h)
 }
 
-const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1, pixels: false };
+const OPTIONS: EmbedOptions = EmbedOptions {
+    split: None,
+    batch: 4,
+    threads: 1,
+    pixels: false,
+    transform: TransformChange { crop: None, interpolation: None, antialias: None },
+};
 
 #[test]
 fn parquet_holds_path_label_class_and_h() {

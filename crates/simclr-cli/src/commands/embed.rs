@@ -13,7 +13,8 @@ use crate::{args::Embed, failure::Failure, report::Stages, terminal};
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
-    let options = EmbedOptions { pixels: arguments.pixels, ..EmbedOptions::default() };
+    let transform = arguments.transform.change();
+    let options = EmbedOptions { pixels: arguments.pixels, transform, ..EmbedOptions::default() };
     let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
@@ -21,12 +22,16 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     for bad in &embedded.bad {
         stages.show(&format!("skipped: {}", bad.reason));
     }
+    for note in &embedded.notes {
+        stages.show(&format!("note: {note}"));
+    }
     let skipped = embedded.bad.len();
     terminal::result(&format!(
-        "{}  {} rows of {} features, {skipped} images skipped",
+        "{}  {} rows of {} features, {skipped} images skipped; input: {}",
         embedded.path.display(),
         embedded.images,
-        embedded.feature_dim
+        embedded.feature_dim,
+        embedded.transform
     ));
     Ok(ExitCode::SUCCESS)
 }

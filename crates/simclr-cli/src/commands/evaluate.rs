@@ -32,7 +32,7 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         Some(weights) => imported(weights, arguments)?,
         None => RunFolder::open(&arguments.run)?,
     };
-    let config = RunConfig::load(Some(&folder.config_file()), &[])?;
+    let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
     let data = arguments.data.clone().or(config.data.path);
     let data = data.ok_or_else(|| Failure::user("the run names no images", Some("give --data".into())))?;
     let (stop, _) = watch_signals()?;
@@ -68,6 +68,7 @@ fn options(arguments: &Evaluate) -> Result<EvalOptions, Failure> {
         draws: arguments.draws.unwrap_or(default.draws),
         lists: arguments.labels.clone(),
         fresh: arguments.fresh,
+        transform: arguments.transform.change(),
         seed: arguments.seed.unwrap_or(default.seed),
         retrieval_k: if asked(Protocol::Retrieval) { arguments.retrieval_k } else { 0 },
         transfer: arguments.transfer.iter().map(|text| transfer_set(text)).collect::<Result<_, _>>()?,

@@ -105,7 +105,7 @@ fn fresh(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
 fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
     let path = arguments.run.as_deref().unwrap_or(Path::new("."));
     let folder = RunFolder::open(path)?;
-    let config = RunConfig::load(Some(&folder.config_file()), &arguments.overrides())?;
+    let (config, _) = RunConfig::load_run(&folder.config_file(), &arguments.overrides())?;
     Ok((config, Where::Existing(folder)))
 }
 

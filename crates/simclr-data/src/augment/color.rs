@@ -235,8 +235,8 @@ fn saturation(view: &mut View, factor: f32) {
     let area = view.area();
     for at in 0..area {
         let values = view.pixels[at..].iter().step_by(area);
-        let value = values.clone().fold(0.0f32, |a, &b| a.max(b));
-        let chroma = value - values.fold(1.0f32, |a, &b| a.min(b));
+        let value = values.clone().fold(f32::MIN, |a, &b| a.max(b));
+        let chroma = value - values.fold(f32::MAX, |a, &b| a.min(b));
         let ratio = if chroma * factor > value { value / chroma } else { factor };
         for x in view.pixels[at..].iter_mut().step_by(area) {
             *x = (value - (value - *x) * ratio).clamp(0.0, 1.0);

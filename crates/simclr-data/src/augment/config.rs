@@ -18,6 +18,9 @@ pub struct AugmentConfig {
     pub crop_sampler: CropSampler,
     /// How crops are resized.
     pub interpolation: Interpolation,
+    /// Whether all source pixels count where a crop shrinks (Pillow, torchvision), or four of them in each direction
+    /// (`tf.image.resize` as the official code calls it).
+    pub antialias: bool,
     /// Probability of a left-right flip (paper: 0.5).
     pub flip: f32,
     /// Strength s of the colour distortion (paper: 1 on ImageNet, 0.5 on CIFAR-10); 0 switches the jitter off.
@@ -62,7 +65,7 @@ pub enum CropSampler {
     Tensorflow,
 }
 
-/// `augment.interpolation`. Both average over the source pixels where a crop shrinks, as PIL does.
+/// `augment.interpolation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Interpolation {
@@ -70,6 +73,18 @@ pub enum Interpolation {
     Bicubic,
     /// Triangle (torchvision's default).
     Bilinear,
+}
+
+impl std::str::FromStr for Interpolation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bicubic" => Ok(Self::Bicubic),
+            "bilinear" => Ok(Self::Bilinear),
+            _ => Err("expected bicubic or bilinear".into()),
+        }
+    }
 }
 
 /// `augment.brightness`.
@@ -101,6 +116,7 @@ impl Default for AugmentConfig {
             crop_ratio: [3.0 / 4.0, 4.0 / 3.0],
             crop_sampler: CropSampler::Torchvision,
             interpolation: Interpolation::Bicubic,
+            antialias: true,
             flip: 0.5,
             color: 1.0,
             jitter: 0.8,

@@ -1,47 +1,20 @@
 //! Crop, resize and flip: from interleaved `u8` to planar `f32` in `[0, 1]`.
 //!
-//! The resize runs on `u8` with SIMD (`fast_image_resize`), so a value may be off by half a level of 255 against an
-//! exact computation; it averages over all source pixels where a crop shrinks, as PIL and torchvision's `antialias` do.
+//! With antialiasing the resize runs on `u8` with SIMD (`fast_image_resize`), so a value may be off by half a level of 255
+//! against an exact computation; it averages over all source pixels where a crop shrinks, as PIL and torchvision's
+//! `antialias` do. Without, it is TensorFlow's (`sample`).
 
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use multiversion::multiversion;
 
-use super::{Crop, Interpolation, Scratch};
+use super::{Crop, Interpolation, Scratch, sample};
 use crate::Image;
 
-/// Share of the shorter side that an evaluation view shows (google-research/simclr `data_util.py` `CROP_PROPORTION`).
-pub const EVALUATION_SHARE: f64 = 0.875;
-/// Largest side whose evaluation view is the whole image (official code: CIFAR is not cropped).
-const SMALL_SIDE: usize = 32;
-
-/// The view for evaluation: no randomness (spec 5.6). Sides up to 32 px: the whole image, resized where its size
-/// differs; larger: the central square of 87.5 % of the shorter side, bicubic.
-///
-/// # Panics
-/// If `out` is not `C * size * size` long.
-pub fn evaluation_view(image: &Image, size: usize, out: &mut [f32], scratch: &mut Scratch) {
-    evaluation_view_of(image, (size, EVALUATION_SHARE), out, scratch);
-}
-
-/// The same with another `share` of the shorter side: 1 in the transfer protocol (paper B.8.1).
-///
-/// # Panics
-/// As [`evaluation_view`].
-pub fn evaluation_view_of(
-    image: &Image,
-    (size, share): (usize, f64),
-    out: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
-    let (width, height) = (image.width, image.height);
-    let crop = if size <= SMALL_SIDE {
-        Crop { x: 0, y: 0, width, height }
-    } else {
-        let side = ((width.min(height) as f64 * share).round() as usize).max(1);
-        Crop { x: (width - side) / 2, y: (height - side) / 2, width: side, height: side }
-    };
-    crop_and_resize(image, crop, false, (Interpolation::Bicubic, size), out, scratch);
+/// How pixels of a view come from those of a crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resampling {
+    pub(super) interpolation: Interpolation,
+    pub(super) antialias: bool,
 }
 
 /// The whole image with a shorter side of `size` pixels, both sides scaled alike, bicubic.
@@ -59,16 +32,24 @@ pub fn shrink(image: &Image, size: usize) -> Image {
     Image::new(target.0, target.1, channels, data)
 }
 
-/// Resizes `crop` of `image` to `size` x `size`, mirrored if `flip`, into planes.
-pub fn crop_and_resize(
+/// Resizes `crop` of `image` to `size` x `size`, mirrored if `flip`, into planes. Without antialiasing a cubic may leave
+/// `[0, 1]`.
+pub(super) fn crop_and_resize(
     image: &Image,
     crop: Crop,
     flip: bool,
-    (interpolation, size): (Interpolation, usize),
+    (Resampling { interpolation, antialias }, size): (Resampling, usize),
     out: &mut [f32],
     scratch: &mut Scratch,
 ) {
     let channels = image.channels;
+    if !antialias {
+        sample::resize(image, crop, (interpolation, size), out, &mut scratch.planes);
+        if flip {
+            mirror(out, size);
+        }
+        return;
+    }
     let mut resized = std::mem::take(&mut scratch.resized);
     resized.resize(size * size * channels, 0);
     resize(image, crop, (interpolation, (size, size)), &mut resized, scratch);
@@ -77,8 +58,17 @@ pub fn crop_and_resize(
 }
 
 impl Crop {
-    /// What a resize of this crop to `size` x `size` looks at: its filter reaches beyond the crop, where the image goes on.
-    pub(crate) fn seen(self, image: &Image, interpolation: Interpolation, size: usize) -> Self {
+    /// What a resize of this crop to `size` x `size` looks at: with antialiasing its filter reaches beyond the crop, where the
+    /// image goes on.
+    pub(crate) fn seen(
+        self,
+        image: &Image,
+        (interpolation, antialias): (Interpolation, bool),
+        size: usize,
+    ) -> Self {
+        if !antialias {
+            return self;
+        }
         let support = match interpolation {
             Interpolation::Bicubic => 2.0,
             Interpolation::Bilinear => 1.0,
@@ -176,8 +166,12 @@ fn to_planes(bytes: &[u8], channels: usize, size: usize, flip: bool, out: &mut [
         }
     }
     if flip {
-        out.chunks_exact_mut(size).for_each(<[f32]>::reverse);
+        mirror(out, size);
     }
+}
+
+fn mirror(planes: &mut [f32], size: usize) {
+    planes.chunks_exact_mut(size).for_each(<[f32]>::reverse);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]

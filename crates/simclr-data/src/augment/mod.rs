@@ -20,11 +20,14 @@ mod color;
 mod config;
 mod crop;
 mod params;
+mod sample;
 mod study;
+mod transform;
 
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
-pub use crop::{EVALUATION_SHARE, evaluation_view, evaluation_view_of, shrink};
+pub use crop::shrink;
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
+pub use transform::{EvalCrop, EvalTransform, TransformChange, TransformConfig};
 
 use crate::Image;
 
@@ -67,12 +70,34 @@ pub fn apply(
     scratch: &mut Scratch,
 ) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
-    crop::crop_and_resize(image, params.crop, params.flip, (config.interpolation, size), out, scratch);
+    let how = crop::Resampling { interpolation: config.interpolation, antialias: config.antialias };
+    crop::crop_and_resize(image, params.crop, params.flip, (how, size), out, scratch);
     let mut view = View { pixels: out, channels: image.channels, side: size };
     study::rotate(&mut view, params.quarter_turns, &mut scratch.planes);
-    color::distort(&mut view, &params.jitter, params.gray, config.color_model);
+    // The official code clips after every operation of the jitter and, where there is none, before the blur.
+    let rest =
+        if config.antialias { &params.jitter[..] } else { clipped_by_first(&mut view, params, config) };
+    color::distort(&mut view, rest, params.gray, config.color_model);
+    if !config.antialias && params.jitter.is_empty() {
+        clip(&mut view);
+    }
     if let Some(sigma) = params.blur {
         blur::gaussian(&mut view, sigma, params.gray, &mut scratch.planes);
     }
     study::study_operators(&mut view, params, &mut scratch.planes);
+}
+
+/// Applies the first operation of the jitter to values that a resize without antialiasing left outside `[0, 1]`, clips, and
+/// returns the operations to come. Brightness and contrast clip anyway.
+fn clipped_by_first<'p>(view: &mut View, params: &'p ViewParams, config: &AugmentConfig) -> &'p [Jitter] {
+    let Some((first @ (Jitter::Saturation(_) | Jitter::Hue(_)), rest)) = params.jitter.split_first() else {
+        return &params.jitter;
+    };
+    color::distort(view, std::slice::from_ref(first), false, config.color_model);
+    clip(view);
+    rest
+}
+
+fn clip(view: &mut View) {
+    view.pixels.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
 }

@@ -14,7 +14,8 @@ DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
 // ---- Crop and resize: Pillow's Resample.c. Rows are averaged first and cut at the byte's range, then columns, as
-// fast_image_resize does it on the CPU (Pillow takes columns first); nothing is rounded to bytes.
+// fast_image_resize does it on the CPU (Pillow takes columns first); nothing is rounded to bytes. Without antialiasing it is
+// tf.image.resize: simclr-data/src/augment/sample.rs.
 
 // Weights that are kept; where more source pixels make one of the view, they are computed where they are used.
 constexpr int KEPT = 64;
@@ -43,17 +44,32 @@ DEVICE float filter(float x, int cubic) {
 struct Axis {
     double scale, inverse;  // source pixels of a pixel of the view; 1 / the filter's scale
     double radius;
-    int low, high;  // the image's first and end, from the crop's edge
-    int cubic;
+    int low, high;  // what counts, from the crop's edge: of the image, or without antialiasing of the crop
+    int cubic, antialias;
 };
 
-DEVICE Axis axis(int before, int length, int all, int side, int cubic) {
+DEVICE Axis axis(int before, int length, int all, int side, int cubic, int antialias) {
+    double radius = cubic ? 2 : 1;
+    if (!antialias) {
+        return {static_cast<float>(length) / static_cast<float>(side), 1, radius, 0, length, cubic, antialias};
+    }
     double scale = static_cast<double>(length) / side, widened = scale > 1 ? scale : 1;
-    return {scale, 1 / widened, (cubic ? 2 : 1) * widened, -before, all - before, cubic};
+    return {scale, 1 / widened, radius * widened, -before, all - before, cubic, antialias};
+}
+
+// Where a pixel of the view lies, from the crop's edge. TensorFlow rounds to f32 after each operation, and so no product may
+// be fused with the difference that follows it.
+DEVICE double centre_of(const Axis& axis, int pixel) {
+    if (axis.antialias) return (pixel + 0.5) * axis.scale;
+    float product = static_cast<float>((pixel + 0.5) * axis.scale);
+    return static_cast<double>(product - 0.5f) + 0.5;
 }
 
 DEVICE float computed(const Axis& axis, double centre, int at) {
-    return filter(static_cast<float>((at + 0.5 - centre) * axis.inverse), axis.cubic);
+    float x = static_cast<float>((at + 0.5 - centre) * axis.inverse);
+    // TensorFlow has a table of the cubic, 1024 steps a pixel.
+    if (!axis.antialias && axis.cubic) x = rintf(x * 1024) / 1024;
+    return filter(x, axis.cubic);
 }
 
 // The weights of one line, from the table or, where that is too small, computed.
@@ -88,9 +104,10 @@ DEVICE void fill(Lines& lines, const Axis& x, const Axis& y, int column, int row
     int number = THREAD % LINES, turn = THREAD / LINES;
     bool across = number < TILE_COLUMNS;
     Axis own{across ? x.scale : y.scale, across ? x.inverse : y.inverse, across ? x.radius : y.radius,
-             across ? x.low : y.low,     across ? x.high : y.high,       x.cubic};
+             across ? x.low : y.low,     across ? x.high : y.high,       x.cubic,
+             x.antialias};
     if (turn == 0) {
-        double centre = ((across ? column + number : row + number - TILE_COLUMNS) + 0.5) * own.scale;
+        double centre = centre_of(own, across ? column + number : row + number - TILE_COLUMNS);
         lines.centre[number] = centre;
         lines.first[number] = larger(static_cast<int>(floor(centre - own.radius)), own.low);
         lines.end[number] = smaller(static_cast<int>(ceil(centre + own.radius)), own.high);
@@ -162,7 +179,8 @@ DEVICE void average_rows(const Resize& a, const View& view, const Lines& lines, 
         }
         float norm = lines.norm[TILE_COLUMNS + row];
         for (int c = 0; c < ROOM<C>; c++) {
-            if (c < count) means[row][c][at] = within(sums[c] * norm, 0.0f, 255.0f);
+            float mean = sums[c] * norm;
+            if (c < count) means[row][c][at] = axis.antialias ? within(mean, 0.0f, 255.0f) : mean;
         }
     }
 }
@@ -207,8 +225,8 @@ DEVICE void resize(const Resize& a) {
     int column = BLOCK_X % a.tiles % across * TILE_COLUMNS, row = BLOCK_X % a.tiles / across * TILE_ROWS;
     int channel = BLOCK_Y * GROUP, count = group<C>(a, channel);
     const View& view = a.views[number];
-    Axis x_axis = axis(view.left, view.columns, view.width, a.side, a.cubic);
-    Axis y_axis = axis(view.top, view.rows, view.height, a.side, a.cubic);
+    Axis x_axis = axis(view.left, view.columns, view.width, a.side, a.cubic, a.antialias);
+    Axis y_axis = axis(view.top, view.rows, view.height, a.side, a.cubic, a.antialias);
     fill(lines, x_axis, y_axis, column, row);
     int own = THREAD % TILE_COLUMNS, top = THREAD / TILE_COLUMNS, last = smaller(TILE_COLUMNS, a.side - column) - 1;
     Line line = line_of(lines, own);
@@ -228,7 +246,8 @@ DEVICE void resize(const Resize& a) {
     for (int i = 0; i < EACH; i++) {
         float* to = tile + ((top + i * BELOW) * TILE_COLUMNS + own) * count;
         for (int c = 0; c < ROOM<C>; c++) {
-            if (c < count) to[c] = within(sums[i][c] * norm, 0.0f, 255.0f) / 255.0f;
+            float value = sums[i][c] * norm;
+            if (c < count) to[c] = (a.antialias ? within(value, 0.0f, 255.0f) : value) / 255.0f;
         }
     }
     BARRIER();
@@ -273,8 +292,8 @@ DEVICE float luma(const Pixel<C>& x, int channels) {
 // Scales the distance of every channel from the largest one (saturation in HSV).
 template <int C>
 DEVICE void saturate(Pixel<C>& x, float factor, int channels) {
-    float value = 0, smallest = 1;
-    for (int c = 0; c < channels; c++) value = most(value, x.at[c]), smallest = least(smallest, x.at[c]);
+    float value = x.at[0], smallest = x.at[0];
+    for (int c = 1; c < channels; c++) value = most(value, x.at[c]), smallest = least(smallest, x.at[c]);
     float chroma = value - smallest, ratio = chroma * factor > value ? value / chroma : factor;
     for (int c = 0; c < channels; c++) x.at[c] = unit(value - (value - x.at[c]) * ratio);
 }
@@ -316,6 +335,11 @@ DEVICE void changed(Pixel<C>& x, Change change, int channels) {
     }
 }
 
+template <int C>
+DEVICE void clip(Pixel<C>& x, int channels) {
+    for (int c = 0; c < channels; c++) x.at[c] = unit(x.at[c]);
+}
+
 DEVICE int contrast(const View& view) {
     for (int i = 0; i < view.changes; i++) {
         if (view.change[i].kind == CONTRAST) return i;
@@ -333,7 +357,10 @@ DEVICE void means(const Means& a) {
     Pixel<C> sums{};
     for (int at = part * THREADS + THREAD; at < area; at += a.parts * THREADS) {
         Pixel<C> x = pixel<C>(a.in, static_cast<int64_t>(number) * area + at, channels);
-        for (int i = 0; i < before; i++) changed<C>(x, view.change[i], channels);
+        for (int i = 0; i < before; i++) {
+            changed<C>(x, view.change[i], channels);
+            if (a.clips && i == 0) clip<C>(x, channels);
+        }
         for (int c = 0; c < channels; c++) sums.at[c] += x.at[c];
     }
     for (int c = 0; c < channels; c++) {
@@ -382,12 +409,13 @@ DEVICE void recolour(const Recolour& a) {
     const View& view = a.views[number];
     int count = view.changes, about = contrast(view), area = a.side * a.side;
     bool last = view.sigma == 0, ends = last && (view.inverts || cuts(view));
-    if (count == 0 && !ends) return;
+    if (count == 0 && !ends && !a.clips) return;
     Pixel<C> add{};
     if (about >= 0) add = offsets<C>(a, number, view.change[about].value, channels);
     for (int at = block * THREADS + THREAD; at < area; at += a.blocks * THREADS) {
         int64_t place = static_cast<int64_t>(number) * area + at;
         Pixel<C> x = pixel<C>(a.values, place, channels);
+        if (a.clips && count == 0) clip<C>(x, channels);
         for (int i = 0; i < count; i++) {
             Change change = view.change[i];
             if (i != about) {
@@ -395,6 +423,7 @@ DEVICE void recolour(const Recolour& a) {
             } else {
                 for (int c = 0; c < channels; c++) x.at[c] = unit(x.at[c] * change.value + add.at[c]);
             }
+            if (a.clips && i == 0) clip<C>(x, channels);
         }
         for (int c = 0; c < channels; c++) {
             a.values[place * channels + c] = ends ? finished(view, x.at[c], at % a.side, at / a.side) : x.at[c];

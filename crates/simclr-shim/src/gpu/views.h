@@ -46,6 +46,7 @@ struct Resize {
     const View* views;
     int channels, side;
     int cubic;  // else linear
+    int antialias;  // else as tf.image.resize, and not cut at the range
     int tiles;  // blocks of a view; blocks across: tiles of all views; down: groups of channels
     float* out;
 };
@@ -54,6 +55,7 @@ struct Resize {
 struct Means {
     const View* views;
     int channels, side, parts;
+    int clips;  // values are cut at the range after the first change only, or where there is none
     const float* in;
     float* partial;
 };
@@ -63,6 +65,7 @@ struct Recolour {
     const View* views;
     int channels, side, parts, blocks;  // blocks of a view
     int gray_mean;  // contrast about the mean of the grey image (torchvision), not of each channel
+    int clips;  // as in Means
     const float* partial;
     float* values;
 };

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use simclr_data::augment::TransformConfig;
 use toml::{Table, Value};
 
 use super::RunConfig;
@@ -18,11 +19,36 @@ impl RunConfig {
     /// # Errors
     /// Unknown keys with near names, wrong types, values out of range.
     pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
+        let table = path.map_or(Ok(Table::new()), read)?;
+        Self::of_table(table, path, overrides)
+    }
+
+    /// Reads the `config.toml` of a run. One from before runs recorded what the encoder sees keeps what it had; the sentence
+    /// says so.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn load_run(path: &Path, overrides: &[String]) -> Result<(Self, Option<String>), ConfigError> {
+        let table = read(path)?;
+        let records_transform = table.contains_key("transform");
+        let mut config = Self::of_table(table, Some(path), &[])?;
+        let mut note = None;
+        if !records_transform {
+            let size = config.train.image_size;
+            config.transform = TransformConfig::of_an_older_run(size);
+            let seen = config.transform.to(size, 0);
+            note = Some(format!("the run does not record what its encoder sees; as before: {seen}"));
+        }
+        if overrides.is_empty() {
+            return Ok((config, note));
+        }
+        let table = Value::try_from(&config).expect("a configuration is tables of plain values");
+        let table = table.as_table().cloned().unwrap_or_default();
+        Ok((Self::of_table(table, None, overrides)?, note))
+    }
+
+    fn of_table(mut table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
         let place = path.unwrap_or(Path::new("--set")).to_owned();
-        let mut table = match path {
-            Some(path) => parse(path, &fs_err::read_to_string(path)?)?,
-            None => Table::new(),
-        };
         refuse_unknown(&place, &table)?;
         // Reading the file alone first: its errors then carry line and column.
         if let Some(path) = path {
@@ -53,6 +79,10 @@ impl RunConfig {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a configuration is tables of plain values, which TOML can hold")
     }
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    parse(path, &fs_err::read_to_string(path)?)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
@@ -135,6 +165,8 @@ fn near(key: &str, known: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use simclr_data::augment::EvalCrop;
+
     use super::*;
 
     fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, ConfigError> {
@@ -150,6 +182,26 @@ mod tests {
         let config = load("[loss]\ntemperature = 0.5\n", &["optim.lr=0.7", "encoder.name=resnet18"]).unwrap();
         assert_eq!((config.loss.temperature, config.optim.lr), (0.5, 0.7));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn an_older_run_keeps_the_transform_that_it_was_evaluated_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let read = |text: &str, overrides: &[&str]| {
+            fs_err::write(&path, text).unwrap();
+            let overrides: Vec<_> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let (config, note) = RunConfig::load_run(&path, &overrides).unwrap();
+            (config.transform.crop, note)
+        };
+        let (crop, note) = read("[train]\nimage_size = 64\n", &[]);
+        assert_eq!(crop, EvalCrop::Share(0.875));
+        assert!(note.unwrap().contains("87.5 %"));
+        assert_eq!(read("[train]\nimage_size = 32\n", &[]).0, EvalCrop::Whole);
+        assert_eq!(read("", &["transform.crop=1"]).0, EvalCrop::Share(1.0));
+        let recorded = read("[transform]\ncrop = 'whole'\n[train]\nimage_size = 64\n", &[]);
+        assert_eq!(recorded, (EvalCrop::Whole, None));
+        assert_eq!(read(&RunConfig::default().to_toml(), &[]), (EvalCrop::Whole, None));
     }
 
     #[test]
@@ -190,6 +242,7 @@ mod tests {
             ("encoder.width=0", "encoder.width"),
             ("head.layers=1", "head.layers"),
             ("train.image_size=4", "train.image_size"),
+            ("transform.crop=0", "transform.crop"),
         ] {
             let error = load("", &[text]).unwrap_err();
             assert!(error.to_string().starts_with(key), "{text}: {error}");

@@ -8,7 +8,7 @@ mod validate;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use simclr_data::AugmentConfig;
+use simclr_data::{AugmentConfig, augment::TransformConfig};
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
@@ -31,6 +31,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// Views.
     pub augment: AugmentConfig,
+    /// What the encoder sees of an image outside training.
+    pub transform: TransformConfig,
     /// f.
     pub encoder: EncoderConfig,
     /// g.

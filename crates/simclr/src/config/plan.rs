@@ -1,7 +1,7 @@
 //! What runs: epochs become steps, the base learning rate is scaled, zeros become counts of this machine.
 
 use serde::Serialize;
-use simclr_data::Dataset;
+use simclr_data::{Dataset, augment::EvalTransform};
 
 use super::{RunConfig, StepCount};
 use crate::{
@@ -113,6 +113,11 @@ impl RunConfig {
 }
 
 impl Plan {
+    /// What the encoder sees of an image outside training.
+    pub fn transform(&self) -> EvalTransform {
+        self.config.transform.to(self.config.train.image_size, self.channels)
+    }
+
     /// Images that go through the encoder at a time on each process.
     pub fn chunk(&self) -> usize {
         let (train, part) = (&self.config.train, self.config.train.batch.div_ceil(self.ranks));

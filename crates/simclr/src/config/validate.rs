@@ -16,6 +16,7 @@ impl RunConfig {
         share("data.max_bad_share", data.max_bad_share)?;
         check(data.prefetch >= 1, "data.prefetch", data.prefetch, "at least 1")?;
         self.augment.validate()?;
+        self.transform.validate()?;
         let width = encoder.width;
         check(width.is_finite() && width >= 1.0 / 16.0, "encoder.width", width, "at least 1/16")?;
         let deep = head.kind != HeadKind::Nonlinear || head.layers >= 2;

@@ -6,8 +6,8 @@ use std::{path::PathBuf, sync::mpsc::sync_channel};
 use serde::{Deserialize, Serialize};
 use simclr_data::{
     DataError, Dataset,
-    augment::EVALUATION_SHARE,
-    loader::{EvaluationPixels, evaluation_pixels_of},
+    augment::{EvalTransform, TransformChange},
+    loader::{EvaluationPixels, evaluation_pixels},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -43,6 +43,8 @@ pub struct Origin {
     pub total_steps: Option<u64>,
     /// A sentence for each newer checkpoint that is damaged.
     pub passed_over: Vec<String>,
+    /// What the run leaves open, and what is taken for it.
+    pub assumed: Option<String>,
 }
 
 /// Loads the newest checkpoint of `run`.
@@ -50,7 +52,7 @@ pub struct Origin {
 /// # Errors
 /// No run or no checkpoint there, a damaged one, or one whose tensors do not fit the run's configuration.
 pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
-    let config = RunConfig::load(Some(&run.config_file()), &[])?;
+    let (config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
     let (newest, passed_over) = run.newest_checkpoint()?;
     let (path, checkpoint) = newest.ok_or_else(missing)?;
@@ -63,8 +65,13 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
         checkpoint.tensors.get(name).map(Tensor::shallow_clone)
     })?;
     let step = checkpoint.sections.get("state").and_then(|state| state["step"].as_u64()).unwrap_or(0);
-    let origin =
-        Origin { checkpoint: Some(path), step, total_steps: plan["total_steps"].as_u64(), passed_over };
+    let origin = Origin {
+        checkpoint: Some(path),
+        step,
+        total_steps: plan["total_steps"].as_u64(),
+        passed_over,
+        assumed,
+    };
     Ok(FrozenEncoder { origin, ..frozen })
 }
 
@@ -107,7 +114,8 @@ impl FrozenEncoder {
         let device = choose_device(config.train.device, 0)?;
         let sides = (channels, config.train.image_size as i64);
         let model = SimClr::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
-        let origin = Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new() };
+        let origin =
+            Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new(), assumed: None };
         Ok(Self { model, config: config.clone(), channels, origin })
     }
 
@@ -129,6 +137,21 @@ impl FrozenEncoder {
     /// S.
     pub fn image_size(&self) -> usize {
         self.config.train.image_size
+    }
+
+    /// What it sees of an image.
+    pub fn transform(&self) -> EvalTransform {
+        self.config.transform.to(self.image_size(), self.channels as usize)
+    }
+
+    /// The same encoder on images that are cut and resized as `change` says.
+    ///
+    /// # Errors
+    /// A share out of range.
+    pub fn with_transform(mut self, change: &TransformChange) -> Result<Self, EvalError> {
+        self.config.transform = self.config.transform.changed(change);
+        self.config.transform.validate()?;
+        Ok(self)
     }
 
     /// F.
@@ -181,10 +204,8 @@ impl FrozenEncoder {
 /// How images are read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ReadOptions {
-    /// S, side of the evaluation view.
-    pub size: usize,
-    /// Share of the shorter side that the view shows, where S is above 32.
-    pub crop: f64,
+    /// What the encoder sees of an image.
+    pub transform: EvalTransform,
     /// Images per forward pass.
     pub batch: usize,
     /// Decoding threads.
@@ -200,8 +221,7 @@ impl ReadOptions {
     pub fn of(frozen: &FrozenEncoder, batch: usize, threads: usize) -> Self {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            size: frozen.image_size(),
-            crop: EVALUATION_SHARE,
+            transform: frozen.transform(),
             batch: batch.max(1),
             threads: if threads == 0 { all() } else { threads },
             max_bad_share: frozen.config.data.max_bad_share,
@@ -320,14 +340,13 @@ pub fn stream(
     each: &mut Receiver<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<BadImage>, EvalError> {
-    let shape =
-        |rows: usize| [rows as i64, dataset.channels() as i64, options.size as i64, options.size as i64];
+    let size = options.transform.size as i64;
+    let shape = |rows: usize| [rows as i64, dataset.channels() as i64, size, size];
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for chunk in indices.chunks(options.batch) {
-                let view = (options.size, options.crop);
-                let read = evaluation_pixels_of(dataset, chunk, view, options.threads);
+                let read = evaluation_pixels(dataset, chunk, &options.transform, options.threads);
                 if sender.send(read).is_err() {
                     break;
                 }

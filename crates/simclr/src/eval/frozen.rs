@@ -135,7 +135,7 @@ impl Frozen<'_> {
     /// What the images are, and how they are read.
     fn data(&self) -> Value {
         let trained = self.trained;
-        json!([self.sets.fingerprints(), trained.image_size(), trained.channels()])
+        json!([self.sets.fingerprints(), trained.transform()])
     }
 
     /// Always naming the most frequent class of the training part (1 / K where classes are balanced).

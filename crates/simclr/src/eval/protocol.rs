@@ -8,7 +8,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use simclr_data::Dataset;
+use simclr_data::{Dataset, augment::TransformChange};
 
 use super::{
     features::{FrozenEncoder, load_encoder},
@@ -47,6 +47,8 @@ pub struct EvalOptions {
     pub random_inits: usize,
     /// Seed of subsets, hold-outs and folds.
     pub seed: u64,
+    /// What the encoder is to see otherwise than the run says.
+    pub transform: TransformChange,
     /// Images per forward pass.
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
@@ -75,6 +77,7 @@ impl Default for EvalOptions {
             lists: Vec::new(),
             random_inits: 1,
             seed: 0,
+            transform: TransformChange::default(),
             batch: 256,
             threads: 0,
             linear: LinearOptions::default(),
@@ -104,7 +107,7 @@ pub fn evaluate(
     options.check()?;
     let note = run.hold().map_err(Box::new)?;
     note.iter().for_each(|note| observer.message(note));
-    let trained = load_encoder(run)?;
+    let trained = load_encoder(run)?.with_transform(&options.transform)?;
     let controls = trained.controls(options.random_inits)?;
     let sets = Sets::open(data, trained.channels(), options.seed)?;
     if options.fresh && run.path().join(FOLDER).exists() {
@@ -250,6 +253,7 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
         encoder: trained.model().encoder.describe(),
         feature_dim: trained.feature_dim(),
         image_size: trained.image_size(),
+        transform: Some(trained.transform()),
         channels: trained.channels(),
         checkpoint: file.map_or(String::new(), |name| name.to_string_lossy().into_owned()),
         step: origin.step,
@@ -261,6 +265,8 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
 fn notes(trained: &FrozenEncoder, sets: &Sets, kept: &Kept) -> Vec<String> {
     let origin = trained.origin();
     let mut notes = origin.passed_over.clone();
+    notes.extend(origin.assumed.clone());
+    notes.extend(trained.transform().note_on_shapes(&sets.train));
     if let Some(total) = origin.total_steps.filter(|&total| origin.step < total) {
         notes.push(format!("the run is unfinished: step {} of {total}", origin.step));
     }

@@ -55,7 +55,7 @@ impl<'a> Reading<'a> {
     ) -> Result<Extracted, EvalError> {
         let whose: Vec<String> = encoders.iter().map(|encoder| encoder.fingerprint()).collect();
         let what = json!({
-            "set": part.set.fingerprint(), "encoders": whose, "size": self.options.size, "crop": self.options.crop,
+            "set": part.set.fingerprint(), "encoders": whose, "transform": self.options.transform,
         });
         let (mut pieces, mut done) = (Vec::new(), 0);
         // Pieces of about one size: none is so small that a single bad image leaves it empty.

@@ -1,6 +1,7 @@
 //! What an evaluation found: written to `results.json`, shown as a table. Accuracies are shares in `[0, 1]`.
 
 use serde::{Deserialize, Serialize};
+use simclr_data::augment::EvalTransform;
 
 use super::memory::Figure;
 
@@ -37,6 +38,9 @@ pub struct RunFacts {
     pub feature_dim: i64,
     /// S.
     pub image_size: usize,
+    /// What the encoder saw of an image; older results do not say.
+    #[serde(default)]
+    pub transform: Option<EvalTransform>,
     /// C.
     pub channels: i64,
     /// File name of the checkpoint, the newest of the run.
@@ -279,6 +283,7 @@ impl Results {
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
         let mut text = format!("test accuracy in %, {} test images\n", self.data.test_images);
+        text.extend(self.run.transform.map(|transform| format!("input: {transform}\n")));
         text.push_str(&aligned(&lines));
         text.push_str(&format!("linear classifier: {}\n", self.protocol.linear));
         for row in &self.rows {

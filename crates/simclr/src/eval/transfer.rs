@@ -70,7 +70,7 @@ impl Transfer<'_> {
             json!({
                 "features": [Some(trained.fingerprint()), control.map(FrozenEncoder::fingerprint)],
                 "data": [json!(sets.fingerprints()), json!(chosen_on)],
-                "size": trained.image_size(), "metric": set.metric, "seed": self.options.seed,
+                "transform": trained.transform().of_the_transfer_protocol(), "metric": set.metric, "seed": self.options.seed,
             }),
         );
         let known = self.memory.note(&key).and_then(|(note, _)| serde_json::from_value(note).ok());
@@ -116,8 +116,8 @@ impl Transfer<'_> {
         let (trained, control) = self.encoders;
         let encoders: Vec<&FrozenEncoder> = std::iter::once(trained).chain(control).collect();
         let read = ReadOptions::of(trained, self.options.batch, self.options.threads);
-        // Shorter side to S, then the central S x S: the whole shorter side is seen.
-        let mut reading = Reading::of(self.run, ReadOptions { crop: 1.0, ..read }, observer, self.stop);
+        let transform = read.transform.of_the_transfer_protocol();
+        let mut reading = Reading::of(self.run, ReadOptions { transform, ..read }, observer, self.stop);
         let name = &set.place()[..];
         let mut part = |of, indices, labels| {
             let read = reading.read(&Part { name, set: of, indices }, &encoders, false)?;

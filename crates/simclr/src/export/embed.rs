@@ -14,7 +14,12 @@ use parquet::{
     basic::Compression,
     file::properties::WriterProperties,
 };
-use simclr_data::{DataError, Dataset, Split, dataset::Channels, output};
+use simclr_data::{
+    DataError, Dataset, Split,
+    augment::{EvalTransform, TransformChange},
+    dataset::Channels,
+    output,
+};
 use tch::Tensor;
 use tempfile::NamedTempFile;
 
@@ -26,7 +31,7 @@ use crate::{
 };
 
 /// How to embed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbedOptions {
     /// One split; none = every image of the set.
     pub split: Option<Split>,
@@ -36,16 +41,18 @@ pub struct EmbedOptions {
     pub threads: usize,
     /// The raw pixels that an evaluation's control sees, in place of h.
     pub pixels: bool,
+    /// What the encoder is to see otherwise than the run says.
+    pub transform: TransformChange,
 }
 
 impl Default for EmbedOptions {
     fn default() -> Self {
-        Self { split: None, batch: 256, threads: 0, pixels: false }
+        Self { split: None, batch: 256, threads: 0, pixels: false, transform: TransformChange::default() }
     }
 }
 
 /// What was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Embedded {
     /// The table.
     pub path: PathBuf,
@@ -55,6 +62,10 @@ pub struct Embedded {
     pub images: usize,
     /// F, or how many numbers the pixels are.
     pub feature_dim: usize,
+    /// What was seen of an image.
+    pub transform: EvalTransform,
+    /// What a reader of the table must know about that.
+    pub notes: Vec<String>,
     /// Images left out.
     pub bad: Vec<BadImage>,
 }
@@ -75,7 +86,7 @@ pub fn embed(
     let format = Format::of(out)?;
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     format.check(out, data)?;
-    let frozen = load_encoder(run)?;
+    let frozen = load_encoder(run)?.with_transform(&options.transform)?;
     let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(Dataset::len).sum();
@@ -93,7 +104,10 @@ pub fn embed(
     }
     let images = total - bad.len();
     let paths_file = table.finish(out)?;
-    Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, bad })
+    let transform = read.transform;
+    let shapes = sets.first().and_then(|set| transform.note_on_shapes(set));
+    let notes = frozen.origin().assumed.iter().cloned().chain(shapes).collect();
+    Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, transform, notes, bad })
 }
 
 /// One split, or all there are.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::json;
 use simclr_data::output;
 use tch::{Kind, Tensor};
 
@@ -122,6 +123,7 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.image_size", frozen.image_size().to_string()),
         ("simclr.channels", frozen.channels().to_string()),
         ("simclr.input_range", "[0, 1]".into()),
+        ("simclr.transform", json!(frozen.transform()).to_string()),
         ("simclr.input_mean", numbers(&config.input_mean, "0")),
         ("simclr.input_std", numbers(&config.input_std, "1")),
         ("simclr.feature_dim", frozen.feature_dim().to_string()),

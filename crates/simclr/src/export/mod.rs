@@ -7,3 +7,4 @@ mod npy; // rows -> .npy
 
 pub use embed::{EmbedOptions, Embedded, embed};
 pub use encoder::{Exported, export_encoder};
+pub use npy::{NpyWriter, rows as npy_rows};

@@ -19,12 +19,18 @@ pub struct NpyWriter<W> {
 
 impl<W: Write + Seek> NpyWriter<W> {
     /// Starts a table of `width` columns.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn new(mut out: W, width: usize) -> std::io::Result<Self> {
         out.write_all(&header(0, width))?;
         Ok(Self { out, width, rows: 0 })
     }
 
     /// Appends whole rows.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn push(&mut self, values: &[f32]) -> std::io::Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.rows += values.len() / self.width;
@@ -32,6 +38,9 @@ impl<W: Write + Seek> NpyWriter<W> {
     }
 
     /// Writes the number of rows and returns the underlying writer, flushed.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn finish(mut self) -> std::io::Result<W> {
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&header(self.rows, self.width))?;

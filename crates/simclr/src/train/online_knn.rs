@@ -1,7 +1,7 @@
 //! A kNN classifier on held-out training images while the run goes on: a hint, never a result. The test part is not
 //! touched.
 
-use simclr_data::{Dataset, loader::evaluation_pixels, rng::Key};
+use simclr_data::{Dataset, augment::EvalTransform, loader::evaluation_pixels, rng::Key};
 use tch::{Device, Tensor};
 
 use crate::{Plan, TrainError, device::to_device, encoder::Mode, eval::knn, model::SimClr};
@@ -22,7 +22,7 @@ pub struct OnlineKnn {
     classes: i64,
     every_steps: u64,
     threads: usize,
-    size: usize,
+    transform: EvalTransform,
 }
 
 impl OnlineKnn {
@@ -40,8 +40,8 @@ impl OnlineKnn {
         order.truncate(images);
         let queries = order.split_off(((1.0 - QUERY_SHARE) * images as f64) as usize);
         let every_steps = ((train.knn_every * plan.steps_per_epoch as f64).round() as u64).max(1);
-        let (threads, size) = (plan.data_threads, train.image_size);
-        Some(Self { bank: order, queries, labels, classes, every_steps, threads, size })
+        let (threads, transform) = (plan.data_threads, plan.transform());
+        Some(Self { bank: order, queries, labels, classes, every_steps, threads, transform })
     }
 
     /// Whether it is due after `steps` steps.
@@ -71,11 +71,11 @@ impl OnlineKnn {
     ) -> Result<Option<(Tensor, Tensor)>, TrainError> {
         let (mut features, mut labels) = (Vec::new(), Vec::new());
         for chunk in ids.chunks(CHUNK) {
-            let read = evaluation_pixels(dataset, chunk, self.size, self.threads)?;
+            let read = evaluation_pixels(dataset, chunk, &self.transform, self.threads)?;
             if read.ids.is_empty() {
                 continue;
             }
-            let (size, channels) = (self.size as i64, dataset.channels() as i64);
+            let (size, channels) = (self.transform.size as i64, dataset.channels() as i64);
             let images =
                 to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
             let h = tch::no_grad(|| model.encoder.forward(&images, &Mode::Eval, model.precision))?;

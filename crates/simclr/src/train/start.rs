@@ -80,6 +80,7 @@ pub fn facts(
         ("head", head(plan)),
         ("loss", loss(plan)),
         ("batch", batch(plan)),
+        ("evaluated on", plan.transform().to_string()),
         ("learning rate", learning_rate(plan)),
         ("steps", steps(plan)),
         ("groups", optimizer.group_table().to_owned()),
@@ -94,6 +95,7 @@ pub fn facts(
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
     let notes = notes.chain(nothing_to_train(model));
+    let notes = notes.chain(plan.transform().note_on_shapes(dataset));
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -1,0 +1,202 @@
+//! What the encoder sees of an image outside training: one declared transform without randomness (spec 5.6).
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Crop, Interpolation, Scratch, crop};
+use crate::{DataError, Dataset, Image};
+
+/// Section `[transform]`: how an image becomes what the encoder is judged by and used on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransformConfig {
+    /// `"whole"` (squeezed to a square), or the share of the shorter side that a central square covers, such as 0.875.
+    pub crop: EvalCrop,
+    /// How it is resized.
+    pub interpolation: Interpolation,
+    /// Whether all source pixels count where the image shrinks, as in Pillow; the official code does without.
+    pub antialias: bool,
+}
+
+impl Default for TransformConfig {
+    /// No pixel is lost.
+    fn default() -> Self {
+        Self { crop: EvalCrop::Whole, interpolation: Interpolation::Bicubic, antialias: true }
+    }
+}
+
+/// `transform.crop`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EvalCrop {
+    /// `"whole"`.
+    #[serde(with = "whole")]
+    Whole,
+    /// The central square whose side is this share of the shorter side.
+    Share(f64),
+}
+
+mod whole {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("whole")
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "whole" { Ok(()) } else { Err(D::Error::custom("expected `whole`")) }
+    }
+}
+
+/// A [`TransformConfig`] with the size of its result.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EvalTransform {
+    /// S: the result is `[C, S, S]` in `[0, 1]`.
+    pub size: usize,
+    /// C.
+    pub channels: usize,
+    /// What is cut out.
+    pub crop: EvalCrop,
+    /// How it is resized.
+    pub interpolation: Interpolation,
+    /// See [`TransformConfig::antialias`].
+    pub antialias: bool,
+}
+
+impl TransformConfig {
+    /// Share of the shorter side that the official code evaluates on (google-research/simclr `data_util.py`
+    /// `CROP_PROPORTION`).
+    pub const OFFICIAL_SHARE: f64 = 0.875;
+
+    /// What every run used before runs recorded a transform.
+    pub fn of_an_older_run(image_size: usize) -> Self {
+        let crop = if image_size <= 32 { EvalCrop::Whole } else { EvalCrop::Share(Self::OFFICIAL_SHARE) };
+        Self { crop, ..Self::default() }
+    }
+
+    /// With the values of `change`.
+    #[must_use]
+    pub fn changed(self, change: &TransformChange) -> Self {
+        Self {
+            crop: change.crop.unwrap_or(self.crop),
+            interpolation: change.interpolation.unwrap_or(self.interpolation),
+            antialias: change.antialias.unwrap_or(self.antialias),
+        }
+    }
+
+    /// To `[channels, size, size]`.
+    pub fn to(self, size: usize, channels: usize) -> EvalTransform {
+        let Self { crop, interpolation, antialias } = self;
+        EvalTransform { size, channels, crop, interpolation, antialias }
+    }
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// The key, its value and the accepted range.
+    pub fn validate(&self) -> Result<(), DataError> {
+        match self.crop {
+            EvalCrop::Share(share) if !(share > 0.0 && share <= 1.0) => Err(DataError::Config {
+                key: "transform.crop",
+                value: share.to_string(),
+                reason: "expected `whole` or a share of the shorter side above 0 and up to 1".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a command does otherwise than the run's configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TransformChange {
+    /// See [`TransformConfig::crop`].
+    pub crop: Option<EvalCrop>,
+    /// See [`TransformConfig::interpolation`].
+    pub interpolation: Option<Interpolation>,
+    /// See [`TransformConfig::antialias`].
+    pub antialias: Option<bool>,
+}
+
+impl FromStr for EvalCrop {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected `whole` or a share of the shorter side such as 0.875".to_owned();
+        if text == "whole" { Ok(Self::Whole) } else { text.parse().map(Self::Share).map_err(|_| expected()) }
+    }
+}
+
+impl EvalTransform {
+    /// Makes `[C, S, S]` of `image`.
+    ///
+    /// # Panics
+    /// If `out` is not `C * S * S` long.
+    pub fn apply(&self, image: &Image, out: &mut [f32], scratch: &mut Scratch) {
+        assert_eq!(out.len(), image.channels * self.size * self.size, "the view fills its slot");
+        let how = crop::Resampling { interpolation: self.interpolation, antialias: self.antialias };
+        crop::crop_and_resize(image, self.seen(image), false, (how, self.size), out, scratch);
+        if !self.antialias {
+            // `preprocess_for_eval` clips the cubic's overshoot after the resize.
+            out.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
+        }
+    }
+
+    /// The part of `image` that is resized: the official `_compute_crop_shape` and `center_crop` for a square.
+    pub fn seen(&self, image: &Image) -> Crop {
+        let (width, height) = (image.width, image.height);
+        let EvalCrop::Share(share) = self.crop else { return Crop { x: 0, y: 0, width, height } };
+        let shorter = width.min(height);
+        // In f32, as there: 0.9 of 5 px is another number in f64.
+        let side = ((share as f32 * shorter as f32).round_ties_even() as usize).clamp(1, shorter);
+        Crop { x: (width - side).div_ceil(2), y: (height - side).div_ceil(2), width: side, height: side }
+    }
+
+    /// The transfer protocol (paper B.8.1) resizes the shorter side to S and cuts out the central square: of a share, all of
+    /// the shorter side.
+    #[must_use]
+    pub fn of_the_transfer_protocol(self) -> Self {
+        let crop = match self.crop {
+            EvalCrop::Whole => EvalCrop::Whole,
+            EvalCrop::Share(_) => EvalCrop::Share(1.0),
+        };
+        Self { crop, ..self }
+    }
+
+    /// A sentence where images of very different shapes are squeezed to one square. Looks at a few images, spread evenly.
+    pub fn note_on_shapes(&self, set: &Dataset) -> Option<String> {
+        const LOOKED_AT: usize = 24;
+        /// Between 3:2 and 1:1, or 4:3 and its portrait: such shapes usually mix in one set of photographs.
+        const DIFFERENT: f64 = 1.5;
+        if self.crop != EvalCrop::Whole {
+            return None;
+        }
+        let count = LOOKED_AT.min(set.len());
+        let images = (0..count).filter_map(|at| set.decode(at * set.len() / count).ok());
+        let ratios = images.map(|image| image.width as f64 / image.height as f64);
+        let (low, high) = ratios
+            .fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), ratio| (low.min(ratio), high.max(ratio)));
+        (high >= DIFFERENT * low).then(|| {
+            format!(
+                "images of very different shapes (width / height from {low:.2} to {high:.2}) are squeezed to one square; \
+                 transform.crop = 1 cuts out the central square of the shorter side instead"
+            )
+        })
+    }
+}
+
+impl fmt::Display for EvalTransform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.crop {
+            EvalCrop::Whole => write!(f, "whole image")?,
+            EvalCrop::Share(share) => write!(f, "central square of {} % of the shorter side", 100.0 * share)?,
+        }
+        let kind = match self.interpolation {
+            Interpolation::Bicubic => "bicubic",
+            Interpolation::Bilinear => "bilinear",
+        };
+        let antialias = if self.antialias { "antialiased" } else { "not antialiased" };
+        write!(f, " to {size} x {size} px, {kind}, {antialias}", size = self.size)
+    }
+}
