@@ -4,7 +4,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use simclr::{
@@ -97,6 +100,7 @@ fn autocast_does_not_leak() {
     }
 }
 
+#[allow(dead_code, reason = "only the images are of use here")]
 mod fixtures;
 
 /// By `reference/script.py`: `stem` has `requires_grad=False`, and there is dropout behind it.
@@ -148,6 +152,9 @@ impl Observer for Witness<'_> {
     }
 }
 
+/// libtorch has one generator for all threads, so modules with dropout are trained one at a time.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
 fn trained(config: &RunConfig, data: &Path, run: &RunFolder, last: Option<u64>) -> Witness<'static> {
     let stop = AtomicBool::new(false);
     let mut witness = Witness { stop: last.map(|step| (step, &stop)), ..Witness::default() };
@@ -165,6 +172,7 @@ fn newest(run: &RunFolder) -> Checkpoint {
 /// in checkpoints; the others are trained. The table at start names them.
 #[test]
 fn parameters_without_requires_grad_are_not_trained() {
+    let _alone = GENERATOR.lock();
     let temp = tempfile::tempdir().unwrap();
     let data = temp.path().join("images");
     fixtures::images(&data, 16);
@@ -192,6 +200,7 @@ fn parameters_without_requires_grad_are_not_trained() {
 /// Dropout draws from a generator whose state no checkpoint holds: it is seeded for every step, whole batch or chunks.
 #[test]
 fn a_module_with_dropout_resumes_bit_for_bit() {
+    let _alone = GENERATOR.lock();
     let temp = tempfile::tempdir().unwrap();
     let data = temp.path().join("images");
     fixtures::images(&data, 16);
