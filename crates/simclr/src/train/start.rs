@@ -91,6 +91,7 @@ pub fn facts(
         facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
     }
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
+    let notes = notes.chain(dataset.notes().iter().cloned());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
