@@ -347,6 +347,10 @@ pub struct Compare {
     /// Folders of evaluated runs
     #[arg(required = true, num_args = 1..)]
     pub runs: Vec<PathBuf>,
+    /// Compare results on this set: the name of its folder or file, its path, or the start of its fingerprint [default: the
+    /// newest results of each run]
+    #[arg(long, value_name = "SET")]
+    pub data: Option<String>,
     /// Plot to write
     #[arg(long, value_name = "FILE.svg", default_value = "compare.svg")]
     pub out: PathBuf,

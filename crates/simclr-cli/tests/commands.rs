@@ -104,6 +104,36 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
 }
 
 #[test]
+fn weights_are_judged_in_a_folder_of_their_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let weights = ["1", "2"].map(|seed| {
+        let run = temp.path().join(seed);
+        said(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
+        said(simclr(&["export"]).arg(&run)).succeeds();
+        run.join("encoder.safetensors")
+    });
+    let new = temp.path().join("new");
+    let evaluate = |run: &Path, weights: &Path, more: &[&str]| {
+        let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
+        command.args(["--image-size", "16", "--draws", "1"]).args(more);
+        said(command.arg("--data").arg(&data).arg("--weights").arg(weights).arg(run))
+    };
+    let first = evaluate(&new, &weights[0], &[]);
+    let again = evaluate(&new, &weights[0], &[]);
+    assert_eq!(first.succeeds().out, again.succeeds().out);
+    let results = fs::read(new.join("results.json")).unwrap();
+    for more in [&[][..], &["--fresh"]] {
+        let refused = evaluate(&new, &weights[1], more);
+        refused.refuses(&["it holds the weights `encoder.safetensors`"]);
+        refused.hints("give another folder");
+    }
+    evaluate(&new, &weights[0], &["--normalize", "none"]).refuses(&["encoder.input_mean was [0.485"]);
+    evaluate(&temp.path().join("1"), &weights[1], &[]).refuses(&["it holds a run trained here"]);
+    assert_eq!(fs::read(new.join("results.json")).unwrap(), results);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);

@@ -104,6 +104,14 @@ pub enum CheckpointError {
         /// What was expected and what was found.
         reason: String,
     },
+    /// Images that are no longer those of the run.
+    #[error("run folder `{path}`: {reason}")]
+    Images {
+        /// The run folder.
+        path: PathBuf,
+        /// Which, and how many.
+        reason: String,
+    },
     /// No checkpoint where one is needed.
     #[error("no checkpoint in `{folder}`")]
     Missing {
@@ -259,6 +267,22 @@ pub enum EvalError {
         /// What is missing.
         reason: String,
     },
+    /// Weights for a folder that holds others.
+    #[error("run folder `{path}`: {reason}")]
+    OtherWeights {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds and what was given.
+        reason: String,
+    },
+    /// Results that cannot stand in one table.
+    #[error("{reason}")]
+    Mixed {
+        /// Which differ, and in what.
+        reason: String,
+        /// The way out.
+        hint: String,
+    },
     /// Something asked for that cannot be done: an option out of range, an unknown file ending, no readable image.
     #[error("{0}")]
     Refused(String),
@@ -316,6 +340,9 @@ impl CheckpointError {
                 "resume with the configuration of the run folder, or start in another folder with --run"
                     .into(),
             ),
+            Self::Images { .. } => {
+                Some("put the images back as they were, or start a new run with --run".into())
+            }
             Self::Missing { .. } => {
                 Some("the run has not written a checkpoint yet; let it train, or resume it".into())
             }
@@ -391,6 +418,11 @@ impl EvalError {
             Self::Checkpoint(error) => error.hint(),
             Self::Io(error) => disk_hint(error),
             Self::Training(error) => error.hint(),
+            Self::OtherWeights { .. } => Some(
+                "give another folder for these weights, or leave out --weights to evaluate what the folder holds"
+                    .into(),
+            ),
+            Self::Mixed { hint, .. } => Some(hint.clone()),
             Self::Labels { .. } => {
                 Some("labels come from class folders, .cls files, or the label column of a set".into())
             }

@@ -114,19 +114,12 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
 #[test]
 fn runs_side_by_side_with_a_plot() {
     let folder = tempfile::tempdir().unwrap();
-    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    let data = folder.path().join("data");
     fixtures::images(&data, 20);
-    fixtures::images(&other, 15);
-    let runs = [
-        evaluated(folder.path(), "one", &data, &options()),
-        evaluated(folder.path(), "two", &other, &options()),
-    ];
+    let runs = ["one", "two"].map(|name| evaluated(folder.path(), name, &data, &options()));
     let comparison = Comparison::read(&runs).unwrap();
     let table = comparison.table();
     assert_eq!(table.lines().filter(|line| line.contains("   trained h   ")).count(), 2, "{table}");
-    assert!(table.contains("evaluated on different images") && table.contains("not tested"), "{table}");
-    let same = [evaluated(folder.path(), "three", &data, &options()), runs[0].clone()];
-    let table = Comparison::read(&same).unwrap().table();
     assert!(table.contains("not significantly worse, p = 1.00"), "equal answers: {table}");
     let plot = folder.path().join("plot.svg");
     comparison.plot(&plot).unwrap();

@@ -536,3 +536,41 @@ fn a_supervised_run_under_lars_fits_its_training_images() {
     let accuracy = last.iter().map(|report| report.accuracy).sum::<f64>() / 4.0;
     assert!(accuracy > 0.9, "training accuracy {accuracy} after 160 steps");
 }
+
+#[test]
+fn a_run_is_not_resumed_on_images_that_have_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let data = image_folder(root.path(), 40, true);
+    let folder = RunFolder::create(&root.path().join("run")).unwrap();
+    let (config, stop) = (config(&[]), AtomicBool::new(false));
+    finish(&config, &data, &folder);
+    let image = data.join("class-1/0005.bmp");
+    // As a copy of the folder leaves it.
+    fs_err::write(&image, bitmap(5, 1)).unwrap();
+    finish(&config, &data, &folder);
+    let mut changed = bitmap(5, 1);
+    *changed.last_mut().unwrap() ^= 1;
+    fs_err::write(&image, &changed).unwrap();
+    let before = fs_err::read(folder.images_file()).unwrap();
+    let error = run(&config, &data, &folder, None, &stop).0.unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Images { .. })), "{error}");
+    let (text, hint) = (error.to_string(), error.hint().unwrap());
+    assert!(text.contains("1 of 40 images (`class-1/0005.bmp`)"), "{text}");
+    assert!(hint.contains("put the images back"), "{hint}");
+    assert!(before == fs_err::read(folder.images_file()).unwrap(), "the record of the run's images is kept");
+    fs_err::write(&image, bitmap(5, 1)).unwrap();
+    finish(&config, &data, &folder);
+}
+
+#[test]
+fn a_run_without_a_record_of_its_images_is_resumed_with_a_note() {
+    let root = tempfile::tempdir().unwrap();
+    let data = image_folder(root.path(), 40, true);
+    let folder = RunFolder::create(&root.path().join("run")).unwrap();
+    let (config, stop) = (config(&[]), AtomicBool::new(false));
+    finish(&config, &data, &folder);
+    fs_err::remove_file(folder.images_file()).unwrap();
+    let (outcome, witness) = run(&config, &data, &folder, None, &stop);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert!(witness.messages.iter().any(|text| text.starts_with("not checked")), "{:?}", witness.messages);
+}

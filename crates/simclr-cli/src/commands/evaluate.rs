@@ -6,7 +6,7 @@ use simclr::{
     RunConfig,
     data::{Dataset, Split, dataset::Channels},
     eval::{
-        foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
+        foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import},
         protocol::{EvalOptions, evaluate},
         recipes::FinetuneRecipe,
         results::Metric,
@@ -140,20 +140,22 @@ fn transfer_set(text: &str) -> Result<TransferSet, Failure> {
     Ok(TransferSet { path: path.into(), metric })
 }
 
-/// A run folder with foreign weights. One that is there already is taken as it is, so that an evaluation goes on.
+/// A run folder with foreign weights. One that holds these very weights, with the same options, goes on.
 fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> {
     let path = &arguments.run;
-    if path.join("config.toml").exists() {
-        return Ok(RunFolder::open(path)?);
-    }
     let mut config = RunConfig::load(None, &arguments.config.overrides())?;
-    let data = arguments.data.as_ref();
-    let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
-    let channels = Dataset::open(data, Split::Train, Channels::Auto)?.channels();
     if arguments.normalize == Normalize::Imagenet && config.encoder.input_mean.is_empty() {
         config.encoder.input_mean = IMAGENET_MEAN.to_vec();
         config.encoder.input_std = IMAGENET_STD.to_vec();
     }
+    if path.join("config.toml").exists() {
+        let folder = RunFolder::open(path)?;
+        check_imported(weights, &config, &folder)?;
+        return Ok(folder);
+    }
+    let data = arguments.data.as_ref();
+    let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
+    let channels = Dataset::open(data, Split::Train, Channels::Auto)?.channels();
     config.data.path = Some(data.clone());
     let folder = RunFolder::create(path)?;
     let outcome = import(weights, &config, channels as i64, &folder);

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Opened, Sample, Split, raw::Raw};
+use super::{Opened, Sample, Split, identity::FileState, raw::Raw};
 use crate::DataError;
 
 const SIDE: usize = 32;
@@ -39,8 +39,9 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
         Split::Test => is_test(file),
         Split::Validation => false,
     });
-    let (mut samples, mut pixels) = (Vec::new(), Vec::new());
+    let (mut samples, mut pixels, mut states) = (Vec::new(), Vec::new(), Vec::new());
     for file in wanted {
+        let state = FileState::of(file);
         let bytes = fs_err::read(file)?;
         if bytes.is_empty() || bytes.len() % (label_bytes + PIXELS) != 0 {
             let reason =
@@ -52,6 +53,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
             samples.push(Sample { name: format!("{}/{index:05}", stem(file)), label });
             pixels.extend_from_slice(&record[label_bytes..]);
         }
+        states.push((samples.len(), state));
     }
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let classes = class_names(folder, if hundred { 100 } else { 10 });
@@ -62,8 +64,9 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
             format!("`{}` has label {:?}, expected below {}", sample.name, sample.label, classes.len());
         return Err(DataError::Format { path: path.to_owned(), reason });
     }
-    let source = Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels };
-    Ok(Opened { samples, classes, source: Box::new(source) })
+    let source =
+        Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels: pixels.into(), files: states };
+    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new() })
 }
 
 /// Names from the text file that comes with the set, else numbers.

@@ -1,14 +1,31 @@
 //! Image files in a folder, any depth, sorted by path.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
+use bytes::Bytes;
 use walkdir::WalkDir;
 
-use super::{Opened, Source, Split, layout};
+use super::{Opened, Source, Split, identity::FileState, layout, layout::Arranged};
 use crate::{DataError, Image, decode};
 
 struct Folder {
     files: Vec<PathBuf>,
+    /// Asked for once: sizes and stamps of a set are of one moment, before its images are read.
+    states: Vec<OnceLock<FileState>>,
+}
+
+impl Folder {
+    fn of(files: Vec<PathBuf>) -> Self {
+        let states = files.iter().map(|_| OnceLock::new()).collect();
+        Self { files, states }
+    }
+
+    fn state(&self, index: usize) -> &FileState {
+        self.states[index].get_or_init(|| FileState::of(&self.files[index]))
+    }
 }
 
 pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
@@ -29,11 +46,12 @@ pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
     }
     found.sort();
     let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-    let (kept, classes) = layout::arrange(&names, split);
-    let source = Folder { files: kept.iter().map(|(index, _)| files[*index].clone()).collect() };
+    let Arranged { kept, classes, .. } = layout::arrange(&names, split).checked(root)?;
+    let source = Folder::of(kept.iter().map(|(index, _)| files[*index].clone()).collect());
     Ok(Opened {
         samples: kept.into_iter().map(|(_, sample)| sample).collect(),
-        classes,
+        notes: classes.notes(),
+        classes: classes.names,
         source: Box::new(source),
     })
 }
@@ -46,19 +64,25 @@ fn relative(root: &Path, path: &Path) -> Option<(String, PathBuf)> {
 }
 
 impl Source for Folder {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let path = &self.files[index];
-        let name = path.display().to_string();
-        let wrong = |reason: String| DataError::Decode { name: name.clone(), reason };
-        if self.stored_bytes(index) > decode::MAX_BYTES {
+        let wrong = |reason: String| DataError::Decode { name: path.display().to_string(), reason };
+        if fs_err::metadata(path).is_ok_and(|now| now.len() > decode::MAX_BYTES) {
             return Err(wrong("the file is larger than any image that is decoded".into()));
         }
-        let bytes = fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?;
-        decode::decode(&name, &bytes, channels)
+        Ok(fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?.into())
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.files[index].display().to_string(), &stored, channels)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {
-        fs_err::metadata(&self.files[index]).map_or(0, |metadata| metadata.len())
+        self.state(index).bytes
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        self.state(index).stamp
     }
 
     fn native_channels(&self) -> usize {

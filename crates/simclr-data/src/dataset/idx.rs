@@ -8,7 +8,7 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-use super::{Opened, Sample, Split, raw::Raw};
+use super::{Opened, Sample, Split, identity::FileState, raw::Raw};
 use crate::DataError;
 
 /// Bytes of pixels that a file may unpack to: the largest set of this kind (EMNIST) has 0.6 GB, a gzip bomb far more.
@@ -39,12 +39,13 @@ pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let Some(images) = find(files, split) else {
         return Ok(Opened::none());
     };
+    let state = FileState::of(images);
     let (shape, pixels) = read(images)?;
     let [count, height, width] = shape[..] else {
         return Err(wrong(images, format!("expected 3 dimensions, found {}", shape.len())));
     };
     let labels = labels_file(images).map(|file| read_labels(&file, count)).transpose()?;
-    let classes = labels.iter().flatten().max().map_or(0, |&most| usize::from(most) + 1);
+    let classes = if labels.is_some() { class_count(files) } else { 0 };
     let stem = name(images);
     let stem = stem.split("images-idx3").next().unwrap_or_default();
     let sample = |index: usize| Sample {
@@ -54,8 +55,24 @@ pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     Ok(Opened {
         samples: (0..count).map(sample).collect(),
         classes: (0..classes).map(|class| class.to_string()).collect(),
-        source: Box::new(Raw { width, height, channels: 1, planar: false, pixels }),
+        source: Box::new(Raw {
+            width,
+            height,
+            channels: 1,
+            planar: false,
+            pixels: pixels.into(),
+            files: vec![(count, state)],
+        }),
+        notes: Vec::new(),
     })
+}
+
+/// Over both splits, so that they number the classes alike. A labels file that cannot be read is reported where its split is
+/// opened.
+fn class_count(files: &[PathBuf]) -> usize {
+    let labels = [Split::Train, Split::Test].iter().filter_map(|&split| labels_file(find(files, split)?));
+    let most = labels.filter_map(|file| read(&file).ok()?.1.into_iter().max());
+    most.max().map_or(0, |most| usize::from(most) + 1)
 }
 
 fn read_labels(path: &Path, count: usize) -> Result<Vec<u8>, DataError> {

@@ -1,6 +1,8 @@
 //! Training and validation part of a set as one, for training on both once everything has been chosen.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
+
+use bytes::Bytes;
 
 use super::{Channels, Dataset, Source, Split};
 use crate::{DataError, Image};
@@ -25,7 +27,7 @@ impl Dataset {
             sample
         }));
         let (classes, channels) = (train.classes.clone(), train.channels);
-        Ok(Self { samples, classes, channels, source: Arc::new(Joined { train, validation }), part: None })
+        Ok(Self::from_source(samples, classes, channels, Box::new(Joined { train, validation })))
     }
 }
 
@@ -45,9 +47,24 @@ impl Joined {
 }
 
 impl Source for Joined {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let (set, index) = self.of(index);
-        set.source.decode(set.stored(index), channels)
+        set.source.read(set.stored(index))
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        let (set, index) = self.of(index);
+        set.source.decode_stored(set.stored(index), stored, channels)
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        let (set, index) = self.of(index);
+        set.source.stamp(set.stored(index))
+    }
+
+    fn recorded_content(&self, index: usize) -> Option<u64> {
+        let (set, index) = self.of(index);
+        set.source.recorded_content(set.stored(index))
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

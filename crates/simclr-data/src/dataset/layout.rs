@@ -3,9 +3,10 @@
 //! `train/<class>/.../x.jpg` and `test/<class>/...` (also `val`, `validation`; also one level further down), or
 //! `<class>/.../x.jpg` without splits, or images directly in the folder, without labels.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
-use super::{Sample, Split};
+use super::{Sample, Split, class_names::ClassNames};
+use crate::DataError;
 
 /// Names of the folder of the test part, the first that exists counts (`val` and `validation` alike).
 const TEST: [&str; 3] = ["test", "val", "validation"];
@@ -20,29 +21,56 @@ pub fn is_image(path: &str) -> bool {
     visible && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
-/// The images of a split: index into `paths` and sample, and the class names of all splits, sorted.
-pub fn arrange(paths: &[String], split: Split) -> (Vec<(usize, Sample)>, Vec<String>) {
+/// The images of a split.
+pub struct Arranged {
+    /// Index into the paths, and sample.
+    pub kept: Vec<(usize, Sample)>,
+    /// Of all splits, sorted.
+    pub classes: ClassNames,
+    /// Two class folders of this split that are one class.
+    twins: Option<[String; 2]>,
+}
+
+impl Arranged {
+    /// Keeps the images whose index `is_kept`, as a split that is told by the names of shards.
+    pub fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
+        self.kept.retain(|(index, _)| is_kept(*index));
+        // They may be in two splits; a note names them in any case.
+        self.twins = None;
+    }
+
+    /// Refuses two class folders with one name below `root`.
+    pub fn checked(self, root: &Path) -> Result<Self, DataError> {
+        let Some([one, other]) = &self.twins else { return Ok(self) };
+        let reason = format!("two class folders have one name in two Unicode forms: `{one}` and `{other}`");
+        Err(DataError::Format { path: root.to_owned(), reason })
+    }
+}
+
+/// The images of `split` among `paths`.
+pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let depth = split_depth(&parts);
     let class_at = depth.map_or(0, |depth| depth + 1);
     // A class is a folder: the last part of a path is the file.
-    let class = |parts: &[&str]| (parts.len() > class_at + 1).then(|| parts[class_at].to_owned());
-    let mut classes: Vec<String> = parts.iter().filter_map(|parts| class(parts)).collect();
-    classes.sort();
-    classes.dedup();
+    let class = |parts: &Vec<&'_ str>| (parts.len() > class_at + 1).then(|| parts[class_at].to_owned());
+    let spellings: BTreeSet<String> = parts.iter().filter_map(class).collect();
+    let classes = ClassNames::of(spellings);
     let wanted = wanted_names(&parts, depth, split);
-    let mut kept = Vec::new();
-    for (index, parts) in parts.iter().enumerate() {
-        let inside = match (depth, &wanted) {
-            (None, _) => split == Split::Train,
-            (Some(depth), wanted) => parts.get(depth).is_some_and(|part| wanted.contains(part)),
-        };
-        if inside {
-            let label = class(parts).and_then(|class| classes.binary_search(&class).ok());
-            kept.push((index, Sample { name: paths[index].clone(), label: label.map(|label| label as u32) }));
-        }
+    let inside = |parts: &[&str]| match depth {
+        None => split == Split::Train,
+        Some(depth) => parts.get(depth).is_some_and(|part| wanted.contains(part)),
+    };
+    let (mut kept, mut used) = (Vec::new(), BTreeSet::new());
+    for (index, parts) in parts.iter().enumerate().filter(|(_, parts)| inside(parts)) {
+        let label = (parts.len() > class_at + 1).then(|| parts[class_at]).and_then(|name| {
+            used.insert(name);
+            classes.label(name)
+        });
+        kept.push((index, Sample { name: paths[index].clone(), label }));
     }
-    (kept, classes)
+    let twins = classes.first_twins(used.into_iter());
+    Arranged { kept, classes, twins }
 }
 
 /// Whether the paths lie in folders that are named as splits.
@@ -83,7 +111,7 @@ mod tests {
 
     fn names(paths: &[&str], split: Split) -> Vec<(String, Option<u32>)> {
         let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
-        arrange(&paths, split).0.into_iter().map(|(_, sample)| (sample.name, sample.label)).collect()
+        arrange(&paths, split).kept.into_iter().map(|(_, sample)| (sample.name, sample.label)).collect()
     }
 
     #[test]

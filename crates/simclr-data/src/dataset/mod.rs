@@ -1,7 +1,9 @@
 //! What exists: the samples of an image set, in a stable order, with labels where there are any. One file per format.
 
 mod cifar;
+mod class_names;
 mod folder;
+mod identity;
 mod idx;
 mod joined;
 mod layout;
@@ -16,6 +18,10 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
+use identity::Contents;
+pub use identity::{Changes, Observed};
 pub use packed::{PACKED_SET, PackOptions, Packed, pack};
 
 use crate::{DataError, Image};
@@ -51,9 +57,34 @@ pub enum Channels {
 }
 
 /// A stored image set that can decode its `index`-th image; one implementation per format.
+///
+/// A format implements [`Source::read`] and [`Source::decode_stored`]; a source that computes its images stores nothing and
+/// implements [`Source::decode`] alone.
 pub trait Source: Send + Sync {
     /// Reads and decodes image `index` to `channels` channels.
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError>;
+    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        self.decode_stored(index, self.read(index)?, channels)
+    }
+
+    /// Image `index` as it is stored: encoded, or its pixels.
+    fn read(&self, _index: usize) -> Result<Bytes, DataError> {
+        Ok(Bytes::new())
+    }
+
+    /// Decodes what [`Source::read`] returned for image `index`.
+    fn decode_stored(&self, index: usize, _stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        self.decode(index, channels)
+    }
+
+    /// Differs from before where the operating system reports that the file of image `index` has changed; 0 = unknown.
+    fn stamp(&self, _index: usize) -> u64 {
+        0
+    }
+
+    /// Checksum of the stored bytes of image `index`, where the format records one.
+    fn recorded_content(&self, _index: usize) -> Option<u64> {
+        None
+    }
 
     /// Stored bytes of image `index`, for the fingerprint.
     fn stored_bytes(&self, index: usize) -> u64;
@@ -69,13 +100,22 @@ struct Opened {
     samples: Vec<Sample>,
     classes: Vec<String>,
     source: Box<dyn Source>,
+    /// See [`Dataset::notes`].
+    notes: Vec<String>,
 }
 
 impl Opened {
     /// A split that the set does not have.
     fn none() -> Self {
-        let nothing = raw::Raw { width: 1, height: 1, channels: 1, planar: false, pixels: Vec::new() };
-        Self { samples: Vec::new(), classes: Vec::new(), source: Box::new(nothing) }
+        let nothing = raw::Raw {
+            width: 1,
+            height: 1,
+            channels: 1,
+            planar: false,
+            pixels: Bytes::new(),
+            files: Vec::new(),
+        };
+        Self { samples: Vec::new(), classes: Vec::new(), source: Box::new(nothing), notes: Vec::new() }
     }
 }
 
@@ -87,6 +127,10 @@ pub struct Dataset {
     source: Arc<dyn Source>,
     /// Index in the source of each sample, where the set is a part of it.
     part: Option<Vec<usize>>,
+    /// By index in the source.
+    contents: Arc<Contents>,
+    identity: Option<String>,
+    notes: Vec<String>,
 }
 
 impl Dataset {
@@ -100,7 +144,7 @@ impl Dataset {
             let (value, reason) = ("0".into(), "an image has at least one channel".into());
             return Err(DataError::Config { key: "channels", value, reason });
         }
-        let Opened { samples, classes, source } = Format::of(path)?.open(path, split)?;
+        let Opened { samples, classes, source, notes } = Format::of(path)?.open(path, split)?;
         if samples.is_empty() {
             let reason = match split {
                 Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
@@ -113,7 +157,7 @@ impl Dataset {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
         };
-        Ok(Self { samples, classes, channels, source: source.into(), part: None })
+        Ok(Self { notes, ..Self::from_source(samples, classes, channels, source) })
     }
 
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
@@ -134,7 +178,9 @@ impl Dataset {
         channels: usize,
         source: Box<dyn Source>,
     ) -> Self {
-        Self { samples, classes, channels, source: source.into(), part: None }
+        let contents = Arc::new(Contents::of(&*source, samples.len()));
+        let (source, notes) = (source.into(), Vec::new());
+        Self { samples, classes, channels, source, part: None, contents, identity: None, notes }
     }
 
     /// The images `indices` of this set, in that order, with all of its classes.
@@ -146,7 +192,9 @@ impl Dataset {
         let samples = indices.iter().map(|&index| self.samples[index].clone()).collect();
         let part = indices.iter().map(|&index| self.stored(index)).collect();
         let (classes, source) = (self.classes.clone(), Arc::clone(&self.source));
-        Self { samples, classes, channels: self.channels, source, part: Some(part) }
+        let (contents, channels) = (Arc::clone(&self.contents), self.channels);
+        let notes = self.notes.clone();
+        Self { samples, classes, channels, source, part: Some(part), contents, identity: None, notes }
     }
 
     /// The index in the source.
@@ -174,6 +222,11 @@ impl Dataset {
         &self.classes
     }
 
+    /// What a user must know of how the set was read: class names in several spellings.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Channels of every decoded image.
     pub fn channels(&self) -> usize {
         self.channels
@@ -189,7 +242,13 @@ impl Dataset {
     /// # Errors
     /// [`DataError::Decode`] names the sample and the reason.
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
-        self.source.decode(self.stored(index), self.channels)
+        let index = self.stored(index);
+        if self.contents.is_known(index) {
+            return self.source.decode(index, self.channels);
+        }
+        let stored = self.source.read(index);
+        self.contents.record(index, &stored);
+        self.source.decode_stored(index, stored?, self.channels)
     }
 
     /// Stored bytes of image `index`.
@@ -339,11 +398,4 @@ fn shards_of_split(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
         Split::Test | Split::Validation => &["val"],
     };
     files.iter().filter(|file| starts_with(file, words)).cloned().collect()
-}
-
-/// Class names in label order: by value where they are numbers (`10` after `9`), else by name.
-fn sorted_classes(names: impl Iterator<Item = String>) -> Vec<String> {
-    let names: std::collections::BTreeSet<_> =
-        names.map(|name| (name.parse().unwrap_or(i64::MAX), name)).collect();
-    names.into_iter().map(|(_, name)| name).collect()
 }

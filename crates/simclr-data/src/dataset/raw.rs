@@ -1,6 +1,8 @@
 //! Images that are stored as plain pixels of one size, kept in memory: IDX and CIFAR binary.
 
-use super::Source;
+use bytes::Bytes;
+
+use super::{Source, identity::FileState};
 use crate::{DataError, Image, decode};
 
 /// Equal-sized 8-bit images, one after another.
@@ -10,20 +12,33 @@ pub struct Raw {
     pub channels: usize,
     /// Whether channels are planes (CIFAR) or interleaved.
     pub planar: bool,
-    pub pixels: Vec<u8>,
+    pub pixels: Bytes,
+    /// Of the files that the pixels were read from, with the number of images up to the end of each.
+    pub files: Vec<(usize, FileState)>,
 }
 
 impl Source for Raw {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
+        let size = self.width * self.height * self.channels;
+        Ok(self.pixels.slice(index * size..(index + 1) * size))
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
         let area = self.width * self.height;
-        let bytes = &self.pixels[index * area * self.channels..][..area * self.channels];
         let data = if self.planar {
-            (0..area).flat_map(|at| (0..self.channels).map(move |c| bytes[c * area + at])).collect()
+            (0..area)
+                .flat_map(|at| (0..self.channels).map(move |c| c * area + at))
+                .map(|at| stored[at])
+                .collect()
         } else {
-            bytes.to_vec()
+            stored.to_vec()
         };
         let image = Image::new(self.width, self.height, self.channels, data);
         decode::to_channels(&format!("image {index}"), image, channels)
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        self.files.iter().find(|(end, _)| index < *end).map_or(0, |(_, file)| file.stamp)
     }
 
     fn stored_bytes(&self, _index: usize) -> u64 {

@@ -10,7 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Opened, Sample, Source, Split, layout, shards_of_split, sorted_classes, starts_with};
+use bytes::Bytes;
+
+use super::{
+    Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
+    shards_of_split, starts_with,
+};
 use crate::{DataError, Image, decode};
 
 /// Shards that are kept open; of larger sets each read opens its shard, for the usual limit is 1024 open files.
@@ -24,6 +29,8 @@ struct Shards {
     paths: Vec<PathBuf>,
     /// One per path, or none where there are more than [`MAX_OPEN`].
     files: Vec<fs_err::File>,
+    /// One per path.
+    states: Vec<FileState>,
     members: Vec<Member>,
 }
 
@@ -43,15 +50,16 @@ struct Listing {
 
 pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let mut listing = Listing::default();
-    let mut files = Vec::new();
+    let (mut files, mut states) = (Vec::new(), Vec::new());
     for (shard, path) in paths.iter().enumerate() {
         let file = fs_err::File::open(path)?;
+        states.push(FileState::from(&file.metadata()?));
         list(path, &file, shard, &mut listing)?;
         if paths.len() <= MAX_OPEN {
             files.push(file);
         }
     }
-    let (kept, mut classes) = members_of_split(&listing, paths, split);
+    let Arranged { kept, mut classes, .. } = members_of_split(&listing, paths, split).checked(&paths[0])?;
     let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
     if !listing.labels.is_empty() {
         classes = label_by_key(&mut samples, &order, &listing);
@@ -65,23 +73,20 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
         }
         member.name.clone_from(&sample.name);
     }
-    Ok(Opened { samples, classes, source: Box::new(Shards { paths: paths.to_vec(), files, members }) })
+    let source = Shards { paths: paths.to_vec(), files, states, members };
+    Ok(Opened { samples, notes: classes.notes(), classes: classes.names, source: Box::new(source) })
 }
 
 /// By the folders inside, or else by the names of the shards.
-fn members_of_split(
-    listing: &Listing,
-    paths: &[PathBuf],
-    split: Split,
-) -> (Vec<(usize, Sample)>, Vec<String>) {
+fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arranged {
     let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
     if layout::has_splits(&names) || !paths.iter().any(|path| starts_with(path, &["train"])) {
         return layout::arrange(&names, split);
     }
-    let (mut kept, classes) = layout::arrange(&names, Split::Train);
+    let mut arranged = layout::arrange(&names, Split::Train);
     let wanted = shards_of_split(paths, split);
-    kept.retain(|(index, _)| wanted.contains(&paths[listing.members[*index].shard]));
-    (kept, classes)
+    arranged.retain(|index| wanted.contains(&paths[listing.members[index].shard]));
+    arranged
 }
 
 /// Where the images of a shard lie, and its labels.
@@ -129,26 +134,32 @@ fn key(name: &str) -> String {
     format!("{folder}/{}", file.split('.').next().unwrap_or_default())
 }
 
-/// Labels from `.cls` members; returns the class names of all shards.
-fn label_by_key(samples: &mut [Sample], order: &[usize], listing: &Listing) -> Vec<String> {
-    let classes = sorted_classes(listing.labels.values().cloned());
-    let label_of: HashMap<&String, u32> = classes.iter().zip(0..).collect();
+/// Labels from `.cls` members; returns the classes of all shards.
+fn label_by_key(samples: &mut [Sample], order: &[usize], listing: &Listing) -> ClassNames {
+    let classes = ClassNames::sorted(listing.labels.values().cloned());
     for (sample, &index) in samples.iter_mut().zip(order) {
         let member = &listing.members[index];
         let class = listing.labels.get(&(member.shard, key(&member.name)));
-        sample.label = class.and_then(|class| label_of.get(class).copied());
+        sample.label = class.and_then(|class| classes.label(class));
     }
     classes
 }
 
 impl Source for Shards {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
-        let member = &self.members[index];
-        decode::decode(&member.name, &self.bytes(member)?, channels)
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
+        Ok(self.bytes(&self.members[index])?.into())
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.members[index].name, &stored, channels)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {
         self.members[index].size
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        self.states[self.members[index].shard].stamp
     }
 
     fn native_channels(&self) -> usize {

@@ -7,7 +7,7 @@ use simclr_data::{DataError, Dataset, Split, dataset::Channels};
 use super::{firsts, open, put};
 
 /// Records of `labels` and 32x32 planes of red = label, green = 1, blue = 2.
-fn cifar(records: &[&[u8]]) -> Vec<u8> {
+pub fn cifar(records: &[&[u8]]) -> Vec<u8> {
     let record = |labels: &&[u8]| {
         let planes = [labels[labels.len() - 1], 1, 2].map(|value| [value; 1024]);
         [labels.to_vec(), planes.concat()].concat()
@@ -50,7 +50,7 @@ pub fn idx(shape: &[u32], bytes: &[u8]) -> Vec<u8> {
     [0, 0, 8, shape.len() as u8].into_iter().chain(sizes).chain(bytes.iter().copied()).collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()

@@ -10,7 +10,7 @@ use simclr_data::{DataError, Dataset, Split, dataset::Channels};
 use super::{firsts, open, png};
 
 /// Columns, names and metadata as the Hugging Face `datasets` library writes them.
-fn hub_parquet(path: &Path, rows: &[(u8, i64)], names: &[&str]) {
+pub fn hub_parquet(path: &Path, rows: &[(u8, i64)], names: &[&str]) {
     let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| png(row.0))));
     let paths: ArrayRef =
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| format!("{}.png", row.0))));

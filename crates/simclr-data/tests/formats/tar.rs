@@ -6,7 +6,7 @@ use simclr_data::{DataError, Dataset, Split, dataset::Channels};
 
 use super::{firsts, names, open, png};
 
-fn tar_of(path: &Path, members: &[(&str, &[u8])]) {
+pub fn tar_of(path: &Path, members: &[(&str, &[u8])]) {
     let mut builder = ::tar::Builder::new(fs_err::File::create(path).unwrap());
     for (name, bytes) in members {
         let mut header = ::tar::Header::new_gnu();

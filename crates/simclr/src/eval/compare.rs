@@ -3,15 +3,17 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use simclr_data::output;
 
 use super::{
+    history,
     memory::Answers,
     plot::{self, Line, Whose},
     results::{Cell, Metric, Results, TransferRow, Tuned, aligned},
     significance::permutation_test,
 };
-use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
+use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
 
 /// What [`Comparison::plot`] writes, and replaces.
 const PLOT: output::Kind = output::Kind {
@@ -54,24 +56,41 @@ struct Contest<'a> {
 }
 
 impl Comparison {
-    /// Reads `results.json` of each run.
+    /// The newest results of each run.
     ///
     /// # Errors
-    /// A run that was not evaluated, or by a program whose results are laid out otherwise.
+    /// A run that was not evaluated, or by a program whose results are laid out otherwise; [`EvalError::Mixed`] where the runs
+    /// were evaluated on different images or by different rules.
     pub fn read(folders: &[RunFolder]) -> Result<Self, EvalError> {
-        let mut runs = Vec::new();
+        Self::choose(folders, |_| true, "")
+    }
+
+    /// The newest results of each run on the set `data`: the name of its folder or file, its path as it was given, or the
+    /// first letters of the fingerprint of its training part.
+    ///
+    /// # Errors
+    /// As [`Comparison::read`]; a run without such results.
+    pub fn read_on(folders: &[RunFolder], data: &str) -> Result<Self, EvalError> {
+        Self::choose(folders, |results| is_on(results, data), &format!(" on `{data}`"))
+    }
+
+    fn choose(folders: &[RunFolder], wanted: impl Fn(&Results) -> bool, on: &str) -> Result<Self, EvalError> {
+        let mut runs: Vec<(String, Results)> = Vec::new();
         for folder in folders {
-            let path = folder.results_file();
-            if !path.exists() {
-                let reason = format!("`{}` has no results yet; evaluate it first", folder.path().display());
-                return Err(EvalError::Refused(reason));
-            }
-            let results = serde_json::from_slice(&fs_err::read(&path)?).map_err(|error| {
-                let reason = format!("not results of this version: {error}; evaluate the run again");
-                CheckpointError::Damaged { path: path.clone(), reason }
-            })?;
-            runs.push((folder.path().display().to_string(), results));
+            let (run, all) = (folder.path().display().to_string(), history::read(folder)?);
+            let candidates: Vec<&Results> = all.iter().filter(|results| wanted(results)).collect();
+            let Some(newest) = candidates.first() else {
+                let hint = format!("it was evaluated on {}", sets(&all));
+                return Err(EvalError::Mixed { reason: format!("`{run}` has no results{on}"), hint });
+            };
+            // Of several ways of evaluating one set, the first run's.
+            let like_first = |results: &&&Results| {
+                runs.first().is_none_or(|(_, first)| differences(first, results).is_empty())
+            };
+            let chosen = if on.is_empty() { None } else { candidates.iter().find(like_first) };
+            runs.push((run, (*chosen.unwrap_or(newest)).clone()));
         }
+        refuse_mixture(&runs)?;
         Ok(Self { runs })
     }
 
@@ -95,8 +114,8 @@ impl Comparison {
             text.push_str("\ntransfer, test figures in %; *: the best, or not significantly worse than it\n");
             text.push_str(&aligned(&self.transfer_lines()));
         }
-        for note in self.notes() {
-            text.push_str(&format!("note: {note}\n"));
+        for (run, results) in &self.runs {
+            results.notes.iter().for_each(|note| text.push_str(&format!("note: {run}: {note}\n")));
         }
         text
     }
@@ -173,23 +192,6 @@ impl Comparison {
         Some(what.into_iter().chain(named.map(text)).collect())
     }
 
-    fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        let [(first, reference), others @ ..] = &self.runs[..] else { return notes };
-        for (name, results) in others {
-            let (a, b) = (&reference.data, &results.data);
-            if (&a.train_fingerprint, &a.test_fingerprint) != (&b.train_fingerprint, &b.test_fingerprint) {
-                notes.push(format!("{first} and {name} were evaluated on different images"));
-            }
-            if reference.protocol.knn_k != results.protocol.knn_k
-                || reference.protocol.knn_temperature != results.protocol.knn_temperature
-            {
-                notes.push(format!("{first} and {name} were evaluated with different kNN settings"));
-            }
-        }
-        notes
-    }
-
     fn shares(&self) -> Vec<f64> {
         let mut shares: Vec<f64> =
             self.runs.iter().flat_map(|(_, results)| results.shares()).map(|(share, _)| share).collect();
@@ -242,6 +244,74 @@ impl Comparison {
             _ => format!("{run}: "),
         }
     }
+}
+
+/// Facts of a protocol that do not decide whether its figures can be compared: they follow from the run, or are words.
+const OF_THE_RUN: [&str; 3] = ["random_init_seeds", "trained", "linear"];
+
+/// What sets two results apart beyond their runs, each with both values.
+fn differences(one: &Results, other: &Results) -> Vec<String> {
+    let (a, b) = (&one.data, &other.data);
+    let content = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
+    if (&a.train_fingerprint, &a.test_fingerprint) != (&b.train_fingerprint, &b.test_fingerprint) {
+        return vec![format!("the images: {} and {}", set(one), set(other))];
+    }
+    if content(&a.train_content, &b.train_content) || content(&a.test_content, &b.test_content) {
+        let set = set(one);
+        return vec![format!("the images: some of {set} changed under the same names and sizes in between")];
+    }
+    let facts = |results: &Results| serde_json::to_value(&results.protocol).unwrap_or_default();
+    let (a, b) = (facts(one), facts(other));
+    let keys = a.as_object().into_iter().flat_map(|facts| facts.keys());
+    let keys = keys.filter(|key| !OF_THE_RUN.contains(&&key[..]) && a[&key[..]] != b[&key[..]]);
+    keys.map(|key| format!("{key}: {} and {}", brief(&a[&key[..]]), brief(&b[&key[..]]))).collect()
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    if text.len() > 80 { format!("{}...", text.chars().take(77).collect::<String>()) } else { text }
+}
+
+/// A data set for people.
+fn set(results: &Results) -> String {
+    let data = &results.data;
+    let test = data.test_fingerprint.as_deref().unwrap_or("held out");
+    format!("`{}` (training {}, test {test})", data.path, data.train_fingerprint)
+}
+
+/// The sets of all results, each once.
+fn sets(all: &[Results]) -> String {
+    let mut sets: Vec<String> = Vec::new();
+    for set in all.iter().map(set) {
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    sets.join(", ")
+}
+
+fn is_on(results: &Results, data: &str) -> bool {
+    let fingerprint = &results.data.train_fingerprint;
+    let is_fingerprint = data.len() >= 6 && fingerprint.starts_with(data);
+    results.data.path == data || history::data_name(results) == data || is_fingerprint
+}
+
+fn refuse_mixture(runs: &[(String, Results)]) -> Result<(), EvalError> {
+    let [(first, reference), others @ ..] = runs else { return Ok(()) };
+    for (run, results) in others {
+        let differences = differences(reference, results);
+        if !differences.is_empty() {
+            let reason = format!(
+                "`{first}` and `{run}` cannot be compared, they were evaluated with different values of {}",
+                differences.join("; ")
+            );
+            let hint = "evaluate both on the same images with the same options, or choose earlier results of both with \
+                        --data NAME"
+                .into();
+            return Err(EvalError::Mixed { reason, hint });
+        }
+    }
+    Ok(())
 }
 
 /// The last part of a run's path.

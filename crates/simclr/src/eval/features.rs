@@ -169,19 +169,15 @@ impl FrozenEncoder {
         &self.origin
     }
 
-    /// 8 hex digits over architecture and weights, batch-norm statistics and head included: whose features they are.
+    /// 32 hex digits over architecture and weights, batch-norm statistics and head included: which encoder features are of.
     pub fn fingerprint(&self) -> String {
-        let mut text = serde_json::json!(self.config.encoder).to_string();
+        let mut hash = blake3::Hasher::new();
+        hash.update(serde_json::json!(self.config.encoder).to_string().as_bytes());
         if let Some(module) = self.config.encoder.file.as_ref().and_then(|file| fs_err::read(file).ok()) {
-            text.push_str(&format!("{:08x}", crc32c::crc32c(&module)));
+            hash.update(blake3::hash(&module).as_bytes());
         }
-        let crc = self.model.params.named().fold(crc32c::crc32c(text.as_bytes()), |crc, (name, tensor)| {
-            let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-            tensor.copy_data_u8(&mut bytes, tensor.numel());
-            crc32c::crc32c_append(crc32c::crc32c_append(crc, name.as_bytes()), &bytes)
-        });
-        format!("{crc:08x}")
+        hash_tensors(&mut hash, self.model.params.named());
+        hash.finalize().to_hex()[..32].to_owned()
     }
 
     /// Whether any weight or batch-norm statistic of the encoder is another in `model`.
@@ -198,6 +194,20 @@ impl FrozenEncoder {
     pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
         let _guard = tch::no_grad_guard();
         Ok(self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
+    }
+}
+
+/// Adds names, types, shapes and values.
+pub(super) fn hash_tensors<'a>(
+    hash: &mut blake3::Hasher,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+) {
+    for (name, tensor) in tensors {
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        hash.update(format!("{name} {:?} {:?}", tensor.kind(), tensor.size()).as_bytes());
+        hash.update(&bytes);
     }
 }
 

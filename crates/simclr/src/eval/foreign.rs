@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::features::load_weights;
+use super::features::{hash_tensors, load_encoder, load_weights};
 use crate::{
     EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::SimClr,
     train::RunFolder,
@@ -27,28 +27,16 @@ pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 /// # Errors
 /// A file that is no safetensors, or lacks a tensor of the architecture, or has one of another shape.
 pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder) -> Result<(), EvalError> {
-    let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
-    let stored = Tensor::read_safetensors(file)
-        .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
-    let shape = (channels, config.train.image_size as i64);
-    let model =
-        SimClr::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
-    let wanted =
-        || model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)));
-    let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
-    let held =
-        |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
-    let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
-    load_weights(wanted(), &file.display().to_string(), |name| {
-        Some(find(&format!("{prefix}{name}"))?.to_kind(Kind::Float))
-    })?;
+    let model = read(file, config, channels)?;
     let mut checkpoint = Checkpoint::default();
     let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(owned);
-    let source = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let source = file_name(file);
     checkpoint.sections.insert("state".into(), json!({ "step": 0, "imported_from": source }));
     checkpoint.save(&folder.checkpoint_file(0))?;
-    let plan = json!({ "channels": channels, "total_steps": 0, "imported_from": source });
+    let plan = json!({
+        "channels": channels, "total_steps": 0, "imported_from": source, "weights": digest(&model),
+    });
     let write = |name: &str, text: &str| {
         crate::checkpoint::write_atomically(&folder.path().join(name), text.as_bytes())
     };
@@ -56,4 +44,87 @@ pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder
     // Last, as it makes the folder a run.
     write("config.toml", &config.to_toml())?;
     Ok(())
+}
+
+/// Whether `folder` holds the weights of `file`, imported with the options of `config`; the path of the images is free.
+///
+/// # Errors
+/// [`EvalError::OtherWeights`] where it is another run, other weights or other options; a file that cannot be read.
+pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Result<(), EvalError> {
+    let refused = |reason: String| EvalError::OtherWeights { path: folder.path().to_owned(), reason };
+    let held = load_encoder(folder)?;
+    let given = file_name(file);
+    let Some(source) = imported_from(folder)? else {
+        let step = held.origin().step;
+        return Err(refused(format!(
+            "it holds a run trained here, at step {step}, not the weights `{given}`"
+        )));
+    };
+    let differences = differences(held.config(), config);
+    if !differences.is_empty() {
+        let reason = format!("it holds `{source}` with other options: {}", differences.join("; "));
+        return Err(refused(reason));
+    }
+    let model = read(file, config, held.channels())?;
+    let (was, is) = (digest(held.model()), digest(&model));
+    if was != is {
+        return Err(refused(format!("it holds the weights `{source}` ({was}), given were `{given}` ({is})")));
+    }
+    Ok(())
+}
+
+/// The name of the file that the weights of `folder` are from; none for a run that was trained.
+fn imported_from(folder: &RunFolder) -> Result<Option<String>, EvalError> {
+    let text = fs_err::read_to_string(folder.path().join("plan.json"))?;
+    let plan: Value = serde_json::from_str(&text).unwrap_or_default();
+    Ok(plan["imported_from"].as_str().map(str::to_owned))
+}
+
+/// Keys with different values, but for the path of the images.
+fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
+    let (was, is) = (json!(was), json!(is));
+    let mut found = Vec::new();
+    for (section, keys) in was.as_object().into_iter().flatten() {
+        for (key, was) in keys.as_object().into_iter().flatten() {
+            let is = &is[section][key];
+            if was != is && (&section[..], &key[..]) != ("data", "path") {
+                found.push(format!("{section}.{key} was {was}, is {is}"));
+            }
+        }
+    }
+    found
+}
+
+/// A model of `config` with the encoder of `file`.
+fn read(file: &Path, config: &RunConfig, channels: i64) -> Result<SimClr, EvalError> {
+    let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
+    let stored = Tensor::read_safetensors(file)
+        .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
+    let shape = (channels, config.train.image_size as i64);
+    let model =
+        SimClr::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
+    let wanted = || encoder_of(&model);
+    let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
+    let held =
+        |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
+    let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
+    load_weights(wanted(), &file.display().to_string(), |name| {
+        Some(find(&format!("{prefix}{name}"))?.to_kind(Kind::Float))
+    })?;
+    Ok(model)
+}
+
+fn encoder_of(model: &SimClr) -> impl Iterator<Item = (&str, &Tensor)> {
+    model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
+}
+
+/// 16 hex digits over the encoder's weights: two files of one name apart.
+fn digest(model: &SimClr) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash_tensors(&mut hash, encoder_of(model));
+    hash.finalize().to_hex()[..16].to_owned()
+}
+
+fn file_name(file: &Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -135,7 +135,7 @@ impl Frozen<'_> {
     /// What the images are, and how they are read.
     fn data(&self) -> Value {
         let trained = self.trained;
-        json!([self.sets.fingerprints(), trained.transform()])
+        json!([self.sets.identities(), trained.transform()])
     }
 
     /// Always naming the most frequent class of the training part (1 / K where classes are balanced).
@@ -310,8 +310,8 @@ impl Judge<'_, '_> {
     }
 }
 
-/// Which images, in eight hex digits.
+/// Which images, in 32 hex digits.
 pub(super) fn checksum(indices: &[usize]) -> String {
     let bytes: Vec<u8> = indices.iter().flat_map(|&index| (index as u64).to_le_bytes()).collect();
-    format!("{:08x}", crc32c::crc32c(&bytes))
+    blake3::hash(&bytes).to_hex()[..32].to_owned()
 }

@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 
+use serde::Serialize;
+
 /// When to stop and how to search; the defaults are spec 8.4's.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lbfgs {
     /// Pairs (step, gradient change) remembered.
     pub history: usize,

@@ -6,6 +6,7 @@
 //! `LogisticRegression` minimises the same with `C = 1 / (n lambda)`. J is convex, so the solver does not matter.
 //! With [`Penalty::Sum`], lambda/n takes the place of lambda, so that `C = 1 / lambda`.
 
+use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
 };
 
 /// How the classifier is fitted and its regularisation chosen.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LinearOptions {
     /// Candidates for lambda, any order; see [`log_spaced`].
     pub lambdas: Vec<f64>,
@@ -36,7 +37,8 @@ pub struct LinearOptions {
 }
 
 /// What the penalty `lambda/2 |W|^2` is added to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Penalty {
     /// The mean of the cross entropies: the same lambda suits few and many images.
     Mean,

@@ -9,10 +9,11 @@ use tch::{Kind, Tensor};
 
 use crate::{EvalError, checkpoint::Checkpoint, train::RunFolder};
 
-/// Raised where the same options give other figures than before.
-const VERSION: u32 = 1;
+/// Raised where the same options give other figures than before, or the key of a figure has other parts: figures of earlier
+/// versions are then not found.
+const VERSION: u32 = 2;
 
-/// The figures of one run: `evaluation/figures/NAME-CHECKSUM.safetensors`, whole or not there.
+/// The figures of one run: `evaluation/figures/NAME-DIGEST.safetensors`, whole or not there.
 #[derive(Debug)]
 pub(super) struct Memory {
     folder: PathBuf,
@@ -97,7 +98,8 @@ impl Key {
 
     /// Readable and distinct.
     pub(super) fn file_name(&self) -> String {
-        format!("{}-{:08x}", self.name, crc32c::crc32c(self.of.to_string().as_bytes()))
+        let digest = blake3::hash(self.of.to_string().as_bytes()).to_hex();
+        format!("{}-{}", self.name, &digest[..32])
     }
 }
 
@@ -193,7 +195,7 @@ mod tests {
         let memory = Memory::of(&RunFolder::create(folder.path()).unwrap());
         let (one, two) = (Key::new("a", json!(1)), Key::new("a", json!(2)));
         let file = folder.path().join(memory.keep_figure(&one, figure(0.5)).unwrap().file);
-        // As if two keys had one checksum.
+        // As if two keys had one digest.
         fs_err::copy(&file, memory.path(&two).1).unwrap();
         assert!(memory.figure(&two).is_none());
         let mut bytes = fs_err::read(&file).unwrap();

@@ -6,6 +6,8 @@ pub mod compare; // results of several runs -> a table, a plot
 pub mod features; // run folder -> frozen encoder; images -> h
 pub mod foreign; // a peer's weights -> a run folder
 mod frozen; // protocols on frozen features -> rows
+mod history; // results -> one file for each set and way of evaluating it
+mod identity; // a set -> what its figures are kept under
 pub mod knn; // bank, queries -> labels by vote
 mod label_sets; // share of the labels -> the images that have them
 pub mod lbfgs; // convex function -> its minimum

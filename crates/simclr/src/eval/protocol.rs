@@ -8,12 +8,14 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
+use serde::Serialize;
+use serde_json::json;
 use simclr_data::{Dataset, augment::TransformChange};
 
 use super::{
     features::{FrozenEncoder, load_encoder},
     frozen::{Found, Frozen, Kept},
-    knn,
+    history, knn,
     linear::LinearOptions,
     memory::Memory,
     reading,
@@ -26,12 +28,11 @@ use super::{
 };
 use crate::{
     EvalError,
-    checkpoint::write_atomically,
     train::{Observer, RunFolder},
 };
 
 /// How to evaluate.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvalOptions {
     /// Neighbours; 0 = [`knn::default_k`].
     pub knn_k: i64,
@@ -50,8 +51,10 @@ pub struct EvalOptions {
     /// What the encoder is to see otherwise than the run says.
     pub transform: TransformChange,
     /// Images per forward pass.
+    #[serde(skip)]
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
+    #[serde(skip)]
     pub threads: usize,
     /// The linear classifier; its seed is replaced by `seed`.
     pub linear: LinearOptions,
@@ -64,6 +67,7 @@ pub struct EvalOptions {
     /// How to fine-tune on them, where that is wanted.
     pub transfer_finetune: Option<TransferFinetune>,
     /// Forget what earlier evaluations of the run have found, and do all of it again.
+    #[serde(skip)]
     pub fresh: bool,
 }
 
@@ -90,7 +94,8 @@ impl Default for EvalOptions {
     }
 }
 
-/// Evaluates the newest checkpoint of `run` on the labelled set at `data` and writes `results.json` into the run folder.
+/// Evaluates the newest checkpoint of `run` on the labelled set at `data` and writes the results into the run folder: into
+/// `results`, beside those of other sets and options, and as `results.json`.
 ///
 /// Every figure is kept in the run folder as soon as it is known: an evaluation that was stopped or killed goes on, one
 /// that is repeated with more protocols computes only those.
@@ -109,10 +114,11 @@ pub fn evaluate(
     note.iter().for_each(|note| observer.message(note));
     let trained = load_encoder(run)?.with_transform(&options.transform)?;
     let controls = trained.controls(options.random_inits)?;
-    let sets = Sets::open(data, trained.channels(), options.seed)?;
+    let mut sets = Sets::open(data, trained.channels(), options.seed)?;
     if options.fresh && run.path().join(FOLDER).exists() {
         fs_err::remove_dir_all(run.path().join(FOLDER))?;
     }
+    sets.identify(run, observer)?;
     let memory = Memory::of(run);
     let before = trained.fingerprint();
     let frozen = Frozen {
@@ -142,12 +148,12 @@ pub fn evaluate(
     let rows: Vec<Row> = rows.into_iter().chain(trained_rows).collect();
     let mut notes = notes(&trained, &sets, &kept);
     notes.extend(few_labels(&rows));
+    notes.extend(transfer.iter().flat_map(TransferRow::notes_on_set));
     let protocol = ProtocolFacts { trained: protocols, ..options.facts(kept.train.len(), &trained) };
     let (schema, simclr) = (SCHEMA, env!("CARGO_PKG_VERSION").into());
-    let results =
-        Results { schema, simclr, run: run_facts(&trained), data: facts, protocol, rows, transfer, notes };
-    let json = serde_json::to_vec_pretty(&results).map_err(|error| EvalError::Other(error.to_string()))?;
-    write_atomically(&run.results_file(), &json)?;
+    let (run_facts, data, options) = (run_facts(&trained), facts, json!(options));
+    let results = Results { schema, simclr, run: run_facts, data, protocol, options, rows, transfer, notes };
+    history::write(run, &results)?;
     Ok(results)
 }
 
@@ -241,6 +247,8 @@ impl Sets {
             test_images: kept.test.len(),
             train_fingerprint: self.train.fingerprint(),
             test_fingerprint: self.test.as_ref().map(Dataset::fingerprint),
+            train_content: self.train.content_digest(),
+            test_content: self.test.as_ref().and_then(Dataset::content_digest),
             bad: kept.bad.iter().map(|bad| (bad.name.clone(), bad.reason.clone())).collect(),
         }
     }
@@ -256,6 +264,7 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
         transform: Some(trained.transform()),
         channels: trained.channels(),
         checkpoint: file.map_or(String::new(), |name| name.to_string_lossy().into_owned()),
+        weights: trained.fingerprint(),
         step: origin.step,
         total_steps: origin.total_steps,
         seed: trained.config().train.seed,
@@ -264,7 +273,7 @@ fn run_facts(trained: &FrozenEncoder) -> RunFacts {
 
 fn notes(trained: &FrozenEncoder, sets: &Sets, kept: &Kept) -> Vec<String> {
     let origin = trained.origin();
-    let mut notes = origin.passed_over.clone();
+    let mut notes = [&origin.passed_over[..], &sets.notes].concat();
     notes.extend(origin.assumed.clone());
     notes.extend(trained.transform().note_on_shapes(&sets.train));
     if let Some(total) = origin.total_steps.filter(|&total| origin.step < total) {

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use simclr_data::Dataset;
 use tch::{Kind, Tensor};
 
-use super::features::{self, BadImage, Extracted, Extractor, FrozenEncoder, ReadOptions};
+use super::{
+    features::{self, BadImage, Extracted, Extractor, FrozenEncoder, ReadOptions},
+    identity,
+};
 use crate::{
     EvalError,
     checkpoint::Checkpoint,
@@ -22,6 +25,7 @@ const PIECE: usize = 8192;
 
 /// Reads parts of sets for one evaluation.
 pub(super) struct Reading<'a> {
+    run: &'a RunFolder,
     folder: PathBuf,
     options: ReadOptions,
     observer: &'a mut dyn Observer,
@@ -37,12 +41,12 @@ pub(super) struct Part<'a> {
 
 impl<'a> Reading<'a> {
     pub(super) fn of(
-        run: &RunFolder,
+        run: &'a RunFolder,
         options: ReadOptions,
         observer: &'a mut dyn Observer,
         stop: &'a AtomicBool,
     ) -> Self {
-        Self { folder: pieces(run), options, observer, stop }
+        Self { run, folder: pieces(run), options, observer, stop }
     }
 
     /// Features of each of `encoders`, then, where `pixels` are asked for, the raw pixels. Pieces that are there already
@@ -53,9 +57,9 @@ impl<'a> Reading<'a> {
         encoders: &[&FrozenEncoder],
         pixels: bool,
     ) -> Result<Extracted, EvalError> {
-        let whose: Vec<String> = encoders.iter().map(|encoder| encoder.fingerprint()).collect();
+        let weights: Vec<String> = encoders.iter().map(|encoder| encoder.fingerprint()).collect();
         let what = json!({
-            "set": part.set.fingerprint(), "encoders": whose, "transform": self.options.transform,
+            "set": part.set.identity(), "encoders": weights, "transform": self.options.transform,
         });
         let (mut pieces, mut done) = (Vec::new(), 0);
         // Pieces of about one size: none is so small that a single bad image leaves it empty.
@@ -72,6 +76,7 @@ impl<'a> Reading<'a> {
         }
         let read = together(&pieces);
         features::check_bad(&read.bad, all, self.options.max_bad_share)?;
+        identity::remember(self.run, part.set)?;
         Ok(read)
     }
 

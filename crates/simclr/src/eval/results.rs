@@ -21,6 +21,9 @@ pub struct Results {
     pub data: DataFacts,
     /// How.
     pub protocol: ProtocolFacts,
+    /// Every option that figures depend on, as given or by default.
+    #[serde(default)]
+    pub options: serde_json::Value,
     /// Trained h first, then the controls, then the protocols that train.
     pub rows: Vec<Row>,
     /// The transfer protocol on other data sets.
@@ -45,6 +48,9 @@ pub struct RunFacts {
     pub channels: i64,
     /// File name of the checkpoint, the newest of the run.
     pub checkpoint: String,
+    /// Digest of architecture and weights; empty in results of earlier versions.
+    #[serde(default)]
+    pub weights: String,
     /// Steps done.
     pub step: u64,
     /// Steps planned, where known.
@@ -68,6 +74,12 @@ pub struct DataFacts {
     pub train_fingerprint: String,
     /// Fingerprint of the test split; none where it is a hold-out of the training split.
     pub test_fingerprint: Option<String>,
+    /// Digest of the stored bytes of all images of the training split; none where it is not known.
+    #[serde(default)]
+    pub train_content: Option<String>,
+    /// The same of the test split.
+    #[serde(default)]
+    pub test_content: Option<String>,
     /// Images that could not be decoded: name and reason.
     pub bad: Vec<(String, String)>,
 }
@@ -122,6 +134,9 @@ pub struct TransferRow {
     /// The same from fresh weights.
     #[serde(default)]
     pub fresh: Option<Tuned>,
+    /// What a reader of the figures must know of the set.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One network fine-tuned on a set of the transfer protocol.
@@ -191,6 +206,11 @@ impl Metric {
 }
 
 impl TransferRow {
+    /// Its notes, with the name of the set.
+    pub(super) fn notes_on_set(&self) -> impl Iterator<Item = String> {
+        self.notes.iter().map(|note| format!("{}: {note}", self.data))
+    }
+
     /// What was chosen for the fine-tuned networks, a line each.
     fn tuned_words(&self) -> Vec<String> {
         let line = |(name, tuned): (&str, &Option<Tuned>)| {

@@ -4,11 +4,16 @@ use std::path::Path;
 
 use simclr_data::{Dataset, Split, dataset::Channels};
 
-use super::splits;
-use crate::EvalError;
+use super::{identity, splits};
+use crate::{
+    EvalError,
+    train::{Observer, RunFolder},
+};
 
 /// Share of the training split that is held out where a set has no test split.
 const TEST_SHARE: f64 = 0.2;
+/// Classes that a note lists at most.
+const NAMED: usize = 5;
 
 /// Training and test part of a labelled set.
 pub(super) struct Sets {
@@ -20,53 +25,178 @@ pub(super) struct Sets {
     pub(super) train_labels: Vec<i64>,
     pub(super) test_labels: Vec<i64>,
     pub(super) seed: u64,
+    /// What a reader of figures on these parts must know.
+    pub(super) notes: Vec<String>,
+    /// Whether the validation part is tested on, for want of labels in the test part.
+    tests_on_validation: bool,
+}
+
+/// A part to test on.
+struct TestPart {
+    set: Dataset,
+    labels: Vec<i64>,
+    /// Why it is the validation part, where it is.
+    instead: Option<String>,
 }
 
 impl Sets {
     /// Opens the set; labels are those of the training split's numbering.
     pub(super) fn open(path: &Path, channels: i64, seed: u64) -> Result<Self, EvalError> {
-        let channels = Channels::Count(channels as usize);
-        let train = Dataset::open(path, Split::Train, channels)?;
-        let train_labels = labels(&train, path)?;
+        let train = Dataset::open(path, Split::Train, Channels::Count(channels as usize))?;
+        let train_labels = labels(&train, path, "training")?;
         if train.classes().len() < 2 {
             let reason = format!("expected at least 2 classes, got {}", train.classes().len());
             return Err(EvalError::Labels { path: path.to_owned(), reason });
         }
+        let sets = match TestPart::open(path, &train)? {
+            Some(part) => Self::with(train, train_labels, part, seed),
+            None => Self::held_out(path, train, train_labels, seed)?,
+        };
+        let notes = sets.notes_on_classes(path)?;
+        let spelled = sets.train.notes().to_vec();
+        Ok(Self { notes: [sets.notes, spelled, notes].concat(), ..sets })
+    }
+
+    fn with(train: Dataset, train_labels: Vec<i64>, part: TestPart, seed: u64) -> Self {
         let everything = |set: &Dataset| (0..set.len()).collect();
-        if Dataset::has_test_split(path) {
-            let test = Dataset::open(path, Split::Test, channels)?;
-            let test_labels = labels_as(&test, &train, path)?;
-            let (train_indices, test_indices) = (everything(&train), everything(&test));
-            return Ok(Self {
-                train,
-                test: Some(test),
-                train_indices,
-                test_indices,
-                train_labels,
-                test_labels,
-                seed,
-            });
+        Self {
+            train_indices: everything(&train),
+            test_indices: everything(&part.set),
+            train,
+            test: Some(part.set),
+            train_labels,
+            test_labels: part.labels,
+            seed,
+            tests_on_validation: part.instead.is_some(),
+            notes: part.instead.into_iter().collect(),
         }
+    }
+
+    fn held_out(path: &Path, train: Dataset, labels: Vec<i64>, seed: u64) -> Result<Self, EvalError> {
         let (train_indices, test_indices) =
-            splits::hold_out(&train_labels, train.classes().len(), TEST_SHARE, seed);
+            splits::hold_out(&labels, train.classes().len(), TEST_SHARE, seed);
         if test_indices.is_empty() {
             let reason = "too few images to hold some out for testing".into();
             return Err(EvalError::Labels { path: path.to_owned(), reason });
         }
-        let test_labels = train_labels.clone();
-        Ok(Self { train, test: None, train_indices, test_indices, train_labels, test_labels, seed })
+        Ok(Self {
+            train,
+            test: None,
+            train_indices,
+            test_indices,
+            test_labels: labels.clone(),
+            train_labels: labels,
+            seed,
+            notes: Vec::new(),
+            tests_on_validation: false,
+        })
+    }
+
+    /// Classes that one of the two parts lacks, with the images that this concerns.
+    fn notes_on_classes(&self, path: &Path) -> Result<Vec<String>, EvalError> {
+        let classes = self.train.classes();
+        let count = |labels: &[i64], indices: &[usize]| {
+            let mut counts = vec![0usize; classes.len()];
+            indices.iter().for_each(|&index| counts[labels[index] as usize] += 1);
+            counts
+        };
+        let train = count(&self.train_labels, &self.train_indices);
+        let test = count(&self.test_labels, &self.test_indices);
+        let lacking = |here: &[usize], there: &[usize]| -> Vec<(&str, usize)> {
+            let of = classes.iter().zip(here.iter().zip(there));
+            of.filter(|(_, (here, there))| **here == 0 && **there > 0)
+                .map(|(class, (_, there))| (&class[..], *there))
+                .collect()
+        };
+        let (unknown, untested) = (lacking(&train, &test), lacking(&test, &train));
+        if train.iter().zip(&test).all(|(train, test)| *train == 0 || *test == 0) {
+            let reason = format!(
+                "no class has both training and test images; training: {}; test: {}",
+                listed(&untested),
+                listed(&unknown)
+            );
+            return Err(EvalError::Labels { path: path.to_owned(), reason });
+        }
+        let images: usize = unknown.iter().map(|(_, images)| images).sum();
+        let wrong = format!(
+            "{} of {} classes have no training image, so that {images} of {} test images count as wrong: {}",
+            unknown.len(),
+            classes.len(),
+            self.test_indices.len(),
+            listed(&unknown)
+        );
+        let absent = format!(
+            "{} of {} classes have no test image, with so many training images: {}",
+            untested.len(),
+            classes.len(),
+            listed(&untested)
+        );
+        let notes = [(unknown.is_empty(), wrong), (untested.is_empty(), absent)];
+        Ok(notes.into_iter().filter(|(none, _)| !none).map(|(_, note)| note).collect())
+    }
+}
+
+/// "`a` (12), `b` (3)".
+fn listed(classes: &[(&str, usize)]) -> String {
+    let name = |(class, images): &(&str, usize)| format!("`{class}` ({images})");
+    let names: Vec<String> = classes.iter().take(NAMED).map(name).collect();
+    let more = classes.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names.join(", "))
+}
+
+impl TestPart {
+    /// The test part, or the validation part where no test image has a label; none where there is no test part.
+    fn open(path: &Path, train: &Dataset) -> Result<Option<Self>, EvalError> {
+        if !Dataset::has_test_split(path) {
+            return Ok(None);
+        }
+        let open = |split| Dataset::open(path, split, Channels::Count(train.channels()));
+        let test = open(Split::Test)?;
+        let withheld = test.samples().iter().all(|sample| sample.label.is_none());
+        if !withheld || !Dataset::has_validation_split(path) {
+            let labels = labels_as(&test, train, path, "test")?;
+            return Ok(Some(Self { set: test, labels, instead: None }));
+        }
+        let validation = open(Split::Validation)?;
+        let labels = labels_as(&validation, train, path, "validation").map_err(|error| match error {
+            EvalError::Labels { path, reason } => {
+                let reason = format!("none of the {} images of the test part has one; {reason}", test.len());
+                EvalError::Labels { path, reason }
+            }
+            other => other,
+        })?;
+        let instead = format!(
+            "none of the {} images of the test part has a label: evaluated on the validation part, {} images",
+            test.len(),
+            validation.len()
+        );
+        Ok(Some(Self { set: validation, labels, instead: Some(instead) }))
     }
 }
 
 impl Sets {
-    /// The set's own validation part, and its labels in the numbering of the training part.
-    pub(super) fn validation(&self, path: &Path) -> Result<Option<(Dataset, Vec<i64>)>, EvalError> {
-        if !Dataset::has_validation_split(path) {
+    /// Finds out whether these are the images that figures in `run` are of.
+    pub(super) fn identify(&mut self, run: &RunFolder, observer: &mut dyn Observer) -> Result<(), EvalError> {
+        identity::identify(run, &mut self.train, observer)?;
+        self.test.as_mut().map_or(Ok(()), |test| identity::identify(run, test, observer))
+    }
+
+    /// The set's own validation part to choose by, and its labels in the numbering of the training part; none where it is what
+    /// is tested on.
+    pub(super) fn validation(
+        &self,
+        path: &Path,
+        run: &RunFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(Dataset, Vec<i64>)>, EvalError> {
+        if self.tests_on_validation || !Dataset::has_validation_split(path) {
             return Ok(None);
         }
         let channels = Channels::Count(self.train.channels());
-        let set = Dataset::open(path, Split::Validation, channels)?;
-        let labels = labels_as(&set, &self.train, path)?;
+        let mut set = Dataset::open(path, Split::Validation, channels)?;
+        let labels = labels_as(&set, &self.train, path, "validation")?;
+        identity::identify(run, &mut set, observer)?;
         Ok(Some((set, labels)))
     }
 
@@ -76,28 +206,45 @@ impl Sets {
     }
 
     /// What a figure on this set depends on: training split, test split or the seed of the hold-out.
-    pub(super) fn fingerprints(&self) -> [String; 2] {
+    pub(super) fn identities(&self) -> [String; 2] {
         let held_out = || format!("held out by seed {}", self.seed);
-        [self.train.fingerprint(), self.test.as_ref().map_or_else(held_out, Dataset::fingerprint)]
+        [self.train.identity(), self.test.as_ref().map_or_else(held_out, Dataset::identity)]
     }
 }
 
-/// Labels of all images.
-fn labels(set: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
-    let missing = || EvalError::Labels {
-        path: path.to_owned(),
-        reason: "not every image has one; evaluation needs class folders, or a set with labels".into(),
+/// Labels of all images of a part.
+fn labels(set: &Dataset, path: &Path, part: &str) -> Result<Vec<i64>, EvalError> {
+    let without: Vec<_> = set.samples().iter().filter(|sample| sample.label.is_none()).collect();
+    let Some(first) = without.first() else {
+        return Ok(set.samples().iter().filter_map(|sample| sample.label).map(i64::from).collect());
     };
-    Ok(set.labels().ok_or_else(missing)?.into_iter().map(i64::from).collect())
+    let reason = match without.len() {
+        all if all == set.len() => format!("none of the {all} images of the {part} part has one"),
+        some => format!(
+            "{some} of the {} images of the {part} part have none; the first: `{}`",
+            set.len(),
+            first.name
+        ),
+    };
+    Err(EvalError::Labels { path: path.to_owned(), reason })
 }
 
-/// Labels of `test` in the numbering of `train`, matched by class name.
-pub(super) fn labels_as(test: &Dataset, train: &Dataset, path: &Path) -> Result<Vec<i64>, EvalError> {
-    let number_of = |name: &String| {
-        let reason = || format!("class `{name}` of the test split is not in the training split");
-        let found = train.classes().iter().position(|class| class == name);
-        found.ok_or_else(|| EvalError::Labels { path: path.to_owned(), reason: reason() })
-    };
-    let numbers = test.classes().iter().map(number_of).collect::<Result<Vec<_>, _>>()?;
-    Ok(labels(test, path)?.into_iter().map(|label| numbers[label as usize] as i64).collect())
+/// Labels of `part` in the numbering of `train`, matched by class name.
+fn labels_as(set: &Dataset, train: &Dataset, path: &Path, part: &str) -> Result<Vec<i64>, EvalError> {
+    let labels = labels(set, path, part)?;
+    let number = |name: &String| train.classes().iter().position(|class| class == name);
+    let numbers: Vec<Option<usize>> = set.classes().iter().map(number).collect();
+    let mut unknown = vec![0; set.classes().len()];
+    labels.iter().for_each(|&label| unknown[label as usize] += 1);
+    let classes = set.classes().iter().zip(&unknown).zip(&numbers);
+    let unknown: Vec<(&str, usize)> = classes
+        .filter(|((_, images), number)| **images > 0 && number.is_none())
+        .map(|((class, images), _)| (&class[..], *images))
+        .collect();
+    if !unknown.is_empty() {
+        let reason = format!("the training part has no class {} of the {part} part", listed(&unknown));
+        return Err(EvalError::Labels { path: path.to_owned(), reason });
+    }
+    let number = |label: &i64| numbers[*label as usize].expect("classes with images are known") as i64;
+    Ok(labels.iter().map(number).collect())
 }

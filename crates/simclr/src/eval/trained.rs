@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::json;
 use tch::Tensor;
 
@@ -21,7 +22,7 @@ use super::{
 use crate::{EvalError, RunConfig, optim::OptimKind};
 
 /// Which of them to run, and how.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainedOptions {
     /// Fine-tune the whole network from the run's weights, and beside it from fresh ones.
     pub finetune: bool,
@@ -315,7 +316,7 @@ impl<'a> Bench<'a, '_> {
     fn figure(&mut self, place: &str, config: &RunConfig, indices: &[usize]) -> Result<Figure, EvalError> {
         let (lesson, sets) = (self.lesson(indices), self.sets);
         let accuracy = accuracy(&sets.test_labels);
-        let (images, of) = (&self.kept.test[..], json!(sets.fingerprints()));
+        let (images, of) = (&self.kept.test[..], json!(sets.identities()));
         let exam = Exam { set: sets.test_set(), images, of, figure: &accuracy };
         self.trainer.figure(place, config, lesson, &exam, Model::Reported)
     }

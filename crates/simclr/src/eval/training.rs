@@ -141,7 +141,7 @@ impl Trainer<'_> {
         json!({
             "config": plain,
             "from": config.task.start.as_ref().map(|_| self.frozen.fingerprint()),
-            "set": lesson.source.set.fingerprint(),
+            "set": lesson.source.set.identity(),
             "images": checksum(lesson.images),
         })
     }

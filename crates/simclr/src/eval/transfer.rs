@@ -4,6 +4,7 @@
 
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
+use serde::Serialize;
 use serde_json::json;
 use simclr_data::Dataset;
 use tch::Tensor;
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// A data set and what it is judged by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TransferSet {
     /// Class folders or any other labelled set.
     pub path: PathBuf,
@@ -61,21 +62,22 @@ impl Transfer<'_> {
 
     fn row(&self, set: &TransferSet, observer: &mut dyn Observer) -> Result<TransferRow, EvalError> {
         let (trained, control) = self.encoders;
-        let sets = Sets::open(&set.path, trained.channels(), self.options.seed)?;
-        let validation = sets.validation(&set.path)?;
-        let chosen_on = validation.as_ref().map(|(set, _)| set.fingerprint());
+        let mut sets = Sets::open(&set.path, trained.channels(), self.options.seed)?;
+        sets.identify(self.run, observer)?;
+        let validation = sets.validation(&set.path, self.run, observer)?;
+        let chosen_on = validation.as_ref().map(|(set, _)| set.identity());
         let place = set.place();
         let key = Key::new(
             &place,
             json!({
                 "features": [Some(trained.fingerprint()), control.map(FrozenEncoder::fingerprint)],
-                "data": [json!(sets.fingerprints()), json!(chosen_on)],
+                "data": [json!(sets.identities()), json!(chosen_on)],
                 "transform": trained.transform().of_the_transfer_protocol(), "metric": set.metric, "seed": self.options.seed,
             }),
         );
         let known = self.memory.note(&key).and_then(|(note, _)| serde_json::from_value(note).ok());
         if let Some(known) = known {
-            return Ok(TransferRow { data: set.path.display().to_string(), ..known });
+            return Ok(TransferRow { data: set.path.display().to_string(), notes: sets.notes, ..known });
         }
         observer.message(&place);
         let (train, test, parts) = self.features(set, &sets, validation.as_ref(), observer)?;
@@ -100,6 +102,7 @@ impl Transfer<'_> {
             predictions: self.memory.file(&key),
             finetuned: None,
             fresh: None,
+            notes: sets.notes.clone(),
         };
         self.memory.keep(&key, json!(row), Some(&truth.answers(&judged[0].decision)))?;
         Ok(row)

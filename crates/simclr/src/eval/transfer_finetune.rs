@@ -2,12 +2,14 @@
 //! ones, with learning rate and weight decay chosen by the set's metric on its validation part (or a fifth of the training
 //! images), trained again on both, tested once.
 
+use serde::Serialize;
 use serde_json::json;
 use simclr_data::{Dataset, dataset::Channels};
 use tch::{Kind, Tensor};
 
 use super::{
     candidates::{Candidate, Grid, number},
+    features::FrozenEncoder,
     linear::log_spaced,
     members::Members,
     memory::Figure,
@@ -17,10 +19,13 @@ use super::{
     training::{Exam, Lesson, Model, Source, Trainer},
     transfer::{HOLD_OUT, TransferSet},
 };
-use crate::EvalError;
+use crate::{
+    EvalError,
+    train::{Observer, RunFolder},
+};
 
 /// How transfer sets are fine-tuned on; the paper's values by default.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TransferFinetune {
     /// Images per step, at most all of the set.
     pub batch: usize,
@@ -31,7 +36,7 @@ pub struct TransferFinetune {
 }
 
 /// What is tried from one start: every rate with every decay.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Search {
     /// Steps of each training.
     pub steps: u64,
@@ -135,8 +140,8 @@ impl Tuning<'_, '_> {
 
     /// Puts both figures into the row of `set`.
     pub(super) fn fill(&mut self, set: &TransferSet, row: &mut TransferRow) -> Result<(), EvalError> {
-        let (channels, seed) = (self.trainer.frozen.channels(), self.trainer.options.seed);
-        let images = Images::open(set, channels, seed)?;
+        let trainer = &mut self.trainer;
+        let images = Images::open(set, trainer.run, trainer.frozen, trainer.options.seed, trainer.observer)?;
         let options = self.options;
         row.finetuned = Some(self.tuned(set, &images, &options.tuned, true)?);
         row.fresh = Some(self.tuned(set, &images, &options.fresh, false)?);
@@ -198,7 +203,7 @@ impl Tuning<'_, '_> {
         let marks = |logits: &Tensor, read: &[usize]| {
             figure(&members, &sets.test_indices, images.shape(), logits, read)
         };
-        let of = json!([sets.fingerprints(), metric]);
+        let of = json!([sets.identities(), metric]);
         let exam = Exam { set: sets.test_set(), images: &once, of, figure: &marks };
         self.trainer.figure(place, config, lesson, &exam, Model::Reported)
     }
@@ -219,12 +224,19 @@ struct Images {
 }
 
 impl Images {
-    fn open(set: &TransferSet, channels: i64, seed: u64) -> Result<Self, EvalError> {
-        let (path, metric) = (&set.path, set.metric);
-        let sets = Sets::open(path, channels, seed)?;
+    fn open(
+        set: &TransferSet,
+        run: &RunFolder,
+        frozen: &FrozenEncoder,
+        seed: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, EvalError> {
+        let (path, metric, channels) = (&set.path, set.metric, frozen.channels());
+        let mut sets = Sets::open(path, channels, seed)?;
+        sets.identify(run, observer)?;
         let mut members = Members::of(&sets.train, &sets.train_labels, &sets.train_indices, metric);
         let (mut indices, classes) = (sets.train_indices.clone(), sets.train.classes().len());
-        let Some((validation, labels)) = sets.validation(path)? else {
+        let Some((validation, labels)) = sets.validation(path, run, observer)? else {
             let (fit, held) = members.hold_out(classes, HOLD_OUT, seed);
             if held.is_empty() {
                 let reason =
@@ -237,7 +249,8 @@ impl Images {
         let all: Vec<usize> = (0..validation.len()).collect();
         members.append(Members::of(&validation, &labels, &all, metric));
         indices.extend(all.iter().map(|index| sets.train.len() + index));
-        let joined = Dataset::open_with_validation(path, Channels::Count(channels as usize))?;
+        let mut joined = Dataset::open_with_validation(path, Channels::Count(channels as usize))?;
+        joined.set_identity(format!("{}+{}", sets.train.identity(), validation.identity()));
         let (fit, held) = ((0..rows).collect(), (rows..members.len()).collect());
         Ok(Self { sets, joined: Some(joined), indices, members, fit, held, metric })
     }

@@ -7,6 +7,7 @@ mod clock;
 pub mod doctor;
 mod events;
 mod feed;
+pub(crate) mod images;
 pub mod large;
 mod lock_step;
 mod metrics;

@@ -22,6 +22,7 @@ use super::{
     chance::ChanceMonitor,
     clock::Clock,
     feed::Feed,
+    images::{self, TrainedImages},
     large::{Chunks, LargeStep},
     metrics::Metrics,
     online_knn::OnlineKnn,
@@ -90,7 +91,7 @@ pub fn pretrain_among(
     let found = agreed(ranks, if ranks.is_first() { hold(folder) } else { Ok((None, Vec::new())) })?;
     let plan = keep_views(ranks, found.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
     let newest = if ranks.is_first() {
-        resume(folder, found, &plan, &model, &mut optimizer)
+        resume(folder, found, (&plan, &*dataset), &model, &mut optimizer)
     } else {
         Ok(Resumed::default())
     };
@@ -109,6 +110,7 @@ pub fn pretrain_among(
         knn: OnlineKnn::new(&plan, &dataset).filter(|_| ranks.is_first()),
         objective,
         saved: (Instant::now(), (first_step > 0).then_some(first_step)),
+        images: TrainedImages::new(),
         clock: Clock::default(),
         chance: ChanceMonitor::default(),
         last_batch: (first_step, Vec::new()),
@@ -227,12 +229,16 @@ fn hold(folder: &RunFolder) -> Result<Newest, TrainError> {
 fn resume(
     folder: &RunFolder,
     (newest, mut notes): Newest,
-    plan: &Plan,
+    (plan, dataset): (&Plan, &Dataset),
     model: &SimClr,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, TrainError> {
     let resumed = match &newest {
-        Some((path, checkpoint)) => restore(path, checkpoint, plan, model, optimizer)?,
+        Some((path, checkpoint)) => {
+            let resumed = restore(path, checkpoint, plan, model, optimizer)?;
+            notes.extend(images::check(folder, dataset)?);
+            resumed
+        }
         None => Resumed::default(),
     };
     folder.remove_partial_files()?;
@@ -353,6 +359,7 @@ struct Run<'a> {
     knn: Option<OnlineKnn>,
     /// When the last checkpoint was written, and the step of the newest one.
     saved: (Instant, Option<u64>),
+    images: TrainedImages,
     clock: Clock,
     chance: ChanceMonitor,
     /// Step and images of the newest batch over all ranks, to name where numbers stop being numbers.
@@ -564,6 +571,7 @@ impl Run<'_> {
         }
         let path = self.folder.checkpoint_file(step);
         checkpoint.save(&path)?;
+        self.images.save(self.folder, self.dataset)?;
         self.folder.prune_checkpoints(step, self.plan.config.train.keep_checkpoints)?;
         self.saved = (Instant::now(), Some(step));
         observer.message(&format!("checkpoint after step {step}: {}", path.display()));

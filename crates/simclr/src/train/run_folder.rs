@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A run's folder: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
-/// `checkpoints/step-<n>.safetensors`, `bad_files.txt`, `results.json`.
+/// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -155,9 +155,19 @@ impl RunFolder {
         self.path.join("bad_files.txt")
     }
 
-    /// What the evaluation found.
+    /// Which images it was trained on: fingerprint, stamp and content of each.
+    pub fn images_file(&self) -> PathBuf {
+        self.path.join("images.safetensors")
+    }
+
+    /// What the newest evaluation found.
     pub fn results_file(&self) -> PathBuf {
         self.path.join("results.json")
+    }
+
+    /// What every evaluation found: a file for each data set, checkpoint and way of evaluating it.
+    pub fn results_history(&self) -> PathBuf {
+        self.path.join("results")
     }
 
     /// Where checkpoints lie.

@@ -95,7 +95,7 @@ pub fn facts(
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
     let notes = notes.chain(nothing_to_train(model));
-    let notes = notes.chain(plan.transform().note_on_shapes(dataset));
+    let notes = notes.chain(plan.transform().note_on_shapes(dataset)).chain(dataset.notes().iter().cloned());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

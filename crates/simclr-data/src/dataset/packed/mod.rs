@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use write::{PACKED_SET, PackOptions, Packed, pack};
 
-use super::{Opened, Sample, Source, Split};
+use super::{Opened, Sample, Source, Split, identity::FileState};
 use crate::{
     DataError, Image,
     decode::{self, MAX_PIXELS},
@@ -52,7 +52,7 @@ struct Index {
     validation: Option<Part>,
 }
 
-/// One split, column by column; all columns but the last two are as long as the part has images.
+/// One split, column by column; all columns but the last three are as long as the part has images.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Part {
     names: Vec<String>,
@@ -64,6 +64,10 @@ struct Part {
     stored_bytes: Vec<u64>,
     /// CRC-32C of the pixels.
     checksums: Vec<u32>,
+    /// Checksum of each image as it was stored in the set that was packed ([`content_of_pixels`] where it was scaled down);
+    /// empty where an earlier version packed it.
+    #[serde(default)]
+    contents: Vec<u64>,
     /// Images that could not be decoded: place in this part, and reason.
     bad: Vec<(usize, String)>,
     classes: Vec<String>,
@@ -78,6 +82,7 @@ pub fn is_packed(path: &Path) -> bool {
 
 /// Opens a split.
 pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
+    let state = FileState::of(path);
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
     let Index { channels, train, test, validation, .. } = index;
@@ -98,8 +103,8 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
-    let source = Mapped { path: path.to_owned(), file, channels, part, extents, checked };
-    Ok(Opened { samples, classes, source: Box::new(source) })
+    let source = Mapped { path: path.to_owned(), file, state, channels, part, extents, checked };
+    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new() })
 }
 
 /// Whether there is such a part; true also for a damaged file, which is reported when it is opened.
@@ -153,6 +158,11 @@ fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
     Ok((index, start as usize))
 }
 
+/// The content of an image of which only the pixels are known; never 0, which stands for unknown.
+fn content_of_pixels(checksum: u32) -> u64 {
+    (1 << 32) | u64::from(checksum)
+}
+
 /// Where the pixels of one image lie.
 struct Extent {
     start: u64,
@@ -172,6 +182,12 @@ impl Part {
         ];
         if columns != [count; 5] {
             return Err(format!("a damaged packed set: {count} names, but columns of {columns:?} entries"));
+        }
+        if ![0, count].contains(&self.contents.len()) {
+            let found = self.contents.len();
+            return Err(format!(
+                "a damaged packed set: {count} names, but {found} checksums of stored images"
+            ));
         }
         let classes = self.classes.len();
         if let Some(label) = self.labels.iter().flatten().find(|&&label| label as usize >= classes) {
@@ -195,6 +211,7 @@ impl Part {
 struct Mapped {
     path: PathBuf,
     file: Bytes,
+    state: FileState,
     channels: usize,
     part: Part,
     extents: Vec<Extent>,
@@ -203,7 +220,12 @@ struct Mapped {
 }
 
 impl Source for Mapped {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
+        let Extent { start, end } = self.extents[index];
+        Ok(self.file.slice(start as usize..end as usize))
+    }
+
+    fn decode_stored(&self, index: usize, pixels: Bytes, channels: usize) -> Result<Image, DataError> {
         let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
         let wrong = |reason: String| DataError::Decode { name: name(), reason };
         let (width, height) = (self.part.widths[index] as usize, self.part.heights[index] as usize);
@@ -212,8 +234,6 @@ impl Source for Mapped {
                 self.part.bad.iter().find(|(place, _)| *place == index).map(|(_, reason)| reason.clone());
             return Err(wrong(reason.unwrap_or_else(|| "it has no pixels".into())));
         }
-        let Extent { start, end } = self.extents[index];
-        let pixels = self.file.slice(start as usize..end as usize);
         if !self.checked[index].load(Ordering::Relaxed) {
             if crc32c::crc32c(&pixels) != self.part.checksums[index] {
                 return Err(wrong("the packed pixels are damaged: their checksum does not match".into()));
@@ -221,6 +241,16 @@ impl Source for Mapped {
             self.checked[index].store(true, Ordering::Relaxed);
         }
         decode::to_channels(&name(), Image::shared(width, height, self.channels, pixels), channels)
+    }
+
+    fn stamp(&self, _index: usize) -> u64 {
+        self.state.stamp
+    }
+
+    /// Of the images as they were before they were packed, so that a packed set is the same set as the one that was packed.
+    fn recorded_content(&self, index: usize) -> Option<u64> {
+        let of_pixels = || content_of_pixels(self.part.checksums[index]);
+        Some(self.part.contents.get(index).copied().unwrap_or_else(of_pixels))
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

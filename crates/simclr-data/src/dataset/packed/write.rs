@@ -8,7 +8,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, is_packed};
+use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed};
 use crate::{
     DataError, Image,
     augment::shrink,
@@ -169,17 +169,22 @@ impl PackWriter {
         let sample = &set.samples()[index];
         part.names.push(sample.name.clone());
         part.labels.push(sample.label);
-        let (sides, checksum, stored) = match &image {
+        let (sides, checksum, scaled) = match &image {
             Ok(Packable { image, checksum, scaled }) => {
                 self.put(&image.data)?;
-                let stored = if *scaled { image.data.len() as u64 } else { set.stored_bytes(index) };
-                ([image.width, image.height], *checksum, stored)
+                ([image.width, image.height], *checksum, scaled.then_some(image.data.len() as u64))
             }
-            Err(_) => ([0, 0], 0, set.stored_bytes(index)),
+            Err(_) => ([0, 0], 0, None),
+        };
+        // Scaled down, it is another image than the one that was read.
+        let (stored, content) = match scaled {
+            Some(bytes) => (bytes, content_of_pixels(checksum)),
+            None => (set.stored_bytes(index), set.content(index).unwrap_or_default()),
         };
         part.widths.push(sides[0] as u32);
         part.heights.push(sides[1] as u32);
         part.checksums.push(checksum);
+        part.contents.push(content);
         part.stored_bytes.push(stored);
         part.bad.extend(image.err().map(|reason| (index, reason)));
         Ok(())

@@ -18,7 +18,10 @@ use parquet::{
     file::reader::{ChunkReader, Length},
 };
 
-use super::labels::{self, Label};
+use super::{
+    super::identity::FileState,
+    labels::{self, Label},
+};
 use crate::DataError;
 
 const IMAGE_COLUMNS: [&str; 3] = ["image", "img", "jpg"];
@@ -31,6 +34,8 @@ pub struct File {
     pub labels: Vec<Option<Label>>,
     /// Names from the hub's metadata, where it has them.
     pub class_names: Vec<String>,
+    /// When it was opened.
+    pub state: FileState,
     metadata: ArrowReaderMetadata,
     reader: At,
     /// Index of the image column among the fields of the schema.
@@ -54,6 +59,7 @@ impl File {
             path: path.to_owned(),
             labels: Vec::new(),
             class_names: Vec::new(),
+            state: reader.state()?,
             metadata,
             reader,
             image,
@@ -174,6 +180,10 @@ impl At {
         let file = fs_err::File::open(path)?;
         let length = file.metadata()?.len();
         Ok(Self { file: Arc::new(file), length })
+    }
+
+    fn state(&self) -> io::Result<FileState> {
+        Ok(FileState::from(&self.file.metadata()?))
     }
 }
 

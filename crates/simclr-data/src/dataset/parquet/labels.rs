@@ -1,14 +1,12 @@
 //! Stored labels (numbers or texts) to class names and indices.
 
-use std::collections::HashMap;
-
 use arrow_array::{
     Array, ArrayRef,
     cast::AsArray,
     types::{Int32Type, Int64Type},
 };
 
-use super::{super::sorted_classes, file::File};
+use super::{super::class_names::ClassNames, file::File};
 use crate::DataError;
 
 /// Largest number of classes: a column of identifiers is no label column, and each class gets a name.
@@ -39,7 +37,7 @@ pub fn stored(column: &ArrayRef, row: usize) -> Option<Label> {
 }
 
 /// Class names of a set: from the hub's metadata, else the sorted texts, else the numbers.
-pub fn classes(files: &[File]) -> Result<Vec<String>, DataError> {
+pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
     let mut numbers = 0;
     for file in files {
         let most = file.labels.iter().flatten().filter_map(|label| match label {
@@ -62,22 +60,22 @@ pub fn classes(files: &[File]) -> Result<Vec<String>, DataError> {
             );
             return Err(DataError::Format { path: file.path.clone(), reason });
         }
-        return Ok(file.class_names.clone());
+        return Ok(ClassNames::numbered(file.class_names.clone()));
     }
     let texts = files.iter().flat_map(|file| file.labels.iter().flatten()).filter_map(|label| match label {
         Label::Text(text) => Some(text.clone()),
         Label::Number(_) => None,
     });
-    let texts = sorted_classes(texts);
-    Ok(if texts.is_empty() { (0..numbers).map(|class| class.to_string()).collect() } else { texts })
+    let texts = ClassNames::sorted(texts);
+    let numbered = || ClassNames::numbered((0..numbers).map(|class| class.to_string()).collect());
+    Ok(if texts.names.is_empty() { numbered() } else { texts })
 }
 
 /// Indices into `classes`; none for a missing label or a negative one, which the hub writes where labels are withheld.
-pub fn indices(labels: &[Option<Label>], classes: &[String]) -> impl Iterator<Item = Option<u32>> {
-    let by_name: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+pub fn indices(labels: &[Option<Label>], classes: &ClassNames) -> impl Iterator<Item = Option<u32>> {
     labels.iter().map(move |label| match label {
         Some(Label::Number(number)) => u32::try_from(*number).ok(),
-        Some(Label::Text(text)) => by_name.get(text.as_str()).copied(),
+        Some(Label::Text(text)) => classes.label(text),
         None => None,
     })
 }

@@ -40,7 +40,9 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     let total: u64 = files.iter().map(File::image_bytes).sum();
     let source: Box<dyn Source> = if total <= keep_bytes {
         let images = files.iter().map(File::read_all).collect::<Result<Vec<_>, _>>()?.concat();
-        Box::new(Memory { images, names })
+        let rows = files.iter().map(|file| (file.labels.len(), file.state.stamp));
+        let stamps = rows.flat_map(|(rows, stamp)| std::iter::repeat_n(stamp, rows)).collect();
+        Box::new(Memory { images, stamps, names })
     } else {
         let rows = files
             .iter()
@@ -48,17 +50,27 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
             .flat_map(|(at, file)| file.rows().map(move |(group, row)| (at, group, row)));
         Box::new(Disk { rows: rows.collect(), files, names })
     };
-    Ok(Opened { samples, classes, source })
+    Ok(Opened { samples, notes: classes.notes(), classes: classes.names, source })
 }
 
 struct Memory {
     images: Vec<Bytes>,
+    /// Of the file of each image.
+    stamps: Vec<u64>,
     names: Vec<String>,
 }
 
 impl Source for Memory {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &self.images[index], channels)
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
+        Ok(self.images[index].clone())
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &stored, channels)
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        self.stamps[index]
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {
@@ -87,8 +99,16 @@ impl Disk {
 }
 
 impl Source for Disk {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &self.bytes(index)?, channels)
+    fn read(&self, index: usize) -> Result<Bytes, DataError> {
+        self.bytes(index)
+    }
+
+    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &stored, channels)
+    }
+
+    fn stamp(&self, index: usize) -> u64 {
+        self.files[self.rows[index].0].state.stamp
     }
 
     /// The mean of the row group: the size of one image is not known before it is unpacked.

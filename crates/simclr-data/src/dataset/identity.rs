@@ -1,0 +1,189 @@
+//! Whether the images of a set are still those of an earlier time, whatever their names and sizes.
+//!
+//! Two values are kept for each image. Its *stamp* (inode, size, times of modification and of status change of its file, from
+//! the `stat` that sizes need anyway) is free and differs after every write, but also after a copy or a `touch`. Its *content*
+//! (checksum of the stored bytes) is recorded when the image is first read and says which of the two it was. The status-change
+//! time cannot be set by a program, so a copy that preserves modification times is noticed, too.
+
+use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::{Dataset, Fnv, Source};
+use crate::DataError;
+
+/// Stamp of a file that is not there.
+const NO_FILE: u64 = 1;
+/// Content of an image that has not been read.
+const UNKNOWN: u64 = 0;
+/// Content of an image that cannot be read.
+const UNREADABLE: u64 = 1;
+/// Set in every checksum of stored bytes, and in no other content.
+const STORED_BYTES: u64 = 1 << 63;
+/// Seconds within which a file system with times of whole seconds (or two) may miss a second write.
+const COARSE: i64 = 3;
+
+/// What the operating system reports of a file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileState {
+    pub bytes: u64,
+    /// See [`Source::stamp`].
+    pub stamp: u64,
+}
+
+impl FileState {
+    pub fn of(path: &Path) -> Self {
+        let missing = Self { bytes: 0, stamp: NO_FILE };
+        fs_err::metadata(path).map_or(missing, |metadata| Self::from(&metadata))
+    }
+}
+
+impl From<&Metadata> for FileState {
+    fn from(file: &Metadata) -> Self {
+        let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+        let mut hash = Fnv::default();
+        [file.ino(), file.len()].iter().for_each(|value| hash.add(&value.to_le_bytes()));
+        times.iter().for_each(|value| hash.add(&value.to_le_bytes()));
+        let stamp = if file.ctime_nsec() == 0 && is_recent(file.ctime()) { 0 } else { hash.0 };
+        Self { bytes: file.len(), stamp }
+    }
+}
+
+fn is_recent(seconds: i64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    now - seconds < COARSE
+}
+
+/// Checksums of stored bytes by index in the source, filled in as images are read.
+pub struct Contents(Vec<AtomicU64>);
+
+impl Contents {
+    /// Of `count` images; those that the format records are known.
+    pub fn of(source: &dyn Source, count: usize) -> Self {
+        let recorded = |index| AtomicU64::new(source.recorded_content(index).unwrap_or(UNKNOWN));
+        Self((0..count).map(recorded).collect())
+    }
+
+    pub fn is_known(&self, index: usize) -> bool {
+        self.get(index) != UNKNOWN
+    }
+
+    pub fn record(&self, index: usize, stored: &Result<Bytes, DataError>) {
+        self.set(index, content(stored));
+    }
+
+    fn get(&self, index: usize) -> u64 {
+        self.0[index].load(Ordering::Relaxed)
+    }
+
+    fn set(&self, index: usize, content: u64) {
+        self.0[index].store(content, Ordering::Relaxed);
+    }
+}
+
+/// 63 bits of BLAKE3: that two versions of an image agree in them by chance is out of the question.
+fn content(stored: &Result<Bytes, DataError>) -> u64 {
+    let Ok(bytes) = stored else { return UNREADABLE };
+    let hash = blake3::hash(bytes);
+    let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+    u64::from_le_bytes(*first) | STORED_BYTES
+}
+
+/// Stamps and contents of the images of a set at one time, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// See the module; 0 = unknown.
+    pub stamps: Vec<u64>,
+    /// See the module; 0 = not read yet.
+    pub contents: Vec<u64>,
+}
+
+/// How the images of a set differ from an earlier observation; indices in the set, ascending.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Other content.
+    pub changed: Vec<usize>,
+    /// Their files may have changed, and their earlier content was never read.
+    pub unknown: Vec<usize>,
+    /// Images whose content was compared, as their stamps differ.
+    pub compared: usize,
+}
+
+impl Changes {
+    /// Whether every image is known to be what it was.
+    pub fn is_none(&self) -> bool {
+        self.changed.is_empty() && self.unknown.is_empty()
+    }
+}
+
+impl Dataset {
+    /// Stamps of now (of the first call, in a folder of files) and the contents that are known so far.
+    pub fn observed(&self) -> Observed {
+        let stored = (0..self.len()).map(|index| self.stored(index));
+        let (stamps, contents) =
+            stored.map(|index| (self.source.stamp(index), self.contents.get(index))).unzip();
+        Observed { stamps, contents }
+    }
+
+    /// Images with another content than in `earlier`, an observation of a set with the same fingerprint. Only those whose
+    /// stamps differ are read.
+    pub fn changes_since(&self, earlier: &Observed) -> Changes {
+        let all = 0..self.len();
+        if [earlier.stamps.len(), earlier.contents.len()] != [self.len(); 2] {
+            return Changes { changed: all.collect(), ..Changes::default() };
+        }
+        let same = |index: &usize| {
+            let now = self.source.stamp(self.stored(*index));
+            now != 0 && now == earlier.stamps[*index]
+        };
+        let (same, differ): (Vec<usize>, Vec<usize>) = all.partition(same);
+        same.into_iter().for_each(|index| self.contents.set(self.stored(index), earlier.contents[index]));
+        let (unknown, known): (Vec<usize>, Vec<usize>) =
+            differ.into_iter().partition(|&index| earlier.contents[index] == UNKNOWN);
+        let is_changed = |index: &&usize| self.read_content(**index) != earlier.contents[**index];
+        let changed = known.par_iter().filter(is_changed).copied().collect();
+        Changes { changed, unknown, compared: known.len() }
+    }
+
+    /// The content of an image, read where it is not known.
+    fn read_content(&self, index: usize) -> u64 {
+        let stored = self.stored(index);
+        if !self.contents.is_known(stored) {
+            self.contents.record(stored, &self.source.read(stored));
+        }
+        self.contents.get(stored)
+    }
+
+    /// The content of an image that has been read.
+    pub(super) fn content(&self, index: usize) -> Option<u64> {
+        Some(self.contents.get(self.stored(index))).filter(|&content| content != UNKNOWN)
+    }
+
+    /// 32 hex digits over the contents of all images: equal sets have equal ones wherever they lie, packed or not. None until
+    /// every image has been read once, and for packed sets that record only their pixels.
+    pub fn content_digest(&self) -> Option<String> {
+        let mut hash = blake3::Hasher::new();
+        for index in 0..self.len() {
+            let of_bytes = |content: &u64| *content == UNREADABLE || content & STORED_BYTES != 0;
+            hash.update(&self.content(index).filter(of_bytes)?.to_le_bytes());
+        }
+        Some(hash.finalize().to_hex()[..32].to_owned())
+    }
+
+    /// What figures on these images are kept under: the fingerprint, unless [`Dataset::set_identity`] has replaced it.
+    pub fn identity(&self) -> String {
+        self.identity.clone().unwrap_or_else(|| self.fingerprint())
+    }
+
+    /// Tells these images from others with the same fingerprint.
+    pub fn set_identity(&mut self, identity: String) {
+        self.identity = Some(identity);
+    }
+}
