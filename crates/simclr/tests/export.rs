@@ -15,7 +15,10 @@ use simclr::{
     data::{Dataset, Split, dataset::Channels},
     device::Precision,
     encoder::Mode,
-    eval::features::{ReadOptions, features, load_encoder},
+    eval::{
+        features::{ReadOptions, features, load_encoder},
+        layer::Layer,
+    },
     export::{EmbedOptions, embed, export_encoder},
     train::RunFolder,
 };
@@ -136,7 +139,8 @@ fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
     (run, set.samples().iter().map(|sample| sample.name.clone()).collect(), h)
 }
 
-const OPTIONS: EmbedOptions = EmbedOptions { split: None, batch: 4, threads: 1, pixels: false };
+const OPTIONS: EmbedOptions =
+    EmbedOptions { split: None, batch: 4, threads: 1, pixels: false, layer: Layer::H };
 
 #[test]
 fn parquet_holds_path_label_class_and_h() {

@@ -9,11 +9,12 @@ use simclr::{
 
 use crate::{args::Embed, failure::Failure, report::Stages};
 
-/// Writes h of every image.
+/// Writes h, or another layer, of every image.
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
-    let options = EmbedOptions { pixels: arguments.pixels, ..EmbedOptions::default() };
+    let options =
+        EmbedOptions { pixels: arguments.pixels, layer: arguments.layer, ..EmbedOptions::default() };
     let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
