@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use simclr::data::augment::{EvalCrop, Interpolation, TransformChange};
+use simclr::{
+    data::augment::{EvalCrop, Interpolation, TransformChange},
+    eval::layer::Layer,
+};
 
 /// Contrastive pretraining of image encoders (SimCLR): from a folder of images to a verified encoder.
 #[derive(Debug, Parser)]
@@ -153,7 +156,15 @@ pub struct Evaluate {
     /// Temperature of the kNN votes [default: 0.1]
     #[arg(long)]
     pub temperature: Option<f64>,
-    /// Class-balanced subsets drawn for 1 % and 10 % of the labels [default: 5]
+    /// What is judged: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
+    /// norm and ReLU); several give a row each
+    #[arg(long, value_delimiter = ',', value_name = "LAYER", default_value = "h")]
+    pub layer: Vec<Layer>,
+    /// Labels per class of the few-label columns, in place of 1 % and 10 % of the labels [default: 1,5,20 where these shares are
+    /// the same number of labels]
+    #[arg(long, value_delimiter = ',', value_name = "LABELS")]
+    pub shots: Vec<usize>,
+    /// Class-balanced subsets drawn for each few-label column [default: 5]
     #[arg(long)]
     pub draws: Option<usize>,
     /// Seed of subsets and hold-outs [default: 0]
@@ -207,7 +218,7 @@ pub struct Evaluate {
     /// may be given many times
     #[arg(long, value_name = "FILE")]
     pub labels: Vec<PathBuf>,
-    /// Fine-tuning: how many of the subsets drawn for 1 % and 10 % of the labels [default: 3]
+    /// Fine-tuning: how many of the subsets drawn for each few-label column [default: 3]
     #[arg(long)]
     pub finetune_draws: Option<usize>,
     /// Linear classifier on crops: base learning rates for 256 images; several are compared on a fifth [default: 0.1]
@@ -368,11 +379,15 @@ pub struct Embed {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Write the raw pixels that an evaluation's control sees in place of h
-    #[arg(long)]
+    #[arg(long, conflicts_with = "layer")]
     pub pixels: bool,
     /// What the encoder sees.
     #[command(flatten)]
     pub transform: TransformArguments,
+    /// What is written: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
+    /// norm and ReLU)
+    #[arg(long, default_value = "h")]
+    pub layer: Layer,
 }
 
 /// `simclr export`.

@@ -210,6 +210,24 @@ impl Head {
     }
 }
 
+impl Head {
+    /// Width of the output of every dense layer.
+    pub fn widths(&self) -> Vec<i64> {
+        self.layers.iter().map(|layer| layer.weight.size()[0]).collect()
+    }
+
+    /// The output of every dense layer in turn, after its batch norm and, but for the last, its ReLU, in f32. The last is what
+    /// [`Head::forward`] gives.
+    pub fn blocks(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Vec<Tensor> {
+        let mut outputs: Vec<Tensor> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let input = outputs.last().unwrap_or(h);
+            outputs.push(layer.forward(input, index + 1 < self.layers.len(), mode, precision));
+        }
+        outputs.into_iter().map(|output| output.to_kind(Kind::Float)).collect()
+    }
+}
+
 impl Layer {
     fn new(params: &mut Params, index: usize, shape: [i64; 2], config: &HeadConfig, last: bool) -> Self {
         let output = shape[0];

@@ -15,7 +15,10 @@ use simclr::{
     data::{Dataset, Split, augment::TransformChange, dataset::Channels},
     device::Precision,
     encoder::Mode,
-    eval::features::{ReadOptions, features, load_encoder},
+    eval::{
+        features::{ReadOptions, features, load_encoder},
+        layer::Layer,
+    },
     export::{EmbedOptions, embed, export_encoder},
     train::RunFolder,
 };
@@ -142,6 +145,7 @@ const OPTIONS: EmbedOptions = EmbedOptions {
     threads: 1,
     pixels: false,
     transform: TransformChange { crop: None, interpolation: None, antialias: None },
+    layer: Layer::H,
 };
 
 #[test]

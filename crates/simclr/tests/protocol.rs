@@ -5,6 +5,9 @@
 use simclr::{
     EvalError,
     eval::{
+        features::{ReadOptions, features, label_tensor, load_encoder},
+        knn::{accuracy, knn_predict},
+        layer::Layer,
         protocol::{EvalOptions, evaluate},
         results::Results,
     },
@@ -155,4 +158,147 @@ fn figures_of_other_weights_are_not_taken() {
     let mut work = Work::default();
     evaluate(&run, &data, &options(), &mut work, &go_on).unwrap();
     assert!(work.0 > 0);
+}
+
+/// A row for each layer of the trained encoder and of the control; h is what it is without other layers, and z is the last
+/// layer of the head: its kNN is that of the head's output, computed here from h.
+#[test]
+fn every_layer_has_a_row_and_its_control() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, model) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data.join("train"), 30);
+    fixtures::images(&data.join("test"), 10);
+    let go_on = AtomicBool::new(false);
+    let h = evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
+    let layers = vec![Layer::Z, Layer::H, Layer::Head(1), Layer::Head(2)];
+    let all = EvalOptions { layers, ..options() };
+    let results = evaluate(&run, &data, &all, &mut Silent, &go_on).unwrap();
+    let names: Vec<_> = results.rows.iter().map(|row| (row.name.as_str(), row.dimensions)).collect();
+    let width = h.rows[0].dimensions;
+    let expected = [("z", 128), ("h", width), ("head.1", width), ("head.2", 128)];
+    for (at, (layer, width)) in expected.iter().enumerate() {
+        assert_eq!(names[at], (&format!("trained {layer}")[..], *width));
+        assert_eq!(names[4 + at], (&format!("random-init {layer}")[..], *width));
+    }
+    assert_eq!((names[8].0, names[9].0, names.len()), ("raw pixels", "chance", 10));
+    let row = |name: &str| results.row(name).unwrap();
+    assert_eq!(row("trained h"), h.row("trained h").unwrap());
+    assert_eq!(row("random-init h"), h.row("random-init h").unwrap());
+    assert_eq!(row("trained z").knn.as_ref().unwrap().mean, row("trained head.2").knn.as_ref().unwrap().mean);
+    let frozen = load_encoder(&run).unwrap();
+    let read = |part: &str| {
+        let split = if part == "train" { simclr::data::Split::Train } else { simclr::data::Split::Test };
+        let set =
+            simclr::data::Dataset::open(&data, split, simclr::data::dataset::Channels::Count(3)).unwrap();
+        let indices: Vec<usize> = (0..set.len()).collect();
+        let h = features(&frozen, &set, &indices, &ReadOptions::of(&frozen, 16, 1), &mut |_, _| {}).unwrap();
+        let labels: Vec<i64> = set.labels().unwrap().into_iter().map(i64::from).collect();
+        let z =
+            model.head.forward(&h.features[0], &simclr::encoder::Mode::Eval, simclr::device::Precision::F32);
+        (z.detach(), label_tensor(&labels, &indices))
+    };
+    let ((bank, labels), (queries, truth)) = (read("train"), read("test"));
+    let by_hand = accuracy(&knn_predict(&bank, &labels, &queries, 2, 20, Some(0.1)), &truth);
+    assert_eq!(row("trained z").knn.as_ref().unwrap().mean, by_hand);
+}
+
+#[test]
+fn a_layer_that_the_head_lacks_is_refused_with_the_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data, 10);
+    let refused = |layers| {
+        let wrong = EvalOptions { layers, ..options() };
+        let error = evaluate(&run, &data, &wrong, &mut Silent, &AtomicBool::new(false)).unwrap_err();
+        assert!(!run.results_file().exists());
+        error.to_string()
+    };
+    let error = refused(vec![Layer::H, Layer::Head(3)]);
+    assert!(error.contains("`head.3`: the head has 2 layers; expected head.1 to head.2"), "{error}");
+    assert!(refused(vec![Layer::H, Layer::H]).contains("each of them once"));
+    assert!(refused(Vec::new()).contains("at least one layer"));
+}
+
+/// 30 images of each of two classes: 1 % and 10 % are 1 and 3 of each class, so the shares stay; of 10 they are both 1.
+#[test]
+fn columns_are_labels_per_class_where_asked_for_or_where_shares_do_not_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data.join("train"), 10);
+    fixtures::images(&data.join("test"), 5);
+    let go_on = AtomicBool::new(false);
+    let default = EvalOptions { draws: 2, batch: 16, threads: 1, ..EvalOptions::default() };
+    let results = evaluate(&run, &data, &default, &mut Silent, &go_on).unwrap();
+    let columns = |results: &Results| {
+        let cells = results.rows.iter().map(|row| {
+            row.by_labels
+                .iter()
+                .map(|cell| (cell.shots, cell.labels, cell.accuracies.len()))
+                .collect::<Vec<_>>()
+        });
+        cells.collect::<Vec<_>>()
+    };
+    let expected = [(Some(1), 2, 2), (Some(5), 10, 2), (None, 20, 1)];
+    assert!(columns(&results)[..3].iter().all(|row| row == &expected), "{:?}", columns(&results));
+    assert!(results.notes.iter().any(|note| note.contains("1 % and 10 % of the labels are all 1 per class")));
+    assert!(results.table().contains("5 per class (10)"), "{}", results.table());
+    assert!(run.path().join("evaluation/labels/5-per-class-1.txt").is_file());
+    let asked = EvalOptions { shares: vec![1.0], shots: vec![3], ..default.clone() };
+    let results = evaluate(&run, &data, &asked, &mut Silent, &go_on).unwrap();
+    assert_eq!(columns(&results)[0], [(Some(3), 6, 2), (None, 20, 1)]);
+    let many = EvalOptions { shots: vec![10], ..asked };
+    let error = evaluate(&run, &data, &many, &mut Silent, &go_on).unwrap_err().to_string();
+    assert!(error.contains("10 labels per class: expected fewer than the 10 images"), "{error}");
+}
+
+/// Trained rows have kNN and the linear classifier with all labels by class, and with two classes the area under the ROC
+/// curve; a class that only training has is named.
+#[test]
+fn trained_rows_are_broken_down_by_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data.join("train"), 30);
+    fixtures::images(&data.join("test"), 10);
+    let go_on = AtomicBool::new(false);
+    let results = evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
+    let row = &results.rows[0];
+    let names: Vec<_> = row.per_class.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["kNN", "linear"]);
+    assert!(results.rows[1..].iter().all(|row| row.per_class.is_empty()));
+    for ((_, found), mean) in
+        row.per_class.iter().zip([row.knn.as_ref().unwrap().mean, row.at(1.0).unwrap().mean])
+    {
+        let matrix = found.confusion.as_ref().unwrap();
+        assert_eq!(matrix.iter().flatten().sum::<u64>(), 20);
+        assert!(((matrix[0][0] + matrix[1][1]) as f64 / 20.0 - mean).abs() < 1e-12);
+        assert!((found.balanced_accuracy - mean).abs() < 1e-12, "classes are equally large");
+        assert!(found.auroc.is_some_and(|area| (0.0..=1.0).contains(&area)));
+        assert_eq!(found.classes.iter().map(|class| class.images).collect::<Vec<_>>(), [10, 10]);
+    }
+    let table = results.table();
+    assert!(
+        table.contains("linear on trained h, all labels: balanced accuracy") && table.contains("AUROC"),
+        "{table}"
+    );
+    // What is kept of the figures is enough for the same table.
+    assert_eq!(evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap(), results);
+    let third = data.join("train/other");
+    fs_err::create_dir_all(&third).unwrap();
+    for number in 0..30 {
+        let name = format!("{number:03}.png");
+        fs_err::copy(data.join("train/low").join(&name), third.join(&name)).unwrap();
+    }
+    let results = evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
+    let (_, found) = &results.rows[0].per_class[0];
+    assert_eq!(
+        (found.classes[2].name.as_str(), found.classes[2].images, found.classes[2].recall),
+        ("other", 0, None)
+    );
+    assert_eq!(found.auroc, None, "three classes");
+    let note = |note: &String| note == "classes without test images, which have no recall: `other`";
+    assert!(results.notes.iter().any(note), "{:?}", results.notes);
 }

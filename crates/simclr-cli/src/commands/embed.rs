@@ -9,12 +9,13 @@ use simclr::{
 
 use crate::{args::Embed, failure::Failure, report::Stages, terminal};
 
-/// Writes h of every image.
+/// Writes h, or another layer, of every image.
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
     let transform = arguments.transform.change();
-    let options = EmbedOptions { pixels: arguments.pixels, transform, ..EmbedOptions::default() };
+    let (pixels, layer) = (arguments.pixels, arguments.layer);
+    let options = EmbedOptions { pixels, layer, transform, ..EmbedOptions::default() };
     let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));

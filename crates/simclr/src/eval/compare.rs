@@ -10,7 +10,7 @@ use super::{
     history,
     memory::Answers,
     plot::{self, Line, Whose},
-    results::{Cell, Metric, Results, TransferRow, Tuned, aligned},
+    results::{Cell, Metric, Results, TransferRow, Tuned, aligned, columns},
     significance::permutation_test,
 };
 use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
@@ -33,8 +33,12 @@ pub struct Comparison {
 const SIGNIFICANT: f64 = 0.05;
 /// No smaller p can be seen in 100,000 permutations.
 const LEAST: f64 = 1e-5;
-/// Rows that are no run's own merit.
-const CONTROLS: [&str; 4] = ["random-init h", "module as given", "raw pixels", "chance"];
+/// Beginnings of the names of rows that are no run's own merit.
+const CONTROLS: [&str; 4] = ["random-init ", "module as given", "raw pixels", "chance"];
+
+fn is_control(row: &str) -> bool {
+    CONTROLS.iter().any(|control| row.starts_with(control))
+}
 
 /// A protocol on transfer sets: its name; the figure and the file with its answers, where there is one.
 type TransferProtocol = (&'static str, fn(&TransferRow) -> Option<(f64, &str)>);
@@ -96,14 +100,14 @@ impl Comparison {
 
     /// Test accuracy in percent: one line for each row of each run, and what makes them hard to compare.
     pub fn table(&self) -> String {
-        let shares = self.shares();
+        let shares = self.columns();
         let mut headings = vec!["run".to_owned(), "row".into(), "kNN".into()];
-        headings.extend(shares.iter().map(|share| format!("{} %", 100.0 * share)));
+        headings.extend(shares.iter().map(|column| column.share_text().replace(" of labels", "")));
         let mut lines = vec![headings];
         for (name, results) in &self.runs {
             for row in &results.rows {
                 let text = |cell: Option<&Cell>| cell.map_or("-".into(), Cell::text);
-                let by_share = shares.iter().map(|share| text(row.at(*share)));
+                let by_share = shares.iter().map(|column| text(row.like(column)));
                 let knn = text(row.knn.as_ref());
                 lines.push([name.clone(), row.name.clone(), knn].into_iter().chain(by_share).collect());
             }
@@ -124,7 +128,7 @@ impl Comparison {
     fn verdicts(&self) -> Vec<String> {
         let mut names: Vec<&str> = Vec::new();
         for row in self.runs.iter().flat_map(|(_, results)| &results.rows) {
-            if !names.contains(&&row.name[..]) && !CONTROLS.contains(&&row.name[..]) {
+            if !names.contains(&&row.name[..]) && !is_control(&row.name) {
                 names.push(&row.name);
             }
         }
@@ -192,12 +196,10 @@ impl Comparison {
         Some(what.into_iter().chain(named.map(text)).collect())
     }
 
-    fn shares(&self) -> Vec<f64> {
-        let mut shares: Vec<f64> =
-            self.runs.iter().flat_map(|(_, results)| results.shares()).map(|(share, _)| share).collect();
-        shares.sort_by(f64::total_cmp);
-        shares.dedup();
-        shares
+    /// A cell of each column that any row of any run has.
+    fn columns(&self) -> Vec<&Cell> {
+        let rows = self.runs.iter().flat_map(|(_, results)| &results.rows);
+        columns(rows.flat_map(|row| &row.by_labels))
     }
 
     /// Draws the trained rows of each run, and of the first one the controls, into an SVG file. Only an earlier plot is
@@ -221,7 +223,7 @@ impl Comparison {
             let mut rows = 0;
             for row in results.rows.iter().filter(|row| !row.by_labels.is_empty()) {
                 let points = row.by_labels.iter().map(point).collect();
-                if !CONTROLS.contains(&row.name.as_str()) {
+                if !is_control(&row.name) {
                     let name = format!("{}{}", self.prefix(run), row.name);
                     own.push(Line { name, whose: Whose::Run { run: at, row: rows }, points });
                     rows += 1;

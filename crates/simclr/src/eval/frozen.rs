@@ -4,14 +4,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{
     features::{BadImage, Extracted, FrozenEncoder, ReadOptions, label_tensor, pixel_dim},
     knn::{self, Neighbours},
-    label_sets::LabelSets,
-    linear::{self, LinearOptions},
+    label_sets::{Column, LabelSets},
+    layer::Layer,
+    linear::{self, LinearFit, LinearOptions},
     memory::{Figure, Key, Memory},
+    per_class::{self, PerClass},
     protocol::EvalOptions,
     reading::{Part, Reading},
     results::{Cell, Row},
@@ -50,10 +52,21 @@ pub(super) struct Kept {
 
 /// A row of the table: one encoder, several random ones, or the pixels themselves.
 struct Subject {
-    name: &'static str,
+    name: String,
     dimensions: i64,
-    /// Column of the features, and whose they are.
-    members: Vec<(usize, String)>,
+    /// Whether the encoder that is evaluated is the subject.
+    trained: bool,
+    members: Vec<Member>,
+}
+
+/// Features of one encoder.
+struct Member {
+    /// Column of what was read.
+    column: usize,
+    /// Dimensions of the column before those of the layer.
+    before: i64,
+    /// Of which weights, and which layer.
+    whose: String,
 }
 
 /// Features of the training and the test part.
@@ -70,30 +83,48 @@ impl Frozen<'_> {
         let labels = LabelSets::of(self.sets, &kept.train, self.options)?;
         labels.write(self.run, &self.sets.train)?;
         let mut rows = Vec::new();
-        for subject in self.subjects() {
-            let mut judge = Judge { frozen: &mut self, kept: &kept, features: &mut features };
+        for subject in self.subjects()? {
+            let mut judge = Judge { frozen: &mut self, kept: &kept, features: &mut features, loaded: None };
             rows.push(judge.row(&subject, &labels)?);
         }
         rows.push(self.chance(&kept, &labels));
         Ok(Found { rows, kept, labels })
     }
 
-    fn subjects(&self) -> Vec<Subject> {
-        let dimensions = self.trained.feature_dim();
-        let whose = |at: usize, encoder: &FrozenEncoder| (at, encoder.fingerprint());
-        let mut subjects =
-            vec![Subject { name: "trained h", dimensions, members: vec![whose(0, self.trained)] }];
+    fn subjects(&self) -> Result<Vec<Subject>, EvalError> {
+        let layers = self.options.layers.iter();
+        let widths: Vec<(Layer, i64)> = layers
+            .map(|&layer| Ok((layer, self.trained.layer_dim(layer)?)))
+            .collect::<Result<_, EvalError>>()?;
+        let subject = |what: &str, at: usize, encoders: &[FrozenEncoder], first: usize| {
+            let (layer, dimensions) = widths[at];
+            let before = widths[..at].iter().map(|(_, width)| width).sum();
+            let name = if layer == Layer::H { String::new() } else { format!(", {layer}") };
+            let member = |(at, encoder): (usize, &FrozenEncoder)| Member {
+                column: first + at,
+                before,
+                whose: encoder.fingerprint() + &name,
+            };
+            let members = encoders.iter().enumerate().map(member).collect();
+            Subject { name: format!("{what}{layer}"), dimensions, trained: first == 0, members }
+        };
+        let trained = std::slice::from_ref(self.trained);
+        let mut subjects: Vec<Subject> =
+            (0..widths.len()).map(|at| subject("trained ", at, trained, 0)).collect();
         if !self.controls.is_empty() {
             // A TorchScript module brings its own weights: the control is the module as it was given.
             let scripted = self.trained.config().encoder.file.is_some();
-            let name = if scripted { "module as given" } else { "random-init h" };
-            let members = self.controls.iter().enumerate().map(|(at, encoder)| whose(at + 1, encoder));
-            subjects.push(Subject { name, dimensions, members: members.collect() });
+            subjects.extend((0..widths.len()).map(|at| match (scripted, widths[at].0) {
+                (true, Layer::H) => Subject { name: MODULE.into(), ..subject("", at, self.controls, 1) },
+                (true, _) => subject(&format!("{MODULE}, "), at, self.controls, 1),
+                (false, _) => subject("random-init ", at, self.controls, 1),
+            }));
         }
+        let pixels = Member { column: 1 + self.controls.len(), before: 0, whose: "pixels".into() };
         let dimensions = pixel_dim(self.trained);
-        let members = vec![(1 + self.controls.len(), "pixels".into())];
-        subjects.push(Subject { name: "raw pixels", dimensions, members });
-        subjects
+        let (name, members) = ("raw pixels".into(), vec![pixels]);
+        subjects.push(Subject { name, dimensions, trained: false, members });
+        Ok(subjects)
     }
 
     /// Which images can be decoded: remembered, or found by reading them.
@@ -125,8 +156,9 @@ impl Frozen<'_> {
         let encoders: Vec<&FrozenEncoder> = std::iter::once(self.trained).chain(self.controls).collect();
         let options = ReadOptions::of(self.trained, self.options.batch, self.options.threads);
         let mut reading = Reading::of(self.run, options, self.observer, self.stop);
-        let sets = self.sets;
-        let mut part = |name, set, indices| reading.read(&Part { name, set, indices }, &encoders, true);
+        let (sets, layers) = (self.sets, &self.options.layers[..]);
+        let mut part =
+            |name, set, indices| reading.read(&Part { name, set, indices }, &encoders, layers, true);
         let train = part("features of the training part", &sets.train, &sets.train_indices)?;
         let test = part("features of the test part", sets.test_set(), &sets.test_indices)?;
         Ok(Features { train, test })
@@ -144,9 +176,9 @@ impl Frozen<'_> {
         let (train, test) = self.sets.labels_of(kept);
         let most = train.bincount::<Tensor>(None, classes).argmax(0, false);
         let accuracy = knn::accuracy(&most.expand_as(&test), &test);
-        let cell = |share: f64| {
-            let used = labels.at(share).first().map_or(0, Vec::len);
-            Cell::of(share, used, vec![accuracy])
+        let cell = |column: &Column| Cell {
+            shots: column.shots,
+            ..Cell::of(column.share, column.labels(), vec![accuracy])
         };
         Row {
             name: "chance".into(),
@@ -154,7 +186,8 @@ impl Frozen<'_> {
             knn: Some(Cell::of(1.0, kept.train.len(), vec![accuracy])),
             knn_plain: Some(Cell::of(1.0, kept.train.len(), vec![accuracy])),
             retrieval: None,
-            by_labels: self.options.shares.iter().map(|&share| cell(share)).collect(),
+            by_labels: labels.columns().iter().map(cell).collect(),
+            per_class: Vec::new(),
         }
     }
 }
@@ -171,39 +204,61 @@ struct Judge<'a, 'b> {
     frozen: &'a mut Frozen<'b>,
     kept: &'a Kept,
     features: &'a mut Option<Features>,
+    /// The column on the encoder's device, training and test part.
+    loaded: Option<(usize, (Tensor, Tensor))>,
 }
 
 impl Judge<'_, '_> {
     fn row(&mut self, subject: &Subject, labels: &LabelSets) -> Result<Row, EvalError> {
-        let options = self.frozen.options;
         self.frozen.observer.message(&format!("kNN on {}", subject.name));
         let mut votes = Vec::new();
-        for (column, whose) in &subject.members {
-            votes.push(self.neighbours(subject.name, *column, whose)?);
+        for member in &subject.members {
+            votes.push(self.neighbours(subject, member)?);
         }
+        let per_class = votes[0][0].as_ref().and_then(|figure| self.per_class("kNN", subject, figure));
         let cell = |at: usize| {
             let figures = votes.iter_mut().map(|votes| votes[at].take()).collect::<Option<Vec<Figure>>>();
             figures.map(|figures| Cell::of_figures(1.0, self.kept.train.len(), figures))
         };
         let [knn, knn_plain, retrieval] = [0, 1, 2].map(cell);
-        self.frozen.observer.message(&format!("linear classifier on {}", subject.name));
-        let all: usize = options.shares.iter().map(|&share| labels.at(share).len()).sum();
-        let (mut by_labels, mut done) = (Vec::new(), 0);
-        for &share in &options.shares {
-            let mut figures = Vec::new();
-            for (draw, subset) in labels.at(share).iter().enumerate() {
-                for (column, whose) in &subject.members {
-                    let name = format!("{}, linear, {}pct, {draw}", subject.name, 100.0 * share);
-                    figures.push(self.linear(&name, (*column, whose), subset)?);
-                }
-                done += 1;
-                self.frozen.observer.progress(&format!("linear classifier on {}", subject.name), done, all);
+        let (by_labels, linear) = self.linear_cells(subject, labels)?;
+        let (name, dimensions) = (subject.name.clone(), subject.dimensions);
+        let per_class = per_class.into_iter().chain(linear).collect();
+        Ok(Row { name, dimensions, knn, knn_plain, retrieval, by_labels, per_class })
+    }
+
+    /// The linear classifier in every column, and its answers by class in that with all labels.
+    fn linear_cells(
+        &mut self,
+        subject: &Subject,
+        labels: &LabelSets,
+    ) -> Result<(Vec<Cell>, Option<(String, PerClass)>), EvalError> {
+        let what = format!("linear classifier on {}", subject.name);
+        self.frozen.observer.message(&what);
+        let all: usize = labels.columns().iter().map(|column| column.subsets.len()).sum();
+        let (mut cells, mut per_class, mut done) = (Vec::new(), None, 0);
+        for column in labels.columns() {
+            let mut members = Vec::new();
+            for member in &subject.members {
+                members.push(self.linear(subject, member, column)?.into_iter());
             }
-            let used = labels.at(share).first().map_or(0, Vec::len);
-            by_labels.push(Cell::of_figures(share, used, figures));
+            // Draw by draw, each with all members.
+            let draw = |_| members.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>();
+            let figures: Vec<Figure> = (0..column.subsets.len()).flat_map(draw).collect();
+            if column.shots.is_none() && column.share >= 1.0 {
+                per_class = figures.first().and_then(|figure| self.per_class("linear", subject, figure));
+            }
+            cells.push(column.cell(figures));
+            done += column.subsets.len();
+            self.frozen.observer.progress(&what, done, all);
         }
-        let (name, dimensions) = (subject.name.into(), subject.dimensions);
-        Ok(Row { name, dimensions, knn, knn_plain, retrieval, by_labels })
+        Ok((cells, per_class))
+    }
+
+    /// A figure of the evaluated encoder by class.
+    fn per_class(&self, classifier: &str, subject: &Subject, figure: &Figure) -> Option<(String, PerClass)> {
+        let answers = figure.answers.as_ref().filter(|_| subject.trained)?;
+        Some((classifier.into(), PerClass::of(answers, self.frozen.sets.train.classes(), figure.auroc)))
     }
 
     /// What a figure of `whose` features depends on, besides the protocol.
@@ -217,8 +272,8 @@ impl Judge<'_, '_> {
         )
     }
 
-    /// Bank and queries `[n, F]` of one column.
-    fn features(&mut self, column: usize) -> Result<(Tensor, Tensor), EvalError> {
+    /// Bank and queries `[n, F]` of one encoder's layer.
+    fn features(&mut self, subject: &Subject, member: &Member) -> Result<(Tensor, Tensor), EvalError> {
         if self.frozen.stop.load(Ordering::Relaxed) {
             return Err(EvalError::Stopped);
         }
@@ -232,21 +287,25 @@ impl Judge<'_, '_> {
                 "images can be decoded that could not before, or the other way round; evaluate with --fresh";
             return Err(EvalError::Refused(reason.into()));
         }
-        Ok((read.train.features[column].shallow_clone(), read.test.features[column].shallow_clone()))
+        // One column at a time: all of them may not fit a GPU.
+        let (device, column) = (self.frozen.trained.device(), member.column);
+        let load = |part: &Extracted| part.features[column].to_device(device);
+        if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != column) {
+            self.loaded = Some((column, (load(&read.train), load(&read.test))));
+        }
+        let (_, (train, test)) = self.loaded.as_ref().expect("it was just loaded");
+        let layer = |part: &Tensor| part.narrow(1, member.before, subject.dimensions).contiguous();
+        Ok((layer(train), layer(test)))
     }
 
     /// Weighted and plain kNN, and retrieval where it is asked for.
-    fn neighbours(
-        &mut self,
-        name: &str,
-        column: usize,
-        whose: &str,
-    ) -> Result<[Option<Figure>; 3], EvalError> {
+    fn neighbours(&mut self, subject: &Subject, member: &Member) -> Result<[Option<Figure>; 3], EvalError> {
+        let (name, whose) = (&subject.name, &member.whose[..]);
         let options = self.frozen.options;
         let (k, temperature, retrieval_k) = (self.k(), options.knn_temperature, options.retrieval_k);
         let keys = [
-            self.key(&format!("{name}, knn"), whose, json!(["knn", k, temperature])),
-            self.key(&format!("{name}, knn plain"), whose, json!(["knn", k])),
+            self.key(&format!("{name}, knn"), whose, json!(["knn", k, temperature, AREA])),
+            self.key(&format!("{name}, knn plain"), whose, json!(["knn", k, AREA])),
             self.key(&format!("{name}, retrieval"), whose, json!(["retrieval", retrieval_k])),
         ];
         let wanted = if retrieval_k > 0 { 3 } else { 2 };
@@ -255,14 +314,16 @@ impl Judge<'_, '_> {
         if found[..wanted].iter().all(Option::is_some) {
             return Ok(found);
         }
-        let (bank, queries) = self.features(column)?;
+        let (bank, queries) = self.features(subject, member)?;
         let (labels, truth) = self.frozen.sets.labels_of(self.kept);
+        let (labels, truth) = (labels.to_device(bank.device()), truth.to_device(bank.device()));
         let classes = self.frozen.sets.train.classes().len() as i64;
         let neighbours = Neighbours::of(&bank, &queries, k.max(retrieval_k));
         for (at, temperature) in [Some(temperature), Some(None), None][..wanted].iter().enumerate() {
             let figure = match temperature {
                 Some(temperature) => {
-                    Figure::accuracy(&neighbours.vote(&labels, classes, k, *temperature), &truth)
+                    let scores = neighbours.scores(&labels, classes, k, *temperature).to_device(Device::Cpu);
+                    answered(&scores, &truth.to_device(Device::Cpu))
                 }
                 None => {
                     let precision = neighbours.precision(&labels, &truth, retrieval_k);
@@ -279,35 +340,60 @@ impl Judge<'_, '_> {
         self.frozen.options.k(self.kept.train.len())
     }
 
-    /// The linear classifier of one column on one subset of the training images.
+    /// The linear classifier on each subset of `column`; those that are not known yet are fitted together.
     fn linear(
         &mut self,
-        name: &str,
-        (column, whose): (usize, &str),
-        subset: &[usize],
-    ) -> Result<Figure, EvalError> {
+        subject: &Subject,
+        member: &Member,
+        column: &Column,
+    ) -> Result<Vec<Figure>, EvalError> {
         let options = LinearOptions { seed: self.frozen.options.seed, ..self.frozen.options.linear.clone() };
-        let key = self.key(name, whose, json!(["linear", format!("{options:?}"), checksum(subset)]));
-        if let Some(known) = self.frozen.memory.figure(&key) {
-            return Ok(known);
-        }
-        let (bank, test) = self.features(column)?;
-        let row = |index: &usize| self.kept.train.binary_search(index).expect("it is kept") as i64;
-        let rows: Vec<i64> = subset.iter().map(row).collect();
-        let bank = if rows.len() as i64 == bank.size()[0] {
-            bank
-        } else {
-            bank.index_select(0, &Tensor::from_slice(&rows))
+        let (place, subsets) = (format!("{}, linear, {}", subject.name, column.name()), &column.subsets);
+        let key = |(draw, subset): (usize, &Vec<usize>)| {
+            let protocol = json!(["linear", SOLVER, format!("{options:?}"), checksum(subset)]);
+            self.key(&format!("{place}, {draw}"), &member.whose, protocol)
         };
-        let labels = label_tensor(&self.frozen.sets.train_labels, subset);
-        let classes = self.frozen.sets.train.classes().len() as i64;
-        let fit = linear::fit(&bank, &labels, classes, &options);
-        let (_, truth) = self.frozen.sets.labels_of(self.kept);
-        let how = format!("{} after {} iterations", linear::ending(fit.minimum.stop), fit.minimum.iterations);
-        let figure = Figure::accuracy(&fit.classifier.predict(&test), &truth);
-        let figure = Figure { lambda: Some(fit.lambda), how, ..figure };
-        self.frozen.memory.keep_figure(&key, figure)
+        let keys: Vec<Key> = subsets.iter().enumerate().map(key).collect();
+        let mut figures: Vec<Option<Figure>> =
+            keys.iter().map(|key| self.frozen.memory.figure(key)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|&draw| figures[draw].is_none()).collect();
+        if !missing.is_empty() {
+            let (bank, test) = self.features(subject, member)?;
+            let row = |index: &usize| self.kept.train.binary_search(index).expect("it is kept") as i64;
+            let rows: Vec<Vec<i64>> =
+                missing.iter().map(|&draw| subsets[draw].iter().map(row).collect()).collect();
+            let (labels, truth) = self.frozen.sets.labels_of(self.kept);
+            let classes = self.frozen.sets.train.classes().len() as i64;
+            let labels = labels.to_device(bank.device());
+            let fits = linear::fit_subsets((&bank, &labels, classes), &rows, &options);
+            for (draw, fit) in missing.into_iter().zip(fits) {
+                let figure = fitted(&fit, &test, &truth);
+                figures[draw] = Some(self.frozen.memory.keep_figure(&keys[draw], figure)?);
+            }
+        }
+        Ok(figures.into_iter().flatten().collect())
     }
+}
+
+/// Raised where the linear classifier is solved otherwise, within its tolerances, or more is kept of it.
+const SOLVER: u32 = 2;
+/// In the keys of figures that know their area under the ROC curve.
+const AREA: &str = "auroc";
+/// The control of a TorchScript module.
+const MODULE: &str = "module as given";
+
+/// The figure of a classifier on the test images.
+fn fitted(fit: &LinearFit, test: &Tensor, truth: &Tensor) -> Figure {
+    let scores = fit.classifier.decision(test).to_device(Device::Cpu);
+    let how = format!("{} after {} iterations", linear::ending(fit.minimum.stop), fit.minimum.iterations);
+    Figure { lambda: Some(fit.lambda), how, ..answered(&scores, truth) }
+}
+
+/// The figure of scores `[n, K]`; with two classes their area under the ROC curve, too.
+fn answered(scores: &Tensor, truth: &Tensor) -> Figure {
+    let area = || per_class::auroc(&(scores.select(1, 1) - scores.select(1, 0)), truth);
+    let auroc = if scores.size()[1] == 2 { area() } else { None };
+    Figure { auroc, ..Figure::accuracy(&scores.argmax(1, false), truth) }
 }
 
 /// Which images, in 32 hex digits.

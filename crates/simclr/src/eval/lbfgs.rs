@@ -1,12 +1,16 @@
-//! A smooth convex function of `x` (`[d]`, `f64`) to its minimum: limited-memory BFGS with a strong-Wolfe line search
-//! (Nocedal and Wright, Numerical Optimization, algorithms 7.4, 7.5, 3.5 and 3.6; constants of spec 8.4).
+//! Smooth convex functions to their minima, many at a time: limited-memory BFGS with a strong-Wolfe line search (Nocedal
+//! and Wright, Numerical Optimization, algorithms 7.4, 7.5, 3.5 and 3.6; constants of spec 8.4).
 //!
-//! Own code because the line search must end well where rounding hides further descent: the usual crate's
-//! More-Thuente search stops with an error there (argmin-rs/argmin issue 400).
+//! The functions advance in lock step: each round evaluates all of them once, as rows of one tensor `[P, d]` in `f64`, on
+//! any device. What a line search decides by (a value and a slope for each function) is copied to the host once a round.
+//!
+//! Own code because the line search must end well where rounding hides further descent (the usual crate's More-Thuente
+//! search stops with an error there, argmin-rs/argmin issue 400), and because no crate minimises many functions together.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
+use tch::{Kind, Tensor};
 
 /// When to stop and how to search; the defaults are spec 8.4's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,244 +55,428 @@ pub struct Minimum {
     pub stop: Stop,
 }
 
+/// Functions that are minimised together; row p of every tensor belongs to function p.
+pub trait Functions {
+    /// Values `[P]` and gradients `[P, d]` at `points` `[P, d]`.
+    fn evaluate(&mut self, points: &Tensor) -> (Tensor, Tensor);
+
+    /// An approximation of each inverse Hessian, applied to `vectors` `[P, d]`; fixed, symmetric, positive definite. None:
+    /// the identity.
+    fn inverse(&self, _vectors: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// Some functions have `ended`. May drop rows: returns the rows that stay, in their new order, all those that have not
+    /// ended among them.
+    fn shrink(&mut self, _ended: &[bool]) -> Option<Vec<i64>> {
+        None
+    }
+}
+
 /// Sufficient decrease (Armijo) and curvature constants of the strong Wolfe conditions (spec 8.4).
 const C1: f64 = 1e-4;
 const C2: f64 = 0.9;
 /// Function evaluations of one line search.
 const MAX_TRIALS: usize = 30;
 
-/// A function: writes its gradient at `x` and returns its value.
-type Function<'a> = dyn FnMut(&[f64], &mut [f64]) -> f64 + 'a;
-/// An approximation of the inverse Hessian, applied to a vector; fixed, symmetric, positive definite.
-pub type Inverse<'a> = dyn Fn(&[f64]) -> Vec<f64> + 'a;
-
-/// A point with its value and gradient.
-#[derive(Clone)]
-struct Point {
-    x: Vec<f64>,
-    value: f64,
-    gradient: Vec<f64>,
-}
-
 impl Lbfgs {
-    /// Minimises `function` from `start`. `function(x, gradient)` writes the gradient and returns the value.
-    pub fn minimise(&self, start: Vec<f64>, function: &mut Function<'_>) -> Minimum {
-        self.minimise_with(start, function, None)
+    /// Minimises one function from `start`. `function(x, gradient)` writes the gradient and returns the value.
+    pub fn minimise(&self, start: Vec<f64>, function: &mut dyn FnMut(&[f64], &mut [f64]) -> f64) -> Minimum {
+        let start = Tensor::from_slice(&start).unsqueeze(0);
+        self.minimise_all(start, &mut One(function)).remove(0)
     }
 
-    /// The same, with the approximate inverse Hessian that the memory starts from in place of the identity.
-    pub fn minimise_with(
-        &self,
-        start: Vec<f64>,
-        function: &mut Function<'_>,
-        inverse: Option<&Inverse<'_>>,
-    ) -> Minimum {
-        let mut here = evaluate(start, function);
-        let mut memory = Memory { pairs: VecDeque::new(), limit: self.history, inverse, applied: Vec::new() };
-        memory.applied = memory.apply(here.gradient.clone());
-        for iteration in 0..self.max_iterations {
-            if max_abs(&here.gradient) < self.tolerance {
-                return here.ended(iteration, Stop::Converged);
-            }
-            let next = memory.search(&here, function).or_else(|| {
-                // A stale memory may spoil the direction: once more along the gradient, then give up.
-                memory.pairs.clear();
-                memory.search(&here, function)
-            });
-            let Some(next) = next else { return here.ended(iteration, Stop::Precision) };
-            memory.remember(&here, &next);
-            here = next;
+    /// Minimises all of `functions` from the rows of `start` `[P, d]`.
+    pub fn minimise_all(&self, start: Tensor, functions: &mut dyn Functions) -> Vec<Minimum> {
+        let _guard = tch::no_grad_guard();
+        let mut descent = Descent::new(self, start, functions);
+        while descent.rows.iter().any(|row| !row.ended) {
+            descent.round(functions);
         }
-        let stop = if max_abs(&here.gradient) < self.tolerance { Stop::Converged } else { Stop::Iterations };
-        here.ended(self.max_iterations, stop)
+        let minima = descent.minima.into_iter();
+        minima.map(|minimum| minimum.expect("every function has ended")).collect()
     }
 }
 
-impl Point {
-    fn ended(self, iterations: usize, stop: Stop) -> Minimum {
-        Minimum { gradient: max_abs(&self.gradient), x: self.x, value: self.value, iterations, stop }
+/// A function of a slice as a batch of one.
+struct One<'a>(&'a mut dyn FnMut(&[f64], &mut [f64]) -> f64);
+
+impl Functions for One<'_> {
+    fn evaluate(&mut self, points: &Tensor) -> (Tensor, Tensor) {
+        let x = numbers(points);
+        let mut gradient = vec![0.0; x.len()];
+        let value = (self.0)(&x, &mut gradient);
+        (Tensor::from_slice(&[value]), Tensor::from_slice(&gradient).unsqueeze(0))
     }
 }
 
-/// One remembered step s, gradient change y, 1 / (s . y).
+/// What is known of one function on the host.
+#[derive(Clone)]
+struct Row {
+    /// Position in the list that was asked for.
+    id: usize,
+    value: f64,
+    /// Largest absolute component and length of the gradient.
+    gradient: f64,
+    length: f64,
+    iterations: usize,
+    /// Steps taken since the memory was last emptied.
+    remembered: usize,
+    line: Line,
+    ended: bool,
+}
+
+/// One remembered step s, gradient change y, 1 / (s . y) (0 in the rows that have no such pair), and H y for the initial H.
 struct Pair {
-    step: Vec<f64>,
-    change: Vec<f64>,
-    rho: f64,
-    /// H y for the initial H.
-    applied: Vec<f64>,
+    step: Tensor,
+    change: Tensor,
+    rho: Tensor,
+    applied: Tensor,
 }
 
-struct Memory<'a> {
+/// All searches, in lock step.
+struct Descent<'a> {
+    options: &'a Lbfgs,
+    rows: Vec<Row>,
+    minima: Vec<Option<Minimum>>,
+    points: Tensor,
+    gradients: Tensor,
+    /// H g for the initial H. H is linear, so that with it and the pairs' H y one product with H for each iteration is enough.
+    applied: Tensor,
+    directions: Tensor,
+    /// Slopes along the directions `[P]`.
+    slopes: Tensor,
     pairs: VecDeque<Pair>,
-    limit: usize,
-    inverse: Option<&'a Inverse<'a>>,
-    /// H g for the initial H and the newest gradient. H is linear, so that with it and the pairs' H y one product with H
-    /// for each iteration is enough.
-    applied: Vec<f64>,
+    /// Of the initial H, to fit the newest pair `[P, 1]` (equation 7.20).
+    scale: Tensor,
+    preconditioned: bool,
 }
 
-impl Memory<'_> {
-    /// The next point along the quasi-Newton direction, or none where the line search finds no lower one.
-    fn search(&self, here: &Point, function: &mut Function<'_>) -> Option<Point> {
-        let direction = self.direction(&here.gradient);
-        // Without any notion of curvature a unit step has no meaning: a first move of length at most 1.
-        let blind = self.pairs.is_empty() && self.inverse.is_none();
-        let first = if blind { (1.0 / dot(&direction, &direction).sqrt()).min(1.0) } else { 1.0 };
-        Line { here, direction: &direction, function }.wolfe(first)
+impl<'a> Descent<'a> {
+    fn new(options: &'a Lbfgs, points: Tensor, functions: &mut dyn Functions) -> Self {
+        let (values, gradients) = functions.evaluate(&points);
+        let inverse = functions.inverse(&gradients);
+        let preconditioned = inverse.is_some();
+        let applied = inverse.unwrap_or_else(|| gradients.shallow_clone());
+        let directions = applied.neg();
+        let slopes = dot(&directions, &gradients);
+        let known = columns(&[&values, &largest(&gradients), &lengths(&gradients)]);
+        let row = |(id, known): (usize, &[f64])| Row {
+            id,
+            value: known[0],
+            gradient: known[1],
+            length: known[2],
+            iterations: 0,
+            remembered: 0,
+            line: Line::new(1.0),
+            ended: false,
+        };
+        let rows: Vec<Row> = known.chunks(3).enumerate().map(row).collect();
+        let minima = rows.iter().map(|_| None).collect();
+        let scale = slopes.ones_like().unsqueeze(1);
+        let pairs = VecDeque::new();
+        let mut descent = Self {
+            options,
+            rows,
+            minima,
+            points,
+            gradients,
+            applied,
+            directions,
+            slopes,
+            pairs,
+            scale,
+            preconditioned,
+        };
+        for at in 0..descent.rows.len() {
+            descent.begin(at);
+        }
+        descent.shrink(functions);
+        descent
     }
 
-    /// `-H g` by the two-loop recursion (algorithm 7.4), the initial H scaled to fit the newest pair (equation 7.20).
-    fn direction(&self, gradient: &[f64]) -> Vec<f64> {
-        let mut q: Vec<f64> = gradient.iter().map(|g| -g).collect();
-        let mut direction: Vec<f64> = self.applied.iter().map(|hg| -hg).collect();
+    /// Ends the search of row `at` where it is done, else prepares its next line search.
+    fn begin(&mut self, at: usize) {
+        let row = &mut self.rows[at];
+        let stop = if row.gradient < self.options.tolerance {
+            Stop::Converged
+        } else if row.iterations >= self.options.max_iterations {
+            Stop::Iterations
+        } else {
+            // Without any notion of curvature a unit step has no meaning: a first move of length at most 1.
+            let blind = row.remembered == 0 && !self.preconditioned;
+            row.line = Line::new(if blind { (1.0 / row.length).min(1.0) } else { 1.0 });
+            return;
+        };
+        self.end(at, stop);
+    }
+
+    fn end(&mut self, at: usize, stop: Stop) {
+        let x = numbers(&self.points.get(at as i64));
+        let Row { id, value, gradient, iterations, .. } = self.rows[at];
+        self.minima[id] = Some(Minimum { x, value, gradient, iterations, stop });
+        self.rows[at].ended = true;
+    }
+
+    /// Evaluates every function once, at its search's next trial.
+    fn round(&mut self, functions: &mut dyn Functions) {
+        let steps: Vec<f64> =
+            self.rows.iter().map(|row| if row.ended { 0.0 } else { row.line.step }).collect();
+        let steps = self.column(&steps);
+        let trials = &self.points + &steps * &self.directions;
+        let (values, gradients) = functions.evaluate(&trials);
+        let along = dot(&self.directions, &gradients);
+        let known = [&values, &along, &largest(&gradients), &lengths(&gradients), &self.slopes];
+        let known = columns(&known);
+        let (mut taken, mut failed) = (vec![false; self.rows.len()], Vec::new());
+        for (at, (row, known)) in self.rows.iter_mut().zip(known.chunks(5)).enumerate() {
+            if row.ended {
+                continue;
+            }
+            match row.line.next((row.value, known[4]), (known[0], known[1])) {
+                Verdict::Try(step) => row.line.step = step,
+                Verdict::Take => {
+                    (row.value, row.gradient, row.length) = (known[0], known[2], known[3]);
+                    (row.iterations, row.remembered) = (row.iterations + 1, row.remembered + 1);
+                    taken[at] = true;
+                }
+                Verdict::Fail => failed.push(at),
+            }
+        }
+        if taken.contains(&true) {
+            self.take(&taken, &steps, (trials, gradients), functions);
+        }
+        if !failed.is_empty() {
+            self.retry(&failed);
+        }
+        let begun = taken.iter().enumerate().filter(|(_, taken)| **taken).map(|(at, _)| at);
+        begun.collect::<Vec<_>>().into_iter().for_each(|at| self.begin(at));
+        self.shrink(functions);
+    }
+
+    /// Moves the `taken` rows to their trials, and gives them new directions.
+    fn take(
+        &mut self,
+        taken: &[bool],
+        steps: &Tensor,
+        (trials, gradients): (Tensor, Tensor),
+        functions: &dyn Functions,
+    ) {
+        let taken = Tensor::from_slice(taken).to_device(self.points.device()).unsqueeze(1);
+        let applied = functions.inverse(&gradients).unwrap_or_else(|| gradients.shallow_clone());
+        let step = steps * &self.directions;
+        let (change, bent) = (&gradients - &self.gradients, &applied - &self.applied);
+        let (curvature, fit) = (dot(&step, &change).unsqueeze(1), dot(&change, &bent).unsqueeze(1));
+        // A pair without positive curvature would cost H its positive definiteness.
+        let least = dot(&change, &change).unsqueeze(1) * f64::EPSILON;
+        let useful = curvature.gt_tensor(&least).logical_and(&fit.gt(0.0)).logical_and(&taken);
+        let rho = curvature.reciprocal().where_self(&useful, &curvature.zeros_like());
+        self.scale = (curvature / fit).where_self(&useful, &self.scale);
+        let empty = |of: Tensor| of.where_self(&useful, &self.points.zeros_like());
+        if self.pairs.len() == self.options.history {
+            self.pairs.pop_front();
+        }
+        let pair = Pair { step: empty(step), change: empty(change), rho, applied: empty(bent) };
+        self.pairs.push_back(pair);
+        self.points = trials.where_self(&taken, &self.points);
+        self.gradients = gradients.where_self(&taken, &self.gradients);
+        self.applied = applied.where_self(&taken, &self.applied);
+        self.directions = self.quasi_newton().where_self(&taken, &self.directions);
+        self.slopes = dot(&self.directions, &self.gradients);
+    }
+
+    /// `-H g` by the two-loop recursion (algorithm 7.4).
+    fn quasi_newton(&self) -> Tensor {
+        let mut q = self.gradients.neg();
+        let mut directions = self.applied.neg();
         let mut alphas = Vec::with_capacity(self.pairs.len());
         for pair in self.pairs.iter().rev() {
-            let alpha = pair.rho * dot(&pair.step, &q);
-            add_scaled(&mut q, -alpha, &pair.change);
-            add_scaled(&mut direction, -alpha, &pair.applied);
+            let alpha = &pair.rho * dot(&pair.step, &q).unsqueeze(1);
+            q -= &alpha * &pair.change;
+            directions -= &alpha * &pair.applied;
             alphas.push(alpha);
         }
-        if let Some(newest) = self.pairs.back() {
-            let scale = 1.0 / (newest.rho * dot(&newest.change, &newest.applied));
-            direction.iter_mut().for_each(|d| *d *= scale);
-        }
+        directions *= &self.scale;
         for (pair, alpha) in self.pairs.iter().zip(alphas.into_iter().rev()) {
-            let beta = pair.rho * dot(&pair.change, &direction);
-            add_scaled(&mut direction, alpha - beta, &pair.step);
+            let beta = &pair.rho * dot(&pair.change, &directions).unsqueeze(1);
+            directions += (alpha - beta) * &pair.step;
         }
-        direction
+        directions
     }
 
-    /// The initial H times a vector, before scaling.
-    fn apply(&self, vector: Vec<f64>) -> Vec<f64> {
-        match self.inverse {
-            Some(inverse) => inverse(&vector),
-            None => vector,
-        }
-    }
-
-    /// Keeps the pair where it has positive curvature (else H would lose positive definiteness).
-    fn remember(&mut self, from: &Point, to: &Point) {
-        let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>();
-        let step = difference(&to.x, &from.x);
-        let change = difference(&to.gradient, &from.gradient);
-        let after = self.apply(to.gradient.clone());
-        let applied = difference(&after, &self.applied);
-        self.applied = after;
-        let curvature = dot(&step, &change);
-        if curvature > f64::EPSILON * dot(&change, &change) && dot(&change, &applied) > 0.0 {
-            if self.pairs.len() == self.limit {
-                self.pairs.pop_front();
+    /// Rows whose line search found nothing lower. A stale memory may spoil the direction: once more without it, then the
+    /// search ends.
+    fn retry(&mut self, failed: &[usize]) {
+        let mut again = vec![0.0; self.rows.len()];
+        for &at in failed {
+            if self.rows[at].remembered == 0 {
+                self.end(at, Stop::Precision);
+                continue;
             }
-            self.pairs.push_back(Pair { step, change, rho: 1.0 / curvature, applied });
+            self.rows[at].remembered = 0;
+            again[at] = 1.0;
+            self.begin(at);
         }
+        let again = self.column(&again).gt(0.5);
+        for pair in &mut self.pairs {
+            pair.rho = pair.rho.where_self(&again.logical_not(), &pair.rho.zeros_like());
+        }
+        self.scale = self.scale.ones_like().where_self(&again, &self.scale);
+        self.directions = self.applied.neg().where_self(&again, &self.directions);
+        self.slopes = dot(&self.directions, &self.gradients);
+    }
+
+    /// Drops rows that the functions no longer evaluate.
+    fn shrink(&mut self, functions: &mut dyn Functions) {
+        let ended: Vec<bool> = self.rows.iter().map(|row| row.ended).collect();
+        if ended.iter().all(|ended| *ended) || !ended.contains(&true) {
+            return;
+        }
+        let Some(stay) = functions.shrink(&ended) else { return };
+        self.rows = stay.iter().map(|&at| self.rows[at as usize].clone()).collect();
+        let stay = Tensor::from_slice(&stay).to_device(self.points.device());
+        let select = |of: &mut Tensor| *of = of.index_select(0, &stay);
+        let own = [&mut self.points, &mut self.gradients, &mut self.applied, &mut self.directions];
+        own.into_iter().chain([&mut self.slopes, &mut self.scale]).for_each(select);
+        for pair in &mut self.pairs {
+            [&mut pair.step, &mut pair.change, &mut pair.rho, &mut pair.applied].into_iter().for_each(select);
+        }
+    }
+
+    /// A number for each row, `[P, 1]`.
+    fn column(&self, numbers: &[f64]) -> Tensor {
+        Tensor::from_slice(numbers).to_device(self.points.device()).unsqueeze(1)
     }
 }
 
-/// The function along one direction from one point.
-struct Line<'a, 'f> {
-    here: &'a Point,
-    direction: &'a [f64],
-    function: &'a mut Function<'f>,
+/// Row by row, `[P]`.
+fn dot(a: &Tensor, b: &Tensor) -> Tensor {
+    (a * b).sum_dim_intlist([1].as_slice(), false, Kind::Double)
 }
 
-/// A trial step: length, point, slope along the direction.
+fn lengths(rows: &Tensor) -> Tensor {
+    dot(rows, rows).sqrt()
+}
+
+fn largest(rows: &Tensor) -> Tensor {
+    rows.abs().amax([1].as_slice(), false)
+}
+
+/// `[P]` each, to the host in one copy: the numbers of the first row, then those of the second.
+fn columns(of: &[&Tensor]) -> Vec<f64> {
+    numbers(&Tensor::stack(of, 1))
+}
+
+fn numbers(of: &Tensor) -> Vec<f64> {
+    let flat = of.to_kind(Kind::Double).to_device(tch::Device::Cpu).contiguous().view([-1]);
+    Vec::try_from(flat).expect("a vector of f64")
+}
+
+/// The line search of one function.
+#[derive(Clone)]
+struct Line {
+    /// Length of the next trial.
+    step: f64,
+    /// Trials made.
+    trials: usize,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Doubles the step until it brackets a minimum (algorithm 3.5); the last trial.
+    Widen(Trial),
+    /// Narrows the bracket between the lowest trial so far and another (algorithm 3.6).
+    Zoom(Trial, Trial),
+    /// Takes the next trial, whatever it is.
+    Settle,
+}
+
+/// Length, value, slope along the direction.
+#[derive(Clone, Copy)]
 struct Trial {
     step: f64,
+    value: f64,
     slope: f64,
-    point: Point,
 }
 
-impl Line<'_, '_> {
-    /// A point that meets the strong Wolfe conditions (algorithm 3.5), or the lowest one seen below the start.
-    fn wolfe(mut self, first: f64) -> Option<Point> {
-        let slope = dot(self.direction, &self.here.gradient);
+enum Verdict {
+    Try(f64),
+    /// The trial is the next point.
+    Take,
+    /// No lower point was found.
+    Fail,
+}
+
+impl Line {
+    fn new(step: f64) -> Self {
+        Self { step, trials: 0, phase: Phase::Widen(Trial { step: 0.0, value: f64::NAN, slope: f64::NAN }) }
+    }
+
+    /// What to do after the trial at `step`, from value and slope at the start and at the trial: a point that meets the strong
+    /// Wolfe conditions is taken, or at last the lowest one seen below the start.
+    fn next(&mut self, (start, slope): (f64, f64), (value, along): (f64, f64)) -> Verdict {
         if slope >= 0.0 || !slope.is_finite() {
-            return None;
+            return Verdict::Fail;
         }
-        let start = Trial { step: 0.0, slope, point: self.here.clone() };
-        let mut low = start;
-        let mut step = first;
-        for trials in 0..MAX_TRIALS {
-            let trial = self.at(step);
-            if !self.decreases(&trial, slope) || (trials > 0 && trial.point.value >= low.point.value) {
-                return self.zoom(low, trial, slope, MAX_TRIALS - trials);
-            }
-            if trial.slope.abs() <= -C2 * slope {
-                return Some(trial.point);
-            }
-            if trial.slope >= 0.0 {
-                return self.zoom(trial, low, slope, MAX_TRIALS - trials);
-            }
-            low = trial;
-            step *= 2.0;
-        }
-        Some(low.point)
-    }
-
-    /// Narrows the bracket between `low` (lowest so far) and `high` (algorithm 3.6).
-    fn zoom(&mut self, mut low: Trial, mut high: Trial, slope: f64, trials: usize) -> Option<Point> {
-        for _ in 0..trials {
-            let trial = self.at(interpolate(&low, &high));
-            if !self.decreases(&trial, slope) || trial.point.value >= low.point.value {
-                high = trial;
-            } else if trial.slope.abs() <= -C2 * slope {
-                return Some(trial.point);
-            } else {
-                if trial.slope * (high.step - low.step) >= 0.0 {
-                    high = std::mem::replace(&mut low, trial);
-                } else {
-                    low = trial;
+        let trial = Trial { step: self.step, value, slope: along };
+        self.trials += 1;
+        // A value that is not finite does not decrease.
+        let decreases = trial.value <= start + C1 * trial.step * slope;
+        let flat = trial.slope.abs() <= -C2 * slope;
+        match self.phase {
+            Phase::Settle => Verdict::Take,
+            Phase::Widen(low) => {
+                let low = if self.trials == 1 { Trial { step: 0.0, value: start, slope } } else { low };
+                if !decreases || (self.trials > 1 && trial.value >= low.value) {
+                    return self.narrow(start, low, trial);
                 }
+                if flat || (trial.slope < 0.0 && self.trials == MAX_TRIALS) {
+                    return Verdict::Take;
+                }
+                if trial.slope >= 0.0 {
+                    return self.narrow(start, trial, low);
+                }
+                self.phase = Phase::Widen(trial);
+                Verdict::Try(2.0 * trial.step)
             }
-            if (high.step - low.step).abs() <= f64::EPSILON * low.step.max(high.step) {
-                break;
+            Phase::Zoom(low, _) if !decreases || trial.value >= low.value => self.narrow(start, low, trial),
+            Phase::Zoom(..) if flat => Verdict::Take,
+            Phase::Zoom(low, high) => {
+                let turned = trial.slope * (high.step - low.step) >= 0.0;
+                self.narrow(start, trial, if turned { low } else { high })
             }
         }
-        (low.step > 0.0 && low.point.value < self.here.value).then_some(low.point)
     }
 
-    /// Sufficient decrease; a value that is not a number has none.
-    fn decreases(&self, trial: &Trial, slope: f64) -> bool {
-        trial.point.value <= self.here.value + C1 * trial.step * slope
-    }
-
-    fn at(&mut self, step: f64) -> Trial {
-        let mut x = self.here.x.clone();
-        add_scaled(&mut x, step, self.direction);
-        let point = evaluate(x, self.function);
-        Trial { step, slope: dot(self.direction, &point.gradient), point }
+    /// Goes on between `low` and `high`, or ends at `low`.
+    fn narrow(&mut self, start: f64, low: Trial, high: Trial) -> Verdict {
+        let closed = matches!(self.phase, Phase::Zoom(..))
+            && (high.step - low.step).abs() <= f64::EPSILON * low.step.max(high.step);
+        if self.trials < MAX_TRIALS && !closed {
+            self.phase = Phase::Zoom(low, high);
+            return Verdict::Try(interpolate(low, high));
+        }
+        if !(low.step > 0.0 && low.value < start) {
+            return Verdict::Fail;
+        }
+        if low.step == self.step {
+            return Verdict::Take;
+        }
+        self.phase = Phase::Settle;
+        Verdict::Try(low.step)
     }
 }
 
 /// Minimum of the cubic through both values and slopes, kept away from the bracket's ends; the middle where the cubic
 /// has none.
-fn interpolate(a: &Trial, b: &Trial) -> f64 {
+fn interpolate(a: Trial, b: Trial) -> f64 {
     let width = b.step - a.step;
-    let d1 = a.slope + b.slope - 3.0 * (a.point.value - b.point.value) / (a.step - b.step);
+    let d1 = a.slope + b.slope - 3.0 * (a.value - b.value) / (a.step - b.step);
     let d2 = (d1 * d1 - a.slope * b.slope).sqrt().copysign(width);
     let cubic = b.step - width * (b.slope + d2 - d1) / (b.slope - a.slope + 2.0 * d2);
     let share = (cubic - a.step) / width;
     if share.is_finite() { a.step + share.clamp(0.1, 0.9) * width } else { a.step + 0.5 * width }
-}
-
-fn evaluate(x: Vec<f64>, function: &mut Function<'_>) -> Point {
-    let mut gradient = vec![0.0; x.len()];
-    let value = function(&x, &mut gradient);
-    Point { x, value, gradient }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add_scaled(x: &mut [f64], scale: f64, direction: &[f64]) {
-    x.iter_mut().zip(direction).for_each(|(x, d)| *x += scale * d);
-}
-
-fn max_abs(x: &[f64]) -> f64 {
-    x.iter().fold(0.0, |max, x| x.abs().max(max))
 }
 
 #[cfg(test)]
@@ -326,20 +514,69 @@ mod tests {
         assert!(found.iterations < 800, "{}", found.iterations);
     }
 
+    /// f_p(x) = sum scales (x - centre_p)^2 / 2, with their Hessian known but for a factor of 3.
+    struct Quadratics {
+        scales: Tensor,
+        centres: Tensor,
+        known: bool,
+        rounds: usize,
+    }
+
+    impl Quadratics {
+        fn new(centres: &[f64], known: bool) -> Self {
+            let scales: Vec<f64> = (0..50).map(|i| 10f64.powf(6.0 * f64::from(i) / 49.0)).collect();
+            let centres = Tensor::from_slice(centres).unsqueeze(1);
+            Self { scales: Tensor::from_slice(&scales), centres, known, rounds: 0 }
+        }
+
+        fn start(&self) -> Tensor {
+            Tensor::zeros([self.centres.size()[0], 50], (Kind::Double, tch::Device::Cpu))
+        }
+    }
+
+    impl Functions for Quadratics {
+        fn evaluate(&mut self, points: &Tensor) -> (Tensor, Tensor) {
+            self.rounds += 1;
+            let gradient = (points - &self.centres) * &self.scales;
+            (dot(&gradient, &(points - &self.centres)) * 0.5, gradient)
+        }
+
+        fn inverse(&self, vectors: &Tensor) -> Option<Tensor> {
+            self.known.then(|| vectors / &self.scales / 3.0)
+        }
+
+        fn shrink(&mut self, ended: &[bool]) -> Option<Vec<i64>> {
+            // In another order than before.
+            let stay: Vec<i64> = (0..ended.len() as i64).rev().filter(|&at| !ended[at as usize]).collect();
+            self.centres = self.centres.index_select(0, &Tensor::from_slice(&stay));
+            Some(stay)
+        }
+    }
+
     #[test]
     fn the_true_inverse_hessian_ends_a_quadratic_at_once() {
-        let scales: Vec<f64> = (0..50).map(|i| 10f64.powf(6.0 * f64::from(i) / 49.0)).collect();
-        let mut quadratic = |x: &[f64], gradient: &mut [f64]| {
-            for i in 0..50 {
-                gradient[i] = scales[i] * (x[i] - 1.0);
-            }
-            x.iter().zip(&scales).map(|(x, s)| 0.5 * s * (x - 1.0) * (x - 1.0)).sum()
-        };
-        // Off by a factor of 3, which the newest pair mends.
-        let inverse = |v: &[f64]| v.iter().zip(&scales).map(|(v, s)| v / s / 3.0).collect();
-        let found = Lbfgs::default().minimise_with(vec![0.0; 50], &mut quadratic, Some(&inverse));
+        let mut quadratic = Quadratics::new(&[1.0], true);
+        let found = Lbfgs::default().minimise_all(quadratic.start(), &mut quadratic).remove(0);
         assert_eq!(found.stop, Stop::Converged);
         assert!(found.iterations <= 3, "{}", found.iterations);
+    }
+
+    #[test]
+    fn many_functions_find_their_own_minima_in_fewer_rounds_than_one_after_the_other() {
+        let centres = [0.0, 1.0, -3.0, 1e-9, 50.0];
+        let solver = Lbfgs { tolerance: 1e-6, ..Lbfgs::default() };
+        let mut all = Quadratics::new(&centres, false);
+        let together = solver.minimise_all(all.start(), &mut all);
+        let mut rounds = 0;
+        for (centre, found) in centres.iter().zip(&together) {
+            let mut one = Quadratics::new(&[*centre], false);
+            let alone = solver.minimise_all(one.start(), &mut one).remove(0);
+            assert_eq!((found.stop, alone.stop), (Stop::Converged, Stop::Converged), "{centre}");
+            assert!(found.gradient < 1e-6 && found.x.iter().all(|x| (x - centre).abs() < 1e-5), "{centre}");
+            rounds += one.rounds;
+        }
+        assert_eq!(together[0].iterations, 0, "it starts at its minimum");
+        assert!(all.rounds < rounds / 2, "{} {rounds}", all.rounds);
     }
 
     #[test]

@@ -7,11 +7,11 @@
 //! With [`Penalty::Sum`], lambda/n takes the place of lambda, so that `C = 1 / lambda`.
 
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{
     lbfgs::{Lbfgs, Minimum, Stop},
-    logistic::Problem,
+    logistic::{self, Problems, Sample},
     splits,
 };
 
@@ -189,21 +189,40 @@ pub struct LinearFit {
 /// # Panics
 /// If there are no candidates, no images, or labels out of range.
 pub fn fit(features: &Tensor, labels: &Tensor, classes: i64, options: &LinearOptions) -> LinearFit {
-    let listed = Vec::<i64>::try_from(labels.to_kind(Kind::Int64)).expect("labels are a vector");
-    let parts = tuning_parts(&listed, classes as usize, options);
-    let accuracy = |decision: &Tensor, rows: &[i64]| {
-        let own = labels.index_select(0, &Tensor::from_slice(rows).to_device(labels.device()));
-        super::knn::accuracy(&decision.argmax(1, false), &own)
-    };
-    fit_by((features, labels, classes), &parts, &accuracy, options)
+    let all = (0..features.size()[0]).collect();
+    fit_subsets((features, labels, classes), &[all], options).remove(0)
 }
 
-/// Positions of images to fit on, and of those to judge by.
+/// The same on each of `subsets` alone (ascending positions of images), all of them solved together.
+///
+/// # Panics
+/// As [`fit`].
+pub fn fit_subsets(
+    (features, labels, classes): (&Tensor, &Tensor, i64),
+    subsets: &[Vec<i64>],
+    options: &LinearOptions,
+) -> Vec<LinearFit> {
+    let listed = labels.to_kind(Kind::Int64).to_device(Device::Cpu);
+    let listed = Vec::<i64>::try_from(listed).expect("labels are a vector");
+    let task = |subset: &Vec<i64>| {
+        let own: Vec<i64> = subset.iter().map(|&row| listed[row as usize]).collect();
+        let global = |part: Vec<i64>| part.into_iter().map(|at| subset[at as usize]).collect();
+        let parts = tuning_parts(&own, classes as usize, options).into_iter();
+        Task { rows: subset.clone(), parts: parts.map(|(fit, held)| (global(fit), global(held))).collect() }
+    };
+    let tasks: Vec<Task> = subsets.iter().map(task).collect();
+    let accuracy = |decision: &Tensor, rows: &[i64]| {
+        super::knn::accuracy(&decision.argmax(1, false), &rows_of(labels, rows))
+    };
+    Fitting { features, labels, classes, options, judge: &accuracy }.run(&tasks)
+}
+
+/// Positions of images to fit on, and of those to judge by; ascending.
 pub type Parts = (Vec<i64>, Vec<i64>);
 /// The figure of a decision `[m, K]` for the images at these positions.
 pub type Judge<'a> = dyn Fn(&Tensor, &[i64]) -> f64 + 'a;
 
-/// The same, lambda chosen by the mean of `judge` over `parts`.
+/// As [`fit`], lambda chosen by the mean of `judge` over `parts`.
 ///
 /// # Panics
 /// As [`fit`].
@@ -213,20 +232,18 @@ pub fn fit_by(
     judge: &Judge<'_>,
     options: &LinearOptions,
 ) -> LinearFit {
-    let _guard = tch::no_grad_guard();
-    let _threads = OneThread::for_small(features, classes);
-    let sweep = sweep((features, labels, classes), parts, judge, options);
-    // Figures that differ by rounding alone are equal.
-    let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 + 1e-12 { *next } else { best };
-    let (lambda, _) = sweep.iter().fold((f64::NAN, f64::NEG_INFINITY), better);
-    LinearFit { sweep, ..solve((features, labels, classes), lambda, &options.solver, options) }
+    let task = Task { rows: (0..features.size()[0]).collect(), parts: parts.to_vec() };
+    Fitting { features, labels, classes, options, judge }.run(&[task]).remove(0)
 }
 
 /// Fits on all of `features` with a given `lambda`.
 pub fn fit_with(features: &Tensor, labels: &Tensor, classes: i64, lambda: f64, solver: &Lbfgs) -> LinearFit {
     let _guard = tch::no_grad_guard();
-    let _threads = OneThread::for_small(features, classes);
-    solve((features, labels, classes), lambda, solver, &LinearOptions::default())
+    let _threads = OneThread::for_small(features.numel() as i64 * classes);
+    let options = LinearOptions { solver: solver.clone(), ..LinearOptions::default() };
+    let task = Task { rows: (0..features.size()[0]).collect(), parts: Vec::new() };
+    let fitting = Fitting { features, labels, classes, options: &options, judge: &|_, _| 0.0 };
+    fitting.refit(&[task], &[lambda]).remove(0)
 }
 
 impl LinearOptions {
@@ -235,50 +252,179 @@ impl LinearOptions {
     }
 }
 
-fn solve(
-    (features, labels, classes): (&Tensor, &Tensor, i64),
-    lambda: f64,
-    solver: &Lbfgs,
-    options: &LinearOptions,
-) -> LinearFit {
-    let standard = options.standard(features);
-    let problem = Problem::new(features, &standard, labels, classes);
-    let weighed = options.penalty.beside_mean(lambda, features.size()[0]) * standard.penalty;
-    let minimum = problem.solve(problem.origin(), weighed, solver);
-    let (weight, bias) = problem.unpack(&minimum.x);
-    LinearFit { classifier: LinearClassifier { standard, weight, bias }, lambda, sweep: Vec::new(), minimum }
+/// Images of one classifier, and what its lambda is chosen on: ascending positions.
+struct Task {
+    rows: Vec<i64>,
+    parts: Vec<Parts>,
 }
 
-/// The figure of every candidate, from the largest lambda to the smallest, each started at its neighbour's minimum.
-fn sweep(
-    (features, labels, classes): (&Tensor, &Tensor, i64),
-    parts: &[Parts],
-    judge: &Judge<'_>,
-    options: &LinearOptions,
-) -> Vec<(f64, f64)> {
-    let mut lambdas = options.lambdas.clone();
-    lambdas.sort_by(|a, b| b.total_cmp(a));
-    assert!(!lambdas.is_empty(), "a sweep needs at least one candidate");
-    let mut figures = vec![0.0; lambdas.len()];
-    let judged: usize = parts.iter().map(|(_, validate)| validate.len()).sum();
-    for (fit, validate) in parts {
-        let part = |of: &Tensor, rows: &[i64]| {
-            of.index_select(0, &Tensor::from_slice(rows).to_device(features.device()))
-        };
-        let (x, held) = (part(features, fit), part(features, validate));
-        let standard = options.standard(&x);
-        let problem = Problem::new(&x, &standard, &part(labels, fit), classes);
-        let held = standard.apply(&held);
-        let mut start = problem.origin();
-        for (lambda, figure) in lambdas.iter().zip(&mut figures) {
-            let weighed = options.penalty.beside_mean(*lambda, fit.len() as i64) * standard.penalty;
-            start = problem.solve(start, weighed, &options.tuning_solver).x;
-            let (weight, bias) = problem.unpack(&start);
-            let share = validate.len() as f64 / judged as f64;
-            *figure += share * judge(&(held.matmul(&weight) + bias), validate);
-        }
+/// Fits classifiers on parts of one set of features.
+struct Fitting<'a> {
+    features: &'a Tensor,
+    labels: &'a Tensor,
+    classes: i64,
+    options: &'a LinearOptions,
+    judge: &'a Judge<'a>,
+}
+
+/// Bytes of classifiers that are solved together, about.
+const TOGETHER: i64 = 1 << 30;
+/// Penalties that are solved together; each group of them starts at the minimum of the last penalty before it. Narrow features
+/// are solved one penalty at a time: sharing products gains nothing there, and a start at the neighbour's minimum saves
+/// iterations.
+const PENALTIES: usize = 8;
+const WIDE: i64 = 1024;
+
+impl Fitting<'_> {
+    fn run(&self, tasks: &[Task]) -> Vec<LinearFit> {
+        let _guard = tch::no_grad_guard();
+        let rows = tasks.iter().map(|task| task.rows.len() as i64).sum::<i64>();
+        let _threads = OneThread::for_small(rows * self.features.size()[1] * self.classes);
+        let sweeps = self.sweeps(tasks);
+        // Figures that differ by rounding alone are equal.
+        let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 + 1e-12 { *next } else { best };
+        let best = |sweep: &Vec<(f64, f64)>| sweep.iter().fold((f64::NAN, f64::NEG_INFINITY), better).0;
+        let lambdas: Vec<f64> = sweeps.iter().map(best).collect();
+        let sets = self.sets_together(tasks.iter().map(|task| task.rows.len()), 1);
+        let groups = tasks.chunks(sets).zip(lambdas.chunks(sets));
+        let fits = groups.flat_map(|(tasks, lambdas)| self.refit(tasks, lambdas));
+        fits.zip(sweeps).map(|(fit, sweep)| LinearFit { sweep, ..fit }).collect()
     }
-    lambdas.into_iter().zip(figures).collect()
+
+    /// The classifier of each of `tasks` with its own of `lambdas`.
+    fn refit(&self, tasks: &[Task], lambdas: &[f64]) -> Vec<LinearFit> {
+        let rows: Vec<&[i64]> = tasks.iter().map(|task| &task.rows[..]).collect();
+        let features: Vec<Tensor> = rows.iter().map(|rows| rows_of(self.features, rows)).collect();
+        let standards: Vec<Standard> = features.iter().map(|x| self.options.standard(x)).collect();
+        let solver = &self.options.solver;
+        let problems = self.problems(&rows, features, &standards, solver);
+        let weighed: Vec<f64> = rows
+            .iter()
+            .zip(&standards)
+            .zip(lambdas)
+            .map(|((rows, standard), lambda)| self.weighed(*lambda, rows, standard))
+            .collect();
+        let minima = problems.solve(problems.origin(1), &weighed, solver);
+        let fits = standards.into_iter().zip(minima).zip(lambdas).enumerate();
+        fits.map(|(set, ((standard, minimum), &lambda))| {
+            let (weight, bias) = problems.unpack(set, &minimum.x);
+            LinearFit {
+                classifier: LinearClassifier { standard, weight, bias },
+                lambda,
+                sweep: Vec::new(),
+                minimum,
+            }
+        })
+        .collect()
+    }
+
+    /// For each task the figure of every candidate, from the largest lambda to the smallest.
+    fn sweeps(&self, tasks: &[Task]) -> Vec<Vec<(f64, f64)>> {
+        let mut lambdas = self.options.lambdas.clone();
+        lambdas.sort_by(|a, b| b.total_cmp(a));
+        assert!(!lambdas.is_empty(), "a sweep needs at least one candidate");
+        let parts: Vec<(usize, &Parts)> = tasks
+            .iter()
+            .enumerate()
+            .flat_map(|(task, of)| of.parts.iter().map(move |part| (task, part)))
+            .collect();
+        let mut figures = vec![vec![0.0; lambdas.len()]; tasks.len()];
+        let sets = self.sets_together(parts.iter().map(|(_, (fit, _))| fit.len()), PENALTIES);
+        for group in parts.chunks(sets) {
+            let of: Vec<&Parts> = group.iter().map(|(_, part)| *part).collect();
+            for ((task, (_, held)), found) in group.iter().zip(self.sweep(&of, &lambdas)) {
+                let judged: usize = tasks[*task].parts.iter().map(|(_, held)| held.len()).sum();
+                let share = held.len() as f64 / judged as f64;
+                figures[*task].iter_mut().zip(found).for_each(|(figure, found)| *figure += share * found);
+            }
+        }
+        figures.into_iter().map(|figures| lambdas.iter().copied().zip(figures).collect()).collect()
+    }
+
+    /// For each of `parts` the figure of each of `lambdas`.
+    fn sweep(&self, parts: &[&Parts], lambdas: &[f64]) -> Vec<Vec<f64>> {
+        let rows: Vec<&[i64]> = parts.iter().map(|(fit, _)| &fit[..]).collect();
+        let features: Vec<Tensor> = rows.iter().map(|rows| rows_of(self.features, rows)).collect();
+        let standards: Vec<Standard> = features.iter().map(|x| self.options.standard(x)).collect();
+        let solver = &self.options.tuning_solver;
+        let problems = self.problems(&rows, features, &standards, solver);
+        let held = |(set, (_, held)): (usize, &&Parts)| {
+            problems.project(set, standards[set].apply(&rows_of(self.features, held)))
+        };
+        let held: Vec<Tensor> = parts.iter().enumerate().map(held).collect();
+        let mut figures = vec![Vec::new(); parts.len()];
+        let mut start = problems.origin(1);
+        for some in lambdas.chunks(self.penalties_together(rows[0].len())) {
+            let weighed: Vec<f64> = rows
+                .iter()
+                .zip(&standards)
+                .flat_map(|(rows, standard)| some.iter().map(|&lambda| self.weighed(lambda, rows, standard)))
+                .collect();
+            let minima = problems.solve(
+                start.repeat_interleave_self_int(some.len() as i64, 0, None),
+                &weighed,
+                solver,
+            );
+            for (at, minimum) in minima.iter().enumerate() {
+                let set = at / some.len();
+                let (weight, bias) = problems.split(&minimum.x);
+                figures[set].push((self.judge)(&(held[set].matmul(&weight) + bias), &parts[set].1));
+            }
+            let last: Vec<Tensor> =
+                minima.chunks(some.len()).map(|of| Tensor::from_slice(&of[of.len() - 1].x)).collect();
+            start = Tensor::stack(&last, 0).to_device(start.device());
+        }
+        figures
+    }
+
+    fn problems(
+        &self,
+        rows: &[&[i64]],
+        features: Vec<Tensor>,
+        standards: &[Standard],
+        solver: &Lbfgs,
+    ) -> Problems {
+        let samples: Vec<Sample<'_>> = features
+            .into_iter()
+            .zip(standards)
+            .zip(rows)
+            .map(|((features, standard), rows)| Sample {
+                features,
+                standard,
+                labels: rows_of(self.labels, rows),
+            })
+            .collect();
+        Problems::new(&samples, self.classes, solver.tolerance)
+    }
+
+    /// lambda beside the mean over the images `rows`, of weights over scaled features.
+    fn weighed(&self, lambda: f64, rows: &[i64], standard: &Standard) -> f64 {
+        self.options.penalty.beside_mean(lambda, rows.len() as i64) * standard.penalty
+    }
+
+    /// How many sets of images, of so many `rows`, are solved together with `penalties` penalties each.
+    fn sets_together(&self, rows: impl Iterator<Item = usize>, penalties: usize) -> usize {
+        let rows = rows.max().unwrap_or(0);
+        let penalties = penalties.min(self.penalties_together(rows)) as i64;
+        let (rows, width) = (rows as i64, self.features.size()[1]);
+        let each = 16 * rows * width + penalties * logistic::bytes((rows, width), self.classes);
+        (TOGETHER / each.max(1)).max(1) as usize
+    }
+
+    fn penalties_together(&self, rows: usize) -> usize {
+        let width = self.features.size()[1];
+        let most = if width < WIDE { 1 } else { PENALTIES };
+        let each = logistic::bytes((rows as i64, width), self.classes);
+        ((TOGETHER / each) as usize).clamp(1, most)
+    }
+}
+
+/// The rows of `of` at ascending positions `rows`.
+fn rows_of(of: &Tensor, rows: &[i64]) -> Tensor {
+    if rows.len() as i64 == of.size()[0] {
+        return of.shallow_clone();
+    }
+    of.index_select(0, &Tensor::from_slice(rows).to_device(of.device()))
 }
 
 /// Pairs (fit, validate) of positions in `labels` on which candidates are compared.
@@ -308,8 +454,9 @@ impl OneThread {
     /// Multiplications of one product below which one thread is as fast as two.
     const SMALL: i64 = 1 << 23;
 
-    fn for_small(features: &Tensor, classes: i64) -> Self {
-        if features.numel() as i64 * classes >= Self::SMALL {
+    /// Where so many multiplications make one pass over the images.
+    fn for_small(multiplications: i64) -> Self {
+        if multiplications >= Self::SMALL {
             return Self(None);
         }
         let before = tch::get_num_threads();

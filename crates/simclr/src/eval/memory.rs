@@ -35,6 +35,9 @@ pub(super) struct Figure {
     pub(super) lambda: Option<f64>,
     /// How the fit ended, or the learning rate that was chosen.
     pub(super) how: String,
+    /// Area under the ROC curve, of two classes.
+    #[serde(default)]
+    pub(super) auroc: Option<f64>,
     /// What was predicted for each test image, where labels were.
     #[serde(skip)]
     pub(super) answers: Option<Answers>,
@@ -77,7 +80,7 @@ impl Answers {
 impl Figure {
     /// A value alone.
     pub(super) fn of(value: f64) -> Self {
-        Self { value, lambda: None, how: String::new(), answers: None, file: String::new() }
+        Self { value, lambda: None, how: String::new(), auroc: None, answers: None, file: String::new() }
     }
 
     /// The accuracy of `predicted` labels `[Q]`.

@@ -9,12 +9,14 @@ mod frozen; // protocols on frozen features -> rows
 mod history; // results -> one file for each set and way of evaluating it
 mod identity; // a set -> what its figures are kept under
 pub mod knn; // bank, queries -> labels by vote
-mod label_sets; // share of the labels -> the images that have them
-pub mod lbfgs; // convex function -> its minimum
+mod label_sets; // columns of the table -> the images that have labels
+pub mod layer; // h, z or a layer of the head
+pub mod lbfgs; // convex functions -> their minima
 pub mod linear; // h, labels -> linear classifier
 mod logistic; // the classifier's objective
 mod members; // labels and answers -> a figure by the set's metric
 mod memory; // figures that are known already
+pub mod per_class; // answers -> recalls, confusion matrix, AUROC
 mod plot; // lines of accuracy by share of labels -> SVG
 pub mod protocol; // run, data -> results
 mod reading; // images -> features, in pieces that outlive a kill

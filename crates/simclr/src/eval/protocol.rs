@@ -16,6 +16,7 @@ use super::{
     features::{FrozenEncoder, load_encoder},
     frozen::{Found, Frozen, Kept},
     history, knn,
+    layer::Layer,
     linear::LinearOptions,
     memory::Memory,
     reading,
@@ -40,7 +41,12 @@ pub struct EvalOptions {
     pub knn_temperature: Option<f64>,
     /// Shares of the training labels for the linear classifier, ascending.
     pub shares: Vec<f64>,
-    /// Class-balanced subsets drawn for each share below 1.
+    /// Columns with so many labels per class, besides the shares. Where there are none and the default shares below 1 are the
+    /// same number of labels, labels per class take the place of these shares.
+    pub shots: Vec<usize>,
+    /// Outputs of the model that are judged, a row for each.
+    pub layers: Vec<Layer>,
+    /// Class-balanced subsets drawn for each column with fewer than all labels.
     pub draws: usize,
     /// Lists of image names that take the place of drawn subsets, each for the share that it is nearest to.
     pub lists: Vec<PathBuf>,
@@ -77,6 +83,8 @@ impl Default for EvalOptions {
             knn_k: 0,
             knn_temperature: Some(knn::TEMPERATURE),
             shares: vec![0.01, 0.1, 1.0],
+            shots: Vec::new(),
+            layers: vec![Layer::H],
             draws: 5,
             lists: Vec::new(),
             random_inits: 1,
@@ -113,6 +121,7 @@ pub fn evaluate(
     let note = run.hold().map_err(Box::new)?;
     note.iter().for_each(|note| observer.message(note));
     let trained = load_encoder(run)?.with_transform(&options.transform)?;
+    options.layers.iter().try_for_each(|&layer| trained.layer_dim(layer).map(drop))?;
     let controls = trained.controls(options.random_inits)?;
     let mut sets = Sets::open(data, trained.channels(), options.seed)?;
     if options.fresh && run.path().join(FOLDER).exists() {
@@ -147,6 +156,8 @@ pub fn evaluate(
     let facts = sets.facts(data, &kept);
     let rows: Vec<Row> = rows.into_iter().chain(trained_rows).collect();
     let mut notes = notes(&trained, &sets, &kept);
+    notes.extend(labels.note);
+    notes.extend(absent_classes(&rows));
     notes.extend(few_labels(&rows));
     notes.extend(transfer.iter().flat_map(TransferRow::notes_on_set));
     let protocol = ProtocolFacts { trained: protocols, ..options.facts(kept.train.len(), &trained) };
@@ -184,6 +195,13 @@ impl EvalOptions {
         }
         if self.draws == 0 || self.linear.lambdas.is_empty() || self.knn_k < 0 {
             return wrong("expected at least one draw, one lambda, and a k of 0 (automatic) or more");
+        }
+        if self.shots.contains(&0)
+            || self.layers.is_empty()
+            || repeated(&self.layers)
+            || repeated(&self.shots)
+        {
+            return wrong("expected at least one layer, labels per class from 1, and each of them once");
         }
         self.trained.check()?;
         self.transfer_finetune.as_ref().map_or(Ok(()), TransferFinetune::check)?;
@@ -292,6 +310,20 @@ fn notes(trained: &FrozenEncoder, sets: &Sets, kept: &Kept) -> Vec<String> {
     notes
 }
 
+fn repeated<T: PartialEq>(of: &[T]) -> bool {
+    of.iter().enumerate().any(|(at, one)| of[..at].contains(one))
+}
+
+/// Classes without test images, which no figure by class counts.
+fn absent_classes(rows: &[Row]) -> Option<String> {
+    let (_, per_class) = rows.first()?.per_class.first()?;
+    let absent: Vec<&str> = per_class.absent().collect();
+    let some = absent.iter().take(10).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let more = absent.len().saturating_sub(10);
+    let others = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!absent.is_empty()).then(|| format!("classes without test images, which have no recall: {some}{others}"))
+}
+
 /// Few labels fine-tuned beside the linear classifier on the very same labels, and beside it with all: what of a low
 /// figure is the labels' number, and what the protocol's doing.
 fn few_labels(rows: &[Row]) -> Vec<String> {
@@ -302,14 +334,12 @@ fn few_labels(rows: &[Row]) -> Vec<String> {
         .at(1.0)
         .map_or(String::new(), |cell| format!("; linear with all labels {}", percent(cell.mean)));
     let sentence = |cell: &Cell| {
-        let beside = &linear.at(cell.share)?.accuracies;
+        let beside = &linear.like(cell)?.accuracies;
         let same = &beside[..cell.accuracies.len().min(beside.len())];
         let mean = same.iter().sum::<f64>() / same.len() as f64;
-        let (share, labels, tuned) = (100.0 * cell.share, cell.labels, percent(cell.mean));
+        let (share, labels, tuned) = (cell.share_text(), cell.labels, percent(cell.mean));
         let (mean, draws) = (percent(mean), same.len());
-        Some(format!(
-            "{share} % of the labels ({labels}), the same {draws} draws: fine-tuned {tuned}, linear {mean}{all}"
-        ))
+        Some(format!("{share} ({labels}), the same {draws} draws: fine-tuned {tuned}, linear {mean}{all}"))
     };
     tuned.by_labels.iter().filter(|cell| cell.share < 1.0).filter_map(sentence).collect()
 }

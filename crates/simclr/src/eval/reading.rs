@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use super::{
     features::{self, BadImage, Extracted, Extractor, FrozenEncoder, ReadOptions},
     identity,
+    layer::Layer,
 };
 use crate::{
     EvalError,
@@ -49,18 +50,20 @@ impl<'a> Reading<'a> {
         Self { run, folder: pieces(run), options, observer, stop }
     }
 
-    /// Features of each of `encoders`, then, where `pixels` are asked for, the raw pixels. Pieces that are there already
+    /// The outputs `layers` of each of `encoders` side by side, then, where `pixels` are asked for, the raw pixels. Pieces that are there already
     /// are not computed again.
     pub(super) fn read(
         &mut self,
         part: &Part<'_>,
         encoders: &[&FrozenEncoder],
+        layers: &[Layer],
         pixels: bool,
     ) -> Result<Extracted, EvalError> {
         let weights: Vec<String> = encoders.iter().map(|encoder| encoder.fingerprint()).collect();
-        let what = json!({
+        let mut what = json!({
             "set": part.set.identity(), "encoders": weights, "transform": self.options.transform,
         });
+        what["layers"] = json!(layers);
         let (mut pieces, mut done) = (Vec::new(), 0);
         // Pieces of about one size: none is so small that a single bad image leaves it empty.
         let all = part.indices.len();
@@ -71,7 +74,7 @@ impl<'a> Reading<'a> {
             let place = format!("{what} {indices:?}");
             let file = self.folder.join(format!("{:08x}.safetensors", crc32c::crc32c(place.as_bytes())));
             let piece = Part { indices, ..*part };
-            pieces.push(self.piece(&file, &what, &piece, (done, all), encoders, pixels)?);
+            pieces.push(self.piece(&file, &what, &piece, (done, all), (encoders, layers), pixels)?);
             done += indices.len();
         }
         let read = together(&pieces);
@@ -86,7 +89,7 @@ impl<'a> Reading<'a> {
         what: &Value,
         part: &Part<'_>,
         (before, all): (usize, usize),
-        encoders: &[&FrozenEncoder],
+        (encoders, layers): (&[&FrozenEncoder], &[Layer]),
         pixels: bool,
     ) -> Result<Extracted, EvalError> {
         let mut kept = stored(file, what, part.indices);
@@ -94,7 +97,7 @@ impl<'a> Reading<'a> {
             return Ok(kept.take().expect("it was just seen"));
         }
         let forwards: Vec<_> =
-            encoders.iter().map(|encoder| |pixels: &Tensor| encoder.forward(pixels)).collect();
+            encoders.iter().map(|encoder| |pixels: &Tensor| encoder.layers(pixels, layers)).collect();
         let flat = |pixels: &Tensor| Ok(features::flat_pixels(pixels));
         let missing = if kept.is_some() { &[] } else { &forwards[..] };
         let mut extractors: Vec<&Extractor<'_>> = missing.iter().map(|forward| forward as _).collect();

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use simclr_data::augment::EvalTransform;
 
-use super::memory::Figure;
+use super::{memory::Figure, per_class::PerClass};
 
-/// Version of the layout of `results.json`.
-pub const SCHEMA: u32 = 4;
+/// Version of the layout of `results.json`. 5: `per_class` of rows and `shots` of cells, which files of version 4 lack.
+pub const SCHEMA: u32 = 5;
 
 /// All figures of one evaluation and everything they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,8 +174,8 @@ pub enum Metric {
 /// One encoder or control.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// `trained h`, `random-init h`, `raw pixels`, `chance`: frozen, under kNN and linear classifiers; after them the
-    /// protocols that train, by name.
+    /// `trained h`, `random-init h` (and so for every layer), `raw pixels`, `chance`: frozen, under kNN and linear classifiers;
+    /// after them the protocols that train, by name.
     pub name: String,
     /// Dimensions that the classifiers saw; 0 for chance.
     pub dimensions: i64,
@@ -185,8 +185,12 @@ pub struct Row {
     pub knn_plain: Option<Cell>,
     /// Retrieval: mean precision among the [`ProtocolFacts::retrieval_k`] nearest training images.
     pub retrieval: Option<Cell>,
-    /// A classifier with few and with all labels: one cell for each share that the protocol was run with, ascending.
+    /// A classifier with few and with all labels: one cell for each column that the protocol was run with, ascending in the
+    /// share of the labels.
     pub by_labels: Vec<Cell>,
+    /// Trained rows: `kNN` and `linear` with all labels, by class.
+    #[serde(default)]
+    pub per_class: Vec<(String, PerClass)>,
 }
 
 impl Metric {
@@ -230,15 +234,23 @@ impl TransferRow {
 impl Row {
     /// The classifier's cell with this share of the labels.
     pub fn at(&self, share: f64) -> Option<&Cell> {
-        self.by_labels.iter().find(|cell| cell.share == share)
+        self.by_labels.iter().find(|cell| cell.shots.is_none() && cell.share == share)
+    }
+
+    /// The classifier's cell in the column of `other`.
+    pub(super) fn like(&self, other: &Cell) -> Option<&Cell> {
+        self.by_labels.iter().find(|cell| cell.same_column(other))
     }
 }
 
 /// One figure: mean and spread over draws (subsets of labels, seeds of random encoders).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// Share of the training labels asked for.
+    /// Share of the training labels asked for, or that `shots` come to.
     pub share: f64,
+    /// Labels per class asked for, in place of a share.
+    #[serde(default)]
+    pub shots: Option<usize>,
     /// Labels used in each draw.
     pub labels: usize,
     /// Test accuracy of each draw.
@@ -263,7 +275,18 @@ impl Cell {
         let squares: f64 = accuracies.iter().map(|a| (a - mean) * (a - mean)).sum();
         let std = if accuracies.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 };
         let (lambdas, fits, predictions) = (Vec::new(), Vec::new(), Vec::new());
-        Self { share, labels, accuracies, mean, std, lambdas, fits, predictions }
+        Self { share, shots: None, labels, accuracies, mean, std, lambdas, fits, predictions }
+    }
+
+    /// Whether both are of one share, or of one number of labels per class.
+    pub(super) fn same_column(&self, other: &Self) -> bool {
+        self.shots == other.shots && (self.shots.is_some() || self.share == other.share)
+    }
+
+    /// `10 % of labels` or `5 per class`.
+    pub(super) fn share_text(&self) -> String {
+        let share = format!("{} % of labels", 100.0 * self.share);
+        self.shots.map_or(share, |shots| format!("{shots} per class"))
     }
 
     /// With regularisation, endings and files of predictions.
@@ -294,11 +317,11 @@ impl Results {
     /// Test accuracy in percent, aligned for a terminal, notes below.
     pub fn table(&self) -> String {
         let mut lines = vec![self.headings()];
-        let (retrieval, shares) = (self.has_retrieval(), self.shares());
+        let (retrieval, columns) = (self.has_retrieval(), self.columns());
         lines.extend(self.rows.iter().map(|row| {
             let known =
                 [Some(&row.knn), Some(&row.knn_plain), retrieval.then_some(&row.retrieval)].into_iter();
-            let by_share = shares.iter().map(|(share, _)| row.at(*share).map_or("-".into(), Cell::text));
+            let by_share = columns.iter().map(|column| row.like(column).map_or("-".into(), Cell::text));
             let cells = known.flatten().map(|cell| cell.as_ref().map_or("-".into(), Cell::text));
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
@@ -312,6 +335,12 @@ impl Results {
                     cell.lambdas.iter().map(|lambda| format!("{lambda:.0e}")).collect();
                 text.push_str(&format!("lambda of {} with all labels: {}\n", row.name, lambdas.join(", ")));
             }
+        }
+        for row in &self.rows {
+            let tables = row.per_class.iter();
+            tables.for_each(|(name, found)| {
+                text.push_str(&found.text(&format!("\n{name} on {}, all labels", row.name)))
+            });
         }
         for (name, protocol) in &self.protocol.trained {
             text.push_str(&format!("{name}: {protocol}\n"));
@@ -333,11 +362,8 @@ impl Results {
         if self.has_retrieval() {
             headings.push(format!("precision at {}", self.protocol.retrieval_k));
         }
-        headings.extend(
-            self.shares()
-                .into_iter()
-                .map(|(share, labels)| format!("{} % of labels ({labels})", 100.0 * share)),
-        );
+        let columns = self.columns().into_iter();
+        headings.extend(columns.map(|column| format!("{} ({})", column.share_text(), column.labels)));
         headings
     }
 
@@ -370,14 +396,22 @@ impl Results {
         self.rows.iter().any(|row| row.retrieval.is_some())
     }
 
-    /// Shares of the labels that any row has, ascending, with the number of labels.
-    pub fn shares(&self) -> Vec<(f64, usize)> {
-        let mut shares: Vec<(f64, usize)> =
-            self.rows.iter().flat_map(|row| &row.by_labels).map(|cell| (cell.share, cell.labels)).collect();
-        shares.sort_by(|a, b| a.0.total_cmp(&b.0));
-        shares.dedup_by(|a, b| a.0 == b.0);
-        shares
+    /// A cell of each column that any row has, ascending in the share of the labels.
+    pub(super) fn columns(&self) -> Vec<&Cell> {
+        columns(self.rows.iter().flat_map(|row| &row.by_labels))
     }
+}
+
+/// One of `cells` for each column, ascending in the share of the labels.
+pub(super) fn columns<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a Cell> {
+    let mut columns: Vec<&Cell> = Vec::new();
+    for cell in cells {
+        if !columns.iter().any(|column| column.same_column(cell)) {
+            columns.push(cell);
+        }
+    }
+    columns.sort_by(|a, b| a.share.total_cmp(&b.share).then(b.shots.cmp(&a.shots)));
+    columns
 }
 
 /// First column left, all others right.
@@ -413,6 +447,37 @@ mod tests {
         assert!((cell.mean - 0.6).abs() < 1e-12 && (cell.std - 0.1).abs() < 1e-12);
         assert_eq!(cell.text(), "60.0 ±10.0");
         assert_eq!(Cell::of(1.0, 60, vec![0.8065]).text(), "80.7");
+    }
+
+    #[test]
+    fn rows_of_version_4_are_still_read() {
+        let (cell, per_class) = (Cell::of(0.1, 60, vec![0.5]), Vec::new());
+        let (name, by_labels) = ("trained h".into(), vec![cell.clone()]);
+        let row = Row {
+            name,
+            dimensions: 8,
+            knn: Some(cell),
+            knn_plain: None,
+            retrieval: None,
+            by_labels,
+            per_class,
+        };
+        let mut old = serde_json::to_value(&row).unwrap();
+        old.as_object_mut().unwrap().remove("per_class").unwrap();
+        old["by_labels"][0].as_object_mut().unwrap().remove("shots").unwrap();
+        old["knn"].as_object_mut().unwrap().remove("shots").unwrap();
+        assert_eq!(serde_json::from_value::<Row>(old).unwrap(), row);
+    }
+
+    #[test]
+    fn labels_per_class_have_columns_of_their_own() {
+        let cell = |share, shots, labels| Cell { shots, ..Cell::of(share, labels, vec![0.5]) };
+        let cells =
+            [cell(1.0, None, 100), cell(0.1, None, 10), cell(0.1, Some(5), 10), cell(0.12, Some(5), 12)];
+        let found = columns(cells.iter());
+        let texts: Vec<_> =
+            found.iter().map(|cell| format!("{} ({})", cell.share_text(), cell.labels)).collect();
+        assert_eq!(texts, ["5 per class (10)", "10 % of labels (10)", "100 % of labels (100)"]);
     }
 
     #[test]

@@ -18,10 +18,20 @@ fn by_class(labels: &[i64], classes: usize, seed: u64, purpose: u64) -> Vec<Vec<
     members.into_iter().map(shuffled).collect()
 }
 
+/// Labels per class of a class-balanced subset of `share` of `labels` labels: rounded, at least 1.
+pub fn per_class(labels: usize, classes: usize, share: f64) -> usize {
+    ((share * labels as f64 / classes as f64).round() as usize).max(1)
+}
+
 /// Positions of a class-balanced subset of `share` of all labels: equally many per class (rounded, at least 1, at most
 /// what the class has), ascending. `draw` numbers independent subsets of one seed.
 pub fn balanced_subset(labels: &[i64], classes: usize, share: f64, seed: u64, draw: u64) -> Vec<usize> {
-    let per_class = ((share * labels.len() as f64 / classes as f64).round() as usize).max(1);
+    few_shot(labels, classes, per_class(labels.len(), classes, share), seed, draw)
+}
+
+/// The same with `per_class` labels of each class, or all that it has. Within a draw, the subset for fewer labels is part of
+/// the one for more.
+pub fn few_shot(labels: &[i64], classes: usize, per_class: usize, seed: u64, draw: u64) -> Vec<usize> {
     let lists = by_class(labels, classes, seed, 1 + draw);
     sorted(lists.into_iter().flat_map(|list| list.into_iter().take(per_class)).collect())
 }
@@ -75,6 +85,20 @@ mod tests {
         assert_eq!(balanced_subset(&labels, 3, 0.1, 7, 3), balanced_subset(&labels, 3, 0.1, 7, 3));
         assert_ne!(balanced_subset(&labels, 3, 0.1, 7, 3), balanced_subset(&labels, 3, 0.1, 7, 4));
         assert_ne!(balanced_subset(&labels, 3, 0.1, 7, 3), balanced_subset(&labels, 3, 0.1, 8, 3));
+    }
+
+    #[test]
+    fn a_few_shot_subset_holds_k_of_each_class_and_grows_with_k() {
+        let labels = labels();
+        for (k, rare) in [(1, 1), (5, 5), (60, 50)] {
+            let subset = few_shot(&labels, 3, k, 7, 2);
+            let count = |class| subset.iter().filter(|&&i| labels[i] == class).count();
+            assert_eq!((count(0), count(1), count(2)), (k, k, rare));
+            let more = few_shot(&labels, 3, k + 3, 7, 2);
+            assert!(subset.iter().all(|position| more.contains(position)));
+        }
+        // 3 classes of 500 labels: 12 % are 20 of each.
+        assert_eq!(few_shot(&labels, 3, 20, 7, 1), balanced_subset(&labels, 3, 0.12, 7, 1));
     }
 
     #[test]

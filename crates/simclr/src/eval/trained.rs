@@ -11,7 +11,7 @@ use super::{
     candidates::{Candidate, Grid},
     features::label_tensor,
     frozen::Kept,
-    label_sets::LabelSets,
+    label_sets::{Column, LabelSets},
     memory::Figure,
     recipes::{self, BATCH, FinetuneRecipe, LINEAR_RATE, Length},
     results::{Cell, Row},
@@ -199,13 +199,13 @@ impl<'a> Bench<'a, '_> {
         let options = self.options();
         let (all, seeds) = (self.kept.train.len(), options.seeds as usize);
         let linear = seeds + self.linear_grid().size(all);
-        let share = |share: f64| {
+        let column = |column: &Column| {
             let grid = self.finetune_grid();
-            let finals = if share < 1.0 { 1 } else { seeds };
-            self.finetune_sets(share).iter().map(|subset| finals + grid.size(subset.len())).sum::<usize>()
+            let finals = if column.share < 1.0 { 1 } else { seeds };
+            self.finetune_sets(column).iter().map(|subset| finals + grid.size(subset.len())).sum::<usize>()
         };
-        let finetuned = self.trainer.options.shares.iter().map(|&of| share(of)).sum::<usize>()
-            * (options.keep_head.len() + 1);
+        let finetuned =
+            self.labels.columns().iter().map(column).sum::<usize>() * (options.keep_head.len() + 1);
         let asked =
             [(options.linear_sgd, linear), (options.finetune, finetuned), (options.supervised, seeds)];
         asked.iter().filter(|(asked, _)| *asked).map(|(_, count)| count).sum()
@@ -219,9 +219,9 @@ impl<'a> Bench<'a, '_> {
         Grid { below: self.options().sweep_below, ..Grid::product(&self.finetune_rates(), &[0.0]) }
     }
 
-    /// The subsets of one share that are fine-tuned on.
-    fn finetune_sets(&self, share: f64) -> &[Vec<usize>] {
-        let subsets = self.labels.at(share);
+    /// The subsets of one column that are fine-tuned on.
+    fn finetune_sets<'c>(&self, column: &'c Column) -> &'c [Vec<usize>] {
+        let subsets = &column.subsets;
         // Lists were given to be used, all of them.
         let given = !self.trainer.options.lists.is_empty();
         let count = if given { subsets.len() } else { self.options().draws };
@@ -242,13 +242,13 @@ impl<'a> Bench<'a, '_> {
         Ok(Cell::of_figures(1.0, all.len(), figures.collect::<Result<_, EvalError>>()?))
     }
 
-    /// One row of fine-tuning: a cell for each share of the labels.
+    /// One row of fine-tuning: a cell for each column.
     fn finetuned(&mut self, name: &str, start: Option<&PathBuf>, keep: usize) -> Result<Row, EvalError> {
         let mut cells = Vec::new();
-        for share in self.trainer.options.shares.clone() {
-            let place =
-                |draw: usize| format!("{}-{}pct-{draw}", name.replace([' ', ','], "-"), 100.0 * share);
-            cells.push(self.finetuned_cell(&place, share, start, keep)?);
+        let labels = self.labels;
+        for column in labels.columns() {
+            let place = |draw: usize| format!("{}-{}-{draw}", name.replace([' ', ','], "-"), column.name());
+            cells.push(self.finetuned_cell(&place, column, start, keep)?);
         }
         Ok(self.row(name, cells))
     }
@@ -256,10 +256,11 @@ impl<'a> Bench<'a, '_> {
     fn finetuned_cell(
         &mut self,
         place: &dyn Fn(usize) -> String,
-        share: f64,
+        column: &Column,
         start: Option<&PathBuf>,
         keep: usize,
     ) -> Result<Cell, EvalError> {
+        let share = column.share;
         let (run, grid, length) =
             (self.trainer.frozen.config(), self.finetune_grid(), self.finetune_length());
         let how = (self.options().recipe, keep);
@@ -267,19 +268,20 @@ impl<'a> Bench<'a, '_> {
         if share >= 1.0 {
             return self.with_all(&place(0), &config(self.kept.train.len()), &grid);
         }
-        let (subsets, mut figures) = (self.finetune_sets(share).to_vec(), Vec::new());
+        let (subsets, mut figures) = (self.finetune_sets(column).to_vec(), Vec::new());
         for (draw, subset) in subsets.iter().enumerate() {
             let config = config(subset.len());
             let chosen = self.best(&place(draw), &config, subset, &grid)?;
             let figure = self.figure(&place(draw), &chosen.put(&config), subset)?;
             figures.push(Figure { how: chosen.said(), ..figure });
         }
-        Ok(Cell::of_figures(share, subsets.first().map_or(0, Vec::len), figures))
+        Ok(column.cell(figures))
     }
 
     fn row(&self, name: &str, by_labels: Vec<Cell>) -> Row {
         let dimensions = self.trainer.frozen.feature_dim();
-        Row { name: name.into(), dimensions, knn: None, knn_plain: None, retrieval: None, by_labels }
+        let (name, per_class) = (name.into(), Vec::new());
+        Row { name, dimensions, knn: None, knn_plain: None, retrieval: None, by_labels, per_class }
     }
 
     /// The candidate with the highest accuracy on a stratified fifth of the labels; the first of equals.

@@ -7,10 +7,11 @@ use std::{path::PathBuf, sync::atomic::AtomicBool};
 use serde::Serialize;
 use serde_json::json;
 use simclr_data::Dataset;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{
     features::{FrozenEncoder, ReadOptions},
+    layer::Layer,
     linear::{self, LinearOptions, Penalty, log_spaced},
     members::Members,
     memory::{Key, Memory},
@@ -84,7 +85,9 @@ impl Transfer<'_> {
         let encoders = 1 + usize::from(control.is_some());
         let classes = sets.train.classes();
         let judged: Vec<Judged> = (0..encoders)
-            .map(|encoder| judge(encoder, &train, &test, &parts, (classes.len(), set.metric)))
+            .map(|encoder| {
+                judge(encoder, &train, &test, &parts, (classes.len(), set.metric), trained.device())
+            })
             .collect();
         let truth = test.members.truth(&test.members.once(), classes.len());
         let per_class = truth.per_class(&judged[0].decision);
@@ -123,7 +126,7 @@ impl Transfer<'_> {
         let mut reading = Reading::of(self.run, ReadOptions { transform, ..read }, observer, self.stop);
         let name = &set.place()[..];
         let mut part = |of, indices, labels| {
-            let read = reading.read(&Part { name, set: of, indices }, &encoders, false)?;
+            let read = reading.read(&Part { name, set: of, indices }, &encoders, &[Layer::H], false)?;
             let members = Members::of(of, labels, &read.indices, set.metric);
             Ok::<_, EvalError>(Half { features: read.features, members })
         };
@@ -174,6 +177,7 @@ fn judge(
     test: &Half,
     (fit, held): &Parts,
     (classes, metric): (usize, Metric),
+    device: Device,
 ) -> Judged {
     let options = LinearOptions {
         lambdas: log_spaced(1e-6, 1e5, 45),
@@ -185,13 +189,14 @@ fn judge(
     // Each image counts once where it is judged, however many labels it has.
     let held = train.members.first_of(held);
     let chosen_by = train.members.truth(&held, classes);
-    let by_metric = |decision: &Tensor, _: &[i64]| chosen_by.figure(decision, metric);
-    let labels = Tensor::from_slice(&train.members.labels);
-    let data = (&train.features[encoder], &labels, classes as i64);
+    let by_metric = |decision: &Tensor, _: &[i64]| chosen_by.figure(&decision.to_device(Device::Cpu), metric);
+    let features = train.features[encoder].to_device(device);
+    let labels = Tensor::from_slice(&train.members.labels).to_device(device);
+    let data = (&features, &labels, classes as i64);
     let fit = linear::fit_by(data, &[(rows(fit), rows(&held))], &by_metric, &options);
     let once = test.members.once();
     let queries = test.features[encoder].index_select(0, &Tensor::from_slice(&rows(&once)));
-    let decision = fit.classifier.decision(&queries);
+    let decision = fit.classifier.decision(&queries.to_device(device)).to_device(Device::Cpu);
     let figure = test.members.truth(&once, classes).figure(&decision, metric);
     Judged { decision, lambda: fit.lambda, figure }
 }

@@ -26,7 +26,10 @@ use tempfile::NamedTempFile;
 use super::npy::{self, NpyWriter};
 use crate::{
     EvalError,
-    eval::features::{BadImage, ReadOptions, flat_pixels, load_encoder, pixel_dim, stream},
+    eval::{
+        features::{BadImage, ReadOptions, flat_pixels, load_encoder, pixel_dim, stream},
+        layer::Layer,
+    },
     train::RunFolder,
 };
 
@@ -43,11 +46,14 @@ pub struct EmbedOptions {
     pub pixels: bool,
     /// What the encoder is to see otherwise than the run says.
     pub transform: TransformChange,
+    /// The output of the model that is written; in a parquet table the column is called `h` for all of them.
+    pub layer: Layer,
 }
 
 impl Default for EmbedOptions {
     fn default() -> Self {
-        Self { split: None, batch: 256, threads: 0, pixels: false, transform: TransformChange::default() }
+        let transform = TransformChange::default();
+        Self { split: None, batch: 256, threads: 0, pixels: false, transform, layer: Layer::H }
     }
 }
 
@@ -90,13 +96,16 @@ pub fn embed(
     let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(Dataset::len).sum();
-    let width = if options.pixels { pixel_dim(&frozen) } else { frozen.feature_dim() } as usize;
+    let layer = frozen.layer_dim(options.layer)?;
+    let width = if options.pixels { pixel_dim(&frozen) } else { layer } as usize;
     let mut table = Table::create(format, out, width)?;
     let (mut before, mut bad) = (0, Vec::new());
     for set in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
         let mut each = |pixels: &Tensor, rows: &[usize]| {
-            table.push(set, rows, &if options.pixels { flat_pixels(pixels) } else { frozen.forward(pixels)? })
+            let values =
+                if options.pixels { flat_pixels(pixels) } else { frozen.layers(pixels, &[options.layer])? };
+            table.push(set, rows, &values)
         };
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
