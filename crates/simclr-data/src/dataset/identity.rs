@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -27,8 +27,10 @@ const UNKNOWN: u64 = 0;
 const UNREADABLE: u64 = 1;
 /// Set in every checksum of stored bytes, and in no other content.
 const STORED_BYTES: u64 = 1 << 63;
-/// Seconds within which a file system with times of whole seconds (or two) may miss a second write.
-const COARSE: i64 = 3;
+/// How far apart two writes may be and still get one time: kernels advance file times by the tick (10 ms at most), some file
+/// systems in whole seconds or two.
+const TICK: Duration = Duration::from_millis(20);
+const COARSE: Duration = Duration::from_secs(3);
 
 /// What the operating system reports of a file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,14 +53,17 @@ impl From<&Metadata> for FileState {
         let mut hash = Fnv::default();
         [file.ino(), file.len()].iter().for_each(|value| hash.add(&value.to_le_bytes()));
         times.iter().for_each(|value| hash.add(&value.to_le_bytes()));
-        let stamp = if file.ctime_nsec() == 0 && is_recent(file.ctime()) { 0 } else { hash.0 };
+        let stamp = if is_recent(file.ctime(), file.ctime_nsec()) { 0 } else { hash.0 };
         Self { bytes: file.len(), stamp }
     }
 }
 
-fn is_recent(seconds: i64) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-    now - seconds < COARSE
+/// Whether a later write may get the time of this one, so that the time proves nothing.
+fn is_recent(seconds: i64, nanoseconds: i64) -> bool {
+    let apart = if nanoseconds == 0 { COARSE } else { TICK };
+    let written = Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now < written + apart
 }
 
 /// Checksums of stored bytes by index in the source, filled in as images are read.

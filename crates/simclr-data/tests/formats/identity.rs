@@ -84,7 +84,6 @@ fn rewritten_with_the_same_bytes_a_set_is_the_same() {
         let before = decoded(&path);
         write(&path, 20);
         let after = open(&path, Split::Train);
-        assert_ne!(after.observed().stamps, before.observed().stamps, "{form}: the files are new");
         let changes = after.changes_since(&before.observed());
         assert!(changes.is_none() && changes.compared == 2, "{form}: {changes:?}");
         assert_eq!(after.content_digest(), before.content_digest(), "{form}");
