@@ -235,7 +235,7 @@ fn of_two_starts_on_one_folder_exactly_one_wins() {
         }
         assert!(fs::read(newest_checkpoint(&run).unwrap()).unwrap() == expected);
         let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-        let steps = metrics.lines().filter(|line| line.contains("\"loss\"")).count();
+        let steps = metrics.lines().filter(|line| line.contains("\"lr\"")).count();
         assert_eq!(steps, 12, "each step once: {metrics}");
     }
 }

@@ -44,6 +44,9 @@ pub const EXPORTED: output::Kind = output::Kind { name: "an exported encoder", i
 /// In the metadata of every exported encoder and of no checkpoint.
 const ARCHITECTURE: &str = "simclr.architecture";
 
+/// Bytes of a header, at most (the format's limit).
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// Prefix that the parameters have in this program and torchvision's have not.
 const PREFIX: &str = "encoder.";
 
@@ -83,14 +86,11 @@ fn is_exported(path: &Path) -> bool {
         let mut file = fs_err::File::open(path)?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
-        let mut header = length.to_vec();
-        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
-        Ok::<_, std::io::Error>(header)
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length).min(LONGEST_HEADER)).read_to_end(&mut header)?;
+        Ok::<serde_json::Value, std::io::Error>(serde_json::from_slice(&header)?)
     };
-    let metadata = header().ok().and_then(|header| SafeTensors::read_metadata(&header).ok());
-    metadata.is_some_and(|(_, header)| {
-        header.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(ARCHITECTURE))
-    })
+    header().is_ok_and(|header| header["__metadata__"][ARCHITECTURE].is_string())
 }
 
 /// The encoder's tensors under torchvision's names, on the CPU, sorted by name.
