@@ -109,7 +109,7 @@ impl TransformConfig {
 }
 
 /// What a command does otherwise than the run's configuration says.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct TransformChange {
     /// See [`TransformConfig::crop`].
     pub crop: Option<EvalCrop>,

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
 use simclr_data::AugmentConfig;
 
 use crate::{
     RunConfig,
+    config::StepCount,
     encoder::{MOMENTUM, NormOver},
     objective::{ObjectiveKind, TaskConfig},
     optim::{OptimConfig, OptimKind, Scaling, ScheduleKind},
@@ -25,7 +27,8 @@ const FEW_EPOCHS: f64 = 60.0;
 const MORE_EPOCHS: f64 = 30.0;
 
 /// Settings of fine-tuning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FinetuneRecipe {
     /// arXiv 2002.05709, B.5: SGD with Nesterov momentum, 0.05 B / 256.
     #[default]
@@ -161,6 +164,7 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
         schedule: ScheduleKind::Cosine,
         ..OptimConfig::default()
     };
+    config.train.step_count = StepCount::FullBatches;
     config.train.knn_every = 0.0;
     config.train.keep_checkpoints = 1;
     config
@@ -226,6 +230,7 @@ mod tests {
     fn the_transfer_recipe_is_that_of_b_8_2() {
         let mut run = RunConfig::default();
         (run.train.chunk, run.train.batch_norm) = (64, NormOver::ChunkShuffled);
+        run.train.step_count = StepCount::Official;
         let config = transfer(&run, None, (20_000, 256), 50_000);
         config.validate().unwrap();
         let (optim, augment) = (&config.optim, &config.augment);
@@ -233,6 +238,7 @@ mod tests {
         assert_eq!((optim.scaling, optim.warmup_epochs), (Scaling::None, 0.0));
         assert_eq!([augment.color, augment.gray, augment.blur], [0.0; 3]);
         assert_eq!((augment.crop_scale, augment.flip), (run.augment.crop_scale, run.augment.flip));
+        assert_eq!(config.train.step_count, StepCount::FullBatches, "epochs stand for steps of whole batches");
         assert_eq!((config.train.epochs * 195.0).round(), 20_000.0);
         // Fewer images than a batch are one step an epoch.
         let small = transfer(&run, None, (7, 256), 100);
