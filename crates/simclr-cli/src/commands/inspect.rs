@@ -26,7 +26,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
             set.channels(),
             set.fingerprint()
         ));
-        set.notes().iter().for_each(|note| super::print(&format!("note: {note}")));
+        set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
         for index in 0..set.len() {
             if let Err(error) = set.decode(index) {
                 bad += 1;

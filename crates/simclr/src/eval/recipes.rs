@@ -238,7 +238,11 @@ mod tests {
         assert_eq!((optim.scaling, optim.warmup_epochs), (Scaling::None, 0.0));
         assert_eq!([augment.color, augment.gray, augment.blur], [0.0; 3]);
         assert_eq!((augment.crop_scale, augment.flip), (run.augment.crop_scale, run.augment.flip));
-        assert_eq!(config.train.step_count, StepCount::FullBatches, "epochs stand for steps of whole batches");
+        assert_eq!(
+            config.train.step_count,
+            StepCount::FullBatches,
+            "epochs stand for steps of whole batches"
+        );
         assert_eq!((config.train.epochs * 195.0).round(), 20_000.0);
         // Fewer images than a batch are one step an epoch.
         let small = transfer(&run, None, (7, 256), 100);

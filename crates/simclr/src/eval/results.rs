@@ -325,8 +325,9 @@ impl Results {
             let cells = known.flatten().map(|cell| cell.as_ref().map_or("-".into(), Cell::text));
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
-        let mut text = format!("test accuracy in %, {} test images\n", self.data.test_images);
-        text.extend(self.run.transform.map(|transform| format!("input: {transform}\n")));
+        let mut text = format!("test accuracy in %, {} test images", self.data.test_images);
+        text.extend(self.run.transform.map(|transform| format!("; input: {transform}")));
+        text.push('\n');
         text.push_str(&aligned(&lines));
         text.push_str(&format!("linear classifier: {}\n", self.protocol.linear));
         for row in &self.rows {
