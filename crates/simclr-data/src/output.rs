@@ -11,7 +11,7 @@ use crate::{DataError, dataset};
 pub struct Kind {
     /// With its article, as messages name it: `a packed set`.
     pub name: &'static str,
-    /// Whether the file holds such a result, told by its content.
+    /// Whether the file holds such a result, by its content.
     pub is_earlier: fn(&Path) -> bool,
 }
 

@@ -106,7 +106,7 @@ fn worst(h: &Tensor, golden: &Tensor) -> f64 {
     difference / golden.abs().max().to_kind(Kind::Double).double_value(&[])
 }
 
-/// From the decoded image on nothing is lost; what the decoders differ by is measured beside it.
+/// From the decoded image on the features agree; the difference between the decoders is measured separately.
 #[test]
 fn features_of_jpegs_equal_the_official_pipelines() {
     let (goldens, set) = (goldens(), jpegs());

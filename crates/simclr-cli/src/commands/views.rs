@@ -128,7 +128,7 @@ impl Table {
         Ok(write_atomically(out, &png)?)
     }
 
-    /// A row of `C * S * S` numbers for each original and each view, and beside the file, ending `.json`, what made each.
+    /// A row of `C * S * S` numbers for each original and each view; their parameters in a file of the same name ending `.json`.
     fn write_arrays(&self, out: &Path) -> Result<(), Failure> {
         let transform = self.transform();
         let side = transform.size;

@@ -32,7 +32,7 @@ pub struct Arranged {
 }
 
 impl Arranged {
-    /// Keeps the images whose index `is_kept`, as a split that is told by the names of shards.
+    /// Keeps the images whose index `is_kept`, as a split recognised by the names of shards.
     pub fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
         self.kept.retain(|(index, _)| is_kept(*index));
         // They may be in two splits; a note names them in any case.

@@ -397,7 +397,7 @@ impl Fitting<'_> {
         Problems::new(&samples, self.classes, solver.tolerance)
     }
 
-    /// lambda beside the mean over the images `rows`, of weights over scaled features.
+    /// The penalty that corresponds to lambda in a mean over the images `rows`, of weights over scaled features.
     fn weighed(&self, lambda: f64, rows: &[i64], standard: &Standard) -> f64 {
         self.options.penalty.beside_mean(lambda, rows.len() as i64) * standard.penalty
     }

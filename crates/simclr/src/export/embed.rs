@@ -62,7 +62,7 @@ impl Default for EmbedOptions {
 pub struct Embedded {
     /// The table.
     pub path: PathBuf,
-    /// The file of paths beside a `.npy`.
+    /// The file of paths that belongs to a `.npy`.
     pub paths_file: Option<PathBuf>,
     /// Rows n.
     pub images: usize,
@@ -161,7 +161,7 @@ fn is_array(path: &Path) -> bool {
     rows.is_some() && rows == lines.ok()
 }
 
-/// The file of paths beside a `.npy`.
+/// The file of paths that belongs to a `.npy`.
 fn paths_file(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".paths.txt");
