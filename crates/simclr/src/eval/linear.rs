@@ -20,6 +20,9 @@ use super::{
 pub struct LinearOptions {
     /// Candidates for lambda, any order; see [`log_spaced`].
     pub lambdas: Vec<f64>,
+    /// Candidates are tried from the largest down until this many in a row lie more than a standard error of the held-out
+    /// accuracy below the best one (in every subset that is fitted together); None: all of them are.
+    pub patience: Option<usize>,
     /// What lambda stands beside.
     pub penalty: Penalty,
     /// Whether each feature is divided by its standard deviation first; else the penalty sees features as they are.
@@ -67,6 +70,7 @@ impl Default for LinearOptions {
             // A decade apart: on standardised features the accuracy changes by tenths of a point per decade. With few labels
             // 1 is often best, and must not be the end.
             lambdas: log_spaced(1e-5, 100.0, 8),
+            patience: Some(2),
             penalty: Penalty::Mean,
             standardise: true,
             seed: 0,
@@ -269,10 +273,9 @@ struct Fitting<'a> {
 
 /// Bytes of classifiers that are solved together, about.
 const TOGETHER: i64 = 1 << 30;
-/// Penalties that are solved together; each group of them starts at the minimum of the last penalty before it. Narrow features
-/// are solved one penalty at a time: sharing products gains nothing there, and a start at the neighbour's minimum saves
-/// iterations.
-const PENALTIES: usize = 8;
+/// Penalties of wide features that are solved together, sharing their products; each group of them starts at the minimum of
+/// the last penalty before it. Sharing gains nothing for narrow features, which are solved one penalty at a time.
+const PENALTIES: usize = 2;
 const WIDE: i64 = 1024;
 
 impl Fitting<'_> {
@@ -335,13 +338,15 @@ impl Fitting<'_> {
             for ((task, (_, held)), found) in group.iter().zip(self.sweep(&of, &lambdas)) {
                 let judged: usize = tasks[*task].parts.iter().map(|(_, held)| held.len()).sum();
                 let share = held.len() as f64 / judged as f64;
+                // Parts that were not solved together may have ended at different candidates.
+                figures[*task].truncate(found.len());
                 figures[*task].iter_mut().zip(found).for_each(|(figure, found)| *figure += share * found);
             }
         }
         figures.into_iter().map(|figures| lambdas.iter().copied().zip(figures).collect()).collect()
     }
 
-    /// For each of `parts` the figure of each of `lambdas`.
+    /// For each of `parts` the figure of each of `lambdas`, from the largest down to where `patience` ends.
     fn sweep(&self, parts: &[&Parts], lambdas: &[f64]) -> Vec<Vec<f64>> {
         let rows: Vec<&[i64]> = parts.iter().map(|(fit, _)| &fit[..]).collect();
         let features: Vec<Tensor> = rows.iter().map(|rows| rows_of(self.features, rows)).collect();
@@ -373,8 +378,20 @@ impl Fitting<'_> {
             let last: Vec<Tensor> =
                 minima.chunks(some.len()).map(|of| Tensor::from_slice(&of[of.len() - 1].x)).collect();
             start = Tensor::stack(&last, 0).to_device(start.device());
+            let declines = |(figures, part): (&Vec<f64>, &&Parts)| self.declines(figures, part.1.len());
+            if figures.iter().zip(parts).all(declines) {
+                break;
+            }
         }
         figures
+    }
+
+    /// Whether the last of `figures`, which are shares of `held` images, are clearly below the best one.
+    fn declines(&self, figures: &[f64], held: usize) -> bool {
+        let Some(patience) = self.options.patience else { return false };
+        let best = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let error = (best * (1.0 - best) / held as f64).max(0.0).sqrt();
+        figures.len() > patience && figures.iter().rev().take(patience).all(|figure| *figure < best - error)
     }
 
     fn problems(

@@ -181,6 +181,7 @@ fn judge(
 ) -> Judged {
     let options = LinearOptions {
         lambdas: log_spaced(1e-6, 1e5, 45),
+        patience: None,
         penalty: Penalty::Sum,
         standardise: false,
         ..LinearOptions::default()
