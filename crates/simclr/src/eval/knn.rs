@@ -164,7 +164,9 @@ impl Search<'_> {
             cosines.push(self.bank.index_select_out(&room, 0, &some).mv(query));
             let (nearest, places) = Tensor::cat(&cosines, 0).topk(self.k, 0, true, true);
             // No row that was not compared is above the last bound.
-            if nearest.double_value(&[self.k - 1]) >= f64::from(upper[compared as usize - 1]) + Screen::ROUNDING {
+            if nearest.double_value(&[self.k - 1])
+                >= f64::from(upper[compared as usize - 1]) + Screen::ROUNDING
+            {
                 return (nearest, rows.index_select(0, &places));
             }
             next = (self.k / 4).max(1);

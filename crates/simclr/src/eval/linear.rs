@@ -273,11 +273,6 @@ struct Fitting<'a> {
 
 /// Bytes of classifiers that are solved together, about.
 const TOGETHER: i64 = 1 << 30;
-/// Penalties of wide features that are solved together, sharing their products; each group of them starts at the minimum of
-/// the last penalty before it. Sharing gains nothing for narrow features, which are solved one penalty at a time.
-const PENALTIES: usize = 2;
-const WIDE: i64 = 1024;
-
 impl Fitting<'_> {
     fn run(&self, tasks: &[Task]) -> Vec<LinearFit> {
         let _guard = tch::no_grad_guard();
@@ -288,7 +283,7 @@ impl Fitting<'_> {
         let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 + 1e-12 { *next } else { best };
         let best = |sweep: &Vec<(f64, f64)>| sweep.iter().fold((f64::NAN, f64::NEG_INFINITY), better).0;
         let lambdas: Vec<f64> = sweeps.iter().map(best).collect();
-        let sets = self.sets_together(tasks.iter().map(|task| task.rows.len()), 1);
+        let sets = self.sets_together(tasks.iter().map(|task| task.rows.len()));
         let groups = tasks.chunks(sets).zip(lambdas.chunks(sets));
         let fits = groups.flat_map(|(tasks, lambdas)| self.refit(tasks, lambdas));
         fits.zip(sweeps).map(|(fit, sweep)| LinearFit { sweep, ..fit }).collect()
@@ -332,7 +327,7 @@ impl Fitting<'_> {
             .flat_map(|(task, of)| of.parts.iter().map(move |part| (task, part)))
             .collect();
         let mut figures = vec![vec![0.0; lambdas.len()]; tasks.len()];
-        let sets = self.sets_together(parts.iter().map(|(_, (fit, _))| fit.len()), PENALTIES);
+        let sets = self.sets_together(parts.iter().map(|(_, (fit, _))| fit.len()));
         for group in parts.chunks(sets) {
             let of: Vec<&Parts> = group.iter().map(|(_, part)| *part).collect();
             for ((task, (_, held)), found) in group.iter().zip(self.sweep(&of, &lambdas)) {
@@ -359,25 +354,20 @@ impl Fitting<'_> {
         let held: Vec<Tensor> = parts.iter().enumerate().map(held).collect();
         let mut figures = vec![Vec::new(); parts.len()];
         let mut start = problems.origin(1);
-        for some in lambdas.chunks(self.penalties_together(rows[0].len())) {
+        for &lambda in lambdas {
             let weighed: Vec<f64> = rows
                 .iter()
                 .zip(&standards)
-                .flat_map(|(rows, standard)| some.iter().map(|&lambda| self.weighed(lambda, rows, standard)))
+                .map(|(rows, standard)| self.weighed(lambda, rows, standard))
                 .collect();
-            let minima = problems.solve(
-                start.repeat_interleave_self_int(some.len() as i64, 0, None),
-                &weighed,
-                solver,
-            );
-            for (at, minimum) in minima.iter().enumerate() {
-                let set = at / some.len();
+            let minima = problems.solve(start, &weighed, solver);
+            for (set, minimum) in minima.iter().enumerate() {
                 let (weight, bias) = problems.split(&minimum.x);
                 figures[set].push((self.judge)(&(held[set].matmul(&weight) + bias), &parts[set].1));
             }
-            let last: Vec<Tensor> =
-                minima.chunks(some.len()).map(|of| Tensor::from_slice(&of[of.len() - 1].x)).collect();
-            start = Tensor::stack(&last, 0).to_device(start.device());
+            // The next smaller penalty starts here.
+            let points: Vec<Tensor> = minima.iter().map(|minimum| Tensor::from_slice(&minimum.x)).collect();
+            start = Tensor::stack(&points, 0).to_device(self.features.device());
             let declines = |(figures, part): (&Vec<f64>, &&Parts)| self.declines(figures, part.1.len());
             if figures.iter().zip(parts).all(declines) {
                 break;
@@ -419,20 +409,11 @@ impl Fitting<'_> {
         self.options.penalty.beside_mean(lambda, rows.len() as i64) * standard.penalty
     }
 
-    /// How many sets of images, of so many `rows`, are solved together with `penalties` penalties each.
-    fn sets_together(&self, rows: impl Iterator<Item = usize>, penalties: usize) -> usize {
-        let rows = rows.max().unwrap_or(0);
-        let penalties = penalties.min(self.penalties_together(rows)) as i64;
-        let (rows, width) = (rows as i64, self.features.size()[1]);
-        let each = 16 * rows * width + penalties * logistic::bytes((rows, width), self.classes);
+    /// How many sets of images, of so many `rows`, are solved together.
+    fn sets_together(&self, rows: impl Iterator<Item = usize>) -> usize {
+        let (rows, width) = (rows.max().unwrap_or(0) as i64, self.features.size()[1]);
+        let each = 16 * rows * width + logistic::bytes((rows, width), self.classes);
         (TOGETHER / each.max(1)).max(1) as usize
-    }
-
-    fn penalties_together(&self, rows: usize) -> usize {
-        let width = self.features.size()[1];
-        let most = if width < WIDE { 1 } else { PENALTIES };
-        let each = logistic::bytes((rows as i64, width), self.classes);
-        ((TOGETHER / each) as usize).clamp(1, most)
     }
 }
 

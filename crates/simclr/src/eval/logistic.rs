@@ -202,7 +202,10 @@ impl Problems {
             let hessian = moments + ridge.expand([-1, -1, self.width], false).diag_embed(0, -2, -1);
             // Half the time in f32, where a small penalty may leave it singular.
             let single = hessian.to_kind(Kind::Float).f_linalg_cholesky(false);
-            single.or_else(|_| hessian.f_linalg_cholesky(false)).ok().map(|factor| factor.to_kind(Kind::Float))
+            single
+                .or_else(|_| hessian.f_linalg_cholesky(false))
+                .ok()
+                .map(|factor| factor.to_kind(Kind::Float))
         };
         if self.width < WIDE {
             return factor(&moments.unsqueeze(1), ridge);
