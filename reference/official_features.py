@@ -8,7 +8,8 @@ Twenty small JPEGs of odd sizes lie in crates/simclr/tests/golden/jpeg. official
 eighth column of h [20, 2048] for the ImageNet stem at 64 px and the CIFAR stem at 32 px, by `data_util.preprocess_image` and
 `resnet.resnet` in inference mode, of three decodings of the same files:
 
-- `default`: TensorFlow's, as the official code has it through tfds. It takes the fast, inexact transform (IFAST).
+- `default`: TensorFlow's, as the official code has it through tfds. It takes the fast, inexact transform (IFAST);
+  `transform.jpeg = "libjpeg-fast"` here.
 - `accurate`: TensorFlow's with dct_method="INTEGER_ACCURATE", which is libjpeg's and Pillow's.
 - `own`: this project's, from the packed set, so that all that follows the decoder is compared without its levels.
 

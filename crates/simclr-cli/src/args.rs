@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use simclr::{
-    data::augment::{EvalCrop, Interpolation, TransformChange},
+    data::{
+        augment::{EvalCrop, Interpolation, TransformChange},
+        decode::Jpeg,
+    },
     eval::layer::Layer,
 };
 
@@ -274,13 +277,16 @@ pub struct TransformArguments {
     /// transform.antialias]
     #[arg(long, action = clap::ArgAction::Set)]
     pub antialias: Option<bool>,
+    /// Decoder of JPEG files: zune, libjpeg (as Pillow) or libjpeg-fast (as TensorFlow) [default: the run's transform.jpeg]
+    #[arg(long)]
+    pub jpeg: Option<Jpeg>,
 }
 
 impl TransformArguments {
     /// For the library.
     pub fn change(&self) -> TransformChange {
-        let Self { crop, interpolation, antialias } = *self;
-        TransformChange { crop, interpolation, antialias }
+        let Self { crop, interpolation, antialias, jpeg } = *self;
+        TransformChange { crop, interpolation, antialias, jpeg }
     }
 }
 
@@ -456,6 +462,9 @@ pub struct Pack {
     /// Channels of every image [default: what the set holds]
     #[arg(long)]
     pub channels: Option<usize>,
+    /// Decoder of JPEG files: zune, libjpeg (as Pillow) or libjpeg-fast (as TensorFlow)
+    #[arg(long, default_value = "zune")]
+    pub jpeg: Jpeg,
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,

@@ -4,9 +4,15 @@
 //! dropped, not blended: PIL's `convert("RGB")`, through which the peers read, does the same. Tiffs of other numbers of
 //! bands keep their bands.
 
-use std::io::Cursor;
+use std::{
+    io::Cursor,
+    panic::{AssertUnwindSafe, catch_unwind},
+    str::FromStr,
+};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
+use mozjpeg::{DctMethod, Decompress};
+use serde::{Deserialize, Serialize};
 use tiff::{ColorType, decoder::DecodingResult, tags::Tag};
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
@@ -22,12 +28,58 @@ pub(crate) const MAX_BYTES: u64 = MAX_PIXELS * 8;
 /// Weights of red, green and blue in a grey value, in 2^-16 (ITU-R BT.601, spec 5.3; they sum to 2^16).
 const LUMA: [u32; 3] = [19_595, 38_470, 7_471];
 
-/// Decodes JPEG, PNG, WebP, BMP or TIFF bytes (told by content, not by name) to `channels` channels.
+/// `transform.jpeg`: the decoder of JPEG files. Decoders differ by a level or two in places where the inverse DCT and the
+/// upsampling of chroma round, and more in the last columns of odd widths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Jpeg {
+    /// The Rust decoder.
+    #[default]
+    Zune,
+    /// libjpeg-turbo with the accurate DCT (ISLOW), byte for byte Pillow's and torchvision's result.
+    Libjpeg,
+    /// libjpeg-turbo with the fast DCT (IFAST), byte for byte the result of TensorFlow's `decode_jpeg` by default, and so of
+    /// the official SimCLR code.
+    LibjpegFast,
+}
+
+impl FromStr for Jpeg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "zune" => Ok(Self::Zune),
+            "libjpeg" => Ok(Self::Libjpeg),
+            "libjpeg-fast" => Ok(Self::LibjpegFast),
+            _ => Err("expected zune, libjpeg or libjpeg-fast".into()),
+        }
+    }
+}
+
+/// To what an image is decoded, and by what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoding {
+    /// 1 = luma, 3 = RGB, any other number must be what the file holds.
+    pub channels: usize,
+    /// Of JPEG files.
+    pub jpeg: Jpeg,
+}
+
+impl From<usize> for Decoding {
+    /// With the default decoder.
+    fn from(channels: usize) -> Self {
+        Self { channels, jpeg: Jpeg::default() }
+    }
+}
+
+/// Decodes JPEG, PNG, WebP, BMP or TIFF bytes (told by content, not by name).
 ///
 /// # Errors
 /// [`DataError::Decode`] with `name` and the decoder's reason.
-pub fn decode(name: &str, bytes: &[u8], channels: usize) -> Result<Image, DataError> {
-    let image = if is_jpeg(bytes) { decode_jpeg(bytes, channels) } else { decode_other(bytes, channels) };
+pub fn decode(name: &str, bytes: &[u8], how: impl Into<Decoding>) -> Result<Image, DataError> {
+    let how = how.into();
+    let channels = how.channels;
+    let image = if is_jpeg(bytes) { decode_jpeg(bytes, how) } else { decode_other(bytes, channels) };
     let image = image.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })?;
     to_channels(name, image, channels)
 }
@@ -82,9 +134,11 @@ fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// JPEG through `zune-jpeg`, straight to grey or RGB; CMYK and YCCK are converted by it.
-// zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375 (turbojpeg needs cmake, nasm).
-fn decode_jpeg(bytes: &[u8], channels: usize) -> Result<Image, String> {
+/// Straight to grey or RGB. Size and orientation are read by `zune-jpeg` for both decoders; it converts CMYK and YCCK, which
+/// libjpeg refuses.
+// zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375. turbojpeg needs cmake and nasm;
+// mozjpeg is the same decoder built by a C compiler alone, without SIMD.
+fn decode_jpeg(bytes: &[u8], Decoding { channels, jpeg }: Decoding) -> Result<Image, String> {
     if !jpeg_is_whole(bytes) {
         return Err("the JPEG data is cut short".into());
     }
@@ -95,14 +149,42 @@ fn decode_jpeg(bytes: &[u8], channels: usize) -> Result<Image, String> {
     check_size(width as u64, height as u64)?;
     let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
     let want = if grey && channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
+    if jpeg != Jpeg::Zune && matches!(decoder.input_colorspace(), Some(ColorSpace::CMYK | ColorSpace::YCCK)) {
+        return Err(
+            "the JPEG is CMYK, which libjpeg does not convert to RGB; transform.jpeg = \"zune\" does".into(),
+        );
+    }
     let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
     decoder.set_options(decoder.options().jpeg_set_out_colorspace(want));
-    let data = decoder.decode().map_err(|error| format!("damaged JPEG: {error}"))?;
+    let data = match jpeg {
+        Jpeg::Zune => decoder.decode().map_err(|error| error.to_string()),
+        Jpeg::Libjpeg => by_libjpeg(bytes, want, DctMethod::IntegerSlow),
+        Jpeg::LibjpegFast => by_libjpeg(bytes, want, DctMethod::IntegerFast),
+    };
+    let data = data.map_err(|error| format!("damaged JPEG: {error}"))?;
     let found = if want == ColorSpace::Luma { 1 } else { 3 };
     if data.len() != width * height * found {
         return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
     }
     Ok(upright(Image::new(width, height, found, data), orientation))
+}
+
+/// Pixels of a whole JPEG, chroma upsampled by the triangle filter ("fancy upsampling").
+fn by_libjpeg(bytes: &[u8], want: ColorSpace, method: DctMethod) -> Result<Vec<u8>, String> {
+    let decode = || {
+        let mut decoder = Decompress::new_mem(bytes)?;
+        decoder.dct_method(method);
+        decoder.do_fancy_upsampling(true);
+        let mut rows = if want == ColorSpace::Luma { decoder.grayscale()? } else { decoder.rgb()? };
+        let pixels = rows.read_scanlines::<u8>()?;
+        rows.finish()?;
+        Ok::<_, std::io::Error>(pixels)
+    };
+    // The crate reports errors of libjpeg by unwinding with their message, without the panic hook.
+    let found = catch_unwind(AssertUnwindSafe(decode)).map_err(|cause| {
+        cause.downcast_ref::<String>().cloned().unwrap_or_else(|| "libjpeg gave up without a message".into())
+    })?;
+    found.map_err(|error| error.to_string())
 }
 
 /// Whether the end-of-image marker comes after the start of the pixel data; a thumbnail inside the metadata has one too.

@@ -8,7 +8,7 @@ use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 use proptest::prelude::*;
 use simclr_data::{
     DataError, Image,
-    decode::{MAX_PIXELS, decode},
+    decode::{Decoding, Jpeg, MAX_PIXELS, decode},
 };
 use tiff::encoder::{TiffEncoder, colortype, colortype::ColorType};
 
@@ -57,6 +57,24 @@ fn fixtures_look_as_pil_shows_them() {
         let golden = fixture(&format!("{}.rgb", name.rsplit_once('.').unwrap().0));
         let worst = worst(&image.data, &golden);
         assert!(worst <= tolerance, "{name}: {worst} levels from PIL");
+    }
+}
+
+/// Pillow reads through libjpeg-turbo.
+#[test]
+fn libjpeg_gives_the_bytes_of_pil() {
+    let accurate = |channels| Decoding { channels, jpeg: Jpeg::Libjpeg };
+    for name in ["progressive.jpg", "grey.jpg"] {
+        let image = decode(name, &fixture(name), accurate(3)).unwrap();
+        assert_eq!(image.data, fixture(&format!("{}.rgb", name.rsplit_once('.').unwrap().0)), "{name}");
+    }
+    let grey = decode("grey.jpg", &fixture("grey.jpg"), accurate(1)).unwrap();
+    assert_eq!((grey.channels, grey.data.len()), (1, (WIDTH * HEIGHT) as usize));
+    let turned = with_orientation(&fixture("progressive.jpg"), 6);
+    assert_eq!(decode("turned", &turned, accurate(3)).unwrap().width, HEIGHT as usize);
+    for name in ["cmyk.jpg", "ycck.jpg"] {
+        let refused = decode(name, &fixture(name), accurate(3)).unwrap_err().to_string();
+        assert!(refused.contains("transform.jpeg = \"zune\" does"), "{refused}");
     }
 }
 
@@ -304,6 +322,7 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in prop::option::weighted(0.3, any::<prop::sample::Index>()),
         channels in prop::sample::select(vec![1usize, 3, 4, 5]),
+        jpeg in prop::sample::select(vec![Jpeg::Zune, Jpeg::Libjpeg, Jpeg::LibjpegFast]),
     ) {
         let mut bytes = seeds().swap_remove(seed);
         for (at, value) in changes {
@@ -314,7 +333,7 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         // A changed header may claim a large image that is still allowed; those only cost time here.
-        if let Ok(image) = decode("changed", &bytes, channels) {
+        if let Ok(image) = decode("changed", &bytes, Decoding { channels, jpeg }) {
             prop_assert_eq!(image.channels, channels);
             prop_assert_eq!(image.data.len(), image.width * image.height * channels);
         }

@@ -14,6 +14,7 @@ use simclr_data::{
     AugmentConfig, Batch, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
     augment::{Scratch, TransformConfig, apply},
     dataset::Source,
+    decode::Decoding,
     loader::{Batches, evaluation_pixels},
     rng::Key,
 };
@@ -30,7 +31,7 @@ struct Noise {
 }
 
 impl Source for Noise {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
         self.decoded.fetch_add(1, Ordering::SeqCst);
         assert_ne!(Some(index), self.panics, "a decoder with a bug");
         if self.bad.contains(&index) {

@@ -30,7 +30,7 @@ fn image(width: usize, height: usize) -> Image {
 }
 
 fn transform(crop: EvalCrop, interpolation: Interpolation, size: usize) -> EvalTransform {
-    TransformConfig { crop, interpolation, antialias: false }.to(size, 3)
+    TransformConfig { crop, interpolation, antialias: false, ..TransformConfig::default() }.to(size, 3)
 }
 
 #[test]

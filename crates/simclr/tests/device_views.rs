@@ -23,6 +23,7 @@ use simclr::{
         Recipes, Sample, ViewParams,
         augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Scratch},
         dataset::Source,
+        decode::Decoding,
         rng::Key,
     },
     device::{DeviceChoice, choose_device},
@@ -319,7 +320,7 @@ fn a_square_is_cut_where_the_cpu_cuts_it() {
 struct Noise;
 
 impl Source for Noise {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
         if index == 5 {
             return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
         }
@@ -379,8 +380,12 @@ fn a_rectangle_changes_no_bit() {
     for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear] {
         let config = AugmentConfig { interpolation, ..config.clone() };
         for batch in loader(config.clone()).as_recipes().batches(0, 2).unwrap().map(Result::unwrap) {
-            let images: Vec<Image> =
-                batch.ids.iter().chain(&batch.second).map(|&id| Noise.decode(id, 3).unwrap()).collect();
+            let images: Vec<Image> = batch
+                .ids
+                .iter()
+                .chain(&batch.second)
+                .map(|&id| Noise.decode(id, 3.into()).unwrap())
+                .collect();
             let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second.iter().map(|&id| (id, 1)));
             let whole: Vec<_> = images
                 .iter()

@@ -144,7 +144,7 @@ const OPTIONS: EmbedOptions = EmbedOptions {
     batch: 4,
     threads: 1,
     pixels: false,
-    transform: TransformChange { crop: None, interpolation: None, antialias: None },
+    transform: TransformChange { crop: None, interpolation: None, antialias: None, jpeg: None },
     layer: Layer::H,
 };
 

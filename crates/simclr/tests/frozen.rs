@@ -4,7 +4,7 @@
 
 use simclr::{
     RunConfig,
-    data::{DataError, Dataset, Image, Sample, dataset::Source},
+    data::{DataError, Dataset, Image, Sample, dataset::Source, decode::Decoding},
     encoder::Mode,
     eval::{
         features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
@@ -27,7 +27,7 @@ struct Squares {
 }
 
 impl Source for Squares {
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
         if self.broken && index == 7 {
             return Err(DataError::Decode { name: name(index), reason: "cut".into() });
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use simclr::{
     RunConfig,
-    data::{Dataset, Split, dataset::Channels},
+    data::{Dataset, Split, dataset::Channels, decode::Jpeg},
     eval::features::{FrozenEncoder, ReadOptions, features},
 };
 use tch::{Kind, Tensor};
@@ -21,8 +21,8 @@ fn goldens() -> BTreeMap<String, Tensor> {
     Tensor::read_safetensors(golden().join("official_features.safetensors")).unwrap().into_iter().collect()
 }
 
-fn jpegs() -> Dataset {
-    Dataset::open(&golden().join("jpeg"), Split::Train, Channels::Count(3)).unwrap()
+fn jpegs(decoder: Jpeg) -> Dataset {
+    Dataset::open(&golden().join("jpeg"), Split::Train, Channels::Count(3)).unwrap().decoded_by(decoder)
 }
 
 /// PyTorch's names of convolution and batch norm, in the order of the official layers' numbers.
@@ -106,31 +106,41 @@ fn worst(h: &Tensor, golden: &Tensor) -> f64 {
     difference / golden.abs().max().to_kind(Kind::Double).double_value(&[])
 }
 
-/// From the decoded image on the features agree; the difference between the decoders is measured separately.
+/// From the file to h, with TensorFlow's decoder, its accurate one and this project's own.
 #[test]
 fn features_of_jpegs_equal_the_official_pipelines() {
-    let (goldens, set) = (goldens(), jpegs());
-    let all: Vec<usize> = (0..set.len()).collect();
-    assert_eq!(all.len(), 20);
+    let goldens = goldens();
+    let decoders = [(Jpeg::LibjpegFast, "default"), (Jpeg::Libjpeg, "accurate"), (Jpeg::Zune, "own")];
     for (name, size) in [("imagenet_stem", 64), ("cifar_stem", 32)] {
         let frozen = encoder(size);
         let read = ReadOptions::of(&frozen, 20, 1);
-        let h = features(&frozen, &set, &all, &read, &mut |_, _| {}).unwrap().features.remove(0);
-        let off = |how: &str| worst(&h, &goldens[&format!("{name}.{how}")]);
-        assert!(off("own") < 1e-4, "{name}, the same decoded bytes: {}", off("own"));
-        // One file, three decoders: libjpeg's accurate one, and TensorFlow's default, which is the least exact.
-        assert!(off("accurate") < 2e-3, "{name}, accurate decoder: {}", off("accurate"));
-        assert!(off("default") < 6e-3, "{name}, default decoder: {}", off("default"));
+        for (decoder, golden) in decoders {
+            let set = jpegs(decoder);
+            let all: Vec<usize> = (0..set.len()).collect();
+            assert_eq!(all.len(), 20);
+            let h = features(&frozen, &set, &all, &read, &mut |_, _| {}).unwrap().features.remove(0);
+            let off = |how: &str| worst(&h, &goldens[&format!("{name}.{how}")]);
+            assert!(off(golden) < 1e-4, "{name}, {decoder:?}: {}", off(golden));
+            // The decoders differ by less than this, and by enough that the right one is seen.
+            let other = if golden == "default" { "accurate" } else { "default" };
+            assert!(
+                (5e-4..6e-3).contains(&off(other)),
+                "{name}, {decoder:?} against {other}: {}",
+                off(other)
+            );
+        }
     }
 }
 
 #[test]
 fn jpegs_decode_within_levels_of_tensorflow() {
-    let (goldens, set) = (goldens(), jpegs());
+    let (goldens, set, exact) = (goldens(), jpegs(Jpeg::Zune), jpegs(Jpeg::Libjpeg));
     let mut differences = Vec::new();
     for index in 0..set.len() {
         let expected = Vec::<u8>::try_from(&goldens[&format!("pixels.{index:02}")]).unwrap();
-        let found: Vec<u8> = set.decode(index).unwrap().data.iter().copied().step_by(97).collect();
+        let every = |set: &Dataset| set.decode(index).unwrap().data.iter().copied().step_by(97).collect();
+        let (found, equal): (Vec<u8>, Vec<u8>) = (every(&set), every(&exact));
+        assert_eq!(equal, expected, "image {index}");
         assert_eq!(found.len(), expected.len());
         differences.extend(found.iter().zip(&expected).map(|(a, b)| f64::from(a.abs_diff(*b))));
     }

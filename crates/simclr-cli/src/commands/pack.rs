@@ -19,6 +19,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let options = PackOptions {
         channels: arguments.channels.map_or(Channels::Auto, Channels::Count),
         size: arguments.size,
+        jpeg: arguments.jpeg,
         threads: threads.unwrap_or(1),
     };
     let _held = RunFolder::around(&arguments.out, None)?;

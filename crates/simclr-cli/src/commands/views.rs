@@ -46,7 +46,7 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let _held = RunFolder::around(&arguments.out, None)?;
     let arrays = arguments.out.extension().is_some_and(|ending| ending == "npy");
     check(&arguments.out, arrays, &arguments.data)?;
-    let set = Dataset::open(&arguments.data, Split::Train, channels)?;
+    let set = Dataset::open(&arguments.data, Split::Train, channels)?.decoded_by(config.transform.jpeg);
     let table = Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, set, config };
     if arrays {
         table.write_arrays(&arguments.out)?

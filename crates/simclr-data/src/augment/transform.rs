@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{Crop, Interpolation, Scratch, crop};
-use crate::{DataError, Dataset, Image};
+use crate::{DataError, Dataset, Image, decode::Jpeg};
 
 /// Section `[transform]`: how an image becomes what the encoder is judged by and used on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -17,12 +17,19 @@ pub struct TransformConfig {
     pub interpolation: Interpolation,
     /// Whether all source pixels count where the image shrinks, as in Pillow; the official code does without.
     pub antialias: bool,
+    /// The decoder of JPEG files, in training as well.
+    pub jpeg: Jpeg,
 }
 
 impl Default for TransformConfig {
     /// No pixel is lost.
     fn default() -> Self {
-        Self { crop: EvalCrop::Whole, interpolation: Interpolation::Bicubic, antialias: true }
+        Self {
+            crop: EvalCrop::Whole,
+            interpolation: Interpolation::Bicubic,
+            antialias: true,
+            jpeg: Jpeg::Zune,
+        }
     }
 }
 
@@ -63,6 +70,9 @@ pub struct EvalTransform {
     pub interpolation: Interpolation,
     /// See [`TransformConfig::antialias`].
     pub antialias: bool,
+    /// See [`TransformConfig::jpeg`].
+    #[serde(default)]
+    pub jpeg: Jpeg,
 }
 
 impl TransformConfig {
@@ -83,13 +93,14 @@ impl TransformConfig {
             crop: change.crop.unwrap_or(self.crop),
             interpolation: change.interpolation.unwrap_or(self.interpolation),
             antialias: change.antialias.unwrap_or(self.antialias),
+            jpeg: change.jpeg.unwrap_or(self.jpeg),
         }
     }
 
     /// To `[channels, size, size]`.
     pub fn to(self, size: usize, channels: usize) -> EvalTransform {
-        let Self { crop, interpolation, antialias } = self;
-        EvalTransform { size, channels, crop, interpolation, antialias }
+        let Self { crop, interpolation, antialias, jpeg } = self;
+        EvalTransform { size, channels, crop, interpolation, antialias, jpeg }
     }
 
     /// Checks ranges.
@@ -117,6 +128,8 @@ pub struct TransformChange {
     pub interpolation: Option<Interpolation>,
     /// See [`TransformConfig::antialias`].
     pub antialias: Option<bool>,
+    /// See [`TransformConfig::jpeg`].
+    pub jpeg: Option<Jpeg>,
 }
 
 impl FromStr for EvalCrop {
@@ -197,6 +210,11 @@ impl fmt::Display for EvalTransform {
             Interpolation::Bilinear => "bilinear",
         };
         let antialias = if self.antialias { "antialiased" } else { "not antialiased" };
-        write!(f, " to {size} x {size} px, {kind}, {antialias}", size = self.size)
+        write!(f, " to {size} x {size} px, {kind}, {antialias}", size = self.size)?;
+        match self.jpeg {
+            Jpeg::Zune => Ok(()),
+            Jpeg::Libjpeg => write!(f, ", JPEG files by libjpeg"),
+            Jpeg::LibjpegFast => write!(f, ", JPEG files by libjpeg with the fast DCT"),
+        }
     }
 }

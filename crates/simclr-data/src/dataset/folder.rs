@@ -9,7 +9,10 @@ use bytes::Bytes;
 use walkdir::WalkDir;
 
 use super::{Opened, Source, Split, identity::FileState, layout, layout::Arranged};
-use crate::{DataError, Image, decode};
+use crate::{
+    DataError, Image,
+    decode::{self, Decoding},
+};
 
 struct Folder {
     files: Vec<PathBuf>,
@@ -73,8 +76,8 @@ impl Source for Folder {
         Ok(fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?.into())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.files[index].display().to_string(), &stored, channels)
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+        decode::decode(&self.files[index].display().to_string(), &stored, how)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::{Channels, Dataset, Source, Split};
-use crate::{DataError, Image};
+use crate::{DataError, Image, decode::Decoding};
 
 impl Dataset {
     /// The images of the training part, then those of the validation part, with the training part's classes and channels.
@@ -14,7 +14,7 @@ impl Dataset {
     /// See [`Dataset::open`]; a validation class that the training part does not have.
     pub fn open_with_validation(path: &Path, channels: Channels) -> Result<Self, DataError> {
         let train = Self::open(path, Split::Train, channels)?;
-        let validation = Self::open(path, Split::Validation, Channels::Count(train.channels))?;
+        let validation = Self::open(path, Split::Validation, Channels::Count(train.channels()))?;
         let number_of = |name: &String| {
             let found = train.classes.iter().position(|class| class == name);
             let reason = || format!("class `{name}` of the validation part is not in the training part");
@@ -26,7 +26,7 @@ impl Dataset {
             sample.label = sample.label.map(|label| numbers[label as usize] as u32);
             sample
         }));
-        let (classes, channels) = (train.classes.clone(), train.channels);
+        let (classes, channels) = (train.classes.clone(), train.channels());
         Ok(Self::from_source(samples, classes, channels, Box::new(Joined { train, validation })))
     }
 }
@@ -52,9 +52,9 @@ impl Source for Joined {
         set.source.read(set.stored(index))
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
         let (set, index) = self.of(index);
-        set.source.decode_stored(set.stored(index), stored, channels)
+        set.source.decode_stored(set.stored(index), stored, how)
     }
 
     fn stamp(&self, index: usize) -> u64 {

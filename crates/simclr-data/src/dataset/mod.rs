@@ -24,7 +24,10 @@ use identity::Contents;
 pub use identity::{Changes, Observed};
 pub use packed::{PACKED_SET, PackOptions, Packed, pack};
 
-use crate::{DataError, Image};
+use crate::{
+    DataError, Image,
+    decode::{Decoding, Jpeg},
+};
 
 /// One image of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,9 +64,9 @@ pub enum Channels {
 /// A format implements [`Source::read`] and [`Source::decode_stored`]; a source that computes its images stores nothing and
 /// implements [`Source::decode`] alone.
 pub trait Source: Send + Sync {
-    /// Reads and decodes image `index` to `channels` channels.
-    fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
-        self.decode_stored(index, self.read(index)?, channels)
+    /// Reads and decodes image `index`.
+    fn decode(&self, index: usize, how: Decoding) -> Result<Image, DataError> {
+        self.decode_stored(index, self.read(index)?, how)
     }
 
     /// Image `index` as it is stored: encoded, or its pixels.
@@ -72,8 +75,8 @@ pub trait Source: Send + Sync {
     }
 
     /// Decodes what [`Source::read`] returned for image `index`.
-    fn decode_stored(&self, index: usize, _stored: Bytes, channels: usize) -> Result<Image, DataError> {
-        self.decode(index, channels)
+    fn decode_stored(&self, index: usize, _stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+        self.decode(index, how)
     }
 
     /// Differs from before where the operating system reports that the file of image `index` has changed; 0 = unknown.
@@ -123,7 +126,7 @@ impl Opened {
 pub struct Dataset {
     samples: Vec<Sample>,
     classes: Vec<String>,
-    channels: usize,
+    decoding: Decoding,
     source: Arc<dyn Source>,
     /// Index in the source of each sample, where the set is a part of it.
     part: Option<Vec<usize>>,
@@ -179,8 +182,8 @@ impl Dataset {
         source: Box<dyn Source>,
     ) -> Self {
         let contents = Arc::new(Contents::of(&*source, samples.len()));
-        let (source, notes) = (source.into(), Vec::new());
-        Self { samples, classes, channels, source, part: None, contents, identity: None, notes }
+        let (source, notes, decoding) = (source.into(), Vec::new(), channels.into());
+        Self { samples, classes, decoding, source, part: None, contents, identity: None, notes }
     }
 
     /// The images `indices` of this set, in that order, with all of its classes.
@@ -192,9 +195,21 @@ impl Dataset {
         let samples = indices.iter().map(|&index| self.samples[index].clone()).collect();
         let part = indices.iter().map(|&index| self.stored(index)).collect();
         let (classes, source) = (self.classes.clone(), Arc::clone(&self.source));
-        let (contents, channels) = (Arc::clone(&self.contents), self.channels);
+        let (contents, decoding) = (Arc::clone(&self.contents), self.decoding);
         let notes = self.notes.clone();
-        Self { samples, classes, channels, source, part: Some(part), contents, identity: None, notes }
+        Self { samples, classes, decoding, source, part: Some(part), contents, identity: None, notes }
+    }
+
+    /// To what images are decoded, and by what.
+    pub fn decoding(&self) -> Decoding {
+        self.decoding
+    }
+
+    /// Decodes JPEG files by `jpeg`; pixels that are stored as such, in packed and binary sets, stay as they are.
+    #[must_use]
+    pub fn decoded_by(mut self, jpeg: Jpeg) -> Self {
+        self.decoding.jpeg = jpeg;
+        self
     }
 
     /// The index in the source.
@@ -229,7 +244,7 @@ impl Dataset {
 
     /// Channels of every decoded image.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.decoding.channels
     }
 
     /// Labels of all images, where every image has one.
@@ -244,11 +259,11 @@ impl Dataset {
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
         let index = self.stored(index);
         if self.contents.is_known(index) {
-            return self.source.decode(index, self.channels);
+            return self.source.decode(index, self.decoding);
         }
         let stored = self.source.read(index);
         self.contents.record(index, &stored);
-        self.source.decode_stored(index, stored?, self.channels)
+        self.source.decode_stored(index, stored?, self.decoding)
     }
 
     /// Stored bytes of image `index`.

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 
 use super::{Source, identity::FileState};
-use crate::{DataError, Image, decode};
+use crate::{
+    DataError, Image,
+    decode::{self, Decoding},
+};
 
 /// Equal-sized 8-bit images, one after another.
 pub struct Raw {
@@ -23,7 +26,7 @@ impl Source for Raw {
         Ok(self.pixels.slice(index * size..(index + 1) * size))
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
         let area = self.width * self.height;
         let data = if self.planar {
             (0..area)
@@ -34,7 +37,7 @@ impl Source for Raw {
             stored.to_vec()
         };
         let image = Image::new(self.width, self.height, self.channels, data);
-        decode::to_channels(&format!("image {index}"), image, channels)
+        decode::to_channels(&format!("image {index}"), image, how.channels)
     }
 
     fn stamp(&self, index: usize) -> u64 {

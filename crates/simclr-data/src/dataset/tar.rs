@@ -16,7 +16,10 @@ use super::{
     Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
     shards_of_split, starts_with,
 };
-use crate::{DataError, Image, decode};
+use crate::{
+    DataError, Image,
+    decode::{self, Decoding},
+};
 
 /// Shards that are kept open; of larger sets each read opens its shard, for the usual limit is 1024 open files.
 const MAX_OPEN: usize = 256;
@@ -150,8 +153,8 @@ impl Source for Shards {
         Ok(self.bytes(&self.members[index])?.into())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.members[index].name, &stored, channels)
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+        decode::decode(&self.members[index].name, &stored, how)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

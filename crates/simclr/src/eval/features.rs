@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use simclr_data::{
     DataError, Dataset,
     augment::{EvalTransform, TransformChange},
+    decode::Decoding,
     loader::{EvaluationPixels, evaluation_pixels},
 };
 use tch::{Device, Kind, Tensor};
@@ -132,6 +133,11 @@ impl FrozenEncoder {
     /// C.
     pub fn channels(&self) -> i64 {
         self.channels
+    }
+
+    /// How its images are decoded.
+    pub fn decoding(&self) -> Decoding {
+        Decoding { channels: self.channels as usize, jpeg: self.config.transform.jpeg }
     }
 
     /// S.

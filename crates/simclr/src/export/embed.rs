@@ -18,6 +18,7 @@ use simclr_data::{
     DataError, Dataset, Split,
     augment::{EvalTransform, TransformChange},
     dataset::Channels,
+    decode::Decoding,
     output,
 };
 use tch::Tensor;
@@ -93,7 +94,7 @@ pub fn embed(
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     format.check(out, data)?;
     let frozen = load_encoder(run)?.with_transform(&options.transform)?;
-    let sets = open(data, options.split, Channels::Count(frozen.channels() as usize))?;
+    let sets = open(data, options.split, frozen.decoding())?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(Dataset::len).sum();
     let layer = frozen.layer_dim(options.layer)?;
@@ -120,13 +121,15 @@ pub fn embed(
 }
 
 /// One split, or all there are.
-fn open(data: &Path, split: Option<Split>, channels: Channels) -> Result<Vec<Dataset>, EvalError> {
+fn open(data: &Path, split: Option<Split>, how: Decoding) -> Result<Vec<Dataset>, EvalError> {
     let splits = match split {
         Some(split) => vec![split],
         None if Dataset::has_test_split(data) => vec![Split::Train, Split::Test],
         None => vec![Split::Train],
     };
-    Ok(splits.into_iter().map(|split| Dataset::open(data, split, channels)).collect::<Result<_, _>>()?)
+    let open =
+        |split| Dataset::open(data, split, Channels::Count(how.channels)).map(|set| set.decoded_by(how.jpeg));
+    Ok(splits.into_iter().map(open).collect::<Result<_, _>>()?)
 }
 
 /// What [`embed`] writes, and replaces: a parquet file with exactly its columns.

@@ -166,7 +166,8 @@ mod tests {
     use std::sync::Arc;
 
     use simclr_data::{
-        AugmentConfig, Dataset, Image, Loader, LoaderConfig, Sample, dataset::Source, loader::Batches,
+        AugmentConfig, Dataset, Image, Loader, LoaderConfig, Sample, dataset::Source, decode::Decoding,
+        loader::Batches,
     };
 
     use super::*;
@@ -177,7 +178,7 @@ mod tests {
     }
 
     impl Source for Colors {
-        fn decode(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
             if index >= self.bad {
                 return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
             }

@@ -262,6 +262,7 @@ fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainErro
         true => Dataset::open_with_validation(data, channels)?,
         false => Dataset::open(data, Split::Train, channels)?,
     };
+    let all = all.decoded_by(config.transform.jpeg);
     Ok(match &config.task.images {
         Some(list) => all.subset(&all.listed(list)?),
         None => all,

@@ -29,7 +29,7 @@ pub use write::{PACKED_SET, PackOptions, Packed, pack};
 use super::{Opened, Sample, Source, Split, identity::FileState};
 use crate::{
     DataError, Image,
-    decode::{self, MAX_PIXELS},
+    decode::{self, Decoding, MAX_PIXELS},
 };
 
 const MAGIC: &[u8; 8] = b"simclrpk";
@@ -225,7 +225,7 @@ impl Source for Mapped {
         Ok(self.file.slice(start as usize..end as usize))
     }
 
-    fn decode_stored(&self, index: usize, pixels: Bytes, channels: usize) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, pixels: Bytes, how: Decoding) -> Result<Image, DataError> {
         let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
         let wrong = |reason: String| DataError::Decode { name: name(), reason };
         let (width, height) = (self.part.widths[index] as usize, self.part.heights[index] as usize);
@@ -240,7 +240,7 @@ impl Source for Mapped {
             }
             self.checked[index].store(true, Ordering::Relaxed);
         }
-        decode::to_channels(&name(), Image::shared(width, height, self.channels, pixels), channels)
+        decode::to_channels(&name(), Image::shared(width, height, self.channels, pixels), how.channels)
     }
 
     fn stamp(&self, _index: usize) -> u64 {

@@ -13,6 +13,7 @@ use crate::{
     DataError, Image,
     augment::shrink,
     dataset::{Channels, Dataset, Split},
+    decode::Jpeg,
     output,
 };
 
@@ -30,6 +31,8 @@ pub struct PackOptions {
     /// Scales images down whose shorter side has more pixels than this. It changes what is trained on: crops are then cut from
     /// the smaller image.
     pub size: Option<usize>,
+    /// The decoder of JPEG files.
+    pub jpeg: Jpeg,
     /// Threads that decode, at least 1.
     pub threads: usize,
 }
@@ -67,14 +70,15 @@ pub fn pack(
         let (value, reason) = ("0".into(), "an image has at least one pixel".into());
         return Err(DataError::Config { key: "size", value, reason });
     }
-    let train = Dataset::open(data, Split::Train, options.channels)?;
+    let train = Dataset::open(data, Split::Train, options.channels)?.decoded_by(options.jpeg);
     if is_same_file(out, data) {
         return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
     }
     output::check(out, PACKED_SET, Some(data))?;
     let channels = train.channels();
     let other = |exists: bool, split| {
-        exists.then(|| Dataset::open(data, split, Channels::Count(channels))).transpose()
+        let open = || Dataset::open(data, split, Channels::Count(channels));
+        exists.then(|| open().map(|set| set.decoded_by(options.jpeg))).transpose()
     };
     let test = other(Dataset::has_test_split(data), Split::Test)?;
     let validation = other(Dataset::has_validation_split(data), Split::Validation)?;

@@ -14,7 +14,10 @@ use bytes::Bytes;
 
 use self::file::File;
 use super::{Opened, Sample, Source, Split, shards_of_split};
-use crate::{DataError, Image, decode};
+use crate::{
+    DataError, Image,
+    decode::{self, Decoding},
+};
 
 /// Encoded bytes that are kept in memory at most.
 const KEEP_BYTES: u64 = 4 << 30;
@@ -65,8 +68,8 @@ impl Source for Memory {
         Ok(self.images[index].clone())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &stored, channels)
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &stored, how)
     }
 
     fn stamp(&self, index: usize) -> u64 {
@@ -103,8 +106,8 @@ impl Source for Disk {
         self.bytes(index)
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, channels: usize) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &stored, channels)
+    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+        decode::decode(&self.names[index], &stored, how)
     }
 
     fn stamp(&self, index: usize) -> u64 {
