@@ -202,11 +202,8 @@ impl Head {
 
     /// z `[B, D]` in f32, not normalised.
     pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let mut x = h.shallow_clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, index + 1 < self.layers.len(), mode, precision);
-        }
-        x.to_kind(Kind::Float)
+        let z = self.outputs(h, mode, precision).last();
+        z.unwrap_or_else(|| h.shallow_clone()).to_kind(Kind::Float)
     }
 }
 
@@ -219,12 +216,14 @@ impl Head {
     /// The output of every dense layer in turn, after its batch norm and, but for the last, its ReLU, in f32. The last is what
     /// [`Head::forward`] gives.
     pub fn blocks(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Vec<Tensor> {
-        let mut outputs: Vec<Tensor> = Vec::new();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let input = outputs.last().unwrap_or(h);
-            outputs.push(layer.forward(input, index + 1 < self.layers.len(), mode, precision));
-        }
-        outputs.into_iter().map(|output| output.to_kind(Kind::Float)).collect()
+        self.outputs(h, mode, precision).map(|output| output.to_kind(Kind::Float)).collect()
+    }
+
+    fn outputs(&self, h: &Tensor, mode: &Mode, precision: Precision) -> impl Iterator<Item = Tensor> {
+        self.layers.iter().enumerate().scan(h.shallow_clone(), move |x, (index, layer)| {
+            *x = layer.forward(x, index + 1 < self.layers.len(), mode, precision);
+            Some(x.shallow_clone())
+        })
     }
 }
 

@@ -30,7 +30,7 @@ impl RunConfig {
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
         positive("optim.trust", optim.trust)?;
-        positive("optim.eps", optim.eps.unwrap_or(1.0))?;
+        optim.eps.map_or(Ok(()), |eps| positive("optim.eps", eps))?;
         for (key, value) in
             [("optim.momentum", optim.momentum), ("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)]
         {
