@@ -73,7 +73,7 @@ fn text_that_calls_itself_an_image() {
     Place::new().is_skipped(
         "notes.png",
         b"these are notes, not pixels",
-        "not a JPEG, PNG, WebP, BMP or TIFF image",
+        "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM image",
     );
 }
 

@@ -72,7 +72,7 @@ impl From<usize> for Decoding {
     }
 }
 
-/// Decodes JPEG, PNG, WebP, BMP or TIFF bytes (told by content, not by name).
+/// Decodes JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame), PPM or PGM bytes (told by content, not by name).
 ///
 /// # Errors
 /// [`DataError::Decode`] with `name` and the decoder's reason.
@@ -202,7 +202,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 fn decode_other(bytes: &[u8], channels: usize) -> Result<Image, String> {
     let format = image::guess_format(bytes).map_err(|_| match bytes.len() {
         0 => "the file is empty".to_owned(),
-        _ => "not a JPEG, PNG, WebP, BMP or TIFF image".to_owned(),
+        _ => "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM image".to_owned(),
     })?;
     if let Some(bands) = bands(bytes) {
         return decode_bands(bytes, &bands);

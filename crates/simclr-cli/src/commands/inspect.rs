@@ -9,8 +9,13 @@ use crate::{args::Inspect, failure::Failure, terminal};
 /// Describes the splits and decodes every image once.
 pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     let mut bad = 0;
-    for split in [Split::Train, Split::Test] {
-        if split == Split::Test && !Dataset::has_test_split(&arguments.data) {
+    for split in [Split::Train, Split::Test, Split::Validation] {
+        let exists = match split {
+            Split::Train => true,
+            Split::Test => Dataset::has_test_split(&arguments.data),
+            Split::Validation => Dataset::has_validation_split(&arguments.data),
+        };
+        if !exists {
             continue;
         }
         let set = Dataset::open(&arguments.data, split, Channels::Auto)?;

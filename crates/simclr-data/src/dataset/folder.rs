@@ -1,6 +1,7 @@
 //! Image files in a folder, any depth, sorted by path.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -32,38 +33,85 @@ impl Folder {
 }
 
 pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
-    let mut found = Vec::new();
+    let (mut found, mut others) = (Vec::new(), Others::default());
+    let mut add = |path: &Path| match relative(root, path) {
+        Some(name) if layout::is_image(&name) => found.push((name, path.to_owned())),
+        Some(name) => others.add(&name),
+        None => {}
+    };
     // Links are followed; walkdir reports a loop as an error, which is passed over like any folder that cannot be read
     // only if it is a loop.
     for entry in WalkDir::new(root).follow_links(true) {
         match entry {
-            Ok(entry) if entry.file_type().is_file() => found.extend(relative(root, entry.path())),
+            Ok(entry) if entry.file_type().is_file() => add(entry.path()),
             Ok(_) => {}
             Err(error) if error.loop_ancestor().is_some() => {}
             // A dangling link is listed as an image that cannot be read: reported, counted and skipped with the others.
             Err(error) => match error.path().filter(|path| path.is_symlink()) {
-                Some(path) => found.extend(relative(root, path)),
+                Some(path) => add(path),
                 None => return Err(DataError::Io(error.into())),
             },
         }
     }
     found.sort();
     let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-    let Arranged { kept, classes, .. } = layout::arrange(&names, split).checked(root)?;
+    let Arranged { kept, classes, notes, .. } = layout::arrange(&names, split).checked(root)?;
     let source = Folder::of(kept.iter().map(|(index, _)| files[*index].clone()).collect());
     Ok(Opened {
         samples: kept.into_iter().map(|(_, sample)| sample).collect(),
-        notes: classes.notes(),
+        notes: notes.into_iter().chain(classes.notes()).chain(others.note(split)).collect(),
         classes: classes.names,
         source: Box::new(source),
     })
 }
 
-/// The name of an image relative to the root, with `/` on every system, and its path.
-fn relative(root: &Path, path: &Path) -> Option<(String, PathBuf)> {
+/// Whether an image lies in a folder below `root`.
+pub fn has_images_below(root: &Path) -> bool {
+    let files = WalkDir::new(root).min_depth(2).follow_links(true).into_iter().filter_map(Result::ok);
+    files
+        .filter(|entry| entry.file_type().is_file())
+        .any(|entry| relative(root, entry.path()).is_some_and(|name| layout::is_image(&name)))
+}
+
+/// The name of a file relative to the root, with `/` on every system.
+fn relative(root: &Path, path: &Path) -> Option<String> {
     let parts = path.strip_prefix(root).ok()?.components();
-    let name = parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
-    layout::is_image(&name).then(|| (name, path.to_owned()))
+    Some(parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/"))
+}
+
+/// Files that are no images, by their ending.
+#[derive(Default)]
+struct Others(BTreeMap<String, usize>);
+
+impl Others {
+    fn add(&mut self, name: &str) {
+        if name.split('/').any(|part| part.starts_with('.')) {
+            return;
+        }
+        let file = name.rsplit('/').next().unwrap_or_default();
+        let ending = file.rsplit_once('.').map(|(_, ending)| format!(".{}", ending.to_lowercase()));
+        *self.0.entry(ending.unwrap_or_else(|| "without an ending".into())).or_default() += 1;
+    }
+
+    /// A sentence on them, once for a set.
+    fn note(self, split: Split) -> Option<String> {
+        const NAMED: usize = 6;
+        let total: usize = self.0.values().sum();
+        if total == 0 || split != Split::Train {
+            return None;
+        }
+        let mut kinds: Vec<(String, usize)> = self.0.into_iter().collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let more = if kinds.len() > NAMED { ", ..." } else { "" };
+        let listed: Vec<_> =
+            kinds.iter().take(NAMED).map(|(ending, count)| format!("{ending} {count}")).collect();
+        let files = if total == 1 {
+            "1 file of another kind is"
+        } else {
+            &format!("{total} files of other kinds are")
+        };
+        Some(format!("{files} passed over: {}{more}", listed.join(", ")))
+    }
 }
 
 impl Source for Folder {

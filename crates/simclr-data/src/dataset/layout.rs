@@ -1,18 +1,20 @@
 //! Relative paths to splits and classes, alike for folders and for tars of folders.
 //!
-//! `train/<class>/.../x.jpg` and `test/<class>/...` (also `val`, `validation`; also one level further down), or
-//! `<class>/.../x.jpg` without splits, or images directly in the folder, without labels.
+//! `train/<class>/.../x.jpg` and `test/<class>/...`, or `<class>/train/x.jpg` and `<class>/test/x.jpg`, by any of the names in
+//! `split_names`; or `<class>/.../x.jpg` without splits; or images directly in the folder, without labels. Folders around all of
+//! this, one in the other, are passed through.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use super::{Sample, Split, class_names::ClassNames};
+use super::{Sample, Split, class_names::ClassNames, split_names::Role};
 use crate::DataError;
 
-/// Names of the folder of the test part, the first that exists counts (`val` and `validation` alike).
-const TEST: [&str; 3] = ["test", "val", "validation"];
-
 /// File name endings that may be images; what a file is, is told by its content when it is decoded.
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jfif"];
+const EXTENSIONS: [&str; 13] =
+    ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jfif", "jpe", "gif", "ppm", "pgm", "pnm"];
 
 /// Whether a path looks like an image and no part of it is hidden.
 pub fn is_image(path: &str) -> bool {
@@ -29,6 +31,8 @@ pub struct Arranged {
     pub classes: ClassNames,
     /// Two class folders of this split that are one class.
     twins: Option<[String; 2]>,
+    /// See `Dataset::notes`; of the training part.
+    pub notes: Vec<String>,
 }
 
 impl Arranged {
@@ -50,19 +54,21 @@ impl Arranged {
 /// The images of `split` among `paths`.
 pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
-    let depth = split_depth(&parts);
-    let class_at = depth.map_or(0, |depth| depth + 1);
-    // A class is a folder: the last part of a path is the file.
-    let class = |parts: &Vec<&'_ str>| (parts.len() > class_at + 1).then(|| parts[class_at].to_owned());
-    let spellings: BTreeSet<String> = parts.iter().filter_map(class).collect();
-    let classes = ClassNames::of(spellings);
-    let wanted = wanted_names(&parts, depth, split);
-    let inside = |parts: &[&str]| match depth {
+    let Layout { split_at, class_at, around } = Layout::of(&parts);
+    let roles: Vec<Option<Role>> = parts.iter().map(|parts| role(parts, split_at?)).collect();
+    // A class is a folder: the last part of a path is the file. Folders beside the parts are no classes.
+    let class = |(parts, role): (&Vec<&str>, &Option<Role>)| {
+        (parts.len() > class_at + 1 && (split_at.is_none() || role.is_some()))
+            .then(|| parts[class_at].to_owned())
+    };
+    let classes = ClassNames::of(parts.iter().zip(&roles).filter_map(class).collect::<BTreeSet<String>>());
+    let has_test = roles.contains(&Some(Role::Test));
+    let inside = |role: &Option<Role>| match split_at {
         None => split == Split::Train,
-        Some(depth) => parts.get(depth).is_some_and(|part| wanted.contains(part)),
+        Some(_) => role.is_some_and(|role| role.is(split, has_test)),
     };
     let (mut kept, mut used) = (Vec::new(), BTreeSet::new());
-    for (index, parts) in parts.iter().enumerate().filter(|(_, parts)| inside(parts)) {
+    for (index, (parts, _)) in parts.iter().zip(&roles).enumerate().filter(|(_, (_, role))| inside(role)) {
         let label = (parts.len() > class_at + 1).then(|| parts[class_at]).and_then(|name| {
             used.insert(name);
             classes.label(name)
@@ -70,39 +76,79 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
         kept.push((index, Sample { name: paths[index].clone(), label }));
     }
     let twins = classes.first_twins(used.into_iter());
-    Arranged { kept, classes, twins }
+    let outside = split_at.and_then(|at| note_on_outside(&parts, &roles, at));
+    let notes = if split == Split::Train { outside.into_iter().chain(around).collect() } else { Vec::new() };
+    Arranged { kept, classes, twins, notes }
 }
 
 /// Whether the paths lie in folders that are named as splits.
 pub fn has_splits(paths: &[String]) -> bool {
-    split_depth(&paths.iter().map(|path| path.split('/').collect()).collect::<Vec<_>>()).is_some()
+    Layout::of(&paths.iter().map(|path| path.split('/').collect()).collect::<Vec<_>>()).split_at.is_some()
 }
 
-/// At which depth the split folders stand, if they do: `train` together with a test folder, or alone. A folder `train`
-/// among other folders is a class (COCO has one).
-fn split_depth(parts: &[Vec<&str>]) -> Option<usize> {
-    let folders = |depth: usize| {
-        let inside = parts.iter().filter(move |parts| parts.len() > depth + 1);
-        inside.map(move |parts| parts[depth]).collect::<BTreeSet<_>>()
-    };
-    let is_split = |depth: usize| {
-        let found = folders(depth);
-        found.contains("train") && (found.len() == 1 || TEST.iter().any(|name| found.contains(name)))
-    };
-    if is_split(0) {
-        return Some(0);
-    }
-    (folders(0).len() == 1 && is_split(1)).then_some(1)
+/// At which depth a path names its split and its class.
+struct Layout {
+    split_at: Option<usize>,
+    class_at: usize,
+    /// A sentence where the only folder of the set is called as a part.
+    around: Option<String>,
 }
 
-fn wanted_names(parts: &[Vec<&str>], depth: Option<usize>, split: Split) -> Vec<&'static str> {
-    let exists = |name: &str| parts.iter().any(|parts| depth.and_then(|d| parts.get(d)) == Some(&name));
-    match split {
-        Split::Train => vec!["train"],
-        Split::Test if exists(TEST[0]) => vec![TEST[0]],
-        Split::Validation if !exists(TEST[0]) => Vec::new(),
-        Split::Test | Split::Validation => TEST[1..].to_vec(),
+impl Layout {
+    fn of(parts: &[Vec<&str>]) -> Self {
+        let folders = |depth: usize| {
+            let inside = parts.iter().filter(move |parts| parts.len() > depth + 1);
+            inside.map(move |parts| parts[depth]).collect::<BTreeSet<_>>()
+        };
+        let mut depth = 0;
+        loop {
+            let here = folders(depth);
+            if are_parts(&here) {
+                return Self { split_at: Some(depth), class_at: depth + 1, around: None };
+            }
+            let all_deeper = parts.iter().all(|parts| parts.len() > depth + 2);
+            let below = folders(depth + 1);
+            let only_parts = below.iter().all(|name| Role::of_folder(name).is_some());
+            if here.len() > 1 && all_deeper && only_parts && are_parts(&below) {
+                return Self { split_at: Some(depth + 1), class_at: depth, around: None };
+            }
+            let only = here.first().filter(|_| here.len() == 1);
+            if let Some(name) = only.filter(|name| Role::of_folder(name).is_some()) {
+                let note = format!("the only part of the set is called `{name}`: it is the training part");
+                return Self { split_at: None, class_at: depth + 1, around: Some(note) };
+            }
+            if only.is_none() || !all_deeper && !are_parts(&below) {
+                return Self { split_at: None, class_at: depth, around: None };
+            }
+            depth += 1;
+        }
     }
+}
+
+/// A training part with a test or validation part, or alone. A folder `train` among other folders is a class (COCO has one).
+fn are_parts(folders: &BTreeSet<&str>) -> bool {
+    let roles: Vec<_> = folders.iter().map(|name| Role::of_folder(name)).collect();
+    let judged = roles.iter().flatten().any(|role| *role != Role::Train);
+    roles.contains(&Some(Role::Train)) && (folders.len() == 1 || judged)
+}
+
+/// By the folder at depth `at`.
+fn role(parts: &[&str], at: usize) -> Option<Role> {
+    (parts.len() > at + 1).then(|| Role::of_folder(parts[at]))?
+}
+
+/// A sentence on images beside the parts.
+fn note_on_outside(parts: &[Vec<&str>], roles: &[Option<Role>], at: usize) -> Option<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (parts, _) in parts.iter().zip(roles).filter(|(_, role)| role.is_none()) {
+        let place = if parts.len() > at + 1 { format!("in `{}`", parts[at]) } else { "in no folder".into() };
+        *counts.entry(place).or_default() += 1;
+    }
+    let total: usize = counts.values().sum();
+    let listed: Vec<_> = counts.iter().map(|(place, count)| format!("{count} {place}")).collect();
+    (total > 0).then(|| {
+        format!("{total} images lie outside of the parts of the set and are not used: {}", listed.join(", "))
+    })
 }
 
 #[cfg(test)]
@@ -158,8 +204,53 @@ mod tests {
             [("car/1.jpg".into(), Some(0)), ("train/2.jpg".into(), Some(1))]
         );
         assert!(names(&paths, Split::Test).is_empty());
-        let below_classes = ["cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg"];
-        assert_eq!(names(&below_classes, Split::Train).len(), 3);
+    }
+
+    #[test]
+    fn splits_below_classes() {
+        let paths = ["cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg"];
+        assert_eq!(
+            names(&paths, Split::Train),
+            [("cat/train/1.jpg".into(), Some(0)), ("dog/train/3.jpg".into(), Some(1))]
+        );
+        assert_eq!(names(&paths, Split::Test), [("cat/test/2.jpg".into(), Some(0))]);
+        let a_class_among_others = ["cat/train/1.jpg", "cat/test/2.jpg", "dog/3.jpg"];
+        assert_eq!(names(&a_class_among_others, Split::Train).len(), 3);
+    }
+
+    #[test]
+    fn folders_around_the_set_are_passed_through() {
+        let deep = ["archive/data/Train/a/1.png", "archive/data/Valid/a/2.png", "archive/data/Train/b/3.png"];
+        assert_eq!(
+            names(&deep, Split::Train),
+            [("archive/data/Train/a/1.png".into(), Some(0)), ("archive/data/Train/b/3.png".into(), Some(1))]
+        );
+        assert_eq!(names(&deep, Split::Test).len(), 1);
+        let wrapped = ["photos/a/1.png", "photos/b/2.png"];
+        assert_eq!(names(&wrapped, Split::Train)[1], ("photos/b/2.png".into(), Some(1)));
+        let one_class = ["photos/1.png", "photos/2.png"];
+        assert_eq!(names(&one_class, Split::Train)[1], ("photos/2.png".into(), Some(0)));
+    }
+
+    #[test]
+    fn what_is_decided_without_being_asked_is_noted() {
+        let notes = |paths: &[&str]| {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            arrange(&paths, Split::Train).notes
+        };
+        let outside =
+            notes(&["train/a/1.png", "test/a/2.png", "unlabeled/3.png", "unlabeled/4.png", "5.png"]);
+        assert_eq!(
+            outside,
+            [
+                "3 images lie outside of the parts of the set and are not used: 2 in `unlabeled`, 1 in no folder"
+            ]
+        );
+        let only = ["test/a/1.png", "test/b/2.png"];
+        assert_eq!(names(&only, Split::Train)[1], ("test/b/2.png".into(), Some(1)));
+        assert_eq!(notes(&only), ["the only part of the set is called `test`: it is the training part"]);
+        assert_eq!(names(&["val/1.png"], Split::Train), [("val/1.png".into(), None)]);
+        assert!(notes(&["train/a/1.png", "test/a/2.png"]).is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod list;
 mod packed;
 mod parquet;
 mod raw;
+mod split_names;
 mod tar;
 
 use std::{
@@ -160,6 +161,7 @@ impl Dataset {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
         };
+        let notes = notes.into_iter().chain(note_on_unlabelled(&samples)).collect();
         Ok(Self { notes, ..Self::from_source(samples, classes, channels, source) })
     }
 
@@ -330,9 +332,13 @@ impl Format {
             parquets = with_extension(&files_of(&path.join("data"))?, "parquet");
         }
         let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
+        // An archive that lies beside folders of images is not the set.
+        let beside_images =
+            |archives: &[PathBuf]| !archives.is_empty() && path.is_dir() && folder::has_images_below(path);
         match () {
             () if path.is_file() && packed::is_packed(path) => Ok(Self::Packed),
             () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
+            () if beside_images(&tars) => Ok(Self::Folder),
             () if !tars.is_empty() => Ok(Self::Tar(tars)),
             () if idx::is_idx(&files) => Ok(Self::Idx(files)),
             () if cifar::is_cifar(&binaries) => Ok(Self::Cifar(binaries)),
@@ -355,7 +361,7 @@ impl Format {
     fn has_split(&self, path: &Path, split: Split) -> bool {
         match self {
             Self::Packed => packed::has_part(path, split),
-            Self::Parquet(files) => !shards_of_split(files, split).is_empty(),
+            Self::Parquet(files) => !split_names::shards_of(files, split).is_empty(),
             Self::Idx(files) => idx::find(files, split).is_some(),
             Self::Cifar(files) => split == Split::Test && cifar::has_test(files),
             Self::Tar(_) | Self::Folder => match self.open(path, split) {
@@ -364,6 +370,22 @@ impl Format {
             },
         }
     }
+}
+
+/// A sentence on images without a label where others have one: only where all have one are labels used.
+fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
+    const NAMED: usize = 3;
+    let without: Vec<&Sample> = samples.iter().filter(|sample| sample.label.is_none()).collect();
+    if without.is_empty() || without.len() == samples.len() {
+        return None;
+    }
+    let names: Vec<_> = without.iter().take(NAMED).map(|sample| format!("`{}`", sample.name)).collect();
+    let more = if without.len() > NAMED { ", ..." } else { "" };
+    let (count, of) = (without.len(), samples.len());
+    Some(format!(
+        "{count} of {of} images have no label, so that the labels of the others are not used: {}{more}",
+        names.join(", ")
+    ))
 }
 
 fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
@@ -392,25 +414,4 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Whether the name of a shard starts with one of `words`.
-fn starts_with(file: &Path, words: &[&str]) -> bool {
-    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    words.iter().any(|word| name.starts_with(word))
-}
-
-/// The shards of a split, where at least one shard is named `train*`; without one all belong to the training part.
-fn shards_of_split(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
-    if !files.iter().any(|file| starts_with(file, &["train"])) {
-        return if split == Split::Train { files.to_vec() } else { Vec::new() };
-    }
-    let own_test = files.iter().any(|file| starts_with(file, &["test"]));
-    let words: &[&str] = match split {
-        Split::Train => &["train"],
-        Split::Test if own_test => &["test"],
-        Split::Validation if !own_test => return Vec::new(),
-        Split::Test | Split::Validation => &["val"],
-    };
-    files.iter().filter(|file| starts_with(file, words)).cloned().collect()
 }

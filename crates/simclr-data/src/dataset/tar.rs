@@ -13,8 +13,12 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
-    shards_of_split, starts_with,
+    Opened, Sample, Source, Split,
+    class_names::ClassNames,
+    identity::FileState,
+    layout,
+    layout::Arranged,
+    split_names::{self, Role},
 };
 use crate::{
     DataError, Image,
@@ -62,7 +66,8 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             files.push(file);
         }
     }
-    let Arranged { kept, mut classes, .. } = members_of_split(&listing, paths, split).checked(&paths[0])?;
+    let Arranged { kept, mut classes, notes, .. } =
+        members_of_split(&listing, paths, split).checked(&paths[0])?;
     let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
     if !listing.labels.is_empty() {
         classes = label_by_key(&mut samples, &order, &listing);
@@ -77,17 +82,19 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
         member.name.clone_from(&sample.name);
     }
     let source = Shards { paths: paths.to_vec(), files, states, members };
-    Ok(Opened { samples, notes: classes.notes(), classes: classes.names, source: Box::new(source) })
+    let notes = notes.into_iter().chain(classes.notes()).collect();
+    Ok(Opened { samples, notes, classes: classes.names, source: Box::new(source) })
 }
 
 /// By the folders inside, or else by the names of the shards.
 fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arranged {
     let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
-    if layout::has_splits(&names) || !paths.iter().any(|path| starts_with(path, &["train"])) {
+    if layout::has_splits(&names) || !paths.iter().any(|path| Role::of_shard(path) == Some(Role::Train)) {
         return layout::arrange(&names, split);
     }
     let mut arranged = layout::arrange(&names, Split::Train);
-    let wanted = shards_of_split(paths, split);
+    let wanted = split_names::shards_of(paths, split);
+    arranged.notes.extend(split_names::note_on_shards(paths).filter(|_| split == Split::Train));
     arranged.retain(|index| wanted.contains(&paths[listing.members[index].shard]));
     arranged
 }

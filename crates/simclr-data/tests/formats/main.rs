@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod binary;
+mod folder;
 mod identity;
 mod packed;
 mod parquet;

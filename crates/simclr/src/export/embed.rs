@@ -124,6 +124,7 @@ pub fn embed(
 fn open(data: &Path, split: Option<Split>, how: Decoding) -> Result<Vec<Dataset>, EvalError> {
     let splits = match split {
         Some(split) => vec![split],
+        None if Dataset::has_validation_split(data) => vec![Split::Train, Split::Test, Split::Validation],
         None if Dataset::has_test_split(data) => vec![Split::Train, Split::Test],
         None => vec![Split::Train],
     };

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use self::file::File;
-use super::{Opened, Sample, Source, Split, shards_of_split};
+use super::{Opened, Sample, Source, Split, split_names};
 use crate::{
     DataError, Image,
     decode::{self, Decoding},
@@ -30,7 +30,7 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     // The labels of all files, so that the classes are numbered alike in both splits.
     let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
     let classes = labels::classes(&files)?;
-    let wanted = shards_of_split(paths, split);
+    let wanted = split_names::shards_of(paths, split);
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
     let mut samples = Vec::new();
     for file in &files {
@@ -53,7 +53,9 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
             .flat_map(|(at, file)| file.rows().map(move |(group, row)| (at, group, row)));
         Box::new(Disk { rows: rows.collect(), files, names })
     };
-    Ok(Opened { samples, notes: classes.notes(), classes: classes.names, source })
+    let left = split_names::note_on_shards(paths).filter(|_| split == Split::Train);
+    let notes = classes.notes().into_iter().chain(left).collect();
+    Ok(Opened { samples, notes, classes: classes.names, source })
 }
 
 struct Memory {

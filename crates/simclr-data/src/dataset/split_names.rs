@@ -1,0 +1,129 @@
+//! The parts of a set, told by the names of folders and shards: one table for all formats.
+
+use std::path::{Path, PathBuf};
+
+use super::Split;
+
+/// What a name says that a part is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Train,
+    Test,
+    Validation,
+}
+
+const NAMES: [(&str, Role); 10] = [
+    ("train", Role::Train),
+    ("training", Role::Train),
+    ("test", Role::Test),
+    ("testing", Role::Test),
+    ("val", Role::Validation),
+    ("valid", Role::Validation),
+    ("validation", Role::Validation),
+    ("dev", Role::Validation),
+    ("eval", Role::Validation),
+    ("evaluation", Role::Validation),
+];
+
+/// What may follow such a name: `test_set`, `train-images`.
+const ENDINGS: [&str; 4] = ["set", "images", "data", "split"];
+const SEPARATORS: [char; 4] = ['_', '-', ' ', '.'];
+
+impl Role {
+    /// Of a folder, in any case, with or without an ending and a number: `Training`, `test_set`, `val2017`.
+    pub fn of_folder(name: &str) -> Option<Self> {
+        let name = name.to_lowercase();
+        let word = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(SEPARATORS);
+        let bare = ENDINGS.iter().find_map(|ending| word.strip_suffix(ending)).unwrap_or(word);
+        Self::of_word(bare.trim_end_matches(SEPARATORS))
+    }
+
+    /// Of a shard, by the last word of its name that is a part: `imagenet1k-train-0000.tar`.
+    pub fn of_shard(path: &Path) -> Option<Self> {
+        let name = path.file_stem()?.to_string_lossy().to_lowercase();
+        let mut words = name.split(|c: char| !c.is_alphabetic()).rev();
+        words.find_map(|word| Self::of_word(word.strip_suffix("set").unwrap_or(word)))
+    }
+
+    fn of_word(word: &str) -> Option<Self> {
+        NAMES.iter().find(|(name, _)| *name == word).map(|(_, role)| *role)
+    }
+
+    /// Whether a part with this role is `split`. A validation part is the test part of a set that has no other.
+    pub fn is(self, split: Split, set_has_test: bool) -> bool {
+        match split {
+            Split::Train => self == Self::Train,
+            Split::Test if set_has_test => self == Self::Test,
+            Split::Validation if !set_has_test => false,
+            Split::Test | Split::Validation => self == Self::Validation,
+        }
+    }
+}
+
+/// The shards of a split, where at least one is named as training part; without one all belong to the training part.
+pub fn shards_of(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
+    let roles: Vec<Option<Role>> = files.iter().map(|file| Role::of_shard(file)).collect();
+    if !roles.contains(&Some(Role::Train)) {
+        return if split == Split::Train { files.to_vec() } else { Vec::new() };
+    }
+    let has_test = roles.contains(&Some(Role::Test));
+    let ours = |role: &Option<Role>| role.is_some_and(|role| role.is(split, has_test));
+    files.iter().zip(&roles).filter(|(_, role)| ours(role)).map(|(file, _)| file.clone()).collect()
+}
+
+/// A sentence on shards that belong to no part while others do.
+pub fn note_on_shards(files: &[PathBuf]) -> Option<String> {
+    const NAMED: usize = 5;
+    let parts = !shards_of(files, Split::Train).is_empty()
+        && files.iter().any(|file| Role::of_shard(file) == Some(Role::Train));
+    let others: Vec<_> = files.iter().filter(|file| Role::of_shard(file).is_none()).collect();
+    if !parts || others.is_empty() {
+        return None;
+    }
+    let name = |file: &&PathBuf| format!("`{}`", file.file_name().unwrap_or_default().to_string_lossy());
+    let names: Vec<_> = others.iter().take(NAMED).map(|file| name(file)).collect();
+    let more = if others.len() > NAMED { ", ..." } else { "" };
+    let count = others.len();
+    Some(format!(
+        "{count} files are not read, for their names belong to no part of the set: {}{more}",
+        names.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_in_any_case_with_endings_and_numbers() {
+        for name in ["train", "Train", "TRAINING", "training_set", "train2017", "train-images", "trainset"] {
+            assert_eq!(Role::of_folder(name), Some(Role::Train), "{name}");
+        }
+        for name in ["test", "Testing", "test_set", "TEST 2"] {
+            assert_eq!(Role::of_folder(name), Some(Role::Test), "{name}");
+        }
+        for name in ["val", "valid", "Validation", "dev", "eval", "val2017"] {
+            assert_eq!(Role::of_folder(name), Some(Role::Validation), "{name}");
+        }
+        for name in ["trains", "dataset", "images", "set", "trainval", "2017", "", "contest", "unlabeled"] {
+            assert_eq!(Role::of_folder(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn shards_by_a_word_anywhere_in_the_name() {
+        let files = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let some = files(&["imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar", "notes.tar"]);
+        assert_eq!(shards_of(&some, Split::Train), some[..1]);
+        assert_eq!(shards_of(&some, Split::Test), some[1..2]);
+        assert!(shards_of(&some, Split::Validation).is_empty());
+        assert!(note_on_shards(&some).unwrap().contains("`notes.tar`"));
+        let three = files(&["Train.parquet", "set/cifar-test.parquet", "cifar_dev_1.parquet"]);
+        assert_eq!(shards_of(&three, Split::Test), three[1..2]);
+        assert_eq!(shards_of(&three, Split::Validation), three[2..]);
+        assert_eq!(note_on_shards(&three), None);
+        let plain = files(&["a.tar", "contest.tar"]);
+        assert_eq!(shards_of(&plain, Split::Train), plain);
+        assert!(shards_of(&plain, Split::Test).is_empty() && note_on_shards(&plain).is_none());
+    }
+}

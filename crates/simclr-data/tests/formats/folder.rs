@@ -1,0 +1,98 @@
+//! Folders as people keep them: parts by many names, other files among the images.
+
+use simclr_data::{Dataset, Split};
+
+use super::{firsts, names, open, png, put};
+
+#[test]
+fn parts_by_the_names_that_people_use() {
+    for [train, test] in [
+        ["Train", "Test"],
+        ["train", "valid"],
+        ["Training", "Testing"],
+        ["TRAIN", "TEST"],
+        ["train", "eval"],
+        ["training_set", "test_set"],
+        ["train", "dev"],
+        ["train2017", "val2017"],
+    ] {
+        for around in ["", "archive/data/"] {
+            let root = tempfile::tempdir().unwrap();
+            for (class, value) in [("a", 1), ("b", 2)] {
+                put(root.path(), &format!("{around}{train}/{class}/1.png"), &png(value));
+                put(root.path(), &format!("{around}{test}/{class}/1.png"), &png(value + 10));
+            }
+            let set = open(root.path(), Split::Train);
+            assert_eq!((set.classes().len(), firsts(&set)), (2, vec![1, 2]), "{around}{train}");
+            assert!(set.notes().is_empty(), "{:?}", set.notes());
+            assert_eq!(firsts(&open(root.path(), Split::Test)), [11, 12], "{around}{test}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_read_is_noted_with_counts() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/1.png", "unlabeled/2.png"] {
+        put(root.path(), name, &png(1));
+    }
+    for name in ["slides/1.svs", "slides/2.SVS", "labels.csv", "README", ".hidden/x.heic"] {
+        put(root.path(), name, b"no image");
+    }
+    let notes = open(root.path(), Split::Train).notes().to_vec();
+    assert_eq!(
+        notes,
+        [
+            "2 images lie outside of the parts of the set and are not used: 2 in `unlabeled`",
+            "4 files of other kinds are passed over: .svs 2, .csv 1, without an ending 1"
+        ]
+    );
+    assert!(open(root.path(), Split::Test).notes().is_empty(), "once for a set");
+}
+
+#[test]
+fn an_image_without_a_label_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["a/1.png", "b/1.png", "views.png"] {
+        put(root.path(), name, &png(1));
+    }
+    let set = open(root.path(), Split::Train);
+    assert_eq!(set.labels(), None);
+    assert_eq!(
+        set.notes(),
+        ["1 of 3 images have no label, so that the labels of the others are not used: `views.png`"]
+    );
+}
+
+#[test]
+fn an_archive_beside_folders_of_images_is_not_the_set() {
+    let root = tempfile::tempdir().unwrap();
+    put(root.path(), "a/1.png", &png(1));
+    put(root.path(), "b/1.png", &png(2));
+    let mut archive = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_gnu();
+    let thumb = png(9);
+    header.set_size(thumb.len() as u64);
+    archive.append_data(&mut header, "thumb.png", &thumb[..]).unwrap();
+    put(root.path(), "annotations.tar", &archive.into_inner().unwrap());
+    let set = open(root.path(), Split::Train);
+    assert_eq!(names(&set), ["a/1.png", "b/1.png"]);
+    assert_eq!(set.notes(), ["1 file of another kind is passed over: .tar 1"]);
+    assert!(!Dataset::has_test_split(root.path()));
+}
+
+#[test]
+fn gif_ppm_and_pgm_are_images() {
+    let root = tempfile::tempdir().unwrap();
+    let pixels = image::RgbImage::from_pixel(3, 2, image::Rgb([200, 0, 0]));
+    let image = image::DynamicImage::from(pixels);
+    for (name, format) in [
+        ("1.gif", image::ImageFormat::Gif),
+        ("2.ppm", image::ImageFormat::Pnm),
+        ("3.jpe", image::ImageFormat::Png),
+    ] {
+        image.save_with_format(root.path().join(name), format).unwrap();
+    }
+    put(root.path(), "4.pgm", b"P5 2 1 255 \xc8\xc8");
+    assert_eq!(firsts(&open(root.path(), Split::Train)), [200; 4]);
+}
