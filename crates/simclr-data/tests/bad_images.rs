@@ -154,6 +154,58 @@ fn bands_stay_bands_and_other_numbers_are_errors() {
     assert_eq!(reason(&fixture("grey.jpg"), 5), "it has 3 channels, expected 5");
 }
 
+/// RGB and a fourth sample of 8 or 16 bits, as aerial images have it.
+struct Four<T>(std::marker::PhantomData<T>);
+
+macro_rules! four {
+    ($kind:ty, $bits:literal) => {
+        impl ColorType for Four<$kind> {
+            type Inner = $kind;
+            const TIFF_VALUE: tiff::tags::PhotometricInterpretation =
+                tiff::tags::PhotometricInterpretation::RGB;
+            const BITS_PER_SAMPLE: &'static [u16] = &[$bits; 4];
+            const SAMPLE_FORMAT: &'static [tiff::tags::SampleFormat] = &[tiff::tags::SampleFormat::Uint; 4];
+
+            fn horizontal_predict(row: &[$kind], result: &mut Vec<$kind>) {
+                result.extend_from_slice(row);
+            }
+        }
+    };
+}
+four!(u8, 8);
+four!(u16, 16);
+
+/// The fourth sample is near infrared where the file does not call it alpha (TIFF 6.0, ExtraSamples).
+#[test]
+fn a_fourth_band_beside_rgb_is_kept_and_alpha_is_not() {
+    let pixels: Vec<u8> = (0..24).collect();
+    let wide: Vec<u16> = pixels.iter().map(|&value| u16::from(value) * 257).collect();
+    let file = |extra: u16, deep: bool| {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut encoder = TiffEncoder::new(&mut bytes).unwrap();
+        if deep {
+            let mut image = encoder.new_image::<Four<u16>>(3, 2).unwrap();
+            image.encoder().write_tag(tiff::tags::Tag::ExtraSamples, extra).unwrap();
+            image.write_data(&wide).unwrap();
+        } else {
+            let mut image = encoder.new_image::<Four<u8>>(3, 2).unwrap();
+            image.encoder().write_tag(tiff::tags::Tag::ExtraSamples, extra).unwrap();
+            image.write_data(&pixels).unwrap();
+        }
+        bytes.into_inner()
+    };
+    for deep in [false, true] {
+        let infrared = file(0, deep);
+        assert_eq!(simclr_data::decode::native_channels(&infrared), 4, "{deep}");
+        assert_eq!(decode("x", &infrared, 4).unwrap(), Image::new(3, 2, 4, pixels.clone()), "{deep}");
+        assert_eq!(reason(&infrared, 3), "it has 4 channels, expected 3");
+        let alpha = file(2, deep);
+        assert_eq!(simclr_data::decode::native_channels(&alpha), 3, "{deep}");
+        let colours: Vec<u8> = pixels.chunks(4).flat_map(|pixel| &pixel[..3]).copied().collect();
+        assert_eq!(decode("x", &alpha, 3).unwrap().data, colours, "{deep}");
+    }
+}
+
 /// An APP1 segment with the orientation alone, put behind the start marker of a JPEG.
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0".to_vec();
@@ -296,20 +348,23 @@ fn content_counts_not_the_ending_and_one_pixel_is_an_image() {
     assert_eq!(decode("named.jpg", &png, 3).unwrap(), Image::new(1, 1, 3, vec![7, 8, 9]));
 }
 
+fn lossless() -> image::RgbImage {
+    image::RgbImage::from_fn(WIDTH, HEIGHT, |x, y| image::Rgb([x as u8 * 9, y as u8 * 7, 3]))
+}
+
 /// Valid files of every kind, for mutation.
 fn seeds() -> Vec<Vec<u8>> {
     let names =
         ["cmyk.jpg", "ycck.jpg", "progressive.jpg", "grey.jpg", "palette.png", "palette8.bmp", "lossy.webp"];
     let mut seeds: Vec<_> = names.iter().map(|name| fixture(name)).collect();
     seeds.push(fixture("cmyk8.tif"));
+    seeds.push(encoded(&lossless().into(), ImageFormat::Gif));
+    seeds.push(encoded(&lossless().into(), ImageFormat::Pnm));
     seeds.push(with_orientation(&fixture("progressive.jpg"), 6));
     let wide =
         DynamicImage::ImageRgba16(image::ImageBuffer::from_pixel(9, 5, image::Rgba([9, 999, 9999, 65_000])));
     seeds.extend([ImageFormat::Png, ImageFormat::Tiff].map(|format| encoded(&wide, format)));
-    let lossless = image::RgbImage::from_fn(WIDTH, HEIGHT, |x, y| image::Rgb([x as u8 * 9, y as u8 * 7, 3]));
-    seeds.extend(
-        [ImageFormat::WebP, ImageFormat::Bmp].map(|format| encoded(&lossless.clone().into(), format)),
-    );
+    seeds.extend([ImageFormat::WebP, ImageFormat::Bmp].map(|format| encoded(&lossless().into(), format)));
     seeds
 }
 
@@ -318,7 +373,7 @@ proptest! {
 
     #[test]
     fn changed_and_cut_files_never_panic(
-        seed in 0usize..13,
+        seed in 0usize..15,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in prop::option::weighted(0.3, any::<prop::sample::Index>()),
         channels in prop::sample::select(vec![1usize, 3, 4, 5]),
