@@ -72,7 +72,7 @@ impl From<usize> for Decoding {
     }
 }
 
-/// Decodes JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame), PPM or PGM bytes (told by content, not by name).
+/// Decodes JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame), PPM or PGM bytes (recognised by content, not by name).
 ///
 /// # Errors
 /// [`DataError::Decode`] with `name` and the decoder's reason.
@@ -107,7 +107,7 @@ fn bands(bytes: &[u8]) -> Option<Bands> {
     let samples = decoder.find_tag(Tag::SamplesPerPixel).ok()??.into_u16().ok()?;
     let extra = decoder.find_tag(Tag::ExtraSamples).ok()?.and_then(|value| value.into_u16_vec().ok());
     // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is a band of any other meaning, such as near
-    // infrared beside RGB.
+    // infrared with RGB.
     let alpha = extra.is_some_and(|kinds| matches!(kinds.last(), Some(1 | 2)));
     let stored = usize::from(samples);
     let kept = stored - usize::from(alpha && stored > 1);

@@ -177,7 +177,7 @@ four!(u16, 16);
 
 /// The fourth sample is near infrared where the file does not call it alpha (TIFF 6.0, ExtraSamples).
 #[test]
-fn a_fourth_band_beside_rgb_is_kept_and_alpha_is_not() {
+fn a_fourth_band_is_kept_and_alpha_is_not() {
     let pixels: Vec<u8> = (0..24).collect();
     let wide: Vec<u16> = pixels.iter().map(|&value| u16::from(value) * 257).collect();
     let file = |extra: u16, deep: bool| {

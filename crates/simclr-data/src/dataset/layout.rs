@@ -56,7 +56,7 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let Layout { split_at, class_at, around } = Layout::of(&parts);
     let roles: Vec<Option<Role>> = parts.iter().map(|parts| role(parts, split_at?)).collect();
-    // A class is a folder: the last part of a path is the file. Folders beside the parts are no classes.
+    // A class is a folder: the last part of a path is the file. Folders outside of the parts are no classes.
     let class = |(parts, role): (&Vec<&str>, &Option<Role>)| {
         (parts.len() > class_at + 1 && (split_at.is_none() || role.is_some()))
             .then(|| parts[class_at].to_owned())
@@ -137,7 +137,7 @@ fn role(parts: &[&str], at: usize) -> Option<Role> {
     (parts.len() > at + 1).then(|| Role::of_folder(parts[at]))?
 }
 
-/// A sentence on images beside the parts.
+/// A sentence on images outside of the parts.
 fn note_on_outside(parts: &[Vec<&str>], roles: &[Option<Role>], at: usize) -> Option<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for (parts, _) in parts.iter().zip(roles).filter(|(_, role)| role.is_none()) {

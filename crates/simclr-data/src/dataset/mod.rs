@@ -332,13 +332,13 @@ impl Format {
             parquets = with_extension(&files_of(&path.join("data"))?, "parquet");
         }
         let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
-        // An archive that lies beside folders of images is not the set.
-        let beside_images =
+        // An archive next to folders of images is not the set.
+        let next_to_images =
             |archives: &[PathBuf]| !archives.is_empty() && path.is_dir() && folder::has_images_below(path);
         match () {
             () if path.is_file() && packed::is_packed(path) => Ok(Self::Packed),
             () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
-            () if beside_images(&tars) => Ok(Self::Folder),
+            () if next_to_images(&tars) => Ok(Self::Folder),
             () if !tars.is_empty() => Ok(Self::Tar(tars)),
             () if idx::is_idx(&files) => Ok(Self::Idx(files)),
             () if cifar::is_cifar(&binaries) => Ok(Self::Cifar(binaries)),

@@ -1,4 +1,4 @@
-//! The parts of a set, told by the names of folders and shards: one table for all formats.
+//! The parts of a set by the names of folders and shards: one table for all formats.
 
 use std::path::{Path, PathBuf};
 

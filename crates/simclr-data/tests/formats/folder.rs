@@ -65,7 +65,7 @@ fn an_image_without_a_label_is_named() {
 }
 
 #[test]
-fn an_archive_beside_folders_of_images_is_not_the_set() {
+fn an_archive_next_to_folders_of_images_is_not_the_set() {
     let root = tempfile::tempdir().unwrap();
     put(root.path(), "a/1.png", &png(1));
     put(root.path(), "b/1.png", &png(2));
