@@ -158,7 +158,7 @@ fn more_bad_images_than_allowed() {
         fs::write(data.join(format!("class-1/bad-{index}.jpg")), b"no").unwrap();
     }
     let said = said(&mut pretrain(&data, &place.path("run"), &["--batch", "50"]));
-    said.refuses(&["10 of 50 images could not be decoded", "0.01"]);
+    said.refuses(&["10 of 50 images could not be decoded", "more than the 5 ", "0.01"]);
     said.hints("bad_files.txt");
 }
 

@@ -331,7 +331,7 @@ fn images_that_cannot_be_read_are_counted_over_all_ranks() {
         names
     };
     assert_eq!(listed("ranks"), listed("plain"));
-    let few = ["--set", "data.max_bad_share=0.03", "--batch", "20"];
+    let few = ["--set", "data.max_bad_share=0", "--batch", "20"];
     let said = said(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
     said.refuses(&["2 of 40"]);
 }

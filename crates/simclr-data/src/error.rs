@@ -33,9 +33,11 @@ pub enum DataError {
         /// What the decoder said.
         reason: String,
     },
-    /// More undecodable images than the configured share.
+    /// More undecodable images than are allowed; see [`allowed_bad`].
     #[error(
-        "{bad} of {seen} images could not be decoded, more than the allowed share of {allowed}; the first: {first}"
+        "{bad} of {seen} images could not be decoded, more than the {} that data.max_bad_share = {allowed} allows; the \
+         first: {first}",
+        allowed_bad(*allowed, *seen)
     )]
     TooManyBad {
         /// Images that failed.
@@ -90,6 +92,13 @@ pub enum DataError {
     },
 }
 
+/// How many of `images` may fail to decode: the `share` of them (`data.max_bad_share`), or 5 where that is fewer, but not more
+/// than a tenth of them. A share of 0 allows none.
+pub fn allowed_bad(share: f64, images: usize) -> usize {
+    const FEW: usize = 5;
+    if share > 0.0 { ((share * images as f64 + 1e-9) as usize).max(FEW.min(images / 10)) } else { 0 }
+}
+
 impl DataError {
     /// The way out, for the command line to print after the message.
     pub fn hint(&self) -> Option<String> {
@@ -99,7 +108,7 @@ impl DataError {
                     .into(),
             ),
             Self::TooManyBad { .. } | Self::EmptyBatch { .. } => {
-                Some("mend or remove the files named in bad_files.txt, or raise data.max_bad_share".into())
+                Some("repair or remove the files named in bad_files.txt, or raise data.max_bad_share".into())
             }
             Self::Taken { kind, .. } => Some(format!(
                 "choose another file with --out, or move this one away; only {kind} is replaced"
@@ -107,5 +116,19 @@ impl DataError {
             Self::IntoSet { .. } => Some("choose a file outside of the data set with --out".into()),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_bad_images_of_a_small_set_are_allowed() {
+        assert_eq!(allowed_bad(0.01, 40), 4);
+        assert_eq!(allowed_bad(0.01, 300), 5);
+        assert_eq!(allowed_bad(0.01, 10_000), 100);
+        assert_eq!(allowed_bad(0.5, 24), 12);
+        assert_eq!((allowed_bad(0.0, 1000), allowed_bad(0.01, 9)), (0, 0));
     }
 }

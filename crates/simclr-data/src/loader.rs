@@ -23,6 +23,7 @@ use crate::{
     augment::{self, EvalTransform, Scratch},
     batch::{Spare, Views},
     chunking::Dealt,
+    error::allowed_bad,
     recipes::{Ingredients, Method, Recipes},
     rng::Key,
 };
@@ -324,11 +325,11 @@ impl Loader {
         self.augment.draw(key, width, height)
     }
 
-    /// Counts distinct bad images since this stream began, and fails above the allowed share.
+    /// Counts distinct bad images since this stream began, and fails above the allowed number.
     fn count_bad(&self, batch: Batch, bad: &mut HashSet<usize>) -> Made {
         bad.extend(batch.bad.iter().map(|(id, _)| *id));
         let allowed = self.config.max_bad_share;
-        if bad.len() as f64 <= allowed * self.dataset.len() as f64 {
+        if bad.len() <= allowed_bad(allowed, self.dataset.len()) {
             return Ok(batch);
         }
         let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();

@@ -413,6 +413,10 @@ impl EvalError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.hint(),
+            // Nothing but training writes a list of them.
+            Self::Data(DataError::TooManyBad { .. }) => {
+                Some("`simclr inspect --data` names all of them; repair or remove these files".into())
+            }
             Self::Data(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),

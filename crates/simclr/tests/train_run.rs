@@ -428,7 +428,7 @@ fn images_that_cannot_be_read_are_named_and_skipped() {
     let stop = AtomicBool::new(false);
     let folder = RunFolder::create(&temp.path().join("a")).unwrap();
     let (outcome, witness) =
-        run(&config(&["data.max_bad_share=0.1", "train.epochs=2"]), &data, &folder, None, &stop);
+        run(&config(&["data.max_bad_share=0.01", "train.epochs=2"]), &data, &folder, None, &stop);
     outcome.unwrap();
     assert_eq!(
         witness.messages.iter().filter(|text| text.starts_with("skipped")).count(),
@@ -439,7 +439,7 @@ fn images_that_cannot_be_read_are_named_and_skipped() {
     let list = fs_err::read_to_string(folder.bad_files()).unwrap();
     assert!(list.starts_with("0003.bmp\t") && list.lines().count() == 1, "{list}");
     let folder = RunFolder::create(&temp.path().join("b")).unwrap();
-    let error = run(&config(&["data.max_bad_share=0.01"]), &data, &folder, None, &stop).0.unwrap_err();
+    let error = run(&config(&["data.max_bad_share=0"]), &data, &folder, None, &stop).0.unwrap_err();
     assert!(error.to_string().contains("1 of 64 images"), "{error}");
     let list = fs_err::read_to_string(folder.bad_files()).unwrap();
     assert!(list.starts_with("0003.bmp\t"), "the image that ended the run is listed too: {list}");

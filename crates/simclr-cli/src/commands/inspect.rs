@@ -42,6 +42,6 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     if bad == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    let hint = "training skips them, up to data.max_bad_share of the set";
+    let hint = "training skips them: 5, up to a tenth of the set, or the share data.max_bad_share where that is more";
     Err(Failure::user(format!("{bad} images cannot be decoded"), Some(hint.into())))
 }

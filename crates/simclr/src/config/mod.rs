@@ -57,7 +57,8 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// Channels of decoded images; 0 = what the set holds.
     pub channels: usize,
-    /// Share of images that may fail to decode before the run fails.
+    /// Share of images that may fail to decode before the run fails; 5 images may in any case, up to a tenth of the set, unless
+    /// it is 0.
     pub max_bad_share: f64,
     /// Threads that decode and, unless the device does it, augment; 0 = all processors.
     pub threads: usize,

@@ -8,6 +8,7 @@ use simclr_data::{
     DataError, Dataset,
     augment::{EvalTransform, TransformChange},
     decode::Decoding,
+    error::allowed_bad,
     loader::{EvaluationPixels, evaluation_pixels},
 };
 use tch::{Device, Kind, Tensor};
@@ -389,7 +390,7 @@ pub fn stream(
 
 pub(super) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
     match bad.first() {
-        Some(first) if bad.len() as f64 > allowed * seen as f64 => {
+        Some(first) if bad.len() > allowed_bad(allowed, seen) => {
             let first = first.reason.clone();
             Err(DataError::TooManyBad { bad: bad.len(), seen, allowed, first }.into())
         }

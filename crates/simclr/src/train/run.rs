@@ -11,7 +11,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
+use simclr_data::{
+    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, error::allowed_bad,
+};
 use simclr_shim::stream::OwnStream;
 use tch::{Kind, Tensor};
 
@@ -507,7 +509,7 @@ impl Run<'_> {
         agreed(self.ranks, noted)?;
         self.bad.extend(bad.iter().map(|(id, _)| *id));
         let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
-        if self.ranks.count() == 1 || self.bad.len() as f64 <= allowed * seen as f64 {
+        if self.ranks.count() == 1 || self.bad.len() <= allowed_bad(allowed, seen) {
             return Ok(());
         }
         let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
