@@ -337,6 +337,12 @@ impl Format {
             |archives: &[PathBuf]| !archives.is_empty() && path.is_dir() && folder::has_images_below(path);
         match () {
             () if path.is_file() && packed::is_packed(path) => Ok(Self::Packed),
+            // img2dataset writes a table of keys and addresses for each shard.
+            () if !parquets.is_empty()
+                && parquets.iter().all(|table| tars.contains(&table.with_extension("tar"))) =>
+            {
+                Ok(Self::Tar(tars))
+            }
             () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
             () if next_to_images(&tars) => Ok(Self::Folder),
             () if !tars.is_empty() => Ok(Self::Tar(tars)),

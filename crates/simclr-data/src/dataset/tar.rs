@@ -4,7 +4,7 @@
 //! listed for either split, so that both number the classes alike.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -55,6 +55,34 @@ struct Listing {
     labels: HashMap<(usize, String), String>,
 }
 
+impl Listing {
+    /// A labelled WebDataset sample is one image: where `key.jpg` exists, `key.seg.png` is its mask or another member with a name
+    /// of its own. Returns a sentence on what is dropped.
+    fn drop_masks(&mut self) -> Option<String> {
+        let sample = |member: &Member| (member.shard, key(&member.name));
+        let is_plain = |member: &Member| !ending(&member.name).contains('.');
+        let plain: HashSet<_> = self.members.iter().filter(|member| is_plain(member)).map(sample).collect();
+        let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
+        let labels = &self.labels;
+        self.members.retain(|member| {
+            let kept =
+                is_plain(member) || !labels.contains_key(&sample(member)) || !plain.contains(&sample(member));
+            if !kept {
+                *dropped.entry(ending(&member.name).to_owned()).or_default() += 1;
+            }
+            kept
+        });
+        let total: usize = dropped.values().sum();
+        let kinds: Vec<_> = dropped.iter().map(|(ending, count)| format!(".{ending} {count}")).collect();
+        (total > 0).then(|| {
+            format!(
+                "{total} further images of labelled samples are passed over, as masks: {}",
+                kinds.join(", ")
+            )
+        })
+    }
+}
+
 pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let mut listing = Listing::default();
     let (mut files, mut states) = (Vec::new(), Vec::new());
@@ -66,6 +94,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             files.push(file);
         }
     }
+    let masks = listing.drop_masks().filter(|_| split == Split::Train);
     let Arranged { kept, mut classes, notes, .. } =
         members_of_split(&listing, paths, split).checked(&paths[0])?;
     let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
@@ -82,7 +111,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
         member.name.clone_from(&sample.name);
     }
     let source = Shards { paths: paths.to_vec(), files, states, members };
-    let notes = notes.into_iter().chain(classes.notes()).collect();
+    let notes = notes.into_iter().chain(classes.notes()).chain(masks).collect();
     Ok(Opened { samples, notes, classes: classes.names, source: Box::new(source) })
 }
 
@@ -142,6 +171,12 @@ fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -
 fn key(name: &str) -> String {
     let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
     format!("{folder}/{}", file.split('.').next().unwrap_or_default())
+}
+
+/// What follows WebDataset's key, without its dot.
+fn ending(name: &str) -> &str {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    file.split_once('.').map_or("", |(_, ending)| ending)
 }
 
 /// Labels from `.cls` members; returns the classes of all shards.

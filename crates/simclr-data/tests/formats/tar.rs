@@ -60,6 +60,40 @@ fn webdataset_shards_number_their_classes_alike_in_both_splits() {
 }
 
 #[test]
+fn masks_of_webdataset_samples_are_no_images() {
+    let root = tempfile::tempdir().unwrap();
+    let images = [1, 2, 3].map(png);
+    let path = root.path().join("train-0.tar");
+    tar_of(
+        &path,
+        &[
+            ("000.png", &images[0]),
+            ("000.seg.png", &images[2]),
+            ("000.cls", b"1"),
+            ("001.rgb.png", &images[1]),
+            ("001.cls", b"0"),
+        ],
+    );
+    let set = open(&path, Split::Train);
+    assert_eq!((names(&set), set.labels().unwrap()), (vec!["000.png", "001.rgb.png"], vec![1, 0]));
+    assert_eq!(set.notes(), ["1 further images of labelled samples are passed over, as masks: .seg.png 1"]);
+    tar_of(&path, &[("photo.png", &images[0]), ("photo.v2.png", &images[1])]);
+    assert_eq!(open(&path, Split::Train).len(), 2, "without labels nothing says what a sample is");
+}
+
+#[test]
+fn shards_with_tables_of_their_samples_are_the_shards() {
+    let root = tempfile::tempdir().unwrap();
+    tar_of(&root.path().join("00000.tar"), &[("000000000.png", &png(5))]);
+    fs_err::write(
+        root.path().join("00000.parquet"),
+        b"a table of keys and addresses, as img2dataset writes it",
+    )
+    .unwrap();
+    assert_eq!(firsts(&open(root.path(), Split::Train)), [5]);
+}
+
+#[test]
 fn cut_shards_are_refused_at_any_place() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("set.tar");
