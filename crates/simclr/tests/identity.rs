@@ -91,7 +91,7 @@ fn idx(data: &Path, swapped: bool) {
     };
     for (part, count, offset) in [("train", 40, 0), ("t10k", 10, 500)] {
         let swapped = swapped && part == "t10k";
-        let image = |number: usize| grey(number + offset, (number % 2 == 0) != swapped);
+        let image = |number: usize| grey(number + offset, number.is_multiple_of(2) != swapped);
         let labels = (0..count).map(|number| (number % 2) as u8).collect();
         let name = |kind: &str| format!("{part}-{kind}-ubyte");
         file(&name("images-idx3"), &[count as u32, 16, 16], (0..count).flat_map(image).collect());

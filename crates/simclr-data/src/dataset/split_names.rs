@@ -81,7 +81,7 @@ pub fn note_on_shards(files: &[PathBuf]) -> Option<String> {
         return None;
     }
     let name = |file: &&PathBuf| format!("`{}`", file.file_name().unwrap_or_default().to_string_lossy());
-    let names: Vec<_> = others.iter().take(NAMED).map(|file| name(file)).collect();
+    let names: Vec<_> = others.iter().take(NAMED).map(name).collect();
     let more = if others.len() > NAMED { ", ..." } else { "" };
     let count = others.len();
     Some(format!(
