@@ -157,9 +157,9 @@ fn more_bad_images_than_allowed() {
     for index in 0..10 {
         fs::write(data.join(format!("class-1/bad-{index}.jpg")), b"no").unwrap();
     }
-    let said = said(&mut pretrain(&data, &place.path("run"), &["--batch", "50"]));
-    said.refuses(&["10 of 50 images could not be decoded", "more than the 5 ", "0.01"]);
-    said.hints("bad_files.txt");
+    let output = said(&mut pretrain(&data, &place.path("run"), &["--batch", "50"]));
+    output.refuses(&["10 of 50 images could not be decoded", "more than the 5 ", "0.01"]);
+    output.hints("bad_files.txt");
 }
 
 #[test]

@@ -2,22 +2,14 @@
 
 use std::process::ExitCode;
 
-use simclr::data::{Dataset, Split, dataset::Channels};
+use simclr::data::{Dataset, dataset::Channels};
 
 use crate::{args::Inspect, failure::Failure, terminal};
 
 /// Describes the splits and decodes every image once.
 pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     let mut bad = 0;
-    for split in [Split::Train, Split::Test, Split::Validation] {
-        let exists = match split {
-            Split::Train => true,
-            Split::Test => Dataset::has_test_split(&arguments.data),
-            Split::Validation => Dataset::has_validation_split(&arguments.data),
-        };
-        if !exists {
-            continue;
-        }
+    for split in Dataset::splits(&arguments.data) {
         let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
         let labels = if set.labels().is_some() {
             format!("{} classes", set.classes().len())

@@ -85,7 +85,7 @@ struct Others(BTreeMap<String, usize>);
 
 impl Others {
     fn add(&mut self, name: &str) {
-        if name.split('/').any(|part| part.starts_with('.')) {
+        if !layout::is_visible(name) {
             return;
         }
         let file = name.rsplit('/').next().unwrap_or_default();

@@ -19,8 +19,12 @@ const EXTENSIONS: [&str; 13] =
 /// Whether a path looks like an image and no part of it is hidden.
 pub fn is_image(path: &str) -> bool {
     let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    let visible = path.split('/').all(|part| !part.starts_with('.'));
-    visible && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+    is_visible(path) && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+/// Whether no part of a path is hidden.
+pub fn is_visible(path: &str) -> bool {
+    path.split('/').all(|part| !part.starts_with('.'))
 }
 
 /// The images of a split.
@@ -36,7 +40,7 @@ pub struct Arranged {
 }
 
 impl Arranged {
-    /// Keeps the images whose index `is_kept`, as a split recognised by the names of shards.
+    /// Keeps the images with an index that `is_kept`, as a split recognised by the names of shards.
     pub fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
         self.kept.retain(|(index, _)| is_kept(*index));
         // They may be in two splits; a note names them in any case.

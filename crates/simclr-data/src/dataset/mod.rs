@@ -165,6 +165,21 @@ impl Dataset {
         Ok(Self { notes, ..Self::from_source(samples, classes, channels, source) })
     }
 
+    /// As [`Dataset::open`], with all that decides what is decoded.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`].
+    pub fn open_as(path: &Path, split: Split, how: Decoding) -> Result<Self, DataError> {
+        Ok(Self::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg))
+    }
+
+    /// The splits that the set at `path` has, the training part first.
+    pub fn splits(path: &Path) -> Vec<Split> {
+        let test = Self::has_test_split(path).then_some(Split::Test);
+        let validation = Self::has_validation_split(path).then_some(Split::Validation);
+        [Some(Split::Train), test, validation].into_iter().flatten().collect()
+    }
+
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
     /// [`Dataset::open`] reports it instead of an evaluation quietly doing without.
     pub fn has_test_split(path: &Path) -> bool {

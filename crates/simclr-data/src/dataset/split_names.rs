@@ -60,10 +60,15 @@ impl Role {
     }
 }
 
+/// Whether shards are parts by their names: at least one is the training part.
+pub fn have_parts(files: &[PathBuf]) -> bool {
+    files.iter().any(|file| Role::of_shard(file) == Some(Role::Train))
+}
+
 /// The shards of a split, where at least one is named as training part; without one all belong to the training part.
 pub fn shards_of(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
     let roles: Vec<Option<Role>> = files.iter().map(|file| Role::of_shard(file)).collect();
-    if !roles.contains(&Some(Role::Train)) {
+    if !have_parts(files) {
         return if split == Split::Train { files.to_vec() } else { Vec::new() };
     }
     let has_test = roles.contains(&Some(Role::Test));
@@ -74,10 +79,8 @@ pub fn shards_of(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
 /// A sentence on shards that belong to no part while others do.
 pub fn note_on_shards(files: &[PathBuf]) -> Option<String> {
     const NAMED: usize = 5;
-    let parts = !shards_of(files, Split::Train).is_empty()
-        && files.iter().any(|file| Role::of_shard(file) == Some(Role::Train));
     let others: Vec<_> = files.iter().filter(|file| Role::of_shard(file).is_none()).collect();
-    if !parts || others.is_empty() {
+    if !have_parts(files) || others.is_empty() {
         return None;
     }
     let name = |file: &&PathBuf| format!("`{}`", file.file_name().unwrap_or_default().to_string_lossy());

@@ -13,12 +13,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Opened, Sample, Source, Split,
-    class_names::ClassNames,
-    identity::FileState,
-    layout,
-    layout::Arranged,
-    split_names::{self, Role},
+    Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
+    split_names,
 };
 use crate::{
     DataError, Image,
@@ -118,7 +114,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
 /// By the folders inside, or else by the names of the shards.
 fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arranged {
     let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
-    if layout::has_splits(&names) || !paths.iter().any(|path| Role::of_shard(path) == Some(Role::Train)) {
+    if layout::has_splits(&names) || !split_names::have_parts(paths) {
         return layout::arrange(&names, split);
     }
     let mut arranged = layout::arrange(&names, Split::Train);

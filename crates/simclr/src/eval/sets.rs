@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use simclr_data::{DataError, Dataset, Split, dataset::Channels, decode::Decoding};
+use simclr_data::{Dataset, Split, decode::Decoding};
 
 use super::{identity, splits};
 use crate::{
@@ -42,7 +42,7 @@ struct TestPart {
 impl Sets {
     /// Opens the set; labels are those of the training split's numbering.
     pub(super) fn open(path: &Path, how: Decoding, seed: u64) -> Result<Self, EvalError> {
-        let train = open_as(path, Split::Train, how)?;
+        let train = Dataset::open_as(path, Split::Train, how)?;
         let train_labels = labels(&train, path, "training")?;
         if train.classes().len() < 2 {
             let reason = format!("expected at least 2 classes, got {}", train.classes().len());
@@ -145,17 +145,13 @@ fn listed(classes: &[(&str, usize)]) -> String {
     format!("{}{more}", names.join(", "))
 }
 
-fn open_as(path: &Path, split: Split, how: Decoding) -> Result<Dataset, DataError> {
-    Ok(Dataset::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg))
-}
-
 impl TestPart {
     /// The test part, or the validation part where no test image has a label; none where there is no test part.
     fn open(path: &Path, train: &Dataset) -> Result<Option<Self>, EvalError> {
         if !Dataset::has_test_split(path) {
             return Ok(None);
         }
-        let open = |split| open_as(path, split, train.decoding());
+        let open = |split| Dataset::open_as(path, split, train.decoding());
         let test = open(Split::Test)?;
         let withheld = test.samples().iter().all(|sample| sample.label.is_none());
         if !withheld || !Dataset::has_validation_split(path) {
@@ -197,7 +193,7 @@ impl Sets {
         if self.tests_on_validation || !Dataset::has_validation_split(path) {
             return Ok(None);
         }
-        let mut set = open_as(path, Split::Validation, self.train.decoding())?;
+        let mut set = Dataset::open_as(path, Split::Validation, self.train.decoding())?;
         let labels = labels_as(&set, &self.train, path, "validation")?;
         identity::identify(run, &mut set, observer)?;
         Ok(Some((set, labels)))

@@ -17,7 +17,6 @@ use parquet::{
 use simclr_data::{
     DataError, Dataset, Split,
     augment::{EvalTransform, TransformChange},
-    dataset::Channels,
     decode::Decoding,
     output,
 };
@@ -122,15 +121,8 @@ pub fn embed(
 
 /// One split, or all there are.
 fn open(data: &Path, split: Option<Split>, how: Decoding) -> Result<Vec<Dataset>, EvalError> {
-    let splits = match split {
-        Some(split) => vec![split],
-        None if Dataset::has_validation_split(data) => vec![Split::Train, Split::Test, Split::Validation],
-        None if Dataset::has_test_split(data) => vec![Split::Train, Split::Test],
-        None => vec![Split::Train],
-    };
-    let open =
-        |split| Dataset::open(data, split, Channels::Count(how.channels)).map(|set| set.decoded_by(how.jpeg));
-    Ok(splits.into_iter().map(open).collect::<Result<_, _>>()?)
+    let splits = split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
+    Ok(splits.into_iter().map(|split| Dataset::open_as(data, split, how)).collect::<Result<_, _>>()?)
 }
 
 /// What [`embed`] writes, and replaces: a parquet file with exactly its columns.

@@ -76,10 +76,8 @@ pub fn pack(
     }
     output::check(out, PACKED_SET, Some(data))?;
     let channels = train.channels();
-    let other = |exists: bool, split| {
-        let open = || Dataset::open(data, split, Channels::Count(channels));
-        exists.then(|| open().map(|set| set.decoded_by(options.jpeg))).transpose()
-    };
+    let other =
+        |exists: bool, split| exists.then(|| Dataset::open_as(data, split, train.decoding())).transpose();
     let test = other(Dataset::has_test_split(data), Split::Test)?;
     let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
     let mut writer = PackWriter::new(out, channels, options)?;
