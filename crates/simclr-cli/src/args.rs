@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use simclr::{
     data::{
+        RangeChoice,
         augment::{EvalCrop, Interpolation, TransformChange},
         decode::Jpeg,
     },
@@ -465,6 +466,10 @@ pub struct Pack {
     /// Decoder of JPEG files: zune, libjpeg (as Pillow) or libjpeg-fast (as TensorFlow)
     #[arg(long, default_value = "zune")]
     pub jpeg: Jpeg,
+    /// Which stored values become 0 and 255: auto (8-bit images as they are; of others what a sample covers), full (16 bits over
+    /// 0 to 65535), [low, high], or one such pair for each channel
+    #[arg(long, default_value = "auto")]
+    pub range: RangeChoice,
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,

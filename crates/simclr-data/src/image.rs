@@ -48,6 +48,16 @@ pub enum Pixels {
     Shared(Bytes),
 }
 
+impl Pixels {
+    /// Copies what is shared.
+    pub(crate) fn into_vec(self) -> Vec<u8> {
+        match self {
+            Self::Own(data) => data,
+            Self::Shared(data) => data.to_vec(),
+        }
+    }
+}
+
 impl Deref for Pixels {
     type Target = [u8];
 

@@ -16,6 +16,7 @@ pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
 pub mod loader; // order, worker threads, prefetch, bad files
 pub mod output; // where results may be written
+pub mod range; // which stored values become 0 and 255
 pub mod recipes; // images and dice, for views that are made elsewhere
 pub mod rng; // (seed, epoch, image, view) -> generator
 
@@ -26,4 +27,5 @@ pub use dataset::{Dataset, Sample, Split};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Loader, LoaderConfig};
+pub use range::{RangeChoice, ValueRange};
 pub use recipes::{Method, Recipe, Recipes};

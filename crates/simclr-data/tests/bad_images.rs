@@ -63,7 +63,7 @@ fn fixtures_look_as_pil_shows_them() {
 /// Pillow reads through libjpeg-turbo.
 #[test]
 fn libjpeg_gives_the_bytes_of_pil() {
-    let accurate = |channels| Decoding { channels, jpeg: Jpeg::Libjpeg };
+    let accurate = |channels: usize| Decoding { jpeg: Jpeg::Libjpeg, ..channels.into() };
     for name in ["progressive.jpg", "grey.jpg"] {
         let image = decode(name, &fixture(name), accurate(3)).unwrap();
         assert_eq!(image.data, fixture(&format!("{}.rgb", name.rsplit_once('.').unwrap().0)), "{name}");
@@ -388,7 +388,7 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         // A changed header may claim a large image that is still allowed; those only cost time here.
-        if let Ok(image) = decode("changed", &bytes, Decoding { channels, jpeg }) {
+        if let Ok(image) = decode("changed", &bytes, Decoding { jpeg, ..channels.into() }) {
             prop_assert_eq!(image.channels, channels);
             prop_assert_eq!(image.data.len(), image.width * image.height * channels);
         }

@@ -31,7 +31,7 @@ struct Noise {
 }
 
 impl Source for Noise {
-    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
         self.decoded.fetch_add(1, Ordering::SeqCst);
         assert_ne!(Some(index), self.panics, "a decoder with a bug");
         if self.bad.contains(&index) {

@@ -24,7 +24,7 @@ struct Noise {
 }
 
 impl Source for Noise {
-    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
         if self.bad.contains(&index) {
             return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
         }

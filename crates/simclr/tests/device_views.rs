@@ -320,7 +320,7 @@ fn a_square_is_cut_where_the_cpu_cuts_it() {
 struct Noise;
 
 impl Source for Noise {
-    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
         if index == 5 {
             return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
         }
@@ -384,7 +384,7 @@ fn a_rectangle_changes_no_bit() {
                 .ids
                 .iter()
                 .chain(&batch.second)
-                .map(|&id| Noise.decode(id, 3.into()).unwrap())
+                .map(|&id| Noise.decode(id, &3.into()).unwrap())
                 .collect();
             let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second.iter().map(|&id| (id, 1)));
             let whole: Vec<_> = images

@@ -27,7 +27,7 @@ struct Squares {
 }
 
 impl Source for Squares {
-    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
         if self.broken && index == 7 {
             return Err(DataError::Decode { name: name(index), reason: "cut".into() });
         }

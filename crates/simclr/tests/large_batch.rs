@@ -35,7 +35,7 @@ struct Noise {
 }
 
 impl Source for Noise {
-    fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
         let again = !self.seen.lock().unwrap().insert(index);
         if self.bad.contains(&index) || again && self.flaky.lock().unwrap().contains(&index) {
             return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });

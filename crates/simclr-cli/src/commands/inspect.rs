@@ -1,14 +1,17 @@
 //! `simclr inspect`.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
-use simclr::data::{Dataset, dataset::Channels};
+use simclr::data::{
+    Dataset, RangeChoice, Split, ValueRange,
+    dataset::{ChannelValues, Channels, Missing, Survey},
+};
 
 use crate::{args::Inspect, failure::Failure, terminal};
 
 /// Describes the splits and decodes every image once.
 pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
-    let mut bad = 0;
+    let (mut bad, mut range) = (0, RangeChoice::Auto);
     for split in Dataset::splits(&arguments.data) {
         let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
         let labels = if set.labels().is_some() {
@@ -23,17 +26,58 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
             set.channels(),
             set.fingerprint()
         ));
+        let survey = set.survey();
+        let (set, found) = set.with_range(&range)?;
         set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
-        for index in 0..set.len() {
-            if let Err(error) = set.decode(index) {
-                bad += 1;
-                terminal::result(&error.to_string());
-            }
+        if split == Split::Train {
+            describe_values(&survey, &found);
         }
+        // As in a run, the other parts are scaled by the range of the training part.
+        range = RangeChoice::Set(found);
+        bad += examine(&set);
     }
     if bad == 0 {
         return Ok(ExitCode::SUCCESS);
     }
     let hint = "training skips them: 5, up to a tenth of the set, or the share data.max_bad_share where that is more";
     Err(Failure::user(format!("{bad} images cannot be decoded"), Some(hint.into())))
+}
+
+/// What a sample of the images holds, channel by channel, where they are not of 8 bits.
+fn describe_values(survey: &Survey, range: &ValueRange) {
+    if survey.kinds.keys().all(|&kind| kind == "uint8") {
+        return;
+    }
+    terminal::result(&format!("values: a sample of {} images; data.range = {range}", survey.images));
+    for (channel, found) in survey.channels().into_iter().enumerate() {
+        let text = match found {
+            Some(ChannelValues { lowest, low, high, highest }) => {
+                format!("{lowest} to {highest}; from {low} to {high} without one in a thousand at either end")
+            }
+            None => "no valid value".into(),
+        };
+        terminal::result(&format!("  channel {channel}: {text}"));
+    }
+}
+
+/// Decodes every image; the number of those that cannot be, each with its reason.
+fn examine(set: &Dataset) -> usize {
+    let (mut bad, mut missing, mut kinds) = (0, Missing::default(), BTreeMap::<_, usize>::new());
+    for index in 0..set.len() {
+        match set.examine(index, &mut missing) {
+            Ok(kind) => *kinds.entry(kind).or_default() += 1,
+            Err(error) => {
+                bad += 1;
+                terminal::result(&error.to_string());
+            }
+        }
+    }
+    if let Some(note) = missing.note(set.len() - bad) {
+        terminal::result(&format!("all images: {note}"));
+    }
+    if kinds.len() > 1 {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, images)| format!("{kind} {images}")).collect();
+        terminal::result(&format!("all images: types of values: {}", kinds.join(", ")));
+    }
+    bad
 }

@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::atomic::Ordering};
 
 use simclr::{
     data::{
-        Dataset, Split,
+        Dataset, Split, ValueRange,
         dataset::{Channels, PackOptions, Packed, pack},
     },
     train::RunFolder,
@@ -20,6 +20,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         channels: arguments.channels.map_or(Channels::Auto, Channels::Count),
         size: arguments.size,
         jpeg: arguments.jpeg,
+        range: arguments.range.clone(),
         threads: threads.unwrap_or(1),
     };
     let _held = RunFolder::around(&arguments.out, None)?;
@@ -32,14 +33,16 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let Some(packed) = pack(&arguments.data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
-    let Packed { train, test, validation, bytes, bad } = packed;
+    let Packed { train, test, validation, bytes, bad, range, notes } = packed;
+    notes.iter().for_each(|note| stages.show(&format!("note: {note}")));
     let more = if validation > 0 { format!(", {validation} validation images") } else { String::new() };
     for (name, reason) in &bad {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
+    let scaled = if range == ValueRange::Full { String::new() } else { format!(", values {range}") };
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
     terminal::result(&format!(
-        "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB, fingerprint {fingerprint}",
+        "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB{scaled}, fingerprint {fingerprint}",
         arguments.out.display(),
         bad.len(),
         bytes as f64 / 1e6,

@@ -12,7 +12,7 @@ use simclr::{
     RunConfig,
     checkpoint::write_atomically,
     data::{
-        Dataset, Split, ViewParams,
+        Dataset, Split, ValueRange, ViewParams,
         augment::{self, EvalTransform, Scratch},
         dataset::Channels,
         output,
@@ -47,12 +47,15 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let arrays = arguments.out.extension().is_some_and(|ending| ending == "npy");
     check(&arguments.out, arrays, &arguments.data)?;
     let set = Dataset::open(&arguments.data, Split::Train, channels)?.decoded_by(config.transform.jpeg);
-    let table = Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, set, config };
+    let (set, range) = set.with_range(&config.data.range)?;
+    let table =
+        Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, range, set, config };
     if arrays {
         table.write_arrays(&arguments.out)?
     } else {
         table.draw(&arguments.out)?
     }
+    table.set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
     let (rows, transform) = (table.rows, table.transform());
     terminal::result(&format!(
         "{}  {rows} images, {} views each; originals: {transform}",
@@ -78,6 +81,7 @@ fn check(out: &Path, arrays: bool, data: &Path) -> Result<(), Failure> {
 struct Table {
     config: RunConfig,
     set: Dataset,
+    range: ValueRange,
     rows: usize,
     views: usize,
 }
@@ -87,7 +91,8 @@ type Receiver<'a> = dyn FnMut((usize, usize), &[f32], Option<&ViewParams>) -> Re
 
 impl Table {
     fn transform(&self) -> EvalTransform {
-        self.config.transform.to(self.config.train.image_size, self.set.channels())
+        let transform = self.config.transform.to(self.config.train.image_size, self.set.channels());
+        transform.of_range(self.range.clone())
     }
 
     fn index(&self, row: usize) -> usize {

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{Crop, Interpolation, Scratch, crop};
-use crate::{DataError, Dataset, Image, decode::Jpeg};
+use crate::{DataError, Dataset, Image, ValueRange, decode::Jpeg};
 
 /// Section `[transform]`: how an image becomes what the encoder is judged by and used on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ mod whole {
 }
 
 /// A [`TransformConfig`] with the size of its result.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalTransform {
     /// S: the result is `[C, S, S]` in `[0, 1]`.
     pub size: usize,
@@ -73,6 +73,9 @@ pub struct EvalTransform {
     /// See [`TransformConfig::jpeg`].
     #[serde(default)]
     pub jpeg: Jpeg,
+    /// Which stored values become 0 and 1.
+    #[serde(default)]
+    pub range: ValueRange,
 }
 
 impl TransformConfig {
@@ -97,10 +100,10 @@ impl TransformConfig {
         }
     }
 
-    /// To `[channels, size, size]`.
+    /// To `[channels, size, size]`, over the full range of values.
     pub fn to(self, size: usize, channels: usize) -> EvalTransform {
         let Self { crop, interpolation, antialias, jpeg } = self;
-        EvalTransform { size, channels, crop, interpolation, antialias, jpeg }
+        EvalTransform { size, channels, crop, interpolation, antialias, jpeg, range: ValueRange::Full }
     }
 
     /// Checks ranges.
@@ -142,6 +145,12 @@ impl FromStr for EvalCrop {
 }
 
 impl EvalTransform {
+    /// The same of values that were scaled by `range`.
+    #[must_use]
+    pub fn of_range(self, range: ValueRange) -> Self {
+        Self { range, ..self }
+    }
+
     /// Makes `[C, S, S]` of `image`.
     ///
     /// # Panics
@@ -212,9 +221,13 @@ impl fmt::Display for EvalTransform {
         let antialias = if self.antialias { "antialiased" } else { "not antialiased" };
         write!(f, " to {size} x {size} px, {kind}, {antialias}", size = self.size)?;
         match self.jpeg {
-            Jpeg::Zune => Ok(()),
-            Jpeg::Libjpeg => write!(f, ", JPEG files by libjpeg"),
-            Jpeg::LibjpegFast => write!(f, ", JPEG files by libjpeg with the fast DCT"),
+            Jpeg::Zune => {}
+            Jpeg::Libjpeg => write!(f, ", JPEG files by libjpeg")?,
+            Jpeg::LibjpegFast => write!(f, ", JPEG files by libjpeg with the fast DCT")?,
+        }
+        match &self.range {
+            ValueRange::Full => Ok(()),
+            range => write!(f, ", values {range}"),
         }
     }
 }

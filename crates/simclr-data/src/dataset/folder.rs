@@ -1,6 +1,7 @@
 //! Image files in a folder, any depth, sorted by path.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -10,10 +11,7 @@ use bytes::Bytes;
 use walkdir::WalkDir;
 
 use super::{Opened, Source, Split, identity::FileState, layout, layout::Arranged};
-use crate::{
-    DataError, Image,
-    decode::{self, Decoding},
-};
+use crate::{DataError, decode};
 
 struct Folder {
     files: Vec<PathBuf>,
@@ -124,8 +122,8 @@ impl Source for Folder {
         Ok(fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?.into())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
-        decode::decode(&self.files[index].display().to_string(), &stored, how)
+    fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
+        Some(self.files[index].display().to_string().into())
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

@@ -1,11 +1,11 @@
 //! Training and validation part of a set as one, for training on both once everything has been chosen.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use bytes::Bytes;
 
 use super::{Channels, Dataset, Source, Split};
-use crate::{DataError, Image, decode::Decoding};
+use crate::{DataError, Image, ValueRange, decode::Decoding};
 
 impl Dataset {
     /// The images of the training part, then those of the validation part, with the training part's classes and channels.
@@ -52,9 +52,18 @@ impl Source for Joined {
         set.source.read(set.stored(index))
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
         let (set, index) = self.of(index);
         set.source.decode_stored(set.stored(index), stored, how)
+    }
+
+    fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
+        let (set, index) = self.of(index);
+        set.source.file_name(set.stored(index))
+    }
+
+    fn recorded_range(&self) -> Option<&ValueRange> {
+        self.train.source.recorded_range()
     }
 
     fn stamp(&self, index: usize) -> u64 {

@@ -12,9 +12,11 @@ mod packed;
 mod parquet;
 mod raw;
 mod split_names;
+mod survey;
 mod tar;
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,10 +26,11 @@ use bytes::Bytes;
 use identity::Contents;
 pub use identity::{Changes, Observed};
 pub use packed::{PACKED_SET, PackOptions, Packed, pack};
+pub use survey::{ChannelValues, Missing, Survey};
 
 use crate::{
-    DataError, Image,
-    decode::{Decoding, Jpeg},
+    DataError, Image, RangeChoice, ValueRange,
+    decode::{self, Decoding, Jpeg, Raster},
 };
 
 /// One image of a data set.
@@ -62,12 +65,17 @@ pub enum Channels {
 
 /// A stored image set that can decode its `index`-th image; one implementation per format.
 ///
-/// A format implements [`Source::read`] and [`Source::decode_stored`]; a source that computes its images stores nothing and
-/// implements [`Source::decode`] alone.
+/// A format implements [`Source::read`] and, for encoded image files, [`Source::file_name`], else [`Source::decode_stored`]; a
+/// source that computes its images stores nothing and implements [`Source::decode`] alone.
 pub trait Source: Send + Sync {
     /// Reads and decodes image `index`.
-    fn decode(&self, index: usize, how: Decoding) -> Result<Image, DataError> {
+    fn decode(&self, index: usize, how: &Decoding) -> Result<Image, DataError> {
         self.decode_stored(index, self.read(index)?, how)
+    }
+
+    /// Name of image `index` in messages, where [`Source::read`] returns an encoded image file.
+    fn file_name(&self, _index: usize) -> Option<Cow<'_, str>> {
+        None
     }
 
     /// Image `index` as it is stored: encoded, or its pixels.
@@ -76,8 +84,16 @@ pub trait Source: Send + Sync {
     }
 
     /// Decodes what [`Source::read`] returned for image `index`.
-    fn decode_stored(&self, index: usize, _stored: Bytes, how: Decoding) -> Result<Image, DataError> {
-        self.decode(index, how)
+    fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
+        match self.file_name(index) {
+            Some(name) => decode::stored(&name, &stored, how)?.into_image(&name, how.channels, &how.range),
+            None => self.decode(index, how),
+        }
+    }
+
+    /// The range that stored pixels were scaled by when they were written; they are not scaled again.
+    fn recorded_range(&self) -> Option<&ValueRange> {
+        None
     }
 
     /// Differs from before where the operating system reports that the file of image `index` has changed; 0 = unknown.
@@ -169,7 +185,7 @@ impl Dataset {
     ///
     /// # Errors
     /// Those of [`Dataset::open`].
-    pub fn open_as(path: &Path, split: Split, how: Decoding) -> Result<Self, DataError> {
+    pub fn open_as(path: &Path, split: Split, how: &Decoding) -> Result<Self, DataError> {
         Ok(Self::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg))
     }
 
@@ -212,14 +228,14 @@ impl Dataset {
         let samples = indices.iter().map(|&index| self.samples[index].clone()).collect();
         let part = indices.iter().map(|&index| self.stored(index)).collect();
         let (classes, source) = (self.classes.clone(), Arc::clone(&self.source));
-        let (contents, decoding) = (Arc::clone(&self.contents), self.decoding);
+        let (contents, decoding) = (Arc::clone(&self.contents), self.decoding.clone());
         let notes = self.notes.clone();
         Self { samples, classes, decoding, source, part: Some(part), contents, identity: None, notes }
     }
 
     /// To what images are decoded, and by what.
-    pub fn decoding(&self) -> Decoding {
-        self.decoding
+    pub fn decoding(&self) -> &Decoding {
+        &self.decoding
     }
 
     /// Decodes JPEG files by `jpeg`; pixels that are stored as such, in packed and binary sets, stay as they are.
@@ -227,6 +243,45 @@ impl Dataset {
     pub fn decoded_by(mut self, jpeg: Jpeg) -> Self {
         self.decoding.jpeg = jpeg;
         self
+    }
+
+    /// Scales stored values by `range`.
+    ///
+    /// # Errors
+    /// A range of another number of channels, or a packed set that was written with another range.
+    pub fn scaled_to(mut self, range: &ValueRange) -> Result<Self, DataError> {
+        range.validate(Some(self.channels()))?;
+        match self.source.recorded_range() {
+            Some(recorded) if recorded != range => {
+                let reason =
+                    format!("the packed set was written with {recorded}; pack it again with --range");
+                return Err(DataError::Config { key: "data.range", value: range.to_string(), reason });
+            }
+            _ => self.decoding.range = range.clone(),
+        }
+        Ok(self)
+    }
+
+    /// The range that `choice` means for this set: what it was packed with, or what a sample of it covers.
+    pub fn range_of(&self, choice: &RangeChoice, survey: &Survey) -> ValueRange {
+        match (choice, self.source.recorded_range()) {
+            (RangeChoice::Set(range), _) => range.clone(),
+            (RangeChoice::Auto, Some(recorded)) => recorded.clone(),
+            (RangeChoice::Auto, None) => survey.range(),
+        }
+    }
+
+    /// Image `index` in the values that are stored; of formats that store plain pixels, those.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::decode`].
+    pub fn stored_values(&self, index: usize) -> Result<Raster, DataError> {
+        let index = self.stored(index);
+        let bytes = self.source.read(index)?;
+        match self.source.file_name(index) {
+            Some(name) => decode::stored(&name, &bytes, &self.decoding),
+            None => Ok(self.source.decode_stored(index, bytes, &self.decoding)?.into()),
+        }
     }
 
     /// The index in the source.
@@ -276,11 +331,11 @@ impl Dataset {
     pub fn decode(&self, index: usize) -> Result<Image, DataError> {
         let index = self.stored(index);
         if self.contents.is_known(index) {
-            return self.source.decode(index, self.decoding);
+            return self.source.decode(index, &self.decoding);
         }
         let stored = self.source.read(index);
         self.contents.record(index, &stored);
-        self.source.decode_stored(index, stored?, self.decoding)
+        self.source.decode_stored(index, stored?, &self.decoding)
     }
 
     /// Stored bytes of image `index`.

@@ -26,7 +26,7 @@ impl Source for Raw {
         Ok(self.pixels.slice(index * size..(index + 1) * size))
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
         let area = self.width * self.height;
         let data = if self.planar {
             (0..area)

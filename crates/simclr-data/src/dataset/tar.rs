@@ -4,6 +4,7 @@
 //! listed for either split, so that both number the classes alike.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     io::Read,
     os::unix::fs::FileExt,
@@ -16,10 +17,7 @@ use super::{
     Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
     split_names,
 };
-use crate::{
-    DataError, Image,
-    decode::{self, Decoding},
-};
+use crate::{DataError, decode};
 
 /// Shards that are kept open; of larger sets each read opens its shard, for the usual limit is 1024 open files.
 const MAX_OPEN: usize = 256;
@@ -191,8 +189,8 @@ impl Source for Shards {
         Ok(self.bytes(&self.members[index])?.into())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
-        decode::decode(&self.members[index].name, &stored, how)
+    fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
+        Some(self.members[index].name[..].into())
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {

@@ -7,8 +7,10 @@ use mozjpeg::{DctMethod, Decompress};
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
-use super::{Decoding, Jpeg, check_size, upright};
-use crate::Image;
+use super::{
+    Jpeg, check_size,
+    raster::{Raster, Values},
+};
 
 pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
@@ -18,7 +20,7 @@ pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
 /// libjpeg refuses.
 // zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375. turbojpeg needs cmake and nasm;
 // mozjpeg is the same decoder built by a C compiler alone, without SIMD.
-pub(super) fn decode(bytes: &[u8], Decoding { channels, jpeg }: Decoding) -> Result<Image, String> {
+pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster, String> {
     if !jpeg_is_whole(bytes) {
         return Err("the JPEG data is cut short".into());
     }
@@ -46,7 +48,7 @@ pub(super) fn decode(bytes: &[u8], Decoding { channels, jpeg }: Decoding) -> Res
     if data.len() != width * height * found {
         return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
     }
-    Ok(upright(Image::new(width, height, found, data), orientation))
+    Ok(Raster::new((width, height), found, Values::U8(data), "uint8").upright(orientation))
 }
 
 /// Pixels of a whole JPEG, chroma upsampled by the triangle filter ("fancy upsampling").

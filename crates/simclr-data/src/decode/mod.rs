@@ -1,18 +1,21 @@
-//! Encoded bytes to an upright 8-bit image, as a viewer would show it.
+//! Encoded bytes to an upright image: the values as stored ([`Raster`]), then 8 bits of them ([`Image`]).
 //!
-//! EXIF orientation is applied, palettes are expanded, 16 bits become 8 by rounding, CMYK becomes RGB. Transparency is
-//! dropped, not blended: PIL's `convert("RGB")`, through which the peers read, does the same. Tiffs of other numbers of
-//! bands keep their bands.
+//! EXIF orientation is applied, palettes are expanded, CMYK becomes RGB. Transparency is dropped, not blended: PIL's
+//! `convert("RGB")`, through which the peers read, does the same. What becomes 0 and 255 is [`ValueRange`]'s to say.
 
 mod jpeg;
+mod raster;
 mod tiff;
 
 use std::{io::Cursor, str::FromStr};
 
-use image::{DynamicImage, ImageDecoder, ImageReader, metadata::Orientation};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
 
-use crate::{DataError, Image};
+pub use raster::Raster;
+use raster::Values;
+
+use crate::{DataError, Image, ValueRange};
 
 /// Largest decoded image, in pixels: a bomb of a few kilobytes may not take the machine's memory.
 pub const MAX_PIXELS: u64 = 1 << 27;
@@ -52,18 +55,20 @@ impl FromStr for Jpeg {
 }
 
 /// To what an image is decoded, and by what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Decoding {
     /// 1 = luma, 3 = RGB, any other number must be what the file holds.
     pub channels: usize,
     /// Of JPEG files.
     pub jpeg: Jpeg,
+    /// Which values become 0 and 255.
+    pub range: ValueRange,
 }
 
 impl From<usize> for Decoding {
-    /// With the default decoder.
+    /// With the default decoder, over the full range.
     fn from(channels: usize) -> Self {
-        Self { channels, jpeg: Jpeg::default() }
+        Self { channels, jpeg: Jpeg::default(), range: ValueRange::default() }
     }
 }
 
@@ -73,15 +78,27 @@ impl From<usize> for Decoding {
 /// [`DataError::Decode`] with `name` and the decoder's reason.
 pub fn decode(name: &str, bytes: &[u8], how: impl Into<Decoding>) -> Result<Image, DataError> {
     let how = how.into();
-    let channels = how.channels;
-    let image = if jpeg::is_jpeg(bytes) { jpeg::decode(bytes, how) } else { decode_other(bytes, channels) };
-    let image = image.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })?;
-    to_channels(name, image, channels)
+    stored(name, bytes, &how)?.into_image(name, how.channels, &how.range)
 }
 
-/// Bands of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
+/// Decodes to the values as stored; `how.range` does not matter.
+///
+/// # Errors
+/// Those of [`decode`].
+pub(crate) fn stored(name: &str, bytes: &[u8], how: &Decoding) -> Result<Raster, DataError> {
+    let raster = if jpeg::is_jpeg(bytes) {
+        jpeg::decode(bytes, how.channels, how.jpeg)
+    } else {
+        other(bytes, how.channels)
+    };
+    raster.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })
+}
+
+/// Channels of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
 pub fn native_channels(bytes: &[u8]) -> usize {
-    tiff::bands(bytes).map_or(3, |bands| if bands.kept == 1 { 3 } else { bands.kept })
+    let is_tiff = image::guess_format(bytes).ok() == Some(ImageFormat::Tiff);
+    let channels = is_tiff.then(|| tiff::channels(bytes)).flatten().unwrap_or(3);
+    if channels == 1 { 3 } else { channels }
 }
 
 /// Converts to 1 (luma) or 3 (copies) channels; any other number must be there already.
@@ -103,32 +120,49 @@ fn luma(rgb: &[u8]) -> u8 {
     ((sum + (1 << 15)) >> 16) as u8
 }
 
-fn decode_other(bytes: &[u8], channels: usize) -> Result<Image, String> {
+/// `channels` of 4 keeps transparency.
+fn other(bytes: &[u8], channels: usize) -> Result<Raster, String> {
     let format = image::guess_format(bytes).map_err(|_| match bytes.len() {
         0 => "the file is empty".to_owned(),
         _ => "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM image".to_owned(),
     })?;
-    if let Some(bands) = tiff::bands(bytes) {
-        return tiff::decode(bytes, &bands);
+    if format == ImageFormat::Tiff && !tiff::is_cmyk(bytes) {
+        return tiff::decode(bytes, channels);
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // Room for 16-bit RGBA of the largest image; the limit on pixels is checked below, before anything is allocated.
+    // The limit on pixels is checked below, before anything is allocated.
     let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(MAX_PIXELS * 8);
+    limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into())?;
     let orientation = decoder.orientation().ok();
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
-    let grey = !decoded.color().has_color();
-    let (width, height) = (width as usize, height as usize);
-    let image = match channels {
-        1 if grey => Image::new(width, height, 1, decoded.into_luma8().into_raw()),
-        4 if decoded.color().has_alpha() => Image::new(width, height, 4, decoded.into_rgba8().into_raw()),
-        _ => Image::new(width, height, 3, decoded.into_rgb8().into_raw()),
+    let (kept, values, kind) = kept_channels(decoded, channels == 4);
+    Ok(Raster::new((width as usize, height as usize), kept, values, kind).upright(orientation))
+}
+
+/// Grey, RGB or, where `alpha` is asked for and there, RGBA.
+fn kept_channels(decoded: DynamicImage, alpha: bool) -> (usize, Values, &'static str) {
+    let color = decoded.color();
+    let is_16_bit = color.bytes_per_pixel() / color.channel_count() == 2;
+    let channels = if alpha && color.has_alpha() {
+        4
+    } else if color.has_color() {
+        3
+    } else {
+        1
     };
-    Ok(upright(image, orientation))
+    let values = match (channels, is_16_bit) {
+        (1, false) => Values::U8(decoded.into_luma8().into_raw()),
+        (3, false) => Values::U8(decoded.into_rgb8().into_raw()),
+        (_, false) => Values::U8(decoded.into_rgba8().into_raw()),
+        (1, true) => Values::U16(decoded.into_luma16().into_raw()),
+        (3, true) => Values::U16(decoded.into_rgb16().into_raw()),
+        (_, true) => Values::U16(decoded.into_rgba16().into_raw()),
+    };
+    (channels, values, if is_16_bit { "uint16" } else { "uint8" })
 }
 
 fn check_size(width: u64, height: u64) -> Result<(), String> {
@@ -137,31 +171,4 @@ fn check_size(width: u64, height: u64) -> Result<(), String> {
         Some(pixels) if pixels <= MAX_PIXELS => Ok(()),
         _ => Err(format!("{width}x{height} pixels are more than the {MAX_PIXELS} that are decoded")),
     }
-}
-
-/// Row and column of the upright image, width and height of the stored one: where its pixel is stored (row, column).
-type StoredAt = fn(usize, usize, usize, usize) -> (usize, usize);
-
-/// Turns and mirrors as the camera noted, for any number of channels.
-fn upright(image: Image, orientation: Option<Orientation>) -> Image {
-    let (w, h) = (image.width, image.height);
-    let (turned, from): (bool, StoredAt) = match orientation {
-        None | Some(Orientation::NoTransforms) => return image,
-        Some(Orientation::FlipHorizontal) => (false, |y, x, w, _| (y, w - 1 - x)),
-        Some(Orientation::Rotate180) => (false, |y, x, w, h| (h - 1 - y, w - 1 - x)),
-        Some(Orientation::FlipVertical) => (false, |y, x, _, h| (h - 1 - y, x)),
-        Some(Orientation::Rotate90FlipH) => (true, |y, x, _, _| (x, y)),
-        Some(Orientation::Rotate90) => (true, |y, x, _, h| (h - 1 - x, y)),
-        Some(Orientation::Rotate270FlipH) => (true, |y, x, w, h| (h - 1 - x, w - 1 - y)),
-        Some(Orientation::Rotate270) => (true, |y, x, w, _| (x, w - 1 - y)),
-    };
-    let (width, height) = if turned { (h, w) } else { (w, h) };
-    let mut data = Vec::with_capacity(image.data.len());
-    for y in 0..height {
-        for x in 0..width {
-            let (row, column) = from(y, x, w, h);
-            data.extend_from_slice(&image.data[(row * w + column) * image.channels..][..image.channels]);
-        }
-    }
-    Image::new(width, height, image.channels, data)
 }

@@ -1,94 +1,347 @@
-//! TIFF of any number of bands.
+//! TIFF as cameras, scanners, GDAL and ImageJ write it: any number of bands, integers and floats, palettes, pages.
+//!
+//! | file | image |
+//! | --- | --- |
+//! | grey, RGB | 1, 3 channels |
+//! | other numbers of bands; RGB with bands beyond alpha | all bands; an alpha band comes last and is left out |
+//! | palette, YCbCr | RGB |
+//! | pages that are marked as reduced copies or masks | left out |
+//! | further pages of one band and of the first one's size and type | a stack: one channel each |
+//! | any other further pages | left out, with a note |
 
 use std::io::Cursor;
 
-use image::{ImageFormat, metadata::Orientation};
-use tiff::{ColorType, decoder::DecodingResult, tags::Tag};
+use image::metadata::Orientation;
+use tiff::{
+    TiffError,
+    decoder::{BufferLayoutPreference, Decoder, DecodingResult, Limits},
+    tags::Tag,
+};
 
-use super::{check_size, upright};
-use crate::Image;
+use super::{
+    MAX_BYTES, check_size,
+    raster::{Raster, Values, same_type},
+};
 
-/// Bands of a multi-band TIFF.
-pub(super) struct Bands {
+/// Pages that are looked at; a file may have more.
+const MAX_PAGES: usize = 4096;
+
+const BLACK_IS_ZERO: u16 = 1;
+const RGB: u16 = 2;
+const PALETTE: u16 = 3;
+const CMYK: u16 = 5;
+const YCBCR: u16 = 6;
+
+type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
+
+/// Channels of the image; none for what cannot be read.
+pub(super) fn channels(bytes: &[u8]) -> Option<usize> {
+    let mut reader = open(bytes).ok()?;
+    let pages = Pages::of(&mut reader).ok()?;
+    reader.seek_to_image(pages.used[0]).ok()?;
+    let page = Page::of(&mut reader).ok()?;
+    Some(if matches!(page.photometric, PALETTE | YCBCR | CMYK) { 3 } else { page.kept * pages.used.len() })
+}
+
+/// Whether the image crate reads this file: it converts CMYK.
+pub(super) fn is_cmyk(bytes: &[u8]) -> bool {
+    open(bytes)
+        .ok()
+        .and_then(|mut reader| Page::of(&mut reader).ok())
+        .is_some_and(|page| page.photometric == CMYK)
+}
+
+/// `channels` that are those of the file, alpha included, keep it.
+pub(super) fn decode(bytes: &[u8], channels: usize) -> Result<Raster, String> {
+    let mut reader = open(bytes).map_err(reason)?;
+    let pages = Pages::of(&mut reader).map_err(reason)?;
+    reader.seek_to_image(pages.used[0]).map_err(reason)?;
+    let first = Page::of(&mut reader).map_err(reason)?;
+    let values = u64::from(first.width) * (first.stored * pages.used.len()) as u64;
+    check_size(values, first.height.into())?;
+    let mut rasters = Vec::new();
+    for &at in &pages.used {
+        reader.seek_to_image(at).map_err(reason)?;
+        let mut page = Page::of(&mut reader).map_err(reason)?;
+        if page.stored == channels {
+            page.kept = channels;
+        }
+        rasters.push(page.read(&mut reader, (bytes, at))?);
+    }
+    let no_data = reader.get_tag_ascii_string(Tag::GdalNodata).ok();
+    let no_data = no_data.and_then(|text| text.trim_matches(['\0', ' ']).parse().ok());
+    Ok(Raster { no_data, note: pages.note, ..stacked(rasters)? }.upright(first.orientation))
+}
+
+/// Room for the largest image in one piece; its size is checked before it is read.
+fn open(bytes: &[u8]) -> Result<Reader<'_>, TiffError> {
+    let mut limits = Limits::default();
+    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (MAX_BYTES as usize, MAX_BYTES as usize);
+    Ok(Decoder::new(Cursor::new(bytes))?.with_limits(limits))
+}
+
+fn reason(error: TiffError) -> String {
+    error.to_string()
+}
+
+/// Which pages make the image.
+struct Pages {
+    /// At least one; more are a stack.
+    used: Vec<usize>,
+    note: Option<String>,
+}
+
+impl Pages {
+    fn of(reader: &mut Reader<'_>) -> Result<Self, TiffError> {
+        let mut found: Vec<(usize, Page)> = Vec::new();
+        let mut count = 1;
+        loop {
+            let page = Page::of(reader)?;
+            if !page.is_copy_or_mask {
+                found.push((count - 1, page));
+            }
+            if !reader.more_images() || count == MAX_PAGES {
+                break;
+            }
+            reader.next_image()?;
+            count += 1;
+        }
+        let Some((_, first)) = found.first() else { return Ok(Self { used: vec![0], note: None }) };
+        let is_stack = first.stored == 1 && first.photometric != PALETTE;
+        let belongs = |(at, page): &&(usize, Page)| *at == found[0].0 || is_stack && page.is_like(first);
+        let used: Vec<usize> = found.iter().filter(belongs).map(|(at, _)| *at).collect();
+        let others = found.len() - used.len();
+        let note = (others > 0).then(|| format!("{others} of its {} pages are not used", found.len()));
+        Ok(Self { used, note })
+    }
+}
+
+/// What the tags of a page declare.
+struct Page {
+    width: u32,
+    height: u32,
+    photometric: u16,
+    bits: u16,
+    /// 1 = unsigned, 2 = signed, 3 = floating point.
+    format: u16,
     stored: usize,
     /// Without alpha, which comes last.
-    pub(super) kept: usize,
-    /// RGB with further bands, of which the decoder would keep three.
-    rgb: bool,
+    kept: usize,
+    /// A reduced copy of another page, or a transparency mask (NewSubfileType, bits 0 and 2).
+    is_copy_or_mask: bool,
+    orientation: Option<Orientation>,
 }
 
-pub(super) fn bands(bytes: &[u8]) -> Option<Bands> {
-    if image::guess_format(bytes).ok() != Some(ImageFormat::Tiff) {
-        return None;
+impl Page {
+    fn of(reader: &mut Reader<'_>) -> Result<Self, TiffError> {
+        let (width, height) = reader.dimensions()?;
+        let mut number = |tag| {
+            Ok::<_, TiffError>(reader.find_tag_unsigned_vec::<u16>(tag)?.and_then(|v| v.first().copied()))
+        };
+        let stored = usize::from(number(Tag::SamplesPerPixel)?.unwrap_or(1));
+        let (bits, format) =
+            (number(Tag::BitsPerSample)?.unwrap_or(1), number(Tag::SampleFormat)?.unwrap_or(1));
+        let photometric = number(Tag::PhotometricInterpretation)?.unwrap_or(BLACK_IS_ZERO);
+        let orientation = number(Tag::Orientation)?.and_then(|turned| Orientation::from_exif(turned as u8));
+        let subfile = reader.find_tag_unsigned::<u32>(Tag::NewSubfileType)?.unwrap_or(0);
+        // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is a band of any other meaning, such as near
+        // infrared with RGB.
+        let extra = reader.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples)?;
+        let alpha = stored > 1 && extra.is_some_and(|kinds| matches!(kinds.last(), Some(1 | 2)));
+        let kept = stored - usize::from(alpha);
+        let is_copy_or_mask = subfile & 0b101 != 0;
+        Ok(Self { width, height, photometric, bits, format, stored, kept, is_copy_or_mask, orientation })
     }
-    let mut decoder = tiff::decoder::Decoder::new(Cursor::new(bytes)).ok()?;
-    let color = decoder.colortype().ok()?;
-    let samples = decoder.find_tag(Tag::SamplesPerPixel).ok()??.into_u16().ok()?;
-    let extra = decoder.find_tag(Tag::ExtraSamples).ok()?.and_then(|value| value.into_u16_vec().ok());
-    // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is a band of any other meaning, such as near
-    // infrared with RGB.
-    let alpha = extra.is_some_and(|kinds| matches!(kinds.last(), Some(1 | 2)));
-    let stored = usize::from(samples);
-    let kept = stored - usize::from(alpha && stored > 1);
-    let rgb = match color {
-        ColorType::Multiband { .. } => false,
-        ColorType::RGB(_) | ColorType::RGBA(_) if kept > 3 => true,
-        _ => return None,
-    };
-    Some(Bands { stored, kept, rgb })
+
+    /// Whether two pages can be channels of one image.
+    fn is_like(&self, other: &Self) -> bool {
+        let layout =
+            |page: &Self| (page.width, page.height, page.stored, page.bits, page.format, page.photometric);
+        layout(self) == layout(other)
+    }
+
+    /// Reads this page, number `at` of the file, which `reader` is at.
+    fn read(&self, reader: &mut Reader<'_>, (bytes, at): (&[u8], usize)) -> Result<Raster, String> {
+        // The decoder refuses palettes and keeps three bands of RGB. Declared as grey, all bands come as they are stored.
+        let as_stored = self.photometric == PALETTE || self.photometric == RGB && self.kept > 3;
+        let (data, layout) = if as_stored {
+            let directory = reader.ifd_pointer().ok_or("a TIFF without a directory")?.0;
+            let grey = with_photometric(bytes, directory, BLACK_IS_ZERO).ok_or("a damaged directory")?;
+            let mut reader = open(&grey).map_err(reason)?;
+            reader.seek_to_image(at).map_err(reason)?;
+            samples(&mut reader)?
+        } else {
+            samples(reader)?
+        };
+        let (values, kind) = exact(data);
+        let values = interleaved(self.unpacked(values, &layout), layout.planes);
+        let (width, height) = (self.width as usize, self.height as usize);
+        let stored = values.len() / (width * height);
+        if stored < self.kept.min(3) || values.len() % (width * height) != 0 {
+            return Err(format!(
+                "{} values for {width}x{height} pixels of {} bands",
+                values.len(),
+                self.stored
+            ));
+        }
+        let (values, kept) = match self.photometric {
+            PALETTE => (through_palette(reader, &values)?, 3),
+            YCBCR => (rgb_of_ycbcr(&values, stored)?, 3),
+            _ => (first_bands(values, stored, self.kept), self.kept),
+        };
+        Ok(Raster::new(
+            (width, height),
+            kept,
+            values,
+            if self.photometric == PALETTE { "uint8" } else { kind },
+        ))
+    }
+
+    /// Values of fewer than 8 bits in bytes of their own, grey ones from 0 to 255.
+    fn unpacked(&self, values: Values, layout: &BufferLayoutPreference) -> Values {
+        let Values::U8(packed) = values else { return values };
+        if self.bits >= 8 {
+            return Values::U8(packed);
+        }
+        let bits = usize::from(self.bits);
+        let levels = (1u16 << bits) - 1;
+        let bands = if layout.planes > 1 { 1 } else { self.stored };
+        let row = layout.row_stride.map_or(packed.len(), std::num::NonZeroUsize::get);
+        let value = |row: &[u8], at: usize| {
+            let byte = row[at * bits / 8];
+            u16::from(byte) >> (8 - bits - at * bits % 8) & levels
+        };
+        let scaled = |value: u16| if self.photometric == PALETTE { value } else { value * 255 / levels };
+        let rows = packed.chunks_exact(row.max(1));
+        let in_row = (self.width as usize * bands).min(row * 8 / bits);
+        Values::U8(rows.flat_map(|row| (0..in_row).map(move |at| scaled(value(row, at)) as u8)).collect())
+    }
 }
 
-/// The file with RGB declared as grey with further bands, which the decoder keeps. Of classic TIFF; None for BigTIFF.
-fn as_grey_bands(bytes: &[u8]) -> Option<Vec<u8>> {
-    const PHOTOMETRIC: u64 = 262;
-    const BLACK_IS_ZERO: u8 = 1;
+/// All samples of the page that `reader` is at.
+fn samples(reader: &mut Reader<'_>) -> Result<(DecodingResult, BufferLayoutPreference), String> {
+    let mut data = DecodingResult::U8(Vec::new());
+    let layout = reader.read_image_to_buffer(&mut data).map_err(reason)?;
+    Ok((data, layout))
+}
+
+/// The samples in the smallest type of ours that holds them, and the name of their own.
+fn exact(data: DecodingResult) -> (Values, &'static str) {
+    match data {
+        DecodingResult::U8(data) => (Values::U8(data), "uint8"),
+        DecodingResult::U16(data) => (Values::U16(data), "uint16"),
+        DecodingResult::I8(data) => (Values::F32(data.into_iter().map(f32::from).collect()), "int8"),
+        DecodingResult::I16(data) => (Values::F32(data.into_iter().map(f32::from).collect()), "int16"),
+        DecodingResult::F16(data) => (Values::F32(data.into_iter().map(f32::from).collect()), "float16"),
+        DecodingResult::F32(data) => (Values::F32(data), "float32"),
+        DecodingResult::F64(data) => (Values::F64(data), "float64"),
+        DecodingResult::U32(data) => (Values::F64(data.into_iter().map(f64::from).collect()), "uint32"),
+        DecodingResult::I32(data) => (Values::F64(data.into_iter().map(f64::from).collect()), "int32"),
+        DecodingResult::U64(data) => {
+            (Values::F64(data.into_iter().map(|value| value as f64).collect()), "uint64")
+        }
+        DecodingResult::I64(data) => {
+            (Values::F64(data.into_iter().map(|value| value as f64).collect()), "int64")
+        }
+    }
+}
+
+/// Planes one after another to bands side by side.
+fn interleaved(values: Values, planes: usize) -> Values {
+    fn weave<T: Copy>(data: &[T], planes: usize) -> Vec<T> {
+        let area = data.len() / planes;
+        (0..area).flat_map(|at| (0..planes).map(move |plane| data[plane * area + at])).collect()
+    }
+    if planes < 2 { values } else { same_type!(&values, data => weave(data, planes)) }
+}
+
+fn first_bands(values: Values, stored: usize, kept: usize) -> Values {
+    fn keep<T: Copy>(data: &[T], stored: usize, kept: usize) -> Vec<T> {
+        data.chunks_exact(stored).flat_map(|pixel| &pixel[..kept]).copied().collect()
+    }
+    if stored == kept { values } else { same_type!(&values, data => keep(data, stored, kept)) }
+}
+
+/// Colours of indices.
+fn through_palette(reader: &mut Reader<'_>, values: &Values) -> Result<Values, String> {
+    let map = reader.get_tag_u16_vec(Tag::ColorMap).map_err(reason)?;
+    let entries = map.len() / 3;
+    // Some writers leave 8-bit colours in the 16-bit entries; libtiff tells them the same way.
+    let is_8_bit = map.iter().all(|&value| value < 256);
+    let level = |value: u16| if is_8_bit { value as u8 } else { ((u32::from(value) + 128) / 257) as u8 };
+    let indices: Vec<usize> = match values {
+        Values::U8(data) => data.iter().map(|&index| index.into()).collect(),
+        Values::U16(data) => data.iter().map(|&index| index.into()).collect(),
+        _ => return Err("a palette with indices that are not unsigned integers".into()),
+    };
+    if let Some(index) = indices.iter().find(|&&index| index >= entries) {
+        return Err(format!("index {index} into a palette of {entries} colours"));
+    }
+    let colour = |&index: &usize| [0, 1, 2].map(|channel| level(map[channel * entries + index]));
+    Ok(Values::U8(indices.iter().flat_map(colour).collect()))
+}
+
+/// The JPEG convention (full range, ITU-R BT.601), which is also TIFF's default.
+fn rgb_of_ycbcr(values: &Values, stored: usize) -> Result<Values, String> {
+    let Values::U8(data) = values else { return Err("YCbCr of other than 8 bits".into()) };
+    if stored < 3 {
+        return Err(format!("YCbCr of {stored} bands"));
+    }
+    let rgb = |pixel: &[u8]| {
+        let [luma, blue, red] = [0, 1, 2].map(|band| f32::from(pixel[band]));
+        let (blue, red) = (blue - 128.0, red - 128.0);
+        let rgb = [luma + 1.402 * red, luma - 0.344_136 * blue - 0.714_136 * red, luma + 1.772 * blue];
+        // A cast of floats saturates.
+        rgb.map(|value| (value + 0.5) as u8)
+    };
+    Ok(Values::U8(data.chunks_exact(stored).flat_map(rgb).collect()))
+}
+
+/// Pages of one size as channels of one image.
+fn stacked(mut pages: Vec<Raster>) -> Result<Raster, String> {
+    let count = pages.len();
+    let mut first = pages.remove(0);
+    if count == 1 {
+        return Ok(first);
+    }
+    for page in pages {
+        let appended = match (&mut first.values, page.values) {
+            (Values::U8(all), Values::U8(page)) => extended(all, &page),
+            (Values::U16(all), Values::U16(page)) => extended(all, &page),
+            (Values::F32(all), Values::F32(page)) => extended(all, &page),
+            (Values::F64(all), Values::F64(page)) => extended(all, &page),
+            _ => false,
+        };
+        if !appended {
+            return Err("pages of different types".into());
+        }
+    }
+    Ok(Raster { channels: count, values: interleaved(first.values, count), ..first })
+}
+
+fn extended<T: Copy>(all: &mut Vec<T>, page: &[T]) -> bool {
+    all.extend_from_slice(page);
+    true
+}
+
+/// The file with another colour space in the directory at byte `directory`, of classic TIFF and BigTIFF.
+fn with_photometric(bytes: &[u8], directory: u64, photometric: u16) -> Option<Vec<u8>> {
     let big_endian = bytes.starts_with(b"MM");
     let number = |at: usize, length: usize| {
         let digits = bytes.get(at..at.checked_add(length)?)?.iter().map(|&byte| u64::from(byte));
         let joined = |sum: u64, digit: u64| sum << 8 | digit;
         Some(if big_endian { digits.fold(0, joined) } else { digits.rev().fold(0, joined) })
     };
-    if number(2, 2)? != 42 {
-        return None;
-    }
-    let directory = usize::try_from(number(4, 4)?).ok()?;
-    let entries = (0..number(directory, 2)? as usize).map(|entry| directory + 2 + 12 * entry);
-    let entry = entries.into_iter().find(|&entry| number(entry, 2) == Some(PHOTOMETRIC))?;
+    // Bytes of the number of entries, of an entry, and from an entry's start to its value.
+    let (count, size, value) = if number(2, 2)? == 43 { (8, 20, 12) } else { (2, 12, 8) };
+    let directory = usize::try_from(directory).ok()?;
+    let entries = usize::try_from(number(directory, count)?).ok()?;
+    let place = |entry: usize| Some(directory + count + entry.checked_mul(size)?);
+    let tag = u64::from(Tag::PhotometricInterpretation.to_u16());
+    let entry =
+        (0..entries.min(bytes.len())).map_while(place).find(|&entry| number(entry, 2) == Some(tag))?;
     let mut changed = bytes.to_vec();
-    let value = if big_endian { [0, BLACK_IS_ZERO] } else { [BLACK_IS_ZERO, 0] };
-    changed.get_mut(entry + 8..entry + 10)?.copy_from_slice(&value);
+    let digits = if big_endian { photometric.to_be_bytes() } else { photometric.to_le_bytes() };
+    changed.get_mut(entry + value..entry + value + 2)?.copy_from_slice(&digits);
     Some(changed)
-}
-
-/// A TIFF of any number of bands, 8 or 16 bits each, interleaved.
-pub(super) fn decode(bytes: &[u8], bands: &Bands) -> Result<Image, String> {
-    let wrong = |error: tiff::TiffError| error.to_string();
-    let all = if bands.rgb {
-        Some(as_grey_bands(bytes).ok_or("a BigTIFF of RGB with further bands")?)
-    } else {
-        None
-    };
-    let mut decoder =
-        tiff::decoder::Decoder::new(Cursor::new(all.as_deref().unwrap_or(bytes))).map_err(wrong)?;
-    let (width, height) = decoder.dimensions().map_err(wrong)?;
-    check_size(u64::from(width) * bands.stored as u64, height.into())?;
-    let turned = decoder.find_tag(Tag::Orientation).map_err(wrong)?.and_then(|value| value.into_u16().ok());
-    let orientation = turned.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
-    let data = match decoder.read_image().map_err(wrong)? {
-        DecodingResult::U8(data) => data,
-        DecodingResult::U16(data) => {
-            data.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect()
-        }
-        _ => return Err("bands of other than 8 or 16 bits".into()),
-    };
-    let (width, height) = (width as usize, height as usize);
-    if data.len() != width * height * bands.stored {
-        let reason = format!("{} values for {width}x{height} pixels of {} bands", data.len(), bands.stored);
-        return Err(reason + " (planar TIFFs are not read)");
-    }
-    let data = match bands.stored == bands.kept {
-        true => data,
-        false => data.chunks_exact(bands.stored).flat_map(|pixel| &pixel[..bands.kept]).copied().collect(),
-    };
-    Ok(upright(Image::new(width, height, bands.kept, data), orientation))
 }

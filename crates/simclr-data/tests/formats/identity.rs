@@ -7,7 +7,7 @@ use std::{
 };
 
 use simclr_data::{
-    Dataset, Split,
+    Dataset, RangeChoice, Split,
     dataset::{PackOptions, pack},
     decode::Jpeg,
 };
@@ -35,7 +35,8 @@ const FORMS: [(&str, Form); 7] = [
         let folder = path.with_extension("folder");
         FORMS[0].1(&folder, value);
         let channels = simclr_data::dataset::Channels::Auto;
-        let options = PackOptions { channels, size: None, jpeg: Jpeg::Zune, threads: 1 };
+        let options =
+            PackOptions { channels, size: None, jpeg: Jpeg::Zune, range: RangeChoice::Auto, threads: 1 };
         pack(&folder, path, &options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
     }),
     ("gzipped idx", |path, value| {

@@ -7,14 +7,20 @@ use std::{
 
 use proptest::prelude::*;
 use simclr_data::{
-    AugmentConfig, DataError, Dataset, Loader, LoaderConfig, Split,
+    AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
     dataset::{Channels, PackOptions, Packed, pack},
     decode::Jpeg,
 };
 
 use super::{binary::idx, names, open, png, put};
 
-const PLAIN: PackOptions = PackOptions { channels: Channels::Auto, size: None, jpeg: Jpeg::Zune, threads: 2 };
+const PLAIN: PackOptions = PackOptions {
+    channels: Channels::Auto,
+    size: None,
+    jpeg: Jpeg::Zune,
+    range: RangeChoice::Auto,
+    threads: 2,
+};
 
 fn packed(data: &Path, out: &Path, options: &PackOptions) -> Packed {
     pack(data, out, options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap().unwrap()

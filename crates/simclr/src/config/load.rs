@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use simclr_data::augment::TransformConfig;
+use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
 use toml::{Table, Value};
 
 use super::RunConfig;
@@ -31,6 +31,7 @@ impl RunConfig {
     pub fn load_run(path: &Path, overrides: &[String]) -> Result<(Self, Option<String>), ConfigError> {
         let table = read(path)?;
         let records_transform = table.contains_key("transform");
+        let records_range = table.get("data").is_some_and(|data| data.get("range").is_some());
         let mut config = Self::of_table(table, Some(path), &[])?;
         let mut note = None;
         if !records_transform {
@@ -38,6 +39,9 @@ impl RunConfig {
             config.transform = TransformConfig::of_an_older_run(size);
             let seen = config.transform.to(size, 0);
             note = Some(format!("the run does not record what its encoder sees; as before: {seen}"));
+        }
+        if !records_range {
+            config.data.range = RangeChoice::Set(ValueRange::Full);
         }
         if overrides.is_empty() {
             return Ok((config, note));

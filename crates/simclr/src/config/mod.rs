@@ -8,7 +8,7 @@ mod validate;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{AugmentConfig, augment::TransformConfig};
+use simclr_data::{AugmentConfig, RangeChoice, ValueRange, augment::TransformConfig};
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
@@ -57,6 +57,10 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// Channels of decoded images; 0 = what the set holds.
     pub channels: usize,
+    /// Which stored values become 0 and 1: `auto` (8-bit images as they are; of others what a sample of the set covers, channel
+    /// by channel), `full` (16 bits over 0 to 65535), [low, high], or one such pair for each channel. A run records what it
+    /// found.
+    pub range: RangeChoice,
     /// Share of images that may fail to decode before the run fails; 5 images may in any case, up to a tenth of the set, unless
     /// it is 0.
     pub max_bad_share: f64,
@@ -69,11 +73,22 @@ pub struct DataConfig {
     pub prefetch: usize,
 }
 
+impl DataConfig {
+    /// Of a run, whose range is resolved; before that the full range.
+    pub fn value_range(&self) -> ValueRange {
+        match &self.range {
+            RangeChoice::Set(range) => range.clone(),
+            RangeChoice::Auto => ValueRange::Full,
+        }
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
             path: None,
             channels: 0,
+            range: RangeChoice::Auto,
             max_bad_share: 0.01,
             threads: 0,
             views_on: ViewsOn::Auto,

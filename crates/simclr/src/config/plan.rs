@@ -115,7 +115,8 @@ impl RunConfig {
 impl Plan {
     /// What the encoder sees of an image outside training.
     pub fn transform(&self) -> EvalTransform {
-        self.config.transform.to(self.config.train.image_size, self.channels)
+        let transform = self.config.transform.to(self.config.train.image_size, self.channels);
+        transform.of_range(self.config.data.value_range())
     }
 
     /// Images that go through the encoder at a time on each process.

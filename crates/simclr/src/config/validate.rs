@@ -15,6 +15,7 @@ impl RunConfig {
             (&self.data, &self.encoder, &self.head, &self.optim, &self.train);
         share("data.max_bad_share", data.max_bad_share)?;
         check(data.prefetch >= 1, "data.prefetch", data.prefetch, "at least 1")?;
+        data.range.validate()?;
         self.augment.validate()?;
         self.transform.validate()?;
         let width = encoder.width;

@@ -138,7 +138,8 @@ impl FrozenEncoder {
 
     /// How its images are decoded.
     pub fn decoding(&self) -> Decoding {
-        Decoding { channels: self.channels as usize, jpeg: self.config.transform.jpeg }
+        let (jpeg, range) = (self.config.transform.jpeg, self.config.data.value_range());
+        Decoding { channels: self.channels as usize, jpeg, range }
     }
 
     /// S.
@@ -148,7 +149,8 @@ impl FrozenEncoder {
 
     /// What it sees of an image.
     pub fn transform(&self) -> EvalTransform {
-        self.config.transform.to(self.image_size(), self.channels as usize)
+        let transform = self.config.transform.to(self.image_size(), self.channels as usize);
+        transform.of_range(self.config.data.value_range())
     }
 
     /// The same encoder on images that are cut and resized as `change` says.
@@ -219,7 +221,7 @@ pub(super) fn hash_tensors<'a>(
 }
 
 /// How images are read.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ReadOptions {
     /// What the encoder sees of an image.
     pub transform: EvalTransform,

@@ -123,7 +123,7 @@ pub fn evaluate(
     let trained = load_encoder(run)?.with_transform(&options.transform)?;
     options.layers.iter().try_for_each(|&layer| trained.layer_dim(layer).map(drop))?;
     let controls = trained.controls(options.random_inits)?;
-    let mut sets = Sets::open(data, trained.decoding(), options.seed)?;
+    let mut sets = Sets::open(data, &trained.decoding(), options.seed)?;
     if options.fresh && run.path().join(FOLDER).exists() {
         fs_err::remove_dir_all(run.path().join(FOLDER))?;
     }

@@ -106,7 +106,7 @@ impl<'a> Reading<'a> {
         }
         // Bad images may come in clusters: their share is that of the whole part.
         let allowed = (self.options.max_bad_share * all as f64 / part.indices.len() as f64).min(1.0);
-        let options = ReadOptions { max_bad_share: allowed, ..self.options };
+        let options = ReadOptions { max_bad_share: allowed, ..self.options.clone() };
         let observer = &mut *self.observer;
         let mut progress = |done: usize, _: usize| observer.progress(part.name, before + done, all);
         let mut read = features::extract(part.set, part.indices, &options, &extractors, &mut progress)?;

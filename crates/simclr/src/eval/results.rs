@@ -326,7 +326,7 @@ impl Results {
             std::iter::once(row.name.clone()).chain(cells).chain(by_share).collect()
         }));
         let mut text = format!("test accuracy in %, {} test images", self.data.test_images);
-        text.extend(self.run.transform.map(|transform| format!("; input: {transform}")));
+        text.extend(self.run.transform.as_ref().map(|transform| format!("; input: {transform}")));
         text.push('\n');
         text.push_str(&aligned(&lines));
         text.push_str(&format!("linear classifier: {}\n", self.protocol.linear));

@@ -41,7 +41,7 @@ struct TestPart {
 
 impl Sets {
     /// Opens the set; labels are those of the training split's numbering.
-    pub(super) fn open(path: &Path, how: Decoding, seed: u64) -> Result<Self, EvalError> {
+    pub(super) fn open(path: &Path, how: &Decoding, seed: u64) -> Result<Self, EvalError> {
         let train = Dataset::open_as(path, Split::Train, how)?;
         let train_labels = labels(&train, path, "training")?;
         if train.classes().len() < 2 {

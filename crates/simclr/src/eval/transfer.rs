@@ -63,7 +63,7 @@ impl Transfer<'_> {
 
     fn row(&self, set: &TransferSet, observer: &mut dyn Observer) -> Result<TransferRow, EvalError> {
         let (trained, control) = self.encoders;
-        let mut sets = Sets::open(&set.path, trained.decoding(), self.options.seed)?;
+        let mut sets = Sets::open(&set.path, &trained.decoding(), self.options.seed)?;
         sets.identify(self.run, observer)?;
         let validation = sets.validation(&set.path, self.run, observer)?;
         let chosen_on = validation.as_ref().map(|(set, _)| set.identity());

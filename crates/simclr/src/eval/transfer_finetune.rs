@@ -232,7 +232,7 @@ impl Images {
         observer: &mut dyn Observer,
     ) -> Result<Self, EvalError> {
         let (path, metric, how) = (&set.path, set.metric, frozen.decoding());
-        let mut sets = Sets::open(path, how, seed)?;
+        let mut sets = Sets::open(path, &how, seed)?;
         sets.identify(run, observer)?;
         let mut members = Members::of(&sets.train, &sets.train_labels, &sets.train_indices, metric);
         let (mut indices, classes) = (sets.train_indices.clone(), sets.train.classes().len());
@@ -249,8 +249,8 @@ impl Images {
         let all: Vec<usize> = (0..validation.len()).collect();
         members.append(Members::of(&validation, &labels, &all, metric));
         indices.extend(all.iter().map(|index| sets.train.len() + index));
-        let mut joined =
-            Dataset::open_with_validation(path, Channels::Count(how.channels))?.decoded_by(how.jpeg);
+        let joined = Dataset::open_with_validation(path, Channels::Count(how.channels))?.decoded_by(how.jpeg);
+        let mut joined = joined.scaled_to(&how.range)?;
         joined.set_identity(format!("{}+{}", sets.train.identity(), validation.identity()));
         let (fit, held) = ((0..rows).collect(), (rows..members.len()).collect());
         Ok(Self { sets, joined: Some(joined), indices, members, fit, held, metric })

@@ -93,7 +93,7 @@ pub fn embed(
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     format.check(out, data)?;
     let frozen = load_encoder(run)?.with_transform(&options.transform)?;
-    let sets = open(data, options.split, frozen.decoding())?;
+    let sets = open(data, options.split, &frozen.decoding())?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(Dataset::len).sum();
     let layer = frozen.layer_dim(options.layer)?;
@@ -120,7 +120,7 @@ pub fn embed(
 }
 
 /// One split, or all there are.
-fn open(data: &Path, split: Option<Split>, how: Decoding) -> Result<Vec<Dataset>, EvalError> {
+fn open(data: &Path, split: Option<Split>, how: &Decoding) -> Result<Vec<Dataset>, EvalError> {
     let splits = split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
     Ok(splits.into_iter().map(|split| Dataset::open_as(data, split, how)).collect::<Result<_, _>>()?)
 }

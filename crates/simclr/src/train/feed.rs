@@ -178,7 +178,7 @@ mod tests {
     }
 
     impl Source for Colors {
-        fn decode(&self, index: usize, Decoding { channels, .. }: Decoding) -> Result<Image, DataError> {
+        fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
             if index >= self.bad {
                 return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
             }

@@ -12,7 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, Split, dataset::Channels, error::allowed_bad,
+    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset::Channels,
+    error::allowed_bad,
 };
 use simclr_shim::stream::OwnStream;
 use tch::{Kind, Tensor};
@@ -162,8 +163,9 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
-    let config = &config;
-    let dataset = Arc::new(training_images(config, data)?);
+    let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
+    config.data.range = RangeChoice::Set(range);
+    let (config, dataset) = (&config, Arc::new(dataset));
     let device = choose_device(config.train.device, ranks.local_rank())?;
     let shape = (dataset.channels(), config.train.image_size);
     let views = choose_views(config.data.views_on, &config.augment, shape, device)?;

@@ -28,7 +28,7 @@ pub use write::{PACKED_SET, PackOptions, Packed, pack};
 
 use super::{Opened, Sample, Source, Split, identity::FileState};
 use crate::{
-    DataError, Image,
+    DataError, Image, ValueRange,
     decode::{self, Decoding, MAX_PIXELS},
 };
 
@@ -44,6 +44,9 @@ struct Index {
     channels: usize,
     /// Pixels to which longer shorter sides were scaled down.
     size: Option<usize>,
+    /// By which the pixels were scaled to 8 bits.
+    #[serde(default)]
+    range: ValueRange,
     /// First in the file.
     train: Part,
     /// Second in the file, where the set has a test part.
@@ -85,7 +88,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
-    let Index { channels, train, test, validation, .. } = index;
+    let Index { channels, range, train, test, validation, .. } = index;
     let mut end = HEADER as u64;
     let (mut part, mut extents) = (Part::default(), Vec::new());
     for (of, found) in [(Split::Train, Some(train)), (Split::Test, test), (Split::Validation, validation)] {
@@ -103,7 +106,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
-    let source = Mapped { path: path.to_owned(), file, state, channels, part, extents, checked };
+    let source = Mapped { path: path.to_owned(), file, state, channels, range, part, extents, checked };
     Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new() })
 }
 
@@ -213,6 +216,7 @@ struct Mapped {
     file: Bytes,
     state: FileState,
     channels: usize,
+    range: ValueRange,
     part: Part,
     extents: Vec<Extent>,
     /// Whether the checksum of an image has been seen to match.
@@ -225,7 +229,7 @@ impl Source for Mapped {
         Ok(self.file.slice(start as usize..end as usize))
     }
 
-    fn decode_stored(&self, index: usize, pixels: Bytes, how: Decoding) -> Result<Image, DataError> {
+    fn decode_stored(&self, index: usize, pixels: Bytes, how: &Decoding) -> Result<Image, DataError> {
         let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
         let wrong = |reason: String| DataError::Decode { name: name(), reason };
         let (width, height) = (self.part.widths[index] as usize, self.part.heights[index] as usize);
@@ -255,6 +259,10 @@ impl Source for Mapped {
 
     fn stored_bytes(&self, index: usize) -> u64 {
         self.part.stored_bytes[index]
+    }
+
+    fn recorded_range(&self) -> Option<&ValueRange> {
+        Some(&self.range)
     }
 
     fn native_channels(&self) -> usize {

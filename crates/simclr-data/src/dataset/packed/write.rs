@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed};
 use crate::{
-    DataError, Image,
+    DataError, Image, RangeChoice, ValueRange,
     augment::shrink,
     dataset::{Channels, Dataset, Split},
     decode::Jpeg,
@@ -33,12 +33,14 @@ pub struct PackOptions {
     pub size: Option<usize>,
     /// The decoder of JPEG files.
     pub jpeg: Jpeg,
+    /// Which stored values become 0 and 255, measured on the training part where it is left open.
+    pub range: RangeChoice,
     /// Threads that decode, at least 1.
     pub threads: usize,
 }
 
 /// What was packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Packed {
     /// Images of the training part.
     pub train: usize,
@@ -50,6 +52,10 @@ pub struct Packed {
     pub bytes: u64,
     /// Images that cannot be decoded, name and reason. They keep their places, and using them fails with that reason.
     pub bad: Vec<(String, String)>,
+    /// By which values were scaled to 8 bits.
+    pub range: ValueRange,
+    /// What a user must know of how the set was read.
+    pub notes: Vec<String>,
 }
 
 /// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
@@ -75,12 +81,13 @@ pub fn pack(
         return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
     }
     output::check(out, PACKED_SET, Some(data))?;
-    let channels = train.channels();
+    let (train, range) = train.with_range(&options.range)?;
+    let (channels, notes) = (train.channels(), train.notes().to_vec());
     let other =
         |exists: bool, split| exists.then(|| Dataset::open_as(data, split, train.decoding())).transpose();
     let test = other(Dataset::has_test_split(data), Split::Test)?;
     let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
-    let mut writer = PackWriter::new(out, channels, options)?;
+    let mut writer = PackWriter::new(out, channels, &range, options)?;
     let sets = [Some(train), test, validation];
     let of = sets.iter().flatten().map(Dataset::len).sum();
     let (mut before, mut parts) = (0, Vec::new());
@@ -99,7 +106,7 @@ pub fn pack(
         std::array::from_fn(|at| parts[at].as_ref().map_or(0, |part| part.names.len()));
     let bad = parts.iter().flatten().flat_map(Part::named_bad).collect();
     let bytes = writer.finish(parts)?;
-    Ok(Some(Packed { train, test, validation, bytes, bad }))
+    Ok(Some(Packed { train, test, validation, bytes, bad, range, notes }))
 }
 
 impl Part {
@@ -115,17 +122,24 @@ struct PackWriter {
     written: u64,
     channels: usize,
     size: Option<usize>,
+    range: ValueRange,
     pool: rayon::ThreadPool,
 }
 
 impl PackWriter {
-    fn new(path: &Path, channels: usize, options: &PackOptions) -> Result<Self, DataError> {
+    fn new(
+        path: &Path,
+        channels: usize,
+        range: &ValueRange,
+        options: &PackOptions,
+    ) -> Result<Self, DataError> {
         let folder = folder_of(path);
         let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder);
         let file = BufWriter::with_capacity(1 << 20, file.map_err(|error| cannot_write(path, &error))?);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
         let pool = pool.map_err(std::io::Error::other)?;
-        let mut writer = Self { path: path.to_owned(), file, written: 0, channels, size: options.size, pool };
+        let (size, range) = (options.size, range.clone());
+        let mut writer = Self { path: path.to_owned(), file, written: 0, channels, size, range, pool };
         let header = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4]].concat();
         debug_assert_eq!(header.len(), HEADER);
         writer.put(&header)?;
@@ -198,7 +212,8 @@ impl PackWriter {
         let mut parts = parts.into_iter();
         let mut next = || parts.next().flatten();
         let (train, test, validation) = (next().unwrap_or_default(), next(), next());
-        let index = Index { channels: self.channels, size: self.size, train, test, validation };
+        let (channels, size, range) = (self.channels, self.size, self.range.clone());
+        let index = Index { channels, size, range, train, test, validation };
         let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
         self.put(&json)?;
         let [start, length] = [start, json.len() as u64].map(u64::to_le_bytes);

@@ -8,16 +8,13 @@
 mod file;
 mod labels;
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use bytes::Bytes;
 
 use self::file::File;
 use super::{Opened, Sample, Source, Split, split_names};
-use crate::{
-    DataError, Image,
-    decode::{self, Decoding},
-};
+use crate::{DataError, decode};
 
 /// Encoded bytes that are kept in memory at most.
 const KEEP_BYTES: u64 = 4 << 30;
@@ -70,8 +67,8 @@ impl Source for Memory {
         Ok(self.images[index].clone())
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &stored, how)
+    fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
+        Some(self.names[index][..].into())
     }
 
     fn stamp(&self, index: usize) -> u64 {
@@ -108,8 +105,8 @@ impl Source for Disk {
         self.bytes(index)
     }
 
-    fn decode_stored(&self, index: usize, stored: Bytes, how: Decoding) -> Result<Image, DataError> {
-        decode::decode(&self.names[index], &stored, how)
+    fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
+        Some(self.names[index][..].into())
     }
 
     fn stamp(&self, index: usize) -> u64 {

@@ -53,9 +53,9 @@ fn memory_and_disk_give_the_same_images_in_any_order_from_any_thread() {
             let (memory, disk) = (&memory.source, &disk.source);
             scope.spawn(move || {
                 for index in (0..40).map(|step| (step * 5 + worker) % 8) {
-                    let image = disk.decode(index, 1.into()).unwrap();
+                    let image = disk.decode(index, &1.into()).unwrap();
                     assert_eq!(image.data, vec![index as u8 * 30; 6]);
-                    assert_eq!(image, memory.decode(index, 1.into()).unwrap());
+                    assert_eq!(image, memory.decode(index, &1.into()).unwrap());
                 }
             });
         }
