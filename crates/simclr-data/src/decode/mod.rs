@@ -9,7 +9,7 @@ mod tiff;
 
 use std::{io::Cursor, str::FromStr};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageReader};
 use serde::{Deserialize, Serialize};
 
 pub use raster::Raster;
@@ -96,8 +96,7 @@ pub(crate) fn stored(name: &str, bytes: &[u8], how: &Decoding) -> Result<Raster,
 
 /// Channels of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
 pub fn native_channels(bytes: &[u8]) -> usize {
-    let is_tiff = image::guess_format(bytes).ok() == Some(ImageFormat::Tiff);
-    let channels = is_tiff.then(|| tiff::channels(bytes)).flatten().unwrap_or(3);
+    let channels = tiff::is_tiff(bytes).then(|| tiff::channels(bytes)).flatten().unwrap_or(3);
     if channels == 1 { 3 } else { channels }
 }
 
@@ -122,13 +121,13 @@ fn luma(rgb: &[u8]) -> u8 {
 
 /// `channels` of 4 keeps transparency.
 fn other(bytes: &[u8], channels: usize) -> Result<Raster, String> {
+    if tiff::is_tiff(bytes) && !tiff::is_cmyk(bytes) {
+        return tiff::decode(bytes, channels);
+    }
     let format = image::guess_format(bytes).map_err(|_| match bytes.len() {
         0 => "the file is empty".to_owned(),
         _ => "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM image".to_owned(),
     })?;
-    if format == ImageFormat::Tiff && !tiff::is_cmyk(bytes) {
-        return tiff::decode(bytes, channels);
-    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     // The limit on pixels is checked below, before anything is allocated.
     let mut limits = image::Limits::no_limits();

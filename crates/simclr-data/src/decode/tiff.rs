@@ -34,6 +34,11 @@ const YCBCR: u16 = 6;
 
 type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
 
+/// Classic TIFF or BigTIFF, in either byte order.
+pub(super) fn is_tiff(bytes: &[u8]) -> bool {
+    [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|start| bytes.starts_with(*start))
+}
+
 /// Channels of the image; none for what cannot be read.
 pub(super) fn channels(bytes: &[u8]) -> Option<usize> {
     let mut reader = open(bytes).ok()?;

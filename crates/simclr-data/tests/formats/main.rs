@@ -8,6 +8,7 @@ mod identity;
 mod packed;
 mod parquet;
 mod tar;
+mod values;
 
 use std::{io::Cursor, path::Path};
 

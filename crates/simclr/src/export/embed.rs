@@ -1,4 +1,4 @@
-//! Images to a table of h with their paths: parquet (columns `path`, `label`, `class`, `h`), or `.npy` with the paths,
+//! Images to a table of h with their paths: parquet (columns `path`, `part`, `label`, `class`, `h`), or `.npy` with the paths,
 //! one a line, in a text file beside it.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, RecordBatch, StringArray};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_schema::{DataType, Field, FieldRef, Schema};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ArrowReaderMetadata},
     basic::Compression,
@@ -95,17 +95,17 @@ pub fn embed(
     let frozen = load_encoder(run)?.with_transform(&options.transform)?;
     let sets = open(data, options.split, &frozen.decoding())?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
-    let total: usize = sets.iter().map(Dataset::len).sum();
+    let total: usize = sets.iter().map(|(_, set)| set.len()).sum();
     let layer = frozen.layer_dim(options.layer)?;
     let width = if options.pixels { pixel_dim(&frozen) } else { layer } as usize;
     let mut table = Table::create(format, out, width)?;
     let (mut before, mut bad) = (0, Vec::new());
-    for set in &sets {
+    for (part, set) in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
         let mut each = |pixels: &Tensor, rows: &[usize]| {
             let values =
                 if options.pixels { flat_pixels(pixels) } else { frozen.layers(pixels, &[options.layer])? };
-            table.push(set, rows, &values)
+            table.push((set, part_name(*part)), rows, &values)
         };
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
@@ -114,15 +114,25 @@ pub fn embed(
     let images = total - bad.len();
     let paths_file = table.finish(out)?;
     let transform = read.transform;
-    let shapes = sets.first().and_then(|set| transform.note_on_shapes(set));
+    let shapes = sets.first().and_then(|(_, set)| transform.note_on_shapes(set));
     let notes = frozen.origin().assumed.iter().cloned().chain(shapes).collect();
     Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, transform, notes, bad })
 }
 
 /// One split, or all there are.
-fn open(data: &Path, split: Option<Split>, how: &Decoding) -> Result<Vec<Dataset>, EvalError> {
+fn open(data: &Path, split: Option<Split>, how: &Decoding) -> Result<Vec<(Split, Dataset)>, EvalError> {
     let splits = split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
-    Ok(splits.into_iter().map(|split| Dataset::open_as(data, split, how)).collect::<Result<_, _>>()?)
+    let open = |split| Ok((split, Dataset::open_as(data, split, how)?));
+    splits.into_iter().map(open).collect()
+}
+
+/// Value of the column `part`.
+fn part_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Test => "test",
+        Split::Validation => "validation",
+    }
 }
 
 /// What [`embed`] writes, and replaces: a parquet file with exactly its columns.
@@ -144,9 +154,14 @@ fn is_table(path: &Path) -> bool {
         });
         width.is_some_and(|width| {
             let expected = schema(width);
-            let pairs = || columns.iter().zip(expected.fields());
-            columns.len() == expected.fields().len()
-                && pairs().all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type())
+            let is_same =
+                |(a, b): (&FieldRef, &FieldRef)| a.name() == b.name() && a.data_type() == b.data_type();
+            let mut without_part = expected.fields().to_vec();
+            without_part.remove(1);
+            // The second one is what versions wrote that had no column of parts.
+            [expected.fields().to_vec(), without_part]
+                .iter()
+                .any(|expected| columns.len() == expected.len() && columns.iter().zip(expected).all(is_same))
         })
     })
 }
@@ -213,12 +228,12 @@ impl Table {
         })
     }
 
-    /// Appends h `[rows, F]` of the images `rows` of `set`.
-    fn push(&mut self, set: &Dataset, rows: &[usize], h: &Tensor) -> Result<(), EvalError> {
+    /// Appends h `[rows, F]` of the images `rows` of a set, which is the part of that name.
+    fn push(&mut self, (set, part): (&Dataset, &str), rows: &[usize], h: &Tensor) -> Result<(), EvalError> {
         let values = Vec::<f32>::try_from(h.contiguous().view([-1]))?;
         match self {
             Self::Parquet { writer, schema } => {
-                let batch = record_batch(schema, set, rows, values);
+                let batch = record_batch(schema, (set, part), rows, values);
                 let written =
                     batch.map_err(parquet::errors::ParquetError::from).and_then(|batch| writer.write(&batch));
                 written.map_err(|error| parquet_error(writer.inner().path(), error))
@@ -254,6 +269,7 @@ impl Table {
 fn schema(width: usize) -> Schema {
     Schema::new(vec![
         Field::new("path", DataType::Utf8, false),
+        Field::new("part", DataType::Utf8, false),
         Field::new("label", DataType::Int32, true),
         Field::new("class", DataType::Utf8, true),
         Field::new("h", DataType::FixedSizeList(element(), width as i32), false),
@@ -266,7 +282,7 @@ fn element() -> Arc<Field> {
 
 fn record_batch(
     schema: &Arc<Schema>,
-    set: &Dataset,
+    (set, part): (&Dataset, &str),
     rows: &[usize],
     values: Vec<f32>,
 ) -> Result<RecordBatch, arrow_schema::ArrowError> {
@@ -276,6 +292,7 @@ fn record_batch(
     let h = FixedSizeListArray::try_new(element(), width, Arc::new(Float32Array::from(values)), None)?;
     let columns: Vec<ArrayRef> = vec![
         Arc::new(samples().map(|sample| Some(&sample.name)).collect::<StringArray>()),
+        Arc::new(samples().map(|_| Some(part)).collect::<StringArray>()),
         Arc::new(samples().map(|sample| sample.label.map(|label| label as i32)).collect::<Int32Array>()),
         Arc::new(samples().map(|sample| sample.label.and_then(class)).collect::<StringArray>()),
         Arc::new(h),
