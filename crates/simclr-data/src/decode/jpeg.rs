@@ -1,12 +1,17 @@
 //! JPEG, by one of three decoders.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod layout;
+mod libjpeg;
 
 use image::metadata::Orientation;
-use mozjpeg::{DctMethod, Decompress};
+use mozjpeg::{
+    ColorSpace::{JCS_GRAYSCALE, JCS_RGB},
+    DctMethod,
+};
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
+use self::{layout::Layout, libjpeg::Failure};
 use super::{
     Jpeg, check_size,
     raster::{Raster, Values},
@@ -21,11 +26,13 @@ pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
 // zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375. turbojpeg needs cmake and nasm;
 // mozjpeg is the same decoder built by a C compiler alone, without SIMD.
 pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster, String> {
-    if !jpeg_is_whole(bytes) {
+    let layout = Layout::of(bytes);
+    if layout.is_none() && !jpeg_is_whole(bytes) {
         return Err("the JPEG data is cut short".into());
     }
-    let options = DecoderOptions::default().set_max_width(1 << 16).set_max_height(1 << 16);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let guarded = layout.as_ref().filter(|_| jpeg == Jpeg::Zune).map(|layout| layout.guarded(bytes));
+    let mut decoder =
+        JpegDecoder::new_with_options(ZCursor::new(guarded.as_deref().unwrap_or(bytes)), options());
     decoder.decode_headers().map_err(|error| format!("not a readable JPEG: {error}"))?;
     let (width, height) = decoder.dimensions().ok_or("a JPEG without dimensions")?;
     check_size(width as u64, height as u64)?;
@@ -36,14 +43,19 @@ pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster
             "the JPEG is CMYK, which libjpeg does not convert to RGB; transform.jpeg = \"zune\" does".into(),
         );
     }
+    if layout.as_ref().is_some_and(|layout| !layout.complete) {
+        return Err("damaged JPEG: it lacks scans".into());
+    }
     let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
-    decoder.set_options(decoder.options().jpeg_set_out_colorspace(want));
     let data = match jpeg {
-        Jpeg::Zune => decoder.decode().map_err(|error| error.to_string()),
+        Jpeg::Zune => by_zune(&mut decoder, bytes, want, layout.as_ref()),
         Jpeg::Libjpeg => by_libjpeg(bytes, want, DctMethod::IntegerSlow),
         Jpeg::LibjpegFast => by_libjpeg(bytes, want, DctMethod::IntegerFast),
     };
     let data = data.map_err(|error| format!("damaged JPEG: {error}"))?;
+    if let Some(layout) = layout.filter(|layout| ends_in_foreign_zeros(bytes, layout)) {
+        return Err(format!("damaged JPEG: its last {} bytes of pixel data are zeros", layout.zeros));
+    }
     let found = if want == ColorSpace::Luma { 1 } else { 3 };
     if data.len() != width * height * found {
         return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
@@ -51,22 +63,46 @@ pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster
     Ok(Raster::new((width, height), found, Values::U8(data), "uint8").upright(orientation))
 }
 
-/// Pixels of a whole JPEG, chroma upsampled by the triangle filter ("fancy upsampling").
+fn options() -> DecoderOptions {
+    DecoderOptions::default().set_max_width(1 << 16).set_max_height(1 << 16)
+}
+
+/// `zune-jpeg` makes up what is missing. Where [`Layout`] guards the data, its strict mode makes an error of that; what it
+/// refuses (some whole files too) and what ends in zeros (they may hide restart markers) libjpeg checks, and `zune-jpeg` then
+/// reads leniently.
+fn by_zune(
+    decoder: &mut JpegDecoder<ZCursor<&[u8]>>,
+    bytes: &[u8],
+    want: ColorSpace,
+    layout: Option<&Layout>,
+) -> Result<Vec<u8>, String> {
+    let options = decoder.options().jpeg_set_out_colorspace(want);
+    decoder.set_options(options.set_strict_mode(layout.is_some()));
+    let strict = decoder.decode();
+    if strict.is_ok() && layout.is_some_and(|layout| layout.zeros < 2) {
+        return strict.map_err(|error| error.to_string());
+    }
+    match libjpeg::check(bytes) {
+        Err(Failure::Damage(reason)) => return Err(reason),
+        // Neither reads the markers.
+        Err(Failure::Other(reason)) if layout.is_none() => return Err(reason),
+        _ => {}
+    }
+    strict
+        .or_else(|_| JpegDecoder::new_with_options(ZCursor::new(bytes), options).decode())
+        .map_err(|error| error.to_string())
+}
+
 fn by_libjpeg(bytes: &[u8], want: ColorSpace, method: DctMethod) -> Result<Vec<u8>, String> {
-    let decode = || {
-        let mut decoder = Decompress::new_mem(bytes)?;
-        decoder.dct_method(method);
-        decoder.do_fancy_upsampling(true);
-        let mut rows = if want == ColorSpace::Luma { decoder.grayscale()? } else { decoder.rgb()? };
-        let pixels = rows.read_scanlines::<u8>()?;
-        rows.finish()?;
-        Ok::<_, std::io::Error>(pixels)
-    };
-    // The crate reports errors of libjpeg by unwinding with their message, without the panic hook.
-    let found = catch_unwind(AssertUnwindSafe(decode)).map_err(|cause| {
-        cause.downcast_ref::<String>().cloned().unwrap_or_else(|| "libjpeg gave up without a message".into())
-    })?;
-    found.map_err(|error| error.to_string())
+    let want = if want == ColorSpace::Luma { JCS_GRAYSCALE } else { JCS_RGB };
+    libjpeg::decode(bytes, want, method).map_err(Failure::reason)
+}
+
+/// Whether zeros replaced the last pixel data: more than one zero byte was read as codes, and at least one is left. Zeros
+/// that only pad are not read, and flat areas that are coded as zeros leave none.
+fn ends_in_foreign_zeros(bytes: &[u8], layout: &Layout) -> bool {
+    let whole_without = |lost| libjpeg::check(&layout.without(bytes, lost)).is_ok();
+    layout.zeros > 1 && whole_without(1) && !whole_without(layout.zeros - 1)
 }
 
 /// Whether the end-of-image marker comes after the start of the pixel data; a thumbnail inside the metadata has one too.

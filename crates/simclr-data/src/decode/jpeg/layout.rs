@@ -1,0 +1,143 @@
+//! What the markers of a JPEG say about its pixel data. Nothing is decoded.
+
+/// 64 one-bits, more than a decoder reads ahead. No Huffman code consists of ones alone (T.81, C.2), and the last byte of
+/// whole data is filled with ones (F.1.2.3).
+const ONES: [u8; 16] = [0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0];
+
+/// A reserved marker with an empty segment. `zune-jpeg` stops at it inside a scan and skips it after one.
+const RESERVED: [u8; 4] = [0xff, 2, 0, 2];
+
+const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+
+/// The first image of a file, from its start marker to its end marker.
+pub(super) struct Layout {
+    /// Whether the scans bring every coefficient of every component, to the last bit.
+    pub complete: bool,
+    /// Where the entropy-coded data of the last scan end.
+    end: usize,
+    /// Zero bytes before that end.
+    pub zeros: usize,
+    /// Whether a run of bits that are no Huffman codes may lie at the end of a scan, and nothing else looks for markers.
+    raw_end: bool,
+}
+
+impl Layout {
+    /// `None` where the markers are not those of one sequential or progressive image of up to four components.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        let mut frame: Option<Frame> = None;
+        let (mut at, mut scan_start, mut end, mut restarts) = (2, 0, 0, false);
+        loop {
+            let (start, marker, after) = next_marker(bytes, at)?;
+            if marker == END_OF_IMAGE[1] {
+                break;
+            }
+            if start != at {
+                return None;
+            }
+            let length = u16::from_be_bytes(*bytes.get(after..)?.first_chunk()?);
+            at = after + usize::from(length);
+            let body = bytes.get(after + 2..at)?;
+            match marker {
+                0xc0..=0xc2 => frame = Some(Frame::new(marker == 0xc2, body)?),
+                0xdd => restarts |= body != [0, 0],
+                0xda => {
+                    frame.as_mut()?.add_scan(body)?;
+                    scan_start = at;
+                    end = scan_end(bytes, at)?;
+                    at = end;
+                }
+                _ => {}
+            }
+        }
+        let frame = frame.filter(|_| end > 0)?;
+        let zeros = bytes[scan_start..end].iter().rev().take_while(|&&byte| byte == 0).count();
+        Some(Self { complete: frame.is_complete(), end, zeros, raw_end: frame.progressive && !restarts })
+    }
+
+    /// The image with ones between its pixel data and its end marker: a decoder that needs more bits than there are finds
+    /// no code in them, where it would silently read zeros behind an end marker.
+    pub fn guarded(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut guarded = Vec::with_capacity(self.end + 24);
+        guarded.extend_from_slice(&bytes[..self.end]);
+        guarded.extend_from_slice(&ONES);
+        if self.raw_end {
+            guarded.extend_from_slice(&RESERVED);
+        }
+        guarded.extend_from_slice(&END_OF_IMAGE);
+        guarded
+    }
+
+    /// The image without the last bytes of its pixel data.
+    pub fn without(&self, bytes: &[u8], lost: usize) -> Vec<u8> {
+        [&bytes[..self.end - lost], &END_OF_IMAGE].concat()
+    }
+}
+
+/// The next marker: where its first 0xff is (fill bytes included), its code, and where it ends.
+fn next_marker(bytes: &[u8], mut at: usize) -> Option<(usize, u8, usize)> {
+    loop {
+        at += memchr::memchr(0xff, bytes.get(at..)?)?;
+        let fill = bytes[at..].iter().take_while(|&&byte| byte == 0xff).count();
+        let code = *bytes.get(at + fill)?;
+        if code != 0 {
+            return Some((at, code, at + fill + 1));
+        }
+        at += fill + 1;
+    }
+}
+
+/// The first marker after the start of a scan that is not a restart.
+fn scan_end(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        let (start, marker, after) = next_marker(bytes, at)?;
+        if !(0xd0..=0xd7).contains(&marker) {
+            return Some(start);
+        }
+        at = after;
+    }
+}
+
+/// The components of an image, and what its scans so far brought of them.
+struct Frame {
+    progressive: bool,
+    ids: [u8; 4],
+    components: usize,
+    /// One bit for each coefficient of each component that did not come yet with all its bits.
+    lacking: [u64; 4],
+}
+
+impl Frame {
+    fn new(progressive: bool, header: &[u8]) -> Option<Self> {
+        let components = usize::from(*header.get(5)?);
+        let mut ids = [0; 4];
+        for (index, id) in ids.iter_mut().enumerate().take(components) {
+            *id = *header.get(6 + 3 * index)?;
+        }
+        let known = (1..=4).contains(&components);
+        known.then_some(Self { progressive, ids, components, lacking: [u64::MAX; 4] })
+    }
+
+    /// Takes note of a scan by its header.
+    fn add_scan(&mut self, header: &[u8]) -> Option<()> {
+        let (&count, rest) = header.split_first()?;
+        let count = usize::from(count);
+        let (chosen, &[first, last, bits]) = rest.split_at_checked(2 * count)? else { return None };
+        let (first, last, low) = if self.progressive { (first, last, bits & 15) } else { (0, 63, 0) };
+        let band = (first <= last && last < 64).then(|| (u64::MAX >> (63 - (last - first))) << first)?;
+        for (position, id) in chosen.iter().step_by(2).enumerate() {
+            let mut named = (0..self.components).filter(|&index| self.ids[index] == *id);
+            let index = match (named.next(), named.next()) {
+                (Some(index), None) => index,
+                _ if count == self.components => position,
+                _ => return None,
+            };
+            self.lacking[index] =
+                if low == 0 { self.lacking[index] & !band } else { self.lacking[index] | band };
+        }
+        Some(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.lacking[..self.components].iter().all(|&coefficients| coefficients == 0)
+    }
+}
