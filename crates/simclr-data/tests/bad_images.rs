@@ -427,7 +427,7 @@ fn without(jpeg: &[u8], at: usize, zeroed: bool, decoder: Jpeg) -> Option<Vec<u8
         damaged.resize(jpeg.len() - 2, 0);
     }
     damaged.extend(END);
-    match decode("x", &damaged, Decoding { channels: 3, jpeg: decoder }) {
+    match decode("x", &damaged, Decoding { jpeg: decoder, ..3.into() }) {
         Ok(image) => Some(image.data.to_vec()),
         Err(DataError::Decode { reason, .. }) => {
             assert!(!reason.is_empty());
@@ -474,7 +474,7 @@ fn a_scan_may_not_lack() {
         assert!(scans.len() > 4);
         for (&at, decoder) in scans[1..].iter().flat_map(|at| DECODERS.map(|decoder| (at, decoder))) {
             let cut = [&jpeg[..at], &END].concat();
-            let refused = decode("x", &cut, Decoding { channels: 3, jpeg: decoder }).unwrap_err().to_string();
+            let refused = decode("x", &cut, Decoding { jpeg: decoder, ..3.into() }).unwrap_err().to_string();
             assert!(refused.contains("lacks scans"), "{refused}");
         }
     }
@@ -522,7 +522,7 @@ fn whole_jpegs_are_what_the_decoders_make_of_them() {
         for (file, decoder) in
             odd_but_whole(&jpeg).iter().flat_map(|file| DECODERS.map(|decoder| (file, decoder)))
         {
-            let image = decode("x", file, Decoding { channels: 3, jpeg: decoder }).unwrap();
+            let image = decode("x", file, Decoding { jpeg: decoder, ..3.into() }).unwrap();
             let plain = plainly(&jpeg, decoder);
             let grey = plain.len() * 3 == image.data.len();
             let plain = if grey { plain.iter().flat_map(|&grey| [grey; 3]).collect() } else { plain };
@@ -586,7 +586,7 @@ proptest! {
         let jpeg = written(&recipe);
         let lost = 1 + cut.index(jpeg.len() - 2 - data_start(&jpeg));
         if let Some(found) = without(&jpeg, jpeg.len() - 2 - lost, false, decoder) {
-            let whole = decode("x", &jpeg, Decoding { channels: 3, jpeg: decoder }).unwrap();
+            let whole = decode("x", &jpeg, Decoding { jpeg: decoder, ..3.into() }).unwrap();
             // The last bytes of a progressive file may be correction bits, which zune reads past the end. A level or two.
             let corrections = decoder == Jpeg::Zune && recipe.progressive && lost < 8;
             let allowed = if corrections { 16 } else { 0 };
