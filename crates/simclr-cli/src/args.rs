@@ -413,8 +413,8 @@ pub struct Views {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
-    /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view,
-    /// with their parameters in a .json of the same name
+    /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view. The
+    /// parameters of all views are written to a .json of the same name
     #[arg(long, value_name = "FILE.png|FILE.npy", default_value = "views.png")]
     pub out: PathBuf,
     /// Rows: images, spread evenly over the set

@@ -81,7 +81,11 @@ fn the_straight_line_from_images_to_features() {
     let drawn = said(simclr(&["views", "--image-size", "16", "--data"]).arg(&data).arg("--out").arg(&sheet));
     drawn.succeeds();
     let sheet = image::open(sheet).unwrap();
-    assert_eq!((sheet.width(), sheet.height()), (9 * 100 + 4, 8 * 100 + 4));
+    // Tiles of 96 pixels, a line of titles, and six lines below each row.
+    assert_eq!((sheet.width(), sheet.height()), (9 * 100 + 4, 14 + 8 * 160));
+    let parameters: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(temp.path().join("views.json")).unwrap()).unwrap();
+    assert_eq!(parameters["rows"].as_array().unwrap().len(), 8 * 9);
     views_are_written_as_numbers_with_what_made_them(&data, temp.path());
 }
 

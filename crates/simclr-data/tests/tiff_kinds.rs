@@ -321,9 +321,5 @@ fn pages_are_channels_copies_or_left_out_with_a_note() {
     let set =
         simclr_data::Dataset::open(folder.path(), simclr_data::Split::Train, Default::default()).unwrap();
     let (set, _) = set.with_range(&Default::default()).unwrap();
-    assert!(
-        set.notes().iter().any(|note| note.contains("2 of its 3 pages are not used")),
-        "{:?}",
-        set.notes()
-    );
+    assert!(set.notes().iter().any(|note| note.contains("2 of 3 pages are not used")), "{:?}", set.notes());
 }

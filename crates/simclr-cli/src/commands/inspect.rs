@@ -48,7 +48,7 @@ fn describe_values(survey: &Survey, range: &ValueRange) {
     if survey.kinds.keys().all(|&kind| kind == "uint8") {
         return;
     }
-    terminal::result(&format!("values: a sample of {} images; data.range = {range}", survey.images));
+    terminal::result(&format!("values of a sample of {} images, data.range = {range}:", survey.images));
     for (channel, found) in survey.channels().into_iter().enumerate() {
         let text = match found {
             Some(ChannelValues { lowest, low, high, highest }) => {

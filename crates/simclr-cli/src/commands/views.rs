@@ -1,5 +1,7 @@
 //! `simclr views`: what the augmentation makes of the user's images, to be looked at before a long run.
 
+mod sheet;
+
 use std::{
     io::Cursor,
     path::{Path, PathBuf},
@@ -22,19 +24,14 @@ use simclr::{
     train::RunFolder,
 };
 
+use self::sheet::Sheet;
 use crate::{args::Views, failure::Failure, terminal};
-
-/// Tiles smaller than this are enlarged by a whole factor, so that pixels can be seen.
-const LEGIBLE: usize = 96;
-/// White pixels between tiles.
-const GAP: usize = 4;
 
 /// Outputs of this command, which a later one may replace.
 const SHEET: output::Kind = output::Kind { name: "a picture of this command", is_earlier: is_sheet };
 const ARRAY: output::Kind =
     output::Kind { name: "an array of views with its file of parameters", is_earlier: is_array };
-const PARAMETERS: output::Kind =
-    output::Kind { name: "the parameters of an array of views", is_earlier: |_| false };
+const PARAMETERS: output::Kind = output::Kind { name: "the parameters of views", is_earlier: is_parameters };
 /// Text in a picture that identifies this command: PNG's keyword, and the value.
 const MARK: (&str, &str) = ("Software", "simclr views");
 
@@ -67,14 +64,8 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
 
 /// Refuses to replace anything but an earlier output of this command.
 fn check(out: &Path, arrays: bool, data: &Path) -> Result<(), Failure> {
-    if !arrays {
-        return Ok(output::check(out, SHEET, Some(data))?);
-    }
-    output::check(out, ARRAY, Some(data))?;
-    if !out.exists() {
-        output::check(&parameters_file(out), PARAMETERS, Some(data))?;
-    }
-    Ok(())
+    output::check(out, if arrays { ARRAY } else { SHEET }, Some(data))?;
+    Ok(output::check(&parameters_file(out), PARAMETERS, Some(data))?)
 }
 
 /// What is shown.
@@ -86,8 +77,9 @@ struct Table {
     views: usize,
 }
 
-/// Receives row, column, planes, and what a view was made by (the original by nothing).
-type Receiver<'a> = dyn FnMut((usize, usize), &[f32], Option<&ViewParams>) -> Result<(), Failure> + 'a;
+/// Receives row and column, planes, what a view was made by (the original by nothing), and width and height of the image.
+type Receiver<'a> =
+    dyn FnMut((usize, usize), &[f32], Option<&ViewParams>, (usize, usize)) -> Result<(), Failure> + 'a;
 
 impl Table {
     fn transform(&self) -> EvalTransform {
@@ -106,7 +98,8 @@ impl Table {
         for row in 0..self.rows {
             let image = self.set.decode(self.index(row))?;
             self.transform().apply(&image, &mut pixels, &mut scratch);
-            receiver((row, 0), &pixels, None)?;
+            let stored = (image.width, image.height);
+            receiver((row, 0), &pixels, None, stored)?;
             for view in 0..self.views {
                 // Two views an epoch, as in training.
                 let key = Key {
@@ -117,7 +110,7 @@ impl Table {
                 };
                 let params = config.augment.draw(key, image.width, image.height);
                 augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut scratch);
-                receiver((row, view + 1), &pixels, Some(&params))?;
+                receiver((row, view + 1), &pixels, Some(&params), stored)?;
             }
         }
         Ok(())
@@ -125,39 +118,53 @@ impl Table {
 
     fn draw(&self, out: &Path) -> Result<(), Failure> {
         let mut sheet = Sheet::new(self.rows, self.views + 1, self.config.train.image_size);
-        self.each(&mut |(row, column), pixels, _| {
-            sheet.put(row, column, pixels, self.set.channels());
+        let mut made_by = Vec::new();
+        self.each(&mut |(row, column), pixels, params, size| {
+            sheet.put((row, column), pixels, self.set.channels());
+            sheet.label((row, column), params, size);
+            made_by.push(self.described((row, column), params));
             Ok(())
         })?;
         let png = encode(&sheet.image).map_err(|error| Failure::user(error.to_string(), None))?;
-        Ok(write_atomically(out, &png)?)
+        write_atomically(out, &png)?;
+        self.write_parameters(out, made_by)
     }
 
-    /// A row of `C * S * S` numbers for each original and each view; their parameters in a file of the same name ending `.json`.
+    /// What the original or a view was made by.
+    fn described(&self, (row, column): (usize, usize), params: Option<&ViewParams>) -> Value {
+        let name = &self.set.samples()[self.index(row)].name;
+        match params {
+            Some(params) => json!({ "image": name, "view": column - 1, "params": params }),
+            None => json!({ "image": name, "transform": self.transform() }),
+        }
+    }
+
+    fn write_parameters(&self, out: &Path, rows: Vec<Value>) -> Result<(), Failure> {
+        let transform = self.transform();
+        let shape = [self.rows, self.views + 1, transform.channels, transform.size, transform.size];
+        let text = json!({ "shape": shape, "augment": self.config.augment, "rows": rows });
+        Ok(write_atomically(&parameters_file(out), format!("{text:#}\n").as_bytes())?)
+    }
+
+    /// A row of `C * S * S` numbers for each original and each view.
     fn write_arrays(&self, out: &Path) -> Result<(), Failure> {
         let transform = self.transform();
-        let side = transform.size;
-        let mut array = NpyWriter::new(Cursor::new(Vec::new()), transform.channels * side * side)?;
+        let width = transform.channels * transform.size * transform.size;
+        let mut array = NpyWriter::new(Cursor::new(Vec::new()), width)?;
         let mut made_by = Vec::new();
-        self.each(&mut |(row, column), pixels, params| {
+        self.each(&mut |place, pixels, params, _| {
             array.push(pixels)?;
-            let name = &self.set.samples()[self.index(row)].name;
-            made_by.push(match params {
-                Some(params) => json!({ "image": name, "view": column - 1, "params": params }),
-                None => json!({ "image": name, "transform": transform }),
-            });
+            made_by.push(self.described(place, params));
             Ok(())
         })?;
-        let shape = [self.rows, self.views + 1, transform.channels, side, side];
-        let text = json!({ "shape": shape, "augment": self.config.augment, "rows": made_by });
         write_atomically(out, array.finish()?.get_ref())?;
-        Ok(write_atomically(&parameters_file(out), format!("{text:#}\n").as_bytes())?)
+        self.write_parameters(out, made_by)
     }
 }
 
-/// Where the parameters of the views in `array` are written.
-fn parameters_file(array: &Path) -> PathBuf {
-    array.with_extension("json")
+/// Where the parameters of the views in `out` are written.
+fn parameters_file(out: &Path) -> PathBuf {
+    out.with_extension("json")
 }
 
 /// The picture as a PNG that [`is_sheet`] knows again.
@@ -184,37 +191,11 @@ fn is_sheet(path: &Path) -> bool {
 
 /// Whether `path` is an array of views with its file of parameters.
 fn is_array(path: &Path) -> bool {
-    let text = fs_err::read(parameters_file(path)).ok();
+    is_parameters(&parameters_file(path)) && npy_rows(path).is_some()
+}
+
+fn is_parameters(path: &Path) -> bool {
+    let text = fs_err::read(path).ok();
     let parameters = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    let described = parameters.is_some_and(|found| found["augment"].is_object() && found["rows"].is_array());
-    described && npy_rows(path).is_some()
-}
-
-struct Sheet {
-    image: RgbImage,
-    size: usize,
-    zoom: usize,
-}
-
-impl Sheet {
-    fn new(rows: usize, columns: usize, size: usize) -> Self {
-        let zoom = LEGIBLE.div_ceil(size).max(1);
-        let span = |tiles: usize| (tiles * (size * zoom + GAP) + GAP) as u32;
-        let image = RgbImage::from_pixel(span(columns), span(rows), image::Rgb([255; 3]));
-        Self { image, size, zoom }
-    }
-
-    /// Draws planar pixels: grey for one or two channels, the first three as red, green and blue otherwise.
-    fn put(&mut self, row: usize, column: usize, pixels: &[f32], channels: usize) {
-        let (area, tile) = (self.size * self.size, self.size * self.zoom);
-        let (left, top) = (GAP + column * (tile + GAP), GAP + row * (tile + GAP));
-        for y in 0..tile {
-            for x in 0..tile {
-                let at = (y / self.zoom) * self.size + x / self.zoom;
-                let value = |channel: usize| (pixels[channel * area + at] * 255.0).round() as u8;
-                let color = if channels < 3 { [value(0); 3] } else { [value(0), value(1), value(2)] };
-                self.image.put_pixel((left + x) as u32, (top + y) as u32, image::Rgb(color));
-            }
-        }
-    }
+    parameters.is_some_and(|found| found["augment"].is_object() && found["rows"].is_array())
 }

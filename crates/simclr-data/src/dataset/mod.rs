@@ -186,7 +186,7 @@ impl Dataset {
     /// # Errors
     /// Those of [`Dataset::open`].
     pub fn open_as(path: &Path, split: Split, how: &Decoding) -> Result<Self, DataError> {
-        Ok(Self::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg))
+        Self::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg).scaled_to(&how.range)
     }
 
     /// The splits that the set at `path` has, the training part first.

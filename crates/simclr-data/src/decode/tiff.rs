@@ -116,7 +116,11 @@ impl Pages {
         let belongs = |(at, page): &&(usize, Page)| *at == found[0].0 || is_stack && page.is_like(first);
         let used: Vec<usize> = found.iter().filter(belongs).map(|(at, _)| *at).collect();
         let others = found.len() - used.len();
-        let note = (others > 0).then(|| format!("{others} of its {} pages are not used", found.len()));
+        let note = match (others, used.len()) {
+            (0, 1) => None,
+            (0, pages) => Some(format!("{pages} pages are so many channels")),
+            (others, _) => Some(format!("{others} of {} pages are not used", found.len())),
+        };
         Ok(Self { used, note })
     }
 }

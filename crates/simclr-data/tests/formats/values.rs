@@ -32,6 +32,8 @@ fn values_of_16_bits_are_scaled_by_what_they_cover() {
     let ValueRange::PerChannel(pairs) = &range else { panic!("{range}") };
     let fine = |[low, high]: &[f64; 2]| (300.0..310.0).contains(low) && (2790.0..=2801.0).contains(high);
     assert!(pairs.len() == 3 && pairs.iter().all(fine), "{range}");
+    let again = Dataset::open_as(folder.path(), Split::Train, set.decoding()).unwrap();
+    assert_eq!(again.decode(3).unwrap(), set.decode(3).unwrap(), "as an evaluation opens the set");
     let levels: std::collections::HashSet<u8> =
         (0..set.len()).flat_map(|index| set.decode(index).unwrap().data.to_vec()).collect();
     assert!(levels.len() > 250, "{} levels", levels.len());
