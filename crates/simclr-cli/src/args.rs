@@ -7,6 +7,7 @@ use simclr::{
     data::{
         RangeChoice,
         augment::{EvalCrop, Interpolation, TransformChange},
+        dataset::Labels,
         decode::Jpeg,
     },
     eval::layer::Layer,
@@ -59,6 +60,10 @@ pub struct Pretrain {
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
+    /// Where labels come from, which only the online kNN uses: a table of images and labels (.csv, .jsonl, .parquet), or none
+    /// where folders are not classes (data.labels)
+    #[arg(long, value_name = "FILE|none")]
+    pub labels_from: Option<String>,
     /// Passes over the images (train.epochs)
     #[arg(long)]
     pub epochs: Option<f64>,
@@ -130,6 +135,7 @@ impl Pretrain {
         // Text is quoted, so that a path is never read as a number or a date.
         let quoted = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
         self.config.overrides(&[
+            key("data.labels", quoted(&self.labels_from)),
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
             key("train.chunk", self.chunk),
@@ -154,6 +160,10 @@ pub struct Evaluate {
     /// Labelled images [default: those of the run]
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
+    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set [default: the run's data.labels on
+    /// the run's own images, else auto]
+    #[arg(long, value_name = "FILE|auto|none")]
+    pub labels_from: Option<Labels>,
     /// Neighbours of the kNN classifier [default: 200 for 50,000 training images or more, else 20]
     #[arg(long)]
     pub k: Option<i64>,
@@ -382,6 +392,10 @@ pub struct Embed {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none [default: the run's
+    /// data.labels on the run's own images, else auto]
+    #[arg(long, value_name = "FILE|auto|none")]
+    pub labels_from: Option<Labels>,
     /// Table to write, .parquet or .npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -445,6 +459,9 @@ pub struct Inspect {
     /// Images
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
+    #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
+    pub labels_from: Labels,
 }
 
 /// `simclr pack`.

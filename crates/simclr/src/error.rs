@@ -428,7 +428,11 @@ impl EvalError {
             ),
             Self::Mixed { hint, .. } => Some(hint.clone()),
             Self::Labels { .. } => {
-                Some("labels come from class folders, .cls files, or the label column of a set".into())
+                Some(
+                    "labels come from class folders, a table (labels.csv, metadata.csv, --labels-from), .cls or .json files, or \
+                     the label column of a set"
+                        .into(),
+                )
             }
             _ => None,
         }

@@ -12,7 +12,11 @@ use safetensors::SafeTensors;
 use simclr::{
     EvalError, ModelError,
     checkpoint::Checkpoint,
-    data::{Dataset, Split, augment::TransformChange, dataset::Channels},
+    data::{
+        Dataset, Split,
+        augment::TransformChange,
+        dataset::{Channels, Labels},
+    },
     device::Precision,
     encoder::Mode,
     eval::{
@@ -141,6 +145,7 @@ fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
 
 const OPTIONS: EmbedOptions = EmbedOptions {
     split: None,
+    labels: Labels::Auto,
     batch: 4,
     threads: 1,
     pixels: false,
@@ -173,6 +178,31 @@ fn parquet_holds_path_label_class_and_h() {
         assert_eq!(got.len(), want.len());
     }
     assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 3, "no temporary file stays");
+}
+
+#[test]
+fn labels_are_those_of_a_given_table_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, names, _) = to_embed(folder.path());
+    let (data, table) = (folder.path().join("data"), folder.path().join("t.csv"));
+    fs_err::write(&table, format!("path,label\n{},x\n{},y\n", names[4], names[1])).unwrap();
+    let classes = |labels: Labels| {
+        let out = folder.path().join("h.parquet");
+        let options = EmbedOptions { labels, ..OPTIONS };
+        let written = embed(&run, &data, &out, &options, &mut |_, _| {}).unwrap();
+        let reader = SerializedFileReader::new(fs_err::File::open(&out).unwrap().into_file()).unwrap();
+        let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
+        (rows.map(|row| row.get_string(2).cloned().ok()).collect::<Vec<_>>(), written.notes)
+    };
+    let [x, y] = ["x", "y"].map(|class| Some(class.to_owned()));
+    let (found, notes) = classes(Labels::Table(table.clone()));
+    assert_eq!(found, [None, y, None, None, x, None]);
+    let noted = |part: &str| notes.iter().any(|note| note.contains(part));
+    assert!(
+        noted("t.csv`; 5 of 7 images are not named there") && noted("5 of 7 images have no label"),
+        "{notes:?}"
+    );
+    assert_eq!(classes(Labels::None).0, [const { None::<String> }; 6]);
 }
 
 #[test]

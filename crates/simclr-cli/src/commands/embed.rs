@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use simclr::{
+    RunConfig,
     export::{EmbedOptions, embed},
     train::RunFolder,
 };
@@ -15,7 +16,10 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let mut stages = Stages::new();
     let transform = arguments.transform.change();
     let (pixels, layer) = (arguments.pixels, arguments.layer);
-    let options = EmbedOptions { pixels, layer, transform, ..EmbedOptions::default() };
+    let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
+    let own = || config.data.labels_of(&arguments.data);
+    let labels = arguments.labels_from.clone().unwrap_or_else(own);
+    let options = EmbedOptions { labels, pixels, layer, transform, ..EmbedOptions::default() };
     let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));

@@ -33,11 +33,13 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         None => RunFolder::open(&arguments.run)?,
     };
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
-    let data = arguments.data.clone().or(config.data.path);
+    let data = arguments.data.clone().or(config.data.path.clone());
     let data = data.ok_or_else(|| Failure::user("the run names no images", Some("give --data".into())))?;
+    let labels = arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data));
+    let options = EvalOptions { labels, ..options(arguments)? };
     let (stop, _) = watch_signals()?;
     let mut terminal = Terminal::new();
-    let results = evaluate(&folder, &data, &options(arguments)?, &mut terminal, &stop)?;
+    let results = evaluate(&folder, &data, &options, &mut terminal, &stop)?;
     drop(terminal);
     if arguments.json {
         let text = serde_json::to_string(&results).map_err(|error| Failure::user(error.to_string(), None))?;

@@ -14,6 +14,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     let (mut bad, mut range) = (0, RangeChoice::Auto);
     for split in Dataset::splits(&arguments.data) {
         let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
+        let set = set.labelled(&arguments.labels_from, &arguments.data, &[split])?;
         let labels = if set.labels().is_some() {
             format!("{} classes", set.classes().len())
         } else {

@@ -66,7 +66,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
     }
     let source =
         Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels: pixels.into(), files: states };
-    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new() })
+    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
 }
 
 /// Names from the text file that comes with the set, else numbers.

@@ -49,6 +49,15 @@ impl ClassNames {
         self.labels.get(&*composed(spelling)).copied()
     }
 
+    /// Calls classes otherwise, at the same labels; classes that `names` leaves out keep their names.
+    pub fn rename(&mut self, names: &HashMap<String, String>) {
+        for name in &mut self.names {
+            if let Some(better) = names.get(name) {
+                name.clone_from(better);
+            }
+        }
+    }
+
     /// A sentence for each class with several spellings.
     pub fn notes(&self) -> Vec<String> {
         let note = |[one, other]: &[String; 2]| {

@@ -10,7 +10,9 @@ use std::{
 use bytes::Bytes;
 use walkdir::WalkDir;
 
-use super::{Opened, Source, Split, identity::FileState, layout, layout::Arranged};
+use super::{
+    Opened, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged, tiny_imagenet,
+};
 use crate::{DataError, decode};
 
 struct Folder {
@@ -31,36 +33,71 @@ impl Folder {
 }
 
 pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
-    let (mut found, mut others) = (Vec::new(), Others::default());
-    let mut add = |path: &Path| match relative(root, path) {
-        Some(name) if layout::is_image(&name) => found.push((name, path.to_owned())),
-        Some(name) => others.add(&name),
-        None => {}
-    };
+    let Listed { mut images, tables, annotations, others } = list(root)?;
+    images.sort();
+    let (names, files): (Vec<_>, Vec<_>) = images.into_iter().unzip();
+    let (seen_as, tiny) = tiny_imagenet::seen_as(root, &names, &annotations);
+    let arranged = layout::arrange(seen_as.as_ref().unwrap_or(&names), split).checked(root)?;
+    let Arranged { mut kept, mut classes, notes, .. } = arranged;
+    if seen_as.is_some() {
+        kept.iter_mut().for_each(|(index, sample)| sample.name.clone_from(&names[*index]));
+    }
+    let (labels, on_tables) = folder_tables::labels(root, &names, tables);
+    let on_labels = tiny.into_iter().chain(on_tables).filter(|_| split == Split::Train);
+    if let Some(labels) = labels {
+        kept.iter_mut().for_each(|(index, sample)| sample.label = labels.of[*index]);
+        classes = labels.classes;
+    }
+    let source = Folder::of(kept.iter().map(|(index, _)| files[*index].clone()).collect());
+    Ok(Opened {
+        samples: kept.into_iter().map(|(_, sample)| sample).collect(),
+        notes: notes.into_iter().chain(others.note(split)).collect(),
+        label_notes: on_labels.chain(classes.notes()).collect(),
+        classes: classes.names,
+        source: Box::new(source),
+    })
+}
+
+/// The files of a folder; names relative to it.
+#[derive(Default)]
+struct Listed {
+    images: Vec<(String, PathBuf)>,
+    /// See `folder_tables`.
+    tables: Vec<String>,
+    /// See `tiny_imagenet`.
+    annotations: Vec<String>,
+    others: Others,
+}
+
+impl Listed {
+    fn add(&mut self, root: &Path, path: &Path) {
+        let Some(name) = relative(root, path) else { return };
+        match () {
+            () if layout::is_image(&name) => self.images.push((name, path.to_owned())),
+            () if folder_tables::is_table(path) && layout::is_visible(&name) => self.tables.push(name),
+            () if tiny_imagenet::is_table(path) && layout::is_visible(&name) => self.annotations.push(name),
+            () => self.others.add(&name),
+        }
+    }
+}
+
+fn list(root: &Path) -> Result<Listed, DataError> {
+    let mut listed = Listed::default();
     // Links are followed; walkdir reports a loop as an error, which is passed over like any folder that cannot be read
     // only if it is a loop.
     for entry in WalkDir::new(root).follow_links(true) {
         match entry {
-            Ok(entry) if entry.file_type().is_file() => add(entry.path()),
+            Ok(entry) if entry.file_type().is_file() => listed.add(root, entry.path()),
             Ok(_) => {}
             Err(error) if error.loop_ancestor().is_some() => {}
             // A dangling link is listed as an image that cannot be read: reported, counted and skipped with the others.
             Err(error) => match error.path().filter(|path| path.is_symlink()) {
-                Some(path) => add(path),
+                Some(path) => listed.add(root, path),
                 None => return Err(DataError::Io(error.into())),
             },
         }
     }
-    found.sort();
-    let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-    let Arranged { kept, classes, notes, .. } = layout::arrange(&names, split).checked(root)?;
-    let source = Folder::of(kept.iter().map(|(index, _)| files[*index].clone()).collect());
-    Ok(Opened {
-        samples: kept.into_iter().map(|(_, sample)| sample).collect(),
-        notes: notes.into_iter().chain(classes.notes()).chain(others.note(split)).collect(),
-        classes: classes.names,
-        source: Box::new(source),
-    })
+    Ok(listed)
 }
 
 /// Whether an image lies in a folder below `root`.

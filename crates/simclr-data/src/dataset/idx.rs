@@ -64,6 +64,7 @@ pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             files: vec![(count, state)],
         }),
         notes: Vec::new(),
+        label_notes: Vec::new(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! A text file of image names to their indices in a set: which images carry labels, or belong to a part.
 
-use std::{collections::HashMap, path::Path};
+use std::{cell::OnceCell, collections::HashMap, path::Path};
 
-use super::Dataset;
+use super::{Dataset, layout};
 use crate::DataError;
 
 impl Dataset {
@@ -15,11 +15,11 @@ impl Dataset {
     pub fn listed(&self, list: &Path) -> Result<Vec<usize>, DataError> {
         let text = fs_err::read_to_string(list)?;
         let wrong = |reason: String| DataError::Format { path: list.to_owned(), reason };
-        let names = Names::of(self);
+        let names = Names::of(self.samples().iter().map(|sample| sample.name.as_str()).enumerate());
         let comment = |line: &str| line.starts_with('#') && !names.whole.contains_key(line);
         let lines = text.lines().filter(|line| !line.trim().is_empty() && !comment(line));
-        let found = lines.map(|line| names.find(line)).collect::<Result<Vec<_>, _>>();
-        let mut indices = found.map_err(wrong)?;
+        let found = lines.map(|line| names.find(line).map_err(|missed| missed.reason(line)));
+        let mut indices = found.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         indices.sort_unstable();
         indices.dedup();
         if indices.is_empty() {
@@ -29,30 +29,70 @@ impl Dataset {
     }
 }
 
-/// Indices by whole name, and by last part (none where several images share it).
-struct Names<'a> {
-    whole: HashMap<&'a str, usize>,
+/// Indices by whole name, and by last part; none where several images share it.
+pub struct Names<'a> {
+    whole: HashMap<&'a str, Option<usize>>,
     last: HashMap<&'a str, Option<usize>>,
+    /// By last part without its ending, made when it is first asked for.
+    stems: OnceCell<HashMap<&'a str, Option<usize>>>,
+}
+
+/// Why a name is not that of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    Unknown,
+    Several,
+}
+
+impl Missed {
+    pub fn reason(self, name: &str) -> String {
+        match self {
+            Self::Several => format!("`{name}` is the last part of several names; write more of it"),
+            Self::Unknown => format!("`{name}` is not an image of the set"),
+        }
+    }
 }
 
 impl<'a> Names<'a> {
-    fn of(set: &'a Dataset) -> Self {
+    pub fn of(names: impl Iterator<Item = (usize, &'a str)>) -> Self {
         let (mut whole, mut last) = (HashMap::new(), HashMap::new());
-        for (index, sample) in set.samples().iter().enumerate() {
-            whole.insert(sample.name.as_str(), index);
-            let part = sample.name.rsplit('/').next().unwrap_or_default();
-            last.entry(part).and_modify(|known| *known = None).or_insert(Some(index));
+        for (index, name) in names {
+            add(&mut whole, name, Some(index));
+            add(&mut last, name.rsplit('/').next().unwrap_or_default(), Some(index));
         }
-        Self { whole, last }
+        Self { whole, last, stems: OnceCell::new() }
     }
 
-    fn find(&self, name: &str) -> Result<usize, String> {
-        match (self.whole.get(name), self.last.get(name)) {
-            (Some(&index), _) | (None, Some(&Some(index))) => Ok(index),
-            (None, Some(None)) => {
-                Err(format!("`{name}` is the last part of several names; write more of it"))
-            }
-            (None, None) => Err(format!("`{name}` is not an image of the set")),
+    pub fn find(&self, name: &str) -> Result<usize, Missed> {
+        one(self.whole.get(name).or_else(|| self.last.get(name)))
+    }
+
+    /// As [`Names::find`], of a table's cell: also with `./` before it, with `\` between its parts, or as the last part without
+    /// an ending (`ISIC_0000000`).
+    pub fn find_cell(&self, cell: &str) -> Result<usize, Missed> {
+        let slashes = cell.replace('\\', "/");
+        let name = slashes.trim_start_matches("./");
+        match self.find(cell).or_else(|missed| if name == cell { Err(missed) } else { self.find(name) }) {
+            Err(Missed::Unknown) if !layout::is_image(name) => one(self.stems().get(name)),
+            found => found,
         }
     }
+
+    fn stems(&self) -> &HashMap<&'a str, Option<usize>> {
+        self.stems.get_or_init(|| {
+            let mut stems = HashMap::new();
+            for (name, index) in &self.last {
+                add(&mut stems, name.rsplit_once('.').map_or(*name, |(stem, _)| stem), *index);
+            }
+            stems
+        })
+    }
+}
+
+fn add<'a>(to: &mut HashMap<&'a str, Option<usize>>, name: &'a str, index: Option<usize>) {
+    to.entry(name).and_modify(|known| *known = None).or_insert(index);
+}
+
+fn one(found: Option<&Option<usize>>) -> Result<usize, Missed> {
+    found.ok_or(Missed::Unknown)?.ok_or(Missed::Several)
 }

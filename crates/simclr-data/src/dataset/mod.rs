@@ -3,9 +3,12 @@
 mod cifar;
 mod class_names;
 mod folder;
+mod folder_tables;
 mod identity;
 mod idx;
 mod joined;
+mod json_labels;
+mod labelled;
 mod layout;
 mod list;
 mod packed;
@@ -13,7 +16,9 @@ mod parquet;
 mod raw;
 mod split_names;
 mod survey;
+mod tables;
 mod tar;
+mod tiny_imagenet;
 
 use std::{
     borrow::Cow,
@@ -25,6 +30,7 @@ use bytes::Bytes;
 
 use identity::Contents;
 pub use identity::{Changes, Observed};
+pub use labelled::Labels;
 pub use packed::{PACKED_SET, PackOptions, Packed, pack};
 pub use survey::{ChannelValues, Missing, Survey};
 
@@ -122,6 +128,8 @@ struct Opened {
     source: Box<dyn Source>,
     /// See [`Dataset::notes`].
     notes: Vec<String>,
+    /// Of the notes, those on labels.
+    label_notes: Vec<String>,
 }
 
 impl Opened {
@@ -135,7 +143,8 @@ impl Opened {
             pixels: Bytes::new(),
             files: Vec::new(),
         };
-        Self { samples: Vec::new(), classes: Vec::new(), source: Box::new(nothing), notes: Vec::new() }
+        let (samples, classes, source) = (Vec::new(), Vec::new(), Box::new(nothing));
+        Self { samples, classes, source, notes: Vec::new(), label_notes: Vec::new() }
     }
 }
 
@@ -151,6 +160,8 @@ pub struct Dataset {
     contents: Arc<Contents>,
     identity: Option<String>,
     notes: Vec<String>,
+    /// How many of the notes, the last ones, are on labels.
+    label_notes: usize,
 }
 
 impl Dataset {
@@ -164,7 +175,8 @@ impl Dataset {
             let (value, reason) = ("0".into(), "an image has at least one channel".into());
             return Err(DataError::Config { key: "channels", value, reason });
         }
-        let Opened { samples, classes, source, notes } = Format::of(path)?.open(path, split)?;
+        let Opened { samples, classes, source, mut notes, label_notes } =
+            Format::of(path)?.open(path, split)?;
         if samples.is_empty() {
             let reason = match split {
                 Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
@@ -177,8 +189,10 @@ impl Dataset {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
         };
-        let notes = notes.into_iter().chain(note_on_unlabelled(&samples)).collect();
-        Ok(Self { notes, ..Self::from_source(samples, classes, channels, source) })
+        let others = notes.len();
+        notes.extend(label_notes.into_iter().chain(note_on_unlabelled(&samples)));
+        let label_notes = notes.len() - others;
+        Ok(Self { notes, label_notes, ..Self::from_source(samples, classes, channels, source) })
     }
 
     /// As [`Dataset::open`], with all that decides what is decoded.
@@ -216,7 +230,8 @@ impl Dataset {
     ) -> Self {
         let contents = Arc::new(Contents::of(&*source, samples.len()));
         let (source, notes, decoding) = (source.into(), Vec::new(), channels.into());
-        Self { samples, classes, decoding, source, part: None, contents, identity: None, notes }
+        let (part, identity, label_notes) = (None, None, 0);
+        Self { samples, classes, decoding, source, part, contents, identity, notes, label_notes }
     }
 
     /// The images `indices` of this set, in that order, with all of its classes.
@@ -229,8 +244,8 @@ impl Dataset {
         let part = indices.iter().map(|&index| self.stored(index)).collect();
         let (classes, source) = (self.classes.clone(), Arc::clone(&self.source));
         let (contents, decoding) = (Arc::clone(&self.contents), self.decoding.clone());
-        let notes = self.notes.clone();
-        Self { samples, classes, decoding, source, part: Some(part), contents, identity: None, notes }
+        let (part, identity, notes, label_notes) = (Some(part), None, self.notes.clone(), self.label_notes);
+        Self { samples, classes, decoding, source, part, contents, identity, notes, label_notes }
     }
 
     /// To what images are decoded, and by what.
@@ -309,9 +324,14 @@ impl Dataset {
         &self.classes
     }
 
-    /// What a user must know of how the set was read: class names in several spellings.
+    /// What a user must know of how the set was read: files that are passed over, where labels are from, images without one.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Those of the notes that are on labels.
+    pub fn label_notes(&self) -> &[String] {
+        &self.notes[self.notes.len() - self.label_notes..]
     }
 
     /// Channels of every decoded image.
@@ -400,6 +420,13 @@ impl Format {
         if parquets.is_empty() && path.join("data").is_dir() {
             // The Hugging Face hub keeps the files of a set in `data/`.
             parquets = with_extension(&files_of(&path.join("data"))?, "parquet");
+        }
+        if path.is_dir() && parquets.iter().any(|file| folder_tables::is_table(file)) {
+            // A table of labels among images is not the set.
+            let is_image = |file: &PathBuf| layout::is_image(&file.to_string_lossy());
+            if files.iter().any(is_image) || folder::has_images_below(path) {
+                parquets.retain(|file| !folder_tables::is_table(file));
+            }
         }
         let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
         // An archive next to folders of images is not the set.

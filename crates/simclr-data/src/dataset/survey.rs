@@ -145,7 +145,9 @@ impl Dataset {
         let survey = self.survey();
         let range = self.range_of(choice, &survey);
         let notes = self.notes_on_values(&survey, choice, &range);
-        self.notes.extend(notes);
+        // Notes on labels stay the last ones.
+        let at = self.notes.len() - self.label_notes;
+        self.notes.splice(at..at, notes);
         Ok((self.scaled_to(&range)?, range))
     }
 

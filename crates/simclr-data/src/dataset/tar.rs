@@ -1,4 +1,5 @@
-//! Tar shards: tars of class folders, and WebDataset (`key.jpg` with its label in `key.cls`).
+//! Tar shards: tars of class folders, and WebDataset (`key.jpg` with its label in `key.cls`, or else in `key.json`, see
+//! `json_labels`).
 //!
 //! A shard is listed once; images are then read at their offsets, from any thread, without a lock. All shards are
 //! listed for either split, so that both number the classes alike.
@@ -14,7 +15,12 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Opened, Sample, Source, Split, class_names::ClassNames, identity::FileState, layout, layout::Arranged,
+    Opened, Sample, Source, Split,
+    class_names::ClassNames,
+    identity::FileState,
+    json_labels::{self, JsonLabels},
+    layout,
+    layout::Arranged,
     split_names,
 };
 use crate::{DataError, decode};
@@ -45,11 +51,24 @@ struct Member {
 #[derive(Default)]
 struct Listing {
     members: Vec<Member>,
-    /// Contents of `.cls` members by shard and key.
+    /// Contents of `.cls` members by shard and key, and labels of `.json` members where there is no `.cls`.
     labels: HashMap<(usize, String), String>,
+    json: JsonLabels,
 }
 
 impl Listing {
+    /// Takes labels from `.json` members for images that have none from `.cls` members; others describe no sample. Returns
+    /// class names of these labels where they have some, and a sentence on members that cannot be used.
+    fn take_json(&mut self) -> (HashMap<String, String>, Option<String>) {
+        let images: HashSet<_> =
+            self.members.iter().map(|member| (member.shard, key(&member.name))).collect();
+        let labels = &self.labels;
+        let is_wanted = |sample: &(usize, String)| images.contains(sample) && !labels.contains_key(sample);
+        let (found, names, note) = std::mem::take(&mut self.json).into_labels(is_wanted);
+        self.labels.extend(found);
+        (names, note)
+    }
+
     /// A labelled WebDataset sample is one image: where `key.jpg` exists, `key.seg.png` is its mask or another member with a name
     /// of its own. Returns a sentence on what is dropped.
     fn drop_masks(&mut self) -> Option<String> {
@@ -88,12 +107,14 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             files.push(file);
         }
     }
+    let (class_names, on_json) = listing.take_json();
     let masks = listing.drop_masks().filter(|_| split == Split::Train);
     let Arranged { kept, mut classes, notes, .. } =
         members_of_split(&listing, paths, split).checked(&paths[0])?;
     let (order, mut samples): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
     if !listing.labels.is_empty() {
         classes = label_by_key(&mut samples, &order, &listing);
+        classes.rename(&class_names);
     }
     let mut members: Vec<_> = listing.members.into_iter().map(Some).collect();
     let mut members: Vec<_> = order.iter().filter_map(|&index| members[index].take()).collect();
@@ -105,8 +126,9 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
         member.name.clone_from(&sample.name);
     }
     let source = Shards { paths: paths.to_vec(), files, states, members };
-    let notes = notes.into_iter().chain(classes.notes()).chain(masks).collect();
-    Ok(Opened { samples, notes, classes: classes.names, source: Box::new(source) })
+    let label_notes = classes.notes().into_iter().chain(on_json.filter(|_| split == Split::Train)).collect();
+    let notes = notes.into_iter().chain(masks).collect();
+    Ok(Opened { samples, notes, label_notes, classes: classes.names, source: Box::new(source) })
 }
 
 /// By the folders inside, or else by the names of the shards.
@@ -147,6 +169,10 @@ fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -
             let mut text = String::new();
             entry.read_to_string(&mut text).map_err(|error| wrong(format!("`{name}`: {error}")))?;
             listing.labels.insert((shard, key(&name)), text.trim().to_owned());
+        } else if name.ends_with(".json") && size <= json_labels::MAX_BYTES {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).map_err(|error| wrong(format!("`{name}`: {error}")))?;
+            listing.json.add((shard, key(&name)), &name, &bytes);
         } else if layout::is_image(&name) {
             listing.members.push(Member { shard, offset, size, name });
         }
@@ -173,7 +199,7 @@ fn ending(name: &str) -> &str {
     file.split_once('.').map_or("", |(_, ending)| ending)
 }
 
-/// Labels from `.cls` members; returns the classes of all shards.
+/// Labels from `.cls` and `.json` members; returns the classes of all shards.
 fn label_by_key(samples: &mut [Sample], order: &[usize], listing: &Listing) -> ClassNames {
     let classes = ClassNames::sorted(listing.labels.values().cloned());
     for (sample, &index) in samples.iter_mut().zip(order) {

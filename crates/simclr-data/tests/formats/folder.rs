@@ -36,7 +36,7 @@ fn what_is_not_read_is_noted_with_counts() {
     for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/1.png", "unlabeled/2.png"] {
         put(root.path(), name, &png(1));
     }
-    for name in ["slides/1.svs", "slides/2.SVS", "labels.csv", "README", ".hidden/x.heic"] {
+    for name in ["slides/1.svs", "slides/2.SVS", "sizes.csv", "README", ".hidden/x.heic"] {
         put(root.path(), name, b"no image");
     }
     let notes = open(root.path(), Split::Train).notes().to_vec();

@@ -5,6 +5,7 @@
 mod binary;
 mod folder;
 mod identity;
+mod labels;
 mod packed;
 mod parquet;
 mod tar;

@@ -5,10 +5,10 @@ mod plan;
 pub mod sources;
 mod validate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{AugmentConfig, RangeChoice, ValueRange, augment::TransformConfig};
+use simclr_data::{AugmentConfig, RangeChoice, ValueRange, augment::TransformConfig, dataset::Labels};
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
@@ -55,6 +55,9 @@ pub struct RunConfig {
 pub struct DataConfig {
     /// Folder, shard or file; given by `--data` as a rule.
     pub path: Option<PathBuf>,
+    /// Where labels come from: `auto` (what the set holds), `none` (folders are not classes), or the path of a table of images
+    /// and labels (CSV, JSON lines, parquet).
+    pub labels: Labels,
     /// Channels of decoded images; 0 = what the set holds.
     pub channels: usize,
     /// Which stored values become 0 and 1: `auto` (8-bit images as they are; of others what a sample of the set covers, channel
@@ -87,6 +90,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             path: None,
+            labels: Labels::Auto,
             channels: 0,
             range: RangeChoice::Auto,
             max_bad_share: 0.01,
@@ -94,6 +98,15 @@ impl Default for DataConfig {
             views_on: ViewsOn::Auto,
             prefetch: 4,
         }
+    }
+}
+
+impl DataConfig {
+    /// Where labels of the set at `data` come from: as configured where it is the set of the run, else from the set itself.
+    pub fn labels_of(&self, data: &Path) -> Labels {
+        let place = |path: &Path| fs_err::canonicalize(path).ok();
+        let own = self.path.as_deref().and_then(place).is_some_and(|own| place(data) == Some(own));
+        if own { self.labels.clone() } else { Labels::Auto }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::json;
-use simclr_data::{Dataset, augment::TransformChange};
+use simclr_data::{Dataset, augment::TransformChange, dataset::Labels};
 
 use super::{
     features::{FrozenEncoder, load_encoder},
@@ -56,6 +56,10 @@ pub struct EvalOptions {
     pub seed: u64,
     /// What the encoder is to see otherwise than the run says.
     pub transform: TransformChange,
+    /// Where labels of the evaluated set come from; those of the transfer sets come from these. The fingerprint of a set holds
+    /// its labels.
+    #[serde(skip)]
+    pub labels: Labels,
     /// Images per forward pass.
     #[serde(skip)]
     pub batch: usize,
@@ -90,6 +94,7 @@ impl Default for EvalOptions {
             random_inits: 1,
             seed: 0,
             transform: TransformChange::default(),
+            labels: Labels::Auto,
             batch: 256,
             threads: 0,
             linear: LinearOptions::default(),
@@ -123,7 +128,7 @@ pub fn evaluate(
     let trained = load_encoder(run)?.with_transform(&options.transform)?;
     options.layers.iter().try_for_each(|&layer| trained.layer_dim(layer).map(drop))?;
     let controls = trained.controls(options.random_inits)?;
-    let mut sets = Sets::open(data, &trained.decoding(), options.seed)?;
+    let mut sets = Sets::open((data, &options.labels), &trained.decoding(), options.seed)?;
     if options.fresh && run.path().join(FOLDER).exists() {
         fs_err::remove_dir_all(run.path().join(FOLDER))?;
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use simclr_data::{Dataset, Split, decode::Decoding};
+use simclr_data::{Dataset, Split, dataset::Labels, decode::Decoding};
 
 use super::{identity, splits};
 use crate::{
@@ -27,6 +27,8 @@ pub(super) struct Sets {
     pub(super) seed: u64,
     /// What a reader of figures on these parts must know.
     pub(super) notes: Vec<String>,
+    /// Where labels come from.
+    from: Labels,
     /// Whether the validation part is tested on, for want of labels in the test part.
     tests_on_validation: bool,
 }
@@ -41,17 +43,22 @@ struct TestPart {
 
 impl Sets {
     /// Opens the set; labels are those of the training split's numbering.
-    pub(super) fn open(path: &Path, how: &Decoding, seed: u64) -> Result<Self, EvalError> {
-        let train = Dataset::open_as(path, Split::Train, how)?;
+    pub(super) fn open((path, from): (&Path, &Labels), how: &Decoding, seed: u64) -> Result<Self, EvalError> {
+        if *from == Labels::None {
+            let reason = "they are switched off: data.labels is \"none\"".into();
+            return Err(EvalError::Labels { path: path.to_owned(), reason });
+        }
+        let train = open_part(path, Split::Train, how, from)?;
         let train_labels = labels(&train, path, "training")?;
         if train.classes().len() < 2 {
             let reason = format!("expected at least 2 classes, got {}", train.classes().len());
             return Err(EvalError::Labels { path: path.to_owned(), reason });
         }
-        let sets = match TestPart::open(path, &train)? {
+        let sets = match TestPart::open(path, &train, from)? {
             Some(part) => Self::with(train, train_labels, part, seed),
             None => Self::held_out(path, train, train_labels, seed)?,
         };
+        let sets = Self { from: from.clone(), ..sets };
         let notes = sets.notes_on_classes(path)?;
         let spelled = sets.train.notes().to_vec();
         Ok(Self { notes: [sets.notes, spelled, notes].concat(), ..sets })
@@ -67,6 +74,7 @@ impl Sets {
             train_labels,
             test_labels: part.labels,
             seed,
+            from: Labels::Auto,
             tests_on_validation: part.instead.is_some(),
             notes: part.instead.into_iter().collect(),
         }
@@ -88,6 +96,7 @@ impl Sets {
             train_labels: labels,
             seed,
             notes: Vec::new(),
+            from: Labels::Auto,
             tests_on_validation: false,
         })
     }
@@ -147,11 +156,11 @@ fn listed(classes: &[(&str, usize)]) -> String {
 
 impl TestPart {
     /// The test part, or the validation part where no test image has a label; none where there is no test part.
-    fn open(path: &Path, train: &Dataset) -> Result<Option<Self>, EvalError> {
+    fn open(path: &Path, train: &Dataset, from: &Labels) -> Result<Option<Self>, EvalError> {
         if !Dataset::has_test_split(path) {
             return Ok(None);
         }
-        let open = |split| Dataset::open_as(path, split, train.decoding());
+        let open = |split| open_part(path, split, train.decoding(), from);
         let test = open(Split::Test)?;
         let withheld = test.samples().iter().all(|sample| sample.label.is_none());
         if !withheld || !Dataset::has_validation_split(path) {
@@ -193,10 +202,15 @@ impl Sets {
         if self.tests_on_validation || !Dataset::has_validation_split(path) {
             return Ok(None);
         }
-        let mut set = Dataset::open_as(path, Split::Validation, self.train.decoding())?;
+        let mut set = open_part(path, Split::Validation, self.train.decoding(), &self.from)?;
         let labels = labels_as(&set, &self.train, path, "validation")?;
         identity::identify(run, &mut set, observer)?;
         Ok(Some((set, labels)))
+    }
+
+    /// Where labels come from.
+    pub(super) fn labels(&self) -> &Labels {
+        &self.from
     }
 
     /// The split that the test images are in.
@@ -211,6 +225,10 @@ impl Sets {
     }
 }
 
+fn open_part(path: &Path, split: Split, how: &Decoding, from: &Labels) -> Result<Dataset, EvalError> {
+    Ok(Dataset::open_as(path, split, how)?.labelled(from, path, &[split])?)
+}
+
 /// Labels of all images of a part.
 fn labels(set: &Dataset, path: &Path, part: &str) -> Result<Vec<i64>, EvalError> {
     let without: Vec<_> = set.samples().iter().filter(|sample| sample.label.is_none()).collect();
@@ -218,7 +236,10 @@ fn labels(set: &Dataset, path: &Path, part: &str) -> Result<Vec<i64>, EvalError>
         return Ok(set.samples().iter().filter_map(|sample| sample.label).map(i64::from).collect());
     };
     let reason = match without.len() {
-        all if all == set.len() => format!("none of the {all} images of the {part} part has one"),
+        all if all == set.len() => {
+            let notes = set.label_notes().iter().map(|note| format!("; {note}"));
+            format!("none of the {all} images of the {part} part has one{}", notes.collect::<String>())
+        }
         some => format!(
             "{some} of the {} images of the {part} part have none; the first: `{}`",
             set.len(),

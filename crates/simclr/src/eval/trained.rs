@@ -327,7 +327,8 @@ impl<'a> Bench<'a, '_> {
     where
         'a: 'c,
     {
-        let source = Source { data: self.data, set: &self.sets.train, validation: false };
+        let (data, labels, set) = (self.data, self.sets.labels(), &self.sets.train);
+        let source = Source { data, labels, set, validation: false };
         Lesson { source, images }
     }
 }

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use serde_json::{Value, json};
-use simclr_data::Dataset;
+use simclr_data::{Dataset, dataset::Labels};
 use tch::{Device, Tensor};
 
 use super::{
@@ -39,6 +39,7 @@ pub(super) struct Trainer<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) data: &'a Path,
+    pub(super) labels: &'a Labels,
     /// What is at `data`: the training part, or with `validation` both.
     pub(super) set: &'a Dataset,
     pub(super) validation: bool,
@@ -136,7 +137,8 @@ impl Trainer<'_> {
     /// All that a trained model depends on, wherever its files are.
     fn what(&self, config: &RunConfig, lesson: Lesson<'_>) -> Value {
         let mut plain = config.clone();
-        plain.data.path = None;
+        // The identity of a set holds its labels.
+        (plain.data.path, plain.data.labels) = (None, Labels::Auto);
         (plain.task.start, plain.task.images) = (None, None);
         json!({
             "config": plain,
@@ -163,6 +165,7 @@ impl Trainer<'_> {
         let mut config = config.clone();
         config.task.images = Some(path.join("images.txt"));
         config.task.validation = source.validation;
+        config.data.labels = source.labels.clone();
         config.data.channels = self.frozen.channels() as usize;
         write_atomically(&path.join("images.txt"), (names.join("\n") + "\n").as_bytes())?;
         self.trained.0 += 1;

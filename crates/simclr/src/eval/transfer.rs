@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::atomic::AtomicBool};
 
 use serde::Serialize;
 use serde_json::json;
-use simclr_data::Dataset;
+use simclr_data::{Dataset, dataset::Labels};
 use tch::{Device, Tensor};
 
 use super::{
@@ -63,7 +63,7 @@ impl Transfer<'_> {
 
     fn row(&self, set: &TransferSet, observer: &mut dyn Observer) -> Result<TransferRow, EvalError> {
         let (trained, control) = self.encoders;
-        let mut sets = Sets::open(&set.path, &trained.decoding(), self.options.seed)?;
+        let mut sets = Sets::open((&set.path, &Labels::Auto), &trained.decoding(), self.options.seed)?;
         sets.identify(self.run, observer)?;
         let validation = sets.validation(&set.path, self.run, observer)?;
         let chosen_on = validation.as_ref().map(|(set, _)| set.identity());

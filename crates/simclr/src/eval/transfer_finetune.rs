@@ -4,7 +4,10 @@
 
 use serde::Serialize;
 use serde_json::json;
-use simclr_data::{Dataset, dataset::Channels};
+use simclr_data::{
+    Dataset,
+    dataset::{Channels, Labels},
+};
 use tch::{Kind, Tensor};
 
 use super::{
@@ -232,7 +235,7 @@ impl Images {
         observer: &mut dyn Observer,
     ) -> Result<Self, EvalError> {
         let (path, metric, how) = (&set.path, set.metric, frozen.decoding());
-        let mut sets = Sets::open(path, &how, seed)?;
+        let mut sets = Sets::open((path, &Labels::Auto), &how, seed)?;
         sets.identify(run, observer)?;
         let mut members = Members::of(&sets.train, &sets.train_labels, &sets.train_indices, metric);
         let (mut indices, classes) = (sets.train_indices.clone(), sets.train.classes().len());
@@ -261,8 +264,9 @@ impl Images {
         self.joined.as_ref().unwrap_or(&self.sets.train)
     }
 
-    fn source<'a>(&'a self, set: &'a TransferSet) -> Source<'a> {
-        Source { data: &set.path, set: self.train(), validation: self.joined.is_some() }
+    fn source<'a>(&'a self, from: &'a TransferSet) -> Source<'a> {
+        let (set, validation) = (self.train(), self.joined.is_some());
+        Source { data: &from.path, labels: &Labels::Auto, set, validation }
     }
 
     fn all(&self) -> Vec<usize> {

@@ -17,6 +17,7 @@ use parquet::{
 use simclr_data::{
     DataError, Dataset, Split,
     augment::{EvalTransform, TransformChange},
+    dataset::Labels,
     decode::Decoding,
     output,
 };
@@ -34,10 +35,12 @@ use crate::{
 };
 
 /// How to embed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EmbedOptions {
     /// One split; none = every image of the set.
     pub split: Option<Split>,
+    /// Where labels come from.
+    pub labels: Labels,
     /// Images per forward pass.
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
@@ -53,7 +56,8 @@ pub struct EmbedOptions {
 impl Default for EmbedOptions {
     fn default() -> Self {
         let transform = TransformChange::default();
-        Self { split: None, batch: 256, threads: 0, pixels: false, transform, layer: Layer::H }
+        let labels = Labels::Auto;
+        Self { split: None, labels, batch: 256, threads: 0, pixels: false, transform, layer: Layer::H }
     }
 }
 
@@ -70,7 +74,7 @@ pub struct Embedded {
     pub feature_dim: usize,
     /// What was seen of an image.
     pub transform: EvalTransform,
-    /// What a reader of the table must know about that.
+    /// What a reader of the table must know about that, and about how the set was read.
     pub notes: Vec<String>,
     /// Images left out.
     pub bad: Vec<BadImage>,
@@ -93,7 +97,7 @@ pub fn embed(
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     format.check(out, data)?;
     let frozen = load_encoder(run)?.with_transform(&options.transform)?;
-    let sets = open(data, options.split, &frozen.decoding())?;
+    let sets = open(data, options, &frozen.decoding())?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(|(_, set)| set.len()).sum();
     let layer = frozen.layer_dim(options.layer)?;
@@ -115,14 +119,16 @@ pub fn embed(
     let paths_file = table.finish(out)?;
     let transform = read.transform;
     let shapes = sets.first().and_then(|(_, set)| transform.note_on_shapes(set));
-    let notes = frozen.origin().assumed.iter().cloned().chain(shapes).collect();
+    let of_sets = sets.iter().flat_map(|(_, set)| set.notes()).cloned();
+    let notes = frozen.origin().assumed.iter().cloned().chain(shapes).chain(of_sets).collect();
     Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, transform, notes, bad })
 }
 
 /// One split, or all there are.
-fn open(data: &Path, split: Option<Split>, how: &Decoding) -> Result<Vec<(Split, Dataset)>, EvalError> {
-    let splits = split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
-    let open = |split| Ok((split, Dataset::open_as(data, split, how)?));
+fn open(data: &Path, options: &EmbedOptions, how: &Decoding) -> Result<Vec<(Split, Dataset)>, EvalError> {
+    let splits = options.split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
+    let open =
+        |split| Ok((split, Dataset::open_as(data, split, how)?.labelled(&options.labels, data, &[split])?));
     splits.into_iter().map(open).collect()
 }
 

@@ -163,6 +163,7 @@ pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Re
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
+    config.data.labels = config.data.labels.canonical()?;
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
     let (config, dataset) = (&config, Arc::new(dataset));
@@ -256,17 +257,17 @@ fn no_such(data: &Path) -> DataError {
 }
 
 /// The training part of the set at `data` (`task.validation`: and the validation part), or those of its images that
-/// `task.images` lists.
+/// `task.images` lists; with labels as `data.labels` says.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
     let channels = match config.data.channels {
         0 => Channels::Auto,
         count => Channels::Count(count),
     };
-    let all = match config.task.validation {
-        true => Dataset::open_with_validation(data, channels)?,
-        false => Dataset::open(data, Split::Train, channels)?,
+    let (all, parts) = match config.task.validation {
+        true => (Dataset::open_with_validation(data, channels)?, &[Split::Train, Split::Validation][..]),
+        false => (Dataset::open(data, Split::Train, channels)?, &[Split::Train][..]),
     };
-    let all = all.decoded_by(config.transform.jpeg);
+    let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, parts)?;
     Ok(match &config.task.images {
         Some(list) => all.subset(&all.listed(list)?),
         None => all,

@@ -148,8 +148,10 @@ fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), Check
 }
 
 /// Keys that may change between a run and its resumption: they do not touch what is computed.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "data.path",
+    // The fingerprint of the images holds their labels.
+    "data.labels",
     "task.images",
     "task.start",
     "data.threads",

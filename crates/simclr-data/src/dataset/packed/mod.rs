@@ -107,7 +107,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
     let source = Mapped { path: path.to_owned(), file, state, channels, range, part, extents, checked };
-    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new() })
+    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
 }
 
 /// Whether there is such a part; true also for a damaged file, which is reported when it is opened.

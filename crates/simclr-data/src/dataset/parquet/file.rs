@@ -8,6 +8,7 @@ use std::{
 };
 
 use arrow_array::{Array, ArrayRef, RecordBatch, cast::AsArray};
+use arrow_schema::{DataType, Field};
 use bytes::Bytes;
 use parquet::{
     arrow::{
@@ -25,7 +26,7 @@ use super::{
 use crate::DataError;
 
 const IMAGE_COLUMNS: [&str; 3] = ["image", "img", "jpg"];
-const LABEL_COLUMNS: [&str; 4] = ["label", "labels", "fine_label", "cls"];
+const LABEL_COLUMNS: [&str; 7] = ["label", "labels", "fine_label", "cls", "class", "category", "target"];
 
 /// A parquet file whose labels have been read.
 pub struct File {
@@ -34,6 +35,8 @@ pub struct File {
     pub labels: Vec<Option<Label>>,
     /// Names from the hub's metadata, where it has them.
     pub class_names: Vec<String>,
+    /// A sentence on a column of labels that cannot be used.
+    pub note: Option<String>,
     /// When it was opened.
     pub state: FileState,
     metadata: ArrowReaderMetadata,
@@ -59,19 +62,27 @@ impl File {
             path: path.to_owned(),
             labels: Vec::new(),
             class_names: Vec::new(),
+            note: None,
             state: reader.state()?,
             metadata,
             reader,
             image,
         };
-        match find(&LABEL_COLUMNS) {
+        let is_usable = |name: &&str| {
+            schema.field_with_name(name).is_ok_and(|field| labels::are_labels(field.data_type()))
+        };
+        let usable: Vec<&str> = LABEL_COLUMNS.iter().copied().filter(is_usable).collect();
+        match find(&usable) {
             Some(label) => {
                 let names = schema.metadata().get("huggingface");
                 let names = names.and_then(|text| labels::hub_class_names(text, schema.field(label).name()));
                 file.class_names = names.unwrap_or_default();
                 file.labels = file.read_labels(label)?;
             }
-            None => file.labels = vec![None; rows],
+            None => {
+                file.labels = vec![None; rows];
+                file.note = find(&LABEL_COLUMNS).map(|column| note_on_column(schema.field(column)));
+            }
         }
         if file.labels.len() != file.rows().count() {
             return Err(wrong(format!("{} labels for {} rows", file.labels.len(), file.rows().count())));
@@ -123,7 +134,7 @@ impl File {
         let mut labels = Vec::with_capacity(self.rows().count().min(1 << 24));
         for batch in self.builder(column).build().map_err(|error| self.wrong(&error))? {
             let batch = batch.map_err(|error| self.wrong(&error))?;
-            labels.extend((0..batch.num_rows()).map(|row| labels::stored(batch.column(0), row)));
+            labels.extend(labels::stored(batch.column(0)).map_err(|reason| self.format(reason))?);
         }
         Ok(labels)
     }
@@ -141,6 +152,11 @@ impl File {
     fn format(&self, reason: String) -> DataError {
         DataError::Format { path: self.path.clone(), reason }
     }
+}
+
+fn note_on_column(field: &Field) -> String {
+    let (name, found) = (field.name(), field.data_type());
+    format!("column `{name}` gives no labels: expected integers, booleans or texts, got {found}")
 }
 
 /// The encoded images of a batch of the image column alone.
@@ -162,10 +178,13 @@ fn binary(column: &ArrayRef, row: usize) -> Option<Bytes> {
     if column.is_null(row) {
         return Some(Bytes::new());
     }
-    if let Some(column) = column.as_binary_opt::<i32>() {
-        return Some(Bytes::copy_from_slice(column.value(row)));
-    }
-    column.as_binary_opt::<i64>().map(|column| Bytes::copy_from_slice(column.value(row)))
+    let bytes = match column.data_type() {
+        DataType::Binary => column.as_binary::<i32>().value(row),
+        DataType::LargeBinary => column.as_binary::<i64>().value(row),
+        DataType::BinaryView => column.as_binary_view().value(row),
+        _ => return None,
+    };
+    Some(Bytes::copy_from_slice(bytes))
 }
 
 /// A file that is read at positions: threads share it without sharing a cursor.

@@ -1,10 +1,11 @@
 //! Stored labels (numbers or texts) to class names and indices.
 
 use arrow_array::{
-    Array, ArrayRef,
+    Array, ArrayRef, ArrowPrimitiveType,
     cast::AsArray,
-    types::{Int32Type, Int64Type},
+    types::{Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type},
 };
+use arrow_schema::DataType;
 
 use super::{super::class_names::ClassNames, file::File};
 use crate::DataError;
@@ -19,21 +20,50 @@ pub enum Label {
     Text(String),
 }
 
-/// The label in a row, where there is one.
-pub fn stored(column: &ArrayRef, row: usize) -> Option<Label> {
-    if column.is_null(row) {
-        return None;
+/// Whether a column of this type can hold labels: integers, booleans, texts, or categories of these.
+pub fn are_labels(stored: &DataType) -> bool {
+    match stored {
+        DataType::Dictionary(_, of) => are_labels(of),
+        DataType::Boolean | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        other => other.is_integer(),
     }
-    if let Some(column) = column.as_primitive_opt::<Int64Type>() {
-        return Some(Label::Number(column.value(row)));
-    }
-    if let Some(column) = column.as_primitive_opt::<Int32Type>() {
-        return Some(Label::Number(column.value(row).into()));
-    }
-    if let Some(column) = column.as_string_opt::<i64>() {
-        return Some(Label::Text(column.value(row).to_owned()));
-    }
-    column.as_string_opt::<i32>().map(|column| Label::Text(column.value(row).to_owned()))
+}
+
+/// The label in each row, where there is one.
+///
+/// # Errors
+/// A column that [`are_labels`] refuses.
+pub fn stored(column: &ArrayRef) -> Result<Vec<Option<Label>>, String> {
+    let text = |text: Option<&str>| text.map(|text| Label::Text(text.to_owned()));
+    let truth = |value: Option<bool>| value.map(|value| Label::Text(value.to_string()));
+    Ok(match column.data_type() {
+        DataType::Utf8 => column.as_string::<i32>().iter().map(text).collect(),
+        DataType::LargeUtf8 => column.as_string::<i64>().iter().map(text).collect(),
+        DataType::Utf8View => column.as_string_view().iter().map(text).collect(),
+        DataType::Boolean => column.as_boolean().iter().map(truth).collect(),
+        DataType::Int8 => numbers::<Int8Type>(column),
+        DataType::Int16 => numbers::<Int16Type>(column),
+        DataType::Int32 => numbers::<Int32Type>(column),
+        DataType::Int64 => numbers::<Int64Type>(column),
+        DataType::UInt8 => numbers::<UInt8Type>(column),
+        DataType::UInt16 => numbers::<UInt16Type>(column),
+        DataType::UInt32 => numbers::<UInt32Type>(column),
+        DataType::UInt64 => numbers::<UInt64Type>(column),
+        DataType::Dictionary(..) => {
+            let column = column.as_any_dictionary();
+            let values = stored(column.values())?;
+            let keys = column.normalized_keys().into_iter().enumerate();
+            keys.map(|(row, key)| values.get(key).filter(|_| !column.is_null(row)).cloned().flatten())
+                .collect()
+        }
+        other => return Err(format!("expected integers, booleans or texts, got {other}")),
+    })
+}
+
+/// A number that does not fit is larger than any label that is taken.
+fn numbers<T: ArrowPrimitiveType<Native: TryInto<i64>>>(column: &ArrayRef) -> Vec<Option<Label>> {
+    let number = |value: T::Native| Label::Number(value.try_into().unwrap_or(i64::MAX));
+    column.as_primitive::<T>().iter().map(|value| value.map(number)).collect()
 }
 
 /// Class names of a set: from the hub's metadata, else the sorted texts, else the numbers.

@@ -1,12 +1,12 @@
 //! Parquet as the Hugging Face hub writes image sets: a column `image` of structs {bytes, path} (or of plain bytes) and
-//! an integer or text column `label`.
+//! a column `label` of integers, booleans, texts or categories.
 //!
 //! Training reads in random order, and a page of a parquet file can only be unpacked whole. Sets of up to
 //! [`KEEP_BYTES`] are therefore unpacked once and kept encoded in memory; of larger sets each image is read from its
 //! row group, which unpacks one page (about 1 MB) and keeps memory bounded at any size.
 
 mod file;
-mod labels;
+pub(super) mod labels;
 
 use std::{borrow::Cow, path::PathBuf};
 
@@ -29,6 +29,7 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     let classes = labels::classes(&files)?;
     let wanted = split_names::shards_of(paths, split);
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
+    let first_note = files.iter().find_map(|file| file.note.clone()).filter(|_| split == Split::Train);
     let mut samples = Vec::new();
     for file in &files {
         let stem = file.path.file_stem().unwrap_or_default().to_string_lossy();
@@ -51,8 +52,8 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
         Box::new(Disk { rows: rows.collect(), files, names })
     };
     let left = split_names::note_on_shards(paths).filter(|_| split == Split::Train);
-    let notes = classes.notes().into_iter().chain(left).collect();
-    Ok(Opened { samples, notes, classes: classes.names, source })
+    let label_notes = first_note.into_iter().chain(classes.notes()).collect();
+    Ok(Opened { samples, notes: left.into_iter().collect(), label_notes, classes: classes.names, source })
 }
 
 struct Memory {

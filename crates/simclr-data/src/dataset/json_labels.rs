@@ -1,0 +1,77 @@
+//! Labels in the `.json` members of WebDataset samples: under the first of the keys `label`, `class`, `cls` and `class_id` that
+//! has an integer, a text, `true` or `false`. A text under `class_name` or `label_name` names that class, or is the label
+//! where there is no other.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::{labelled::few, tables::plain};
+
+/// Largest member that is read: larger ones describe a set, not a sample.
+pub const MAX_BYTES: u64 = 1 << 20;
+const LABELS: [&str; 4] = ["label", "class", "cls", "class_id"];
+const NAMES: [&str; 2] = ["class_name", "label_name"];
+
+/// Shard and key of a sample.
+type Sample = (usize, String);
+
+/// What the members of all shards hold.
+#[derive(Default)]
+pub struct JsonLabels {
+    found: Vec<(Sample, String, Option<String>)>,
+    /// Samples and members with such a key that gives no label.
+    unusable: Vec<(Sample, String)>,
+}
+
+impl JsonLabels {
+    /// Reads the member `name` of `sample`.
+    pub fn add(&mut self, sample: Sample, name: &str, bytes: &[u8]) {
+        // Most members of large sets hold captions and addresses: they are not parsed.
+        if !mentions_label(bytes) {
+            return;
+        }
+        let Ok(object) = serde_json::from_slice::<Map<String, Value>>(bytes) else {
+            return self.unusable.push((sample, name.to_owned()));
+        };
+        let value = |keys: &[&str]| {
+            let mut values = keys.iter().filter_map(|key| object.get(*key)).filter(|value| !value.is_null());
+            values.next().map(plain)
+        };
+        match (value(&LABELS), value(&NAMES)) {
+            (Some(Some(label)), class) => self.found.push((sample, label, class.flatten())),
+            (None, Some(Some(class))) => self.found.push((sample, class, None)),
+            (None, None) => {}
+            _ => self.unusable.push((sample, name.to_owned())),
+        }
+    }
+
+    /// Labels of the samples that are `wanted`; class names by label, where each label has one name and each name one label;
+    /// and a sentence on members that give none.
+    pub fn into_labels(
+        self,
+        wanted: impl Fn(&Sample) -> bool,
+    ) -> (Vec<(Sample, String)>, HashMap<String, String>, Option<String>) {
+        let found: Vec<_> = self.found.into_iter().filter(|(sample, ..)| wanted(sample)).collect();
+        let (mut names, mut labels) = (HashMap::new(), HashMap::new());
+        let mut is_clear = true;
+        for (_, label, class) in &found {
+            let Some(class) = class else { continue };
+            is_clear &= names.insert(label.clone(), class.clone()).is_none_or(|earlier| earlier == *class);
+            is_clear &= labels.insert(class, label).is_none_or(|earlier| earlier == label);
+        }
+        let unusable = self.unusable.iter().filter(|(sample, _)| wanted(sample));
+        let unusable: Vec<&str> = unusable.map(|(_, name)| name.as_str()).collect();
+        let note = (!unusable.is_empty()).then(|| {
+            let (count, named) = (unusable.len(), few(&unusable));
+            format!("{count} .json members hold no integer or text as label and are passed over: {named}")
+        });
+        let labels = found.into_iter().map(|(sample, label, _)| (sample, label)).collect();
+        (labels, if is_clear { names } else { HashMap::new() }, note)
+    }
+}
+
+fn mentions_label(bytes: &[u8]) -> bool {
+    let keys: [&[u8]; 3] = [b"\"label", b"\"class", b"\"cls"];
+    keys.iter().any(|key| bytes.windows(key.len()).any(|window| window == *key))
+}
