@@ -48,9 +48,10 @@ pub enum Command {
 /// `simclr pretrain`.
 #[derive(Debug, Args)]
 pub struct Pretrain {
-    /// Images: a folder, tar shards, parquet, IDX or CIFAR binary files
+    /// Images: a folder, tar shards, parquet, IDX or CIFAR binary files, a text file with one of these on each line, or a
+    /// pattern such as `train-{000..099}.tar`; may be given several times
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub data: Vec<PathBuf>,
     /// Folder of the run [default: runs/NAME-N, after the name of the data]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
@@ -157,9 +158,9 @@ impl Pretrain {
 pub struct Evaluate {
     /// Folder of the run; with --weights a new folder, which then holds the weights as a run
     pub run: PathBuf,
-    /// Labelled images [default: those of the run]
+    /// Labelled images [default: those of the run]; may be given several times
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub data: Vec<PathBuf>,
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set [default: the run's data.labels on
     /// the run's own images, else auto]
     #[arg(long, value_name = "FILE|auto|none")]
@@ -389,9 +390,9 @@ pub struct Compare {
 pub struct Embed {
     /// Folder of the run
     pub run: PathBuf,
-    /// Images
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
+    /// Images; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none [default: the run's
     /// data.labels on the run's own images, else auto]
     #[arg(long, value_name = "FILE|auto|none")]
@@ -424,9 +425,9 @@ pub struct Export {
 /// `simclr views`.
 #[derive(Debug, Args)]
 pub struct Views {
-    /// Images
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
+    /// Images; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
     /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view. The
     /// parameters of all views are written to a .json of the same name
     #[arg(long, value_name = "FILE.png|FILE.npy", default_value = "views.png")]
@@ -445,9 +446,9 @@ pub struct Views {
 /// `simclr doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// Images
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
+    /// Images; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
@@ -456,9 +457,9 @@ pub struct Doctor {
 /// `simclr inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Images
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
+    /// Images; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
     #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
     pub labels_from: Labels,
@@ -467,9 +468,9 @@ pub struct Inspect {
 /// `simclr pack`.
 #[derive(Debug, Args)]
 pub struct Pack {
-    /// Images
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
+    /// Images; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -22,11 +22,12 @@ pub struct Kind {
 /// [`DataError::Taken`], [`DataError::IntoSet`], or a path that cannot be resolved.
 pub fn check(out: &Path, kind: Kind, data: Option<&Path>) -> Result<(), DataError> {
     // A set that is missing is reported where it is opened.
-    if let Some((data, set)) = data.and_then(|data| Some((data, fs_err::canonicalize(data).ok()?))) {
+    for data in data.map(dataset::sources_of).unwrap_or_default() {
+        let Ok(set) = fs_err::canonicalize(&data) else { continue };
         let whole = resolved(out)?;
         let inside = whole.strip_prefix(&set).ok().filter(|inside| !inside.as_os_str().is_empty());
         if inside.is_some_and(dataset::may_be_member) {
-            return Err(DataError::IntoSet { path: out.to_owned(), set: data.to_owned() });
+            return Err(DataError::IntoSet { path: out.to_owned(), set: data });
         }
     }
     // A link is looked at, too: it may lead to nothing, and a FIFO would be waited for.

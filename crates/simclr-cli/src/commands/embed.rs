@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use simclr::{
     RunConfig,
+    data::dataset::as_one_path,
     export::{EmbedOptions, embed},
     train::RunFolder,
 };
@@ -12,15 +13,16 @@ use crate::{args::Embed, failure::Failure, report::Stages, terminal};
 
 /// Writes h, or another layer, of every image.
 pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
+    let data = as_one_path(&arguments.data)?;
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
     let transform = arguments.transform.change();
     let (pixels, layer) = (arguments.pixels, arguments.layer);
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
-    let own = || config.data.labels_of(&arguments.data);
+    let own = || config.data.labels_of(&data);
     let labels = arguments.labels_from.clone().unwrap_or_else(own);
     let options = EmbedOptions { labels, pixels, layer, transform, ..EmbedOptions::default() };
-    let embedded = embed(&folder, &arguments.data, &arguments.out, &options, &mut |done, of| {
+    let embedded = embed(&folder, &data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
     })?;

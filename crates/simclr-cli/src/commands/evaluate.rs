@@ -1,10 +1,16 @@
 //! `simclr evaluate`.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use simclr::{
     RunConfig,
-    data::{Dataset, Split, dataset::Channels},
+    data::{
+        Dataset, Split,
+        dataset::{Channels, as_one_path},
+    },
     eval::{
         foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import},
         protocol::{EvalOptions, evaluate},
@@ -26,6 +32,10 @@ use crate::{
     terminal,
 };
 
+fn given(arguments: &Evaluate) -> Result<Option<PathBuf>, Failure> {
+    Ok((!arguments.data.is_empty()).then(|| as_one_path(&arguments.data)).transpose()?)
+}
+
 /// Evaluates, writes `results.json`, prints the table.
 pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
     let folder = match &arguments.weights {
@@ -33,7 +43,7 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         None => RunFolder::open(&arguments.run)?,
     };
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
-    let data = arguments.data.clone().or(config.data.path.clone());
+    let data = given(arguments)?.or(config.data.path.clone());
     let data = data.ok_or_else(|| Failure::user("the run names no images", Some("give --data".into())))?;
     let labels = arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data));
     let options = EvalOptions { labels, ..options(arguments)? };
@@ -158,10 +168,10 @@ fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> 
         check_imported(weights, &config, &folder)?;
         return Ok(folder);
     }
-    let data = arguments.data.as_ref();
+    let data = given(arguments)?;
     let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
-    let channels = Dataset::open(data, Split::Train, Channels::Auto)?.channels();
-    config.data.path = Some(data.clone());
+    let channels = Dataset::open(&data, Split::Train, Channels::Auto)?.channels();
+    config.data.path = Some(data);
     let folder = RunFolder::create(path)?;
     let outcome = import(weights, &config, channels as i64, &folder);
     if outcome.is_err() {

@@ -4,17 +4,18 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use simclr::data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{ChannelValues, Channels, Missing, Survey},
+    dataset::{ChannelValues, Channels, Missing, Survey, as_one_path},
 };
 
 use crate::{args::Inspect, failure::Failure, terminal};
 
 /// Describes the splits and decodes every image once.
 pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
+    let data = as_one_path(&arguments.data)?;
     let (mut bad, mut range) = (0, RangeChoice::Auto);
-    for split in Dataset::splits(&arguments.data) {
-        let set = Dataset::open(&arguments.data, split, Channels::Auto)?;
-        let set = set.labelled(&arguments.labels_from, &arguments.data, &[split])?;
+    for split in Dataset::splits(&data) {
+        let set = Dataset::open(&data, split, Channels::Auto)?;
+        let set = set.labelled(&arguments.labels_from, &data, &[split])?;
         let labels = if set.labels().is_some() {
             format!("{} classes", set.classes().len())
         } else {

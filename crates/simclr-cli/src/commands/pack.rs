@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::atomic::Ordering};
 use simclr::{
     data::{
         Dataset, Split, ValueRange,
-        dataset::{Channels, PackOptions, Packed, pack},
+        dataset::{Channels, PackOptions, Packed, as_one_path, pack},
     },
     train::RunFolder,
 };
@@ -15,6 +15,7 @@ use crate::{args::Pack, failure::Failure, report::Stages, terminal};
 
 /// Packs, and says under which fingerprint the set is now known.
 pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
+    let data = as_one_path(&arguments.data)?;
     let threads = arguments.threads.or_else(|| Some(std::thread::available_parallelism().ok()?.get()));
     let options = PackOptions {
         channels: arguments.channels.map_or(Channels::Auto, Channels::Count),
@@ -30,7 +31,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
     };
-    let Some(packed) = pack(&arguments.data, &arguments.out, &options, &mut progress, &stop)? else {
+    let Some(packed) = pack(&data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
     let Packed { train, test, validation, bytes, bad, range, notes } = packed;

@@ -12,6 +12,7 @@ use std::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use simclr::{
     RunConfig, TrainError,
+    data::dataset::{as_one_path, canonical},
     ranks::Ranks,
     train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
 };
@@ -58,7 +59,8 @@ struct Decided {
 
 fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
     let (config, folder) = if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
-    let data = arguments.data.clone().or_else(|| config.data.path.clone());
+    let given = (!arguments.data.is_empty()).then(|| as_one_path(&arguments.data)).transpose()?;
+    let data = given.or_else(|| config.data.path.clone());
     let data = data.ok_or_else(|| {
         Failure::user("no images are named", Some("give a folder of images with --data".into()))
     })?;
@@ -69,9 +71,7 @@ fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
         }
         Where::New(path) => {
             // Looked at before the run folder is made, so that a wrong path leaves nothing behind.
-            if !data.exists() {
-                return Err(Failure::user(format!("`{}`: no such file or folder", data.display()), None));
-            }
+            canonical(&data)?;
             path.map_or_else(|| free_folder(&data), |path| RunFolder::create(&path))?
         }
     };
@@ -112,7 +112,8 @@ fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
 /// `runs/<name>-<n>`, the first that is free and that no other process takes at the same moment.
 fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
     let name = data.file_stem().unwrap_or_default().to_string_lossy();
-    let name = if name.is_empty() { "run".into() } else { name };
+    // A pattern for several paths is no name.
+    let name = if name.is_empty() || name.contains(['{', '}']) { "run".into() } else { name };
     let mut free = (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).filter(|path| !path.exists());
     loop {
         let path = free.next().unwrap_or_default();

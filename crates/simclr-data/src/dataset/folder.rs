@@ -33,7 +33,18 @@ impl Folder {
 }
 
 pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
-    let Listed { mut images, tables, annotations, others } = list(root)?;
+    open_listed(root, list(root)?, split)
+}
+
+/// Opens these files, below `root`, as if they were all that is there.
+pub fn open_files(root: &Path, files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
+    let mut listed = Listed::default();
+    files.iter().for_each(|file| listed.add(root, file));
+    open_listed(root, listed, split)
+}
+
+fn open_listed(root: &Path, listed: Listed, split: Split) -> Result<Opened, DataError> {
+    let Listed { mut images, tables, annotations, others } = listed;
     images.sort();
     let (names, files): (Vec<_>, Vec<_>) = images.into_iter().unzip();
     let (seen_as, tiny) = tiny_imagenet::seen_as(root, &names, &annotations);

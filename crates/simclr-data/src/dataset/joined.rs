@@ -1,10 +1,10 @@
-//! Training and validation part of a set as one, for training on both once everything has been chosen.
+//! Several sets as one: the parts of a set that are trained on together, or the sources that a data path stands for.
 
 use std::{borrow::Cow, path::Path};
 
 use bytes::Bytes;
 
-use super::{Channels, Dataset, Source, Split};
+use super::{Channels, Dataset, Format, Opened, Source, Split, class_names::ClassNames};
 use crate::{DataError, Image, ValueRange, decode::Decoding};
 
 impl Dataset {
@@ -13,71 +13,96 @@ impl Dataset {
     /// # Errors
     /// See [`Dataset::open`]; a validation class that the training part does not have.
     pub fn open_with_validation(path: &Path, channels: Channels) -> Result<Self, DataError> {
-        let train = Self::open(path, Split::Train, channels)?;
-        let validation = Self::open(path, Split::Validation, Channels::Count(train.channels()))?;
-        let number_of = |name: &String| {
-            let found = train.classes.iter().position(|class| class == name);
-            let reason = || format!("class `{name}` of the validation part is not in the training part");
-            found.ok_or_else(|| DataError::Format { path: path.to_owned(), reason: reason() })
-        };
-        let numbers = validation.classes.iter().map(number_of).collect::<Result<Vec<_>, _>>()?;
-        let mut samples = train.samples.clone();
-        samples.extend(validation.samples.iter().cloned().map(|mut sample| {
-            sample.label = sample.label.map(|label| numbers[label as usize] as u32);
-            sample
-        }));
-        let (classes, channels) = (train.classes.clone(), train.channels());
-        Ok(Self::from_source(samples, classes, channels, Box::new(Joined { train, validation })))
+        let format = Format::of(path)?;
+        let parts = [Split::Train, Split::Validation].map(|split| format.open(path, split));
+        let [train, validation] = parts;
+        let (train, validation) = (train?, validation?);
+        for (part, split) in [(&train, Split::Train), (&validation, Split::Validation)] {
+            if part.samples.is_empty() {
+                return Err(super::no_such_part(path, split));
+            }
+        }
+        let unknown = validation.classes.iter().find(|name| !train.classes.contains(name));
+        if let Some(name) = unknown {
+            let reason = format!("class `{name}` of the validation part is not in the training part");
+            return Err(DataError::Format { path: path.to_owned(), reason });
+        }
+        let classes = ClassNames::of(train.classes.iter().cloned());
+        Ok(Self::from_opened(joined(vec![train, validation], classes), channels))
     }
 }
 
-/// The pixels of both parts, those of the training part first.
+/// The images of `sets` one after another, labelled by the names of their classes among `classes`.
+pub(super) fn joined(sets: Vec<Opened>, classes: ClassNames) -> Opened {
+    let (mut samples, mut notes, mut label_notes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut source = Joined { sources: Vec::new(), ends: Vec::new() };
+    for set in sets {
+        let labels: Vec<Option<u32>> = set.classes.iter().map(|name| classes.label(name)).collect();
+        samples.extend(set.samples.into_iter().map(|mut sample| {
+            sample.label = sample.label.and_then(|label| labels[label as usize]);
+            sample
+        }));
+        notes.extend(set.notes);
+        label_notes.extend(set.label_notes);
+        source.sources.push(set.source);
+        source.ends.push(samples.len());
+    }
+    Opened { samples, classes: classes.names, source: Box::new(source), notes, label_notes }
+}
+
+/// The pixels of several sets, one after another.
 struct Joined {
-    train: Dataset,
-    validation: Dataset,
+    sources: Vec<Box<dyn Source>>,
+    /// Number of images up to the end of each.
+    ends: Vec<usize>,
 }
 
 impl Joined {
-    fn of(&self, index: usize) -> (&Dataset, usize) {
-        match index.checked_sub(self.train.len()) {
-            None => (&self.train, index),
-            Some(index) => (&self.validation, index),
-        }
+    fn of(&self, index: usize) -> (&dyn Source, usize) {
+        let at = self.ends.partition_point(|&end| end <= index);
+        let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        (&*self.sources[at], index - start)
     }
 }
 
 impl Source for Joined {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
-        let (set, index) = self.of(index);
-        set.source.read(set.stored(index))
+        let (source, index) = self.of(index);
+        source.read(index)
     }
 
     fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
-        let (set, index) = self.of(index);
-        set.source.decode_stored(set.stored(index), stored, how)
+        let (source, index) = self.of(index);
+        source.decode_stored(index, stored, how)
     }
 
     fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
-        let (set, index) = self.of(index);
-        set.source.file_name(set.stored(index))
+        let (source, index) = self.of(index);
+        source.file_name(index)
     }
 
+    /// Of the first one that has any; all must have been packed with the same.
     fn recorded_range(&self) -> Option<&ValueRange> {
-        self.train.source.recorded_range()
+        self.sources.iter().find_map(|source| source.recorded_range())
     }
 
     fn stamp(&self, index: usize) -> u64 {
-        let (set, index) = self.of(index);
-        set.source.stamp(set.stored(index))
+        let (source, index) = self.of(index);
+        source.stamp(index)
     }
 
     fn recorded_content(&self, index: usize) -> Option<u64> {
-        let (set, index) = self.of(index);
-        set.source.recorded_content(set.stored(index))
+        let (source, index) = self.of(index);
+        source.recorded_content(index)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {
-        let (set, index) = self.of(index);
-        set.stored_bytes(index)
+        let (source, index) = self.of(index);
+        source.stored_bytes(index)
+    }
+
+    /// Grey sets become RGB next to others.
+    fn native_channels(&self) -> usize {
+        self.sources.iter().map(|source| source.native_channels()).max().unwrap_or(3)
     }
 }

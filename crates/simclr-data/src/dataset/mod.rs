@@ -14,6 +14,7 @@ mod list;
 mod packed;
 mod parquet;
 mod raw;
+mod several;
 mod split_names;
 mod survey;
 mod tables;
@@ -32,6 +33,8 @@ use identity::Contents;
 pub use identity::{Changes, Observed};
 pub use labelled::Labels;
 pub use packed::{PACKED_SET, PackOptions, Packed, pack};
+pub(crate) use several::sources_of;
+pub use several::{as_one_path, canonical};
 pub use survey::{ChannelValues, Missing, Survey};
 
 use crate::{
@@ -175,16 +178,15 @@ impl Dataset {
             let (value, reason) = ("0".into(), "an image has at least one channel".into());
             return Err(DataError::Config { key: "channels", value, reason });
         }
-        let Opened { samples, classes, source, mut notes, label_notes } =
-            Format::of(path)?.open(path, split)?;
-        if samples.is_empty() {
-            let reason = match split {
-                Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
-                Split::Test => "the set has no test part (a folder or files named test, val or validation)",
-                Split::Validation => "the set has no validation part (val or validation beside test)",
-            };
-            return Err(DataError::Empty { path: path.to_owned(), reason: reason.into() });
+        let opened = Format::of(path)?.open(path, split)?;
+        if opened.samples.is_empty() {
+            return Err(no_such_part(path, split));
         }
+        Ok(Self::from_opened(opened, channels))
+    }
+
+    fn from_opened(opened: Opened, channels: Channels) -> Self {
+        let Opened { samples, classes, source, mut notes, label_notes } = opened;
         let channels = match channels {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
@@ -192,7 +194,7 @@ impl Dataset {
         let others = notes.len();
         notes.extend(label_notes.into_iter().chain(note_on_unlabelled(&samples)));
         let label_notes = notes.len() - others;
-        Ok(Self { notes, label_notes, ..Self::from_source(samples, classes, channels, source) })
+        Self { notes, label_notes, ..Self::from_source(samples, classes, channels, source) }
     }
 
     /// As [`Dataset::open`], with all that decides what is decoded.
@@ -399,6 +401,15 @@ impl Fnv {
     }
 }
 
+fn no_such_part(path: &Path, split: Split) -> DataError {
+    let reason = match split {
+        Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
+        Split::Test => "the set has no test part (a folder or files named test, val or validation)",
+        Split::Validation => "the set has no validation part (val or validation beside test)",
+    };
+    DataError::Empty { path: path.to_owned(), reason: reason.into() }
+}
+
 /// How a set is stored, told by the names of the files at its path; a packed set by how it begins.
 enum Format {
     Packed,
@@ -407,13 +418,20 @@ enum Format {
     Idx(Vec<PathBuf>),
     Cifar(Vec<PathBuf>),
     Folder,
+    /// Image files at any places.
+    Files(Vec<PathBuf>),
+    /// Sets of any formats.
+    Several(Vec<PathBuf>),
 }
 
 impl Format {
     fn of(path: &Path) -> Result<Self, DataError> {
         let empty = |reason: &str| DataError::Empty { path: path.to_owned(), reason: reason.into() };
+        if let Some(sources) = several::sources(path)? {
+            return Ok(several::of_one_kind(&sources).unwrap_or(Self::Several(sources)));
+        }
         if !path.exists() {
-            return Err(empty("no such file or folder"));
+            return Err(several::no_such(path));
         }
         let files = if path.is_dir() { files_of(path)? } else { vec![path.to_owned()] };
         let mut parquets = with_extension(&files, "parquet");
@@ -428,7 +446,8 @@ impl Format {
                 parquets.retain(|file| !folder_tables::is_table(file));
             }
         }
-        let (tars, binaries) = (with_extension(&files, "tar"), with_extension(&files, "bin"));
+        let tars: Vec<PathBuf> = files.iter().filter(|file| tar::is_shard(file)).cloned().collect();
+        let binaries = with_extension(&files, "bin");
         // An archive next to folders of images is not the set.
         let next_to_images =
             |archives: &[PathBuf]| !archives.is_empty() && path.is_dir() && folder::has_images_below(path);
@@ -458,6 +477,8 @@ impl Format {
             Self::Idx(files) => idx::open(files, split),
             Self::Cifar(files) => cifar::open(path, files, split),
             Self::Folder => folder::open(path, split),
+            Self::Files(files) => several::open_files(files, split),
+            Self::Several(sources) => several::open(sources, split),
         }
     }
 
@@ -467,7 +488,8 @@ impl Format {
             Self::Parquet(files) => !split_names::shards_of(files, split).is_empty(),
             Self::Idx(files) => idx::find(files, split).is_some(),
             Self::Cifar(files) => split == Split::Test && cifar::has_test(files),
-            Self::Tar(_) | Self::Folder => match self.open(path, split) {
+            Self::Several(sources) => several::has_split(sources, split),
+            Self::Tar(_) | Self::Folder | Self::Files(_) => match self.open(path, split) {
                 Ok(opened) => !opened.samples.is_empty(),
                 Err(error) => !matches!(error, DataError::Empty { .. }),
             },

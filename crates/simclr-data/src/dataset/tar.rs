@@ -7,12 +7,14 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
-    io::Read,
+    io::{Read, Seek},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
 
 use super::{
     Opened, Sample, Source, Split,
@@ -34,7 +36,7 @@ const MAX_LABEL: u64 = 1024;
 
 struct Shards {
     paths: Vec<PathBuf>,
-    /// One per path, or none where there are more than [`MAX_OPEN`].
+    /// One per path; none where there are more than [`MAX_OPEN`].
     files: Vec<fs_err::File>,
     /// One per path.
     states: Vec<FileState>,
@@ -100,8 +102,11 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let mut listing = Listing::default();
     let (mut files, mut states) = (Vec::new(), Vec::new());
     for (shard, path) in paths.iter().enumerate() {
-        let file = fs_err::File::open(path)?;
+        let mut file = fs_err::File::open(path)?;
         states.push(FileState::from(&file.metadata()?));
+        if is_compressed(path) {
+            file = unpacked(path, paths.len(), file)?;
+        }
         list(path, &file, shard, &mut listing)?;
         if paths.len() <= MAX_OPEN {
             files.push(file);
@@ -129,6 +134,44 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let label_notes = classes.notes().into_iter().chain(on_json.filter(|_| split == Split::Train)).collect();
     let notes = notes.into_iter().chain(masks).collect();
     Ok(Opened { samples, notes, label_notes, classes: classes.names, source: Box::new(source) })
+}
+
+/// Whether a file is a tar shard by its name.
+pub fn is_shard(path: &Path) -> bool {
+    is_compressed(path) || path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar"))
+}
+
+fn is_compressed(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".tar.gz") || name.ends_with(".tgz")
+}
+
+/// The shard in a nameless temporary file: images are read at their offsets, which a compressed file does not have. A shard is
+/// opened several times, for each of its parts, and unpacked once in the life of the process.
+fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err::File, DataError> {
+    static UNPACKED: Mutex<Vec<(PathBuf, u64, fs_err::File)>> = Mutex::new(Vec::new());
+    let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
+    if shards > MAX_OPEN {
+        return Err(wrong(format!(
+            "one of {shards} compressed shards, at most {MAX_OPEN} are read: unpack them"
+        )));
+    }
+    let stamp = FileState::of(path).stamp;
+    let mut known = UNPACKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = known.iter().find(|(of, at, _)| of == path && *at == stamp && stamp != 0);
+    if let Some((_, _, whole)) = found {
+        let mut whole = whole.try_clone()?;
+        // Listing begins where the handles' common position is.
+        whole.rewind()?;
+        return Ok(whole);
+    }
+    let mut whole = tempfile::tempfile()?;
+    std::io::copy(&mut MultiGzDecoder::new(&mut file), &mut whole)
+        .map_err(|error| wrong(format!("cannot be unpacked into a temporary file: {error}")))?;
+    let mut whole = fs_err::File::from_parts(whole, path);
+    whole.rewind()?;
+    known.push((path.to_owned(), stamp, whole.try_clone()?));
+    Ok(whole)
 }
 
 /// By the folders inside, or else by the names of the shards.

@@ -8,6 +8,7 @@ mod identity;
 mod labels;
 mod packed;
 mod parquet;
+mod several;
 mod tar;
 mod values;
 

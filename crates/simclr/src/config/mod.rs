@@ -8,7 +8,11 @@ mod validate;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{AugmentConfig, RangeChoice, ValueRange, augment::TransformConfig, dataset::Labels};
+use simclr_data::{
+    AugmentConfig, RangeChoice, ValueRange,
+    augment::TransformConfig,
+    dataset::{Labels, canonical},
+};
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
@@ -104,7 +108,7 @@ impl Default for DataConfig {
 impl DataConfig {
     /// Where labels of the set at `data` come from: as configured where it is the set of the run, else from the set itself.
     pub fn labels_of(&self, data: &Path) -> Labels {
-        let place = |path: &Path| fs_err::canonicalize(path).ok();
+        let place = |path: &Path| canonical(path).ok();
         let own = self.path.as_deref().and_then(place).is_some_and(|own| place(data) == Some(own));
         if own { self.labels.clone() } else { Labels::Auto }
     }

@@ -12,7 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset::Channels,
+    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
+    dataset::{self, Channels},
     error::allowed_bad,
 };
 use simclr_shim::stream::OwnStream;
@@ -162,7 +163,7 @@ pub(super) struct Ready {
 pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ready, TrainError> {
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
-    config.data.path = Some(fs_err::canonicalize(data).map_err(|_| no_such(data))?);
+    config.data.path = Some(dataset::canonical(data)?);
     config.data.labels = config.data.labels.canonical()?;
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
@@ -250,10 +251,6 @@ fn resume(
     start::save(folder, plan, model.params.device())?;
     notes.extend(resumed.notes);
     Ok(Resumed { step: resumed.step, notes })
-}
-
-fn no_such(data: &Path) -> DataError {
-    DataError::Empty { path: data.to_owned(), reason: "no such file or folder".into() }
 }
 
 /// The training part of the set at `data` (`task.validation`: and the validation part), or those of its images that

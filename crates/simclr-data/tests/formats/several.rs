@@ -1,0 +1,78 @@
+//! One data path for several sources.
+
+use std::{io::Write, path::Path};
+
+use flate2::{Compression, write::GzEncoder};
+use simclr_data::{
+    Dataset, Split,
+    dataset::{Channels, as_one_path},
+};
+
+use super::{names, open, png, put, tar::tar_of};
+
+/// A folder with parts and a flat one.
+fn two_sets(root: &Path) -> [std::path::PathBuf; 2] {
+    put(root, "one/train/cat/1.png", &png(1));
+    put(root, "one/test/cat/2.png", &png(2));
+    put(root, "two/dog/3.png", &png(3));
+    put(root, "two/cat/4.png", &png(4));
+    ["one", "two"].map(|name| root.join(name))
+}
+
+#[test]
+fn sets_follow_each_other_and_classes_of_one_name_are_one() {
+    let root = tempfile::tempdir().unwrap();
+    let path = as_one_path(&two_sets(root.path())).unwrap();
+    let set = open(&path, Split::Train);
+    assert_eq!(names(&set), ["one/train/cat/1.png", "two/cat/4.png", "two/dog/3.png"]);
+    assert_eq!(
+        (set.classes(), set.labels().unwrap()),
+        (&["cat".to_owned(), "dog".to_owned()][..], vec![0, 0, 1])
+    );
+    let values: Vec<u8> = (0..3).map(|index| set.decode(index).unwrap().data[0]).collect();
+    assert_eq!(values, [1, 4, 3]);
+    assert_eq!(names(&open(&path, Split::Test)), ["one/test/cat/2.png"]);
+    assert_eq!(Dataset::splits(&path), [Split::Train, Split::Test]);
+}
+
+#[test]
+fn a_list_names_sets_or_images() {
+    let root = tempfile::tempdir().unwrap();
+    two_sets(root.path());
+    let list = root.path().join("sets.txt");
+    fs_err::write(&list, "# two sets\none\n\ntwo\n").unwrap();
+    assert_eq!(open(&list, Split::Train).len(), 3);
+    fs_err::write(&list, "one/train/cat/1.png\ntwo/dog/3.png\n").unwrap();
+    assert_eq!(names(&open(&list, Split::Train)), ["one/train/cat/1.png", "two/dog/3.png"]);
+    for (text, expected) in
+        [("", "names no path"), ("sets.txt\none\n", "one of several itself"), ("none\n", "no such")]
+    {
+        fs_err::write(&list, text).unwrap();
+        let error = Dataset::open(&list, Split::Train, Channels::Auto).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn shards_by_a_range_are_one_set_compressed_or_not() {
+    let root = tempfile::tempdir().unwrap();
+    for shard in 0..3u8 {
+        let path = root.path().join(format!("s-{shard:03}.tar"));
+        tar_of(&path, &[(&format!("{shard}.png"), &png(shard)), (&format!("{shard}.cls"), b"7")]);
+        let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+        gz.write_all(&fs_err::read(&path).unwrap()).unwrap();
+        put(root.path(), &format!("z-{shard:03}.tar.gz"), &gz.finish().unwrap());
+    }
+    for (pattern, first) in [("s-{001..002}.tar", "s-001:1.png"), ("z-{001..002}.tar.gz", "z-001.tar:1.png")]
+    {
+        let set = open(&root.path().join(pattern), Split::Train);
+        assert_eq!((set.len(), &names(&set)[0][..]), (2, first));
+        assert_eq!(set.decode(1).unwrap().data[0], 2);
+        assert_eq!(set.classes(), ["7"]);
+    }
+    let alone = open(&root.path().join("z-000.tar.gz"), Split::Train);
+    assert_eq!(alone.decode(0).unwrap().data[0], 0);
+    put(root.path(), "bad.tar.gz", b"no archive");
+    let error = Dataset::open(&root.path().join("bad.tar.gz"), Split::Train, Channels::Auto).unwrap_err();
+    assert!(error.to_string().contains("cannot be unpacked"), "{error}");
+}
