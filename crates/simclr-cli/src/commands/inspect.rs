@@ -16,10 +16,10 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     for split in Dataset::splits(&data) {
         let set = Dataset::open(&data, split, Channels::Auto)?;
         let set = set.labelled(&arguments.labels_from, &data, &[split])?;
-        let labels = if set.labels().is_some() {
-            format!("{} classes", set.classes().len())
-        } else {
-            "no labels".into()
+        let labels = match set.samples().iter().filter(|sample| sample.label.is_some()).count() {
+            0 => "no labels".into(),
+            some if some < set.len() => format!("{} classes of {some} images", set.classes().len()),
+            _ => format!("{} classes", set.classes().len()),
         };
         let name = format!("{split:?}").to_lowercase();
         terminal::result(&format!(

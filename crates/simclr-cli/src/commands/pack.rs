@@ -34,9 +34,14 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let Some(packed) = pack(&data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
-    let Packed { train, test, validation, bytes, bad, range, notes } = packed;
+    let Packed { train, test, validation, unlabelled, bytes, bad, range, notes } = packed;
     notes.iter().for_each(|note| stages.show(&format!("note: {note}")));
-    let more = if validation > 0 { format!(", {validation} validation images") } else { String::new() };
+    let parts = [("validation", validation), ("unlabelled", unlabelled)];
+    let more: String = parts
+        .iter()
+        .filter(|(_, images)| *images > 0)
+        .map(|(part, images)| format!(", {images} {part} images"))
+        .collect();
     for (name, reason) in &bad {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }

@@ -37,7 +37,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
     let wanted = files.iter().filter(|file| match split {
         Split::Train => is_train(file),
         Split::Test => is_test(file),
-        Split::Validation => false,
+        Split::Validation | Split::Unlabelled => false,
     });
     let (mut samples, mut pixels, mut states) = (Vec::new(), Vec::new(), Vec::new());
     for file in wanted {

@@ -13,22 +13,31 @@ impl Dataset {
     /// # Errors
     /// See [`Dataset::open`]; a validation class that the training part does not have.
     pub fn open_with_validation(path: &Path, channels: Channels) -> Result<Self, DataError> {
+        Self::open_parts(path, &[Split::Train, Split::Validation], channels)
+    }
+
+    /// The images of `parts`, one part after another, with the first part's classes.
+    ///
+    /// # Errors
+    /// See [`Dataset::open`]; a class that the first part does not have.
+    pub fn open_parts(path: &Path, parts: &[Split], channels: Channels) -> Result<Self, DataError> {
         let format = Format::of(path)?;
-        let parts = [Split::Train, Split::Validation].map(|split| format.open(path, split));
-        let [train, validation] = parts;
-        let (train, validation) = (train?, validation?);
-        for (part, split) in [(&train, Split::Train), (&validation, Split::Validation)] {
-            if part.samples.is_empty() {
+        let mut sets: Vec<Opened> = Vec::new();
+        for &split in parts {
+            let set = format.open(path, split)?;
+            if set.samples.is_empty() {
                 return Err(super::no_such_part(path, split));
             }
+            let known = sets.first().map_or(&set.classes, |first| &first.classes);
+            if let Some(name) = set.classes.iter().find(|name| !known.contains(name)) {
+                let part = format!("{split:?}").to_lowercase();
+                let reason = format!("class `{name}` of the {part} part is not in the training part");
+                return Err(DataError::Format { path: path.to_owned(), reason });
+            }
+            sets.push(set);
         }
-        let unknown = validation.classes.iter().find(|name| !train.classes.contains(name));
-        if let Some(name) = unknown {
-            let reason = format!("class `{name}` of the validation part is not in the training part");
-            return Err(DataError::Format { path: path.to_owned(), reason });
-        }
-        let classes = ClassNames::of(train.classes.iter().cloned());
-        Ok(Self::from_opened(joined(vec![train, validation], classes), channels))
+        let classes = ClassNames::of(sets.first().map(|first| first.classes.clone()).unwrap_or_default());
+        Ok(Self::from_opened(joined(sets, classes), channels))
     }
 }
 

@@ -60,10 +60,11 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let Layout { split_at, class_at, around } = Layout::of(&parts);
     let roles: Vec<Option<Role>> = parts.iter().map(|parts| role(parts, split_at?)).collect();
-    // A class is a folder: the last part of a path is the file. Folders outside of the parts are no classes.
+    // A class is a folder: the last part of a path is the file. Folders outside of the labelled parts are no classes.
+    let has_classes =
+        |role: &Option<Role>| split_at.is_none() || role.is_some_and(|role| role != Role::Unlabelled);
     let class = |(parts, role): (&Vec<&str>, &Option<Role>)| {
-        (parts.len() > class_at + 1 && (split_at.is_none() || role.is_some()))
-            .then(|| parts[class_at].to_owned())
+        (parts.len() > class_at + 1 && has_classes(role)).then(|| parts[class_at].to_owned())
     };
     let classes = ClassNames::of(parts.iter().zip(&roles).filter_map(class).collect::<BTreeSet<String>>());
     let has_test = roles.contains(&Some(Role::Test));
@@ -72,8 +73,9 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
         Some(_) => role.is_some_and(|role| role.is(split, has_test)),
     };
     let (mut kept, mut used) = (Vec::new(), BTreeSet::new());
-    for (index, (parts, _)) in parts.iter().zip(&roles).enumerate().filter(|(_, (_, role))| inside(role)) {
-        let label = (parts.len() > class_at + 1).then(|| parts[class_at]).and_then(|name| {
+    for (index, (parts, role)) in parts.iter().zip(&roles).enumerate().filter(|(_, (_, role))| inside(role)) {
+        let class = (parts.len() > class_at + 1 && has_classes(role)).then(|| parts[class_at]);
+        let label = class.and_then(|name| {
             used.insert(name);
             classes.label(name)
         });
@@ -237,18 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn an_unlabelled_part_has_no_classes() {
+        let paths = ["train/a/1.png", "test/a/2.png", "unlabeled/x/3.png", "unlabeled/4.png"];
+        let found = names(&paths, Split::Unlabelled);
+        assert_eq!(found, [("unlabeled/x/3.png".into(), None), ("unlabeled/4.png".into(), None)]);
+        assert_eq!(names(&paths, Split::Train), [("train/a/1.png".into(), Some(0))]);
+        assert_eq!(names(&["cat/1.png", "unlabeled/2.png"], Split::Train).len(), 2, "a class among others");
+    }
+
+    #[test]
     fn what_is_decided_without_being_asked_is_noted() {
         let notes = |paths: &[&str]| {
             let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
             arrange(&paths, Split::Train).notes
         };
-        let outside =
-            notes(&["train/a/1.png", "test/a/2.png", "unlabeled/3.png", "unlabeled/4.png", "5.png"]);
+        let outside = notes(&["train/a/1.png", "test/a/2.png", "extra/3.png", "extra/4.png", "5.png"]);
         assert_eq!(
             outside,
-            [
-                "3 images lie outside of the parts of the set and are not used: 2 in `unlabeled`, 1 in no folder"
-            ]
+            ["3 images lie outside of the parts of the set and are not used: 2 in `extra`, 1 in no folder"]
         );
         let only = ["test/a/1.png", "test/b/2.png"];
         assert_eq!(names(&only, Split::Train)[1], ("test/b/2.png".into(), Some(1)));

@@ -60,6 +60,8 @@ pub enum Split {
     Test,
     /// The part to choose by (`val`, `validation`), where there is a test part beside it.
     Validation,
+    /// Further images to pretrain on (`unlabeled`, `unlabelled`, `unsupervised`), whose folders are no classes.
+    Unlabelled,
 }
 
 /// How many channels decoded images have.
@@ -207,9 +209,10 @@ impl Dataset {
 
     /// The splits that the set at `path` has, the training part first.
     pub fn splits(path: &Path) -> Vec<Split> {
-        let test = Self::has_test_split(path).then_some(Split::Test);
-        let validation = Self::has_validation_split(path).then_some(Split::Validation);
-        [Some(Split::Train), test, validation].into_iter().flatten().collect()
+        let Ok(format) = Format::of(path) else { return vec![Split::Train] };
+        let others = [Split::Test, Split::Validation, Split::Unlabelled];
+        let there = others.into_iter().filter(|&split| format.has_split(path, split));
+        std::iter::once(Split::Train).chain(there).collect()
     }
 
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that
@@ -406,6 +409,7 @@ fn no_such_part(path: &Path, split: Split) -> DataError {
         Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
         Split::Test => "the set has no test part (a folder or files named test, val or validation)",
         Split::Validation => "the set has no validation part (val or validation beside test)",
+        Split::Unlabelled => "the set has no unlabelled part (unlabeled)",
     };
     DataError::Empty { path: path.to_owned(), reason: reason.into() }
 }
@@ -497,7 +501,7 @@ impl Format {
     }
 }
 
-/// A sentence on images without a label where others have one: only where all have one are labels used.
+/// A sentence on images without a label where others have one.
 fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
     const NAMED: usize = 3;
     let without: Vec<&Sample> = samples.iter().filter(|sample| sample.label.is_none()).collect();
@@ -508,7 +512,7 @@ fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
     let more = if without.len() > NAMED { ", ..." } else { "" };
     let (count, of) = (without.len(), samples.len());
     Some(format!(
-        "{count} of {of} images have no label, so that the labels of the others are not used: {}{more}",
+        "{count} of {of} images have no label; whatever needs labels leaves them out: {}{more}",
         names.join(", ")
     ))
 }

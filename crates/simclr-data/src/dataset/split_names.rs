@@ -10,9 +10,10 @@ pub enum Role {
     Train,
     Test,
     Validation,
+    Unlabelled,
 }
 
-const NAMES: [(&str, Role); 10] = [
+const NAMES: [(&str, Role); 13] = [
     ("train", Role::Train),
     ("training", Role::Train),
     ("test", Role::Test),
@@ -23,6 +24,9 @@ const NAMES: [(&str, Role); 10] = [
     ("dev", Role::Validation),
     ("eval", Role::Validation),
     ("evaluation", Role::Validation),
+    ("unlabeled", Role::Unlabelled),
+    ("unlabelled", Role::Unlabelled),
+    ("unsupervised", Role::Unlabelled),
 ];
 
 /// What may follow such a name: `test_set`, `train-images`.
@@ -53,6 +57,7 @@ impl Role {
     pub fn is(self, split: Split, set_has_test: bool) -> bool {
         match split {
             Split::Train => self == Self::Train,
+            Split::Unlabelled => self == Self::Unlabelled,
             Split::Test if set_has_test => self == Self::Test,
             Split::Validation if !set_has_test => false,
             Split::Test | Split::Validation => self == Self::Validation,
@@ -108,7 +113,7 @@ mod tests {
         for name in ["val", "valid", "Validation", "dev", "eval", "val2017"] {
             assert_eq!(Role::of_folder(name), Some(Role::Validation), "{name}");
         }
-        for name in ["trains", "dataset", "images", "set", "trainval", "2017", "", "contest", "unlabeled"] {
+        for name in ["trains", "dataset", "images", "set", "trainval", "2017", "", "contest", "unlabel"] {
             assert_eq!(Role::of_folder(name), None, "{name}");
         }
     }

@@ -33,7 +33,7 @@ fn parts_by_the_names_that_people_use() {
 #[test]
 fn what_is_not_read_is_noted_with_counts() {
     let root = tempfile::tempdir().unwrap();
-    for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/1.png", "unlabeled/2.png"] {
+    for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png", "extra/1.png", "extra/2.png"] {
         put(root.path(), name, &png(1));
     }
     for name in ["slides/1.svs", "slides/2.SVS", "sizes.csv", "README", ".hidden/x.heic"] {
@@ -43,7 +43,7 @@ fn what_is_not_read_is_noted_with_counts() {
     assert_eq!(
         notes,
         [
-            "2 images lie outside of the parts of the set and are not used: 2 in `unlabeled`",
+            "2 images lie outside of the parts of the set and are not used: 2 in `extra`",
             "4 files of other kinds are passed over: .svs 2, .csv 1, without an ending 1"
         ]
     );
@@ -60,7 +60,7 @@ fn an_image_without_a_label_is_named() {
     assert_eq!(set.labels(), None);
     assert_eq!(
         set.notes(),
-        ["1 of 3 images have no label, so that the labels of the others are not used: `views.png`"]
+        ["1 of 3 images have no label; whatever needs labels leaves them out: `views.png`"]
     );
 }
 

@@ -78,7 +78,7 @@ impl RunConfig {
             images,
             data_fingerprint: dataset.fingerprint(),
             channels: dataset.channels(),
-            labelled: dataset.labels().is_some(),
+            labelled: dataset.samples().iter().any(|sample| sample.label.is_some()),
             classes: dataset.classes().len(),
             steps_per_epoch,
             total_steps,

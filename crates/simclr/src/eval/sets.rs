@@ -225,27 +225,21 @@ impl Sets {
     }
 }
 
+/// A part of the set; where some of its images have a label, those, and a note counts the others.
 fn open_part(path: &Path, split: Split, how: &Decoding, from: &Labels) -> Result<Dataset, EvalError> {
-    Ok(Dataset::open_as(path, split, how)?.labelled(from, path, &[split])?)
+    let part = Dataset::open_as(path, split, how)?.labelled(from, path, &[split])?;
+    let labelled: Vec<usize> = (0..part.len()).filter(|&at| part.samples()[at].label.is_some()).collect();
+    let some = !labelled.is_empty() && labelled.len() < part.len();
+    Ok(if some { part.subset(&labelled) } else { part })
 }
 
-/// Labels of all images of a part.
+/// Labels of a part, of which all images have one or none has.
 fn labels(set: &Dataset, path: &Path, part: &str) -> Result<Vec<i64>, EvalError> {
-    let without: Vec<_> = set.samples().iter().filter(|sample| sample.label.is_none()).collect();
-    let Some(first) = without.first() else {
-        return Ok(set.samples().iter().filter_map(|sample| sample.label).map(i64::from).collect());
-    };
-    let reason = match without.len() {
-        all if all == set.len() => {
-            let notes = set.label_notes().iter().map(|note| format!("; {note}"));
-            format!("none of the {all} images of the {part} part has one{}", notes.collect::<String>())
-        }
-        some => format!(
-            "{some} of the {} images of the {part} part have none; the first: `{}`",
-            set.len(),
-            first.name
-        ),
-    };
+    if let Some(labels) = set.labels() {
+        return Ok(labels.into_iter().map(i64::from).collect());
+    }
+    let notes: String = set.label_notes().iter().map(|note| format!("; {note}")).collect();
+    let reason = format!("none of the {} images of the {part} part has one{notes}", set.len());
     Err(EvalError::Labels { path: path.to_owned(), reason })
 }
 

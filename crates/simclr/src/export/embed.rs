@@ -138,6 +138,7 @@ fn part_name(split: Split) -> &'static str {
         Split::Train => "train",
         Split::Test => "test",
         Split::Validation => "validation",
+        Split::Unlabelled => "unlabelled",
     }
 }
 

@@ -18,7 +18,8 @@ const CHUNK: usize = 256;
 pub struct OnlineKnn {
     bank: Vec<usize>,
     queries: Vec<usize>,
-    labels: Vec<u32>,
+    /// Of every image of the set that has one.
+    labels: Vec<Option<u32>>,
     classes: i64,
     every_steps: u64,
     threads: usize,
@@ -29,14 +30,15 @@ impl OnlineKnn {
     /// `None` where there are no labels, fewer than two classes, or the configuration switches it off.
     pub fn new(plan: &Plan, dataset: &Dataset) -> Option<Self> {
         let train = &plan.config.train;
-        let labels = dataset.labels().filter(|_| train.knn_every > 0.0)?;
-        let classes = labels.iter().max().map_or(0, |&most| i64::from(most) + 1);
-        let images = train.knn_images.min(dataset.len());
-        if classes < 2 || images < 10 {
+        let labels: Vec<Option<u32>> = dataset.samples().iter().map(|sample| sample.label).collect();
+        let classes = labels.iter().flatten().max().map_or(0, |&most| i64::from(most) + 1);
+        let images = train.knn_images.min(labels.iter().flatten().count());
+        if train.knn_every <= 0.0 || classes < 2 || images < 10 {
             return None;
         }
         // Epoch numbers of a run stay far below this one.
         let mut order = Key::order(train.seed, u64::MAX).stream().permutation(dataset.len());
+        order.retain(|&image| labels[image].is_some());
         order.truncate(images);
         let queries = order.split_off(((1.0 - QUERY_SHARE) * images as f64) as usize);
         let every_steps = ((train.knn_every * plan.steps_per_epoch as f64).round() as u64).max(1);
@@ -80,7 +82,7 @@ impl OnlineKnn {
                 to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
             let h = tch::no_grad(|| model.encoder.forward(&images, &Mode::Eval, model.precision))?;
             features.push(h.to_device(Device::Cpu));
-            labels.extend(read.ids.iter().map(|&id| i64::from(self.labels[id])));
+            labels.extend(read.ids.iter().filter_map(|&id| self.labels[id]).map(i64::from));
         }
         Ok((!features.is_empty()).then(|| (Tensor::cat(&features, 0), Tensor::from_slice(&labels))))
     }

@@ -253,18 +253,23 @@ fn resume(
     Ok(Resumed { step: resumed.step, notes })
 }
 
-/// The training part of the set at `data` (`task.validation`: and the validation part), or those of its images that
-/// `task.images` lists; with labels as `data.labels` says.
+/// The training part of the set at `data` (`task.validation`: and the validation part; without labels to learn from: and the
+/// unlabelled part), or those of its images that `task.images` lists.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
     let channels = match config.data.channels {
         0 => Channels::Auto,
         count => Channels::Count(count),
     };
-    let (all, parts) = match config.task.validation {
-        true => (Dataset::open_with_validation(data, channels)?, &[Split::Train, Split::Validation][..]),
-        false => (Dataset::open(data, Split::Train, channels)?, &[Split::Train][..]),
+    let mut parts = vec![Split::Train];
+    parts.extend(config.task.validation.then_some(Split::Validation));
+    let unlabelled = config.task.objective == ObjectiveKind::Contrastive
+        && Dataset::splits(data).contains(&Split::Unlabelled);
+    parts.extend(unlabelled.then_some(Split::Unlabelled));
+    let all = match parts.len() {
+        1 => Dataset::open(data, Split::Train, channels)?,
+        _ => Dataset::open_parts(data, &parts, channels)?,
     };
-    let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, parts)?;
+    let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, &parts)?;
     Ok(match &config.task.images {
         Some(list) => all.subset(&all.listed(list)?),
         None => all,

@@ -53,6 +53,9 @@ struct Index {
     test: Option<Part>,
     /// Third in the file, where the set has a part to choose by.
     validation: Option<Part>,
+    /// Fourth in the file, where the set has an unlabelled part.
+    #[serde(default)]
+    unlabelled: Option<Part>,
 }
 
 /// One split, column by column; all columns but the last three are as long as the part has images.
@@ -88,10 +91,16 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
-    let Index { channels, range, train, test, validation, .. } = index;
+    let Index { channels, range, train, test, validation, unlabelled, .. } = index;
     let mut end = HEADER as u64;
     let (mut part, mut extents) = (Part::default(), Vec::new());
-    for (of, found) in [(Split::Train, Some(train)), (Split::Test, test), (Split::Validation, validation)] {
+    let parts = [
+        (Split::Train, Some(train)),
+        (Split::Test, test),
+        (Split::Validation, validation),
+        (Split::Unlabelled, unlabelled),
+    ];
+    for (of, found) in parts {
         let found = found.unwrap_or_default();
         let places = found.extents(end, channels).map_err(|reason| wrong(path, reason))?;
         end = places.last().map_or(end, |extent| extent.end);

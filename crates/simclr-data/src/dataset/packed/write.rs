@@ -48,6 +48,8 @@ pub struct Packed {
     pub test: usize,
     /// Images of the part to choose by, where there is one beside the test part.
     pub validation: usize,
+    /// Images of the unlabelled part.
+    pub unlabelled: usize,
     /// Bytes of the file.
     pub bytes: u64,
     /// Images that cannot be decoded, name and reason. They keep their places, and using them fails with that reason.
@@ -83,12 +85,13 @@ pub fn pack(
     output::check(out, PACKED_SET, Some(data))?;
     let (train, range) = train.with_range(&options.range)?;
     let (channels, notes) = (train.channels(), train.notes().to_vec());
-    let other =
-        |exists: bool, split| exists.then(|| Dataset::open_as(data, split, train.decoding())).transpose();
-    let test = other(Dataset::has_test_split(data), Split::Test)?;
-    let validation = other(Dataset::has_validation_split(data), Split::Validation)?;
+    let there = Dataset::splits(data);
+    let part =
+        |split| there.contains(&split).then(|| Dataset::open_as(data, split, train.decoding())).transpose();
+    let [test, validation, unlabelled] =
+        [part(Split::Test)?, part(Split::Validation)?, part(Split::Unlabelled)?];
     let mut writer = PackWriter::new(out, channels, &range, options)?;
-    let sets = [Some(train), test, validation];
+    let sets = [Some(train), test, validation, unlabelled];
     let of = sets.iter().flatten().map(Dataset::len).sum();
     let (mut before, mut parts) = (0, Vec::new());
     for set in &sets {
@@ -102,11 +105,11 @@ pub fn pack(
         before += set.as_ref().map_or(0, Dataset::len);
         parts.push(part);
     }
-    let [train, test, validation] =
+    let [train, test, validation, unlabelled] =
         std::array::from_fn(|at| parts[at].as_ref().map_or(0, |part| part.names.len()));
     let bad = parts.iter().flatten().flat_map(Part::named_bad).collect();
     let bytes = writer.finish(parts)?;
-    Ok(Some(Packed { train, test, validation, bytes, bad, range, notes }))
+    Ok(Some(Packed { train, test, validation, unlabelled, bytes, bad, range, notes }))
 }
 
 impl Part {
@@ -211,9 +214,9 @@ impl PackWriter {
         let start = self.written;
         let mut parts = parts.into_iter();
         let mut next = || parts.next().flatten();
-        let (train, test, validation) = (next().unwrap_or_default(), next(), next());
+        let (train, test, validation, unlabelled) = (next().unwrap_or_default(), next(), next(), next());
         let (channels, size, range) = (self.channels, self.size, self.range.clone());
-        let index = Index { channels, size, range, train, test, validation };
+        let index = Index { channels, size, range, train, test, validation, unlabelled };
         let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
         self.put(&json)?;
         let [start, length] = [start, json.len() as u64].map(u64::to_le_bytes);
