@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use simclr::{
     data::{
-        RangeChoice,
+        RangeChoice, Split,
         augment::{EvalCrop, Interpolation, TransformChange},
         dataset::Labels,
         decode::Jpeg,
@@ -61,6 +61,9 @@ pub struct Pretrain {
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
+    /// Parts of the set to train on: train, test, validation, unlabelled (data.parts) [default: train, and unlabelled]
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    pub split: Vec<Split>,
     /// Where labels come from, which only the online kNN uses: a table of images and labels (.csv, .jsonl, .parquet), or none
     /// where folders are not classes (data.labels)
     #[arg(long, value_name = "FILE|none")]
@@ -137,6 +140,11 @@ impl Pretrain {
         let quoted = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
         self.config.overrides(&[
             key("data.labels", quoted(&self.labels_from)),
+            key(
+                "data.parts",
+                (!self.split.is_empty())
+                    .then(|| format!("{:?}", self.split.iter().map(|part| part.name()).collect::<Vec<_>>())),
+            ),
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
             key("train.chunk", self.chunk),
@@ -400,6 +408,9 @@ pub struct Embed {
     /// Table to write, .parquet or .npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// One part of the set: train, test, validation or unlabelled [default: every image of every part]
+    #[arg(long, value_name = "PART")]
+    pub split: Option<Split>,
     /// Write the raw pixels that an evaluation's control sees in place of h
     #[arg(long, conflicts_with = "layer")]
     pub pixels: bool,

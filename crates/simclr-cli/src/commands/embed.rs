@@ -21,7 +21,8 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
     let own = || config.data.labels_of(&data);
     let labels = arguments.labels_from.clone().unwrap_or_else(own);
-    let options = EmbedOptions { labels, pixels, layer, transform, ..EmbedOptions::default() };
+    let split = arguments.split;
+    let options = EmbedOptions { labels, split, pixels, layer, transform, ..EmbedOptions::default() };
     let embedded = embed(&folder, &data, &arguments.out, &options, &mut |done, of| {
         // Ten lines at most.
         stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));

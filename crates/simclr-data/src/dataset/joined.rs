@@ -13,32 +13,37 @@ impl Dataset {
     /// # Errors
     /// See [`Dataset::open`]; a validation class that the training part does not have.
     pub fn open_with_validation(path: &Path, channels: Channels) -> Result<Self, DataError> {
-        Self::open_parts(path, &[Split::Train, Split::Validation], channels)
+        let parts = [Split::Train, Split::Validation];
+        let [train, validation] = parts.map(|split| opened(path, split));
+        let (train, validation) = (train?, validation?);
+        if let Some(name) = validation.classes.iter().find(|name| !train.classes.contains(name)) {
+            let reason = format!("class `{name}` of the validation part is not in the training part");
+            return Err(DataError::Format { path: path.to_owned(), reason });
+        }
+        let classes = ClassNames::of(train.classes.iter().cloned());
+        Ok(Self::from_opened(joined(vec![train, validation], classes), channels))
     }
 
-    /// The images of `parts`, one part after another, with the first part's classes.
+    /// The images of `parts`, one part after another, with the classes of all of them.
     ///
     /// # Errors
-    /// See [`Dataset::open`]; a class that the first part does not have.
+    /// See [`Dataset::open`].
     pub fn open_parts(path: &Path, parts: &[Split], channels: Channels) -> Result<Self, DataError> {
-        let format = Format::of(path)?;
-        let mut sets: Vec<Opened> = Vec::new();
-        for &split in parts {
-            let set = format.open(path, split)?;
-            if set.samples.is_empty() {
-                return Err(super::no_such_part(path, split));
+        let sets = parts.iter().map(|&split| opened(path, split)).collect::<Result<Vec<_>, _>>()?;
+        // Sets of all formats number the classes of their parts alike, so the first part with classes has them all or most.
+        let mut names: Vec<String> = Vec::new();
+        for name in sets.iter().flat_map(|set| &set.classes) {
+            if !names.contains(name) {
+                names.push(name.clone());
             }
-            let known = sets.first().map_or(&set.classes, |first| &first.classes);
-            if let Some(name) = set.classes.iter().find(|name| !known.contains(name)) {
-                let part = format!("{split:?}").to_lowercase();
-                let reason = format!("class `{name}` of the {part} part is not in the training part");
-                return Err(DataError::Format { path: path.to_owned(), reason });
-            }
-            sets.push(set);
         }
-        let classes = ClassNames::of(sets.first().map(|first| first.classes.clone()).unwrap_or_default());
-        Ok(Self::from_opened(joined(sets, classes), channels))
+        Ok(Self::from_opened(joined(sets, ClassNames::of(names)), channels))
     }
+}
+
+fn opened(path: &Path, split: Split) -> Result<Opened, DataError> {
+    let set = Format::of(path)?.open(path, split)?;
+    if set.samples.is_empty() { Err(super::no_such_part(path, split)) } else { Ok(set) }
 }
 
 /// The images of `sets` one after another, labelled by the names of their classes among `classes`.

@@ -24,10 +24,12 @@ mod tiny_imagenet;
 use std::{
     borrow::Cow,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use identity::Contents;
 pub use identity::{Changes, Observed};
@@ -52,7 +54,8 @@ pub struct Sample {
 }
 
 /// Which part of a data set: sets that have splits keep them in sub-folders or files of these names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Split {
     /// The training part; the whole set where it has no splits.
     Train,
@@ -62,6 +65,30 @@ pub enum Split {
     Validation,
     /// Further images to pretrain on (`unlabeled`, `unlabelled`, `unsupervised`), whose folders are no classes.
     Unlabelled,
+}
+
+impl Split {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [Self; 4] = [Self::Train, Self::Test, Self::Validation, Self::Unlabelled];
+
+    /// As it is written in configurations and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+            Self::Validation => "validation",
+            Self::Unlabelled => "unlabelled",
+        }
+    }
+}
+
+impl FromStr for Split {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|split| split.name() == text);
+        found.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
 }
 
 /// How many channels decoded images have.
@@ -210,9 +237,8 @@ impl Dataset {
     /// The splits that the set at `path` has, the training part first.
     pub fn splits(path: &Path) -> Vec<Split> {
         let Ok(format) = Format::of(path) else { return vec![Split::Train] };
-        let others = [Split::Test, Split::Validation, Split::Unlabelled];
-        let there = others.into_iter().filter(|&split| format.has_split(path, split));
-        std::iter::once(Split::Train).chain(there).collect()
+        let is_there = |split: &Split| *split == Split::Train || format.has_split(path, *split);
+        Split::ALL.into_iter().filter(is_there).collect()
     }
 
     /// Whether `path` holds a test split of its own. True also for a test split that is damaged, so that

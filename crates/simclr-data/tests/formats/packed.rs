@@ -67,15 +67,16 @@ fn a_packed_folder_is_the_folder() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
+    put(&data, "unlabeled/x/free.png", &png(3));
     let mut progress = Vec::new();
     let told = pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
     let told = told.unwrap().unwrap();
     assert_eq!((told.train, told.test, told.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
     let bad: Vec<_> = told.bad.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(bad, ["train/bee/cut.png", "test/ant/empty.jpg"]);
-    assert_eq!(progress.last(), Some(&(14, 14)));
+    assert_eq!((told.unlabelled, progress.last()), (1, Some(&(15, 15))));
     assert!(Dataset::has_test_split(&out));
-    for split in [Split::Train, Split::Test] {
+    for split in [Split::Train, Split::Test, Split::Unlabelled] {
         for channels in [Channels::Auto, Channels::Count(1), Channels::Count(3)] {
             let [a, b] = [&data, &out].map(|path| Dataset::open(path, split, channels).unwrap());
             same(&a, &b);

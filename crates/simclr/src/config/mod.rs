@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    AugmentConfig, RangeChoice, ValueRange,
+    AugmentConfig, RangeChoice, Split, ValueRange,
     augment::TransformConfig,
     dataset::{Labels, canonical},
 };
@@ -62,6 +62,9 @@ pub struct DataConfig {
     /// Where labels come from: `auto` (what the set holds), `none` (folders are not classes), or the path of a table of images
     /// and labels (CSV, JSON lines, parquet).
     pub labels: Labels,
+    /// Parts of the set that are trained on, such as ["train", "test"]; none = the training part and, where no labels are
+    /// learned from, the unlabelled part.
+    pub parts: Vec<Split>,
     /// Channels of decoded images; 0 = what the set holds.
     pub channels: usize,
     /// Which stored values become 0 and 1: `auto` (8-bit images as they are; of others what a sample of the set covers, channel
@@ -95,6 +98,7 @@ impl Default for DataConfig {
         Self {
             path: None,
             labels: Labels::Auto,
+            parts: Vec::new(),
             channels: 0,
             range: RangeChoice::Auto,
             max_bad_share: 0.01,

@@ -109,7 +109,7 @@ pub fn embed(
         let mut each = |pixels: &Tensor, rows: &[usize]| {
             let values =
                 if options.pixels { flat_pixels(pixels) } else { frozen.layers(pixels, &[options.layer])? };
-            table.push((set, part_name(*part)), rows, &values)
+            table.push((set, part.name()), rows, &values)
         };
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
@@ -130,16 +130,6 @@ fn open(data: &Path, options: &EmbedOptions, how: &Decoding) -> Result<Vec<(Spli
     let open =
         |split| Ok((split, Dataset::open_as(data, split, how)?.labelled(&options.labels, data, &[split])?));
     splits.into_iter().map(open).collect()
-}
-
-/// Value of the column `part`.
-fn part_name(split: Split) -> &'static str {
-    match split {
-        Split::Train => "train",
-        Split::Test => "test",
-        Split::Validation => "validation",
-        Split::Unlabelled => "unlabelled",
-    }
 }
 
 /// What [`embed`] writes, and replaces: a parquet file with exactly its columns.

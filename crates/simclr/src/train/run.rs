@@ -253,20 +253,28 @@ fn resume(
     Ok(Resumed { step: resumed.step, notes })
 }
 
-/// The training part of the set at `data` (`task.validation`: and the validation part; without labels to learn from: and the
-/// unlabelled part), or those of its images that `task.images` lists.
+/// The parts of the set at `data` that are trained on.
+fn parts(config: &RunConfig, data: &Path) -> Vec<Split> {
+    if !config.data.parts.is_empty() {
+        return config.data.parts.clone();
+    }
+    let is_unlabelled = config.task.objective == ObjectiveKind::Contrastive
+        && Dataset::splits(data).contains(&Split::Unlabelled);
+    let validation = config.task.validation.then_some(Split::Validation);
+    let unlabelled = is_unlabelled.then_some(Split::Unlabelled);
+    [Some(Split::Train), validation, unlabelled].into_iter().flatten().collect()
+}
+
+/// The images that are trained on: of the parts, or those of them that `task.images` lists.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
     let channels = match config.data.channels {
         0 => Channels::Auto,
         count => Channels::Count(count),
     };
-    let mut parts = vec![Split::Train];
-    parts.extend(config.task.validation.then_some(Split::Validation));
-    let unlabelled = config.task.objective == ObjectiveKind::Contrastive
-        && Dataset::splits(data).contains(&Split::Unlabelled);
-    parts.extend(unlabelled.then_some(Split::Unlabelled));
-    let all = match parts.len() {
-        1 => Dataset::open(data, Split::Train, channels)?,
+    let parts = parts(config, data);
+    let all = match parts[..] {
+        [part] => Dataset::open(data, part, channels)?,
+        [Split::Train, Split::Validation] => Dataset::open_with_validation(data, channels)?,
         _ => Dataset::open_parts(data, &parts, channels)?,
     };
     let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, &parts)?;
