@@ -28,6 +28,7 @@ fn glue(include: &Path) {
                 "batch_norm",
                 "batch_norm_cpu",
                 "batch_norm_gpu",
+                "device_memory",
                 "dispatch",
                 "gpu/emulate",
                 "gpu/launch",

@@ -17,14 +17,16 @@ const LINE_SECONDS: u64 = 10;
 pub struct Terminal {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
+    /// When the training began that now runs here, and its first step.
     started: Option<(Instant, u64)>,
+    began: Instant,
     last_step: Option<u64>,
 }
 
 impl Terminal {
     /// A bar where stderr is a terminal, lines elsewhere.
     pub fn new() -> Self {
-        Self { bar: terminal::bar(), last_line: None, started: None, last_step: None }
+        Self { bar: terminal::bar(), last_line: None, started: None, began: Instant::now(), last_step: None }
     }
 
     /// Prints a line without tearing the bar.
@@ -40,15 +42,15 @@ impl Terminal {
         if self.last_step.replace(report.step).is_some_and(|last| last >= report.step) {
             self.started = None;
         }
-        let (start, first) = *self.started.get_or_insert((Instant::now(), report.step));
-        let done = report.step - first;
-        let left = report.total_steps - report.step - 1;
-        if done == 0 { Duration::ZERO } else { start.elapsed().mul_f64(left as f64 / done as f64) }
+        let (start, first) = *self.started.get_or_insert((self.began, report.step));
+        let (done, left) = (report.step + 1 - first, report.total_steps - report.step - 1);
+        start.elapsed().mul_f64(left as f64 / done as f64)
     }
 }
 
 impl Observer for Terminal {
     fn start(&mut self, facts: &[(String, String)]) {
+        self.began = Instant::now();
         for (name, value) in facts {
             let value = value.replace('\n', "\n               ");
             self.line(&format!("{name:<14} {value}"));

@@ -3,6 +3,7 @@
 //! the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
 
 mod batch_norm;
+mod device_memory;
 pub mod gpu;
 mod gradient;
 pub mod hooks;
@@ -24,6 +25,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+pub use device_memory::{DeviceMemory, device_memory, forget_device_peak};
 pub use gradient::backward;
 pub use operations::operations;
 pub use optimizer::{
@@ -51,6 +53,7 @@ unsafe extern "C" {
     fn simclr_libtorch_version() -> *mut c_char;
     fn simclr_cpu_capability() -> *mut c_char;
     fn simclr_keep_memory() -> *mut c_char;
+    fn simclr_trim_memory();
     fn simclr_module_load(path: *const c_char, out: *mut *mut CModule) -> *mut c_char;
     fn simclr_module_free(module: *mut CModule);
     fn simclr_module_to(module: *mut CModule, like: *const C_tensor) -> *mut c_char;
@@ -134,6 +137,12 @@ pub fn cpu_capability() -> String {
 pub fn keep_memory() -> Result<(), ShimError> {
     // SAFETY: takes nothing; tensors made before remember who frees them.
     check(unsafe { simclr_keep_memory() })
+}
+
+/// Gives memory that is kept but not in use back to the kernel; what [`keep_memory`] does goes on.
+pub fn trim_memory() {
+    // SAFETY: takes nothing; free blocks have no content.
+    unsafe { simclr_trim_memory() }
 }
 
 /// Loads `libtorch_cuda.so` where it lies beside libtorch, so that one binary serves CPU and GPU. Call before any tensor

@@ -6,6 +6,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -75,6 +76,12 @@ class Regions {
         return true;
     }
 
+    // Gives the memory of free blocks back to the kernel; the address space stays.
+    void trim() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (auto [start, size] : free_) madvise(start, size, MADV_DONTNEED);
+    }
+
    private:
     using Free = std::map<char*, size_t>;
 
@@ -137,6 +144,14 @@ char* simclr_keep_memory() {
         static simclr::KeepingAllocator* allocator = new simclr::KeepingAllocator;
         c10::SetCPUAllocator(allocator, 1);
     });
+}
+
+// What no tensor uses goes back to the kernel, of large blocks and of malloc's.
+void simclr_trim_memory() {
+    simclr::regions().trim();
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 }  // extern "C"

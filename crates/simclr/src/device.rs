@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
-use simclr_shim::Cuda;
+use simclr_shim::{Cuda, DeviceMemory};
 use tch::{Device, Kind, Tensor};
 
 use crate::ConfigError;
@@ -116,6 +116,21 @@ pub fn why_no_kernels(device: Device) -> String {
 pub fn describe_kernels(device: Device) -> Option<String> {
     let told = || if has_kernels(device) { "compiled for this GPU".into() } else { why_no_kernels(device) };
     device.is_cuda().then(told)
+}
+
+/// Memory of the GPU `device`; none where libtorch does not tell.
+pub fn gpu_memory(device: Device) -> Option<DeviceMemory> {
+    simclr_shim::device_memory(&Tensor::empty([0], (Kind::Float, device))).ok()
+}
+
+/// Gives memory back that is kept on `device` and not in use. On a GPU the peak of [`gpu_memory`] starts again from the rest.
+pub fn trim_memory(device: Device) {
+    if device.is_cuda() {
+        // Where libtorch does not do it, the peak is that of the whole process.
+        let _ = simclr_shim::forget_device_peak(&Tensor::empty([0], (Kind::Float, device)));
+    } else {
+        simclr_shim::trim_memory();
+    }
 }
 
 /// The CPU, with its memory kept. Where that fails all works, slower.

@@ -205,6 +205,16 @@ pub enum TrainError {
         /// What it says.
         message: String,
     },
+    /// No way of taking a step fits.
+    #[error("memory: {what} needs {needed}, expected at most {limit}")]
+    Memory {
+        /// The step that needs least.
+        what: String,
+        /// How much it needs.
+        needed: String,
+        /// How much there is, and what it follows from.
+        limit: String,
+    },
     /// The run folder holds another run.
     #[error("run folder `{path}`: {reason}")]
     RunFolder {
@@ -377,6 +387,11 @@ impl TrainError {
             Self::Io(error) => disk_hint(error),
             Self::NonFinite { .. } => Some(
                 "lower optim.lr or raise loss.temperature; the last checkpoint is from before this step"
+                    .into(),
+            ),
+            Self::Memory { .. } => Some(
+                "free some memory, or choose a smaller --batch, --image-size or --encoder; --chunk, where given, is \
+                 taken without this check"
                     .into(),
             ),
             Self::RunFolder { .. } => {

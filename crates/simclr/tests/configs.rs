@@ -121,4 +121,9 @@ fn traps_are_named() {
         assert!(small.contains(word), "no `{word}` in {small}");
     }
     assert_eq!(cautions(&["train.batch=4096"]), "");
+    for (epochs, warned) in [("11", false), ("10", true), ("3", true)] {
+        let text = cautions(&["train.batch=4096", &format!("train.epochs={epochs}")]);
+        assert_eq!(text.contains("warm-up is as long as the run"), warned, "{epochs} epochs: {text}");
+    }
+    assert_eq!(cautions(&["train.batch=4096", "train.epochs=3", "optim.warmup_epochs=0"]), "");
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use simclr::{
     RunConfig,
+    config::Written,
     data::dataset::as_one_path,
     ranks::Ranks,
     train::doctor::{Finding, Verdict, examine},
@@ -17,10 +18,15 @@ const WRONG: u8 = 1;
 /// Examines on every process, and lets rank 0 say what was found.
 pub fn run(arguments: &Doctor, ranks: &Ranks) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
-    let load = || Ok(RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?);
-    let (own, told) = processes::decided_by_first(ranks, load, RunConfig::to_toml)?;
-    let config = own.map_or_else(|| RunConfig::of_toml(&told), Ok)?;
-    let findings = examine(ranks, &config, &data)?;
+    let overrides = arguments.config.overrides(&[]);
+    let load = || Ok(RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?);
+    let (own, told) = processes::decided_by_first(ranks, load, |(config, _)| config.to_toml())?;
+    // What is not written is for rank 0 to choose.
+    let (config, written) = match own {
+        Some(own) => own,
+        None => (RunConfig::of_toml(&told)?, Written::EVERYTHING),
+    };
+    let findings = examine(ranks, (&config, &written), &data)?;
     let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
     if ranks.is_first() {
         findings.iter().for_each(|finding| terminal::result(&line(finding)));

@@ -12,6 +12,7 @@ use std::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use simclr::{
     RunConfig, TrainError,
+    config::Written,
     data::dataset::{as_one_path, canonical},
     ranks::Ranks,
     train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
@@ -23,14 +24,14 @@ use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, termi
 pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
     // Rank 0 decides; the other processes need neither the configuration's file nor the run's folder.
     let (own, told) = processes::decided_by_first(ranks, || decide(&arguments), Decided::to_json)?;
-    let Decided { config, data, folder } = own.map_or_else(|| Decided::of_json(&told), Ok)?;
+    let Decided { config, written, data, folder } = own.map_or_else(|| Decided::of_json(&told), Ok)?;
     let (stop, signal) = watch_signals()?;
     let outcome = if ranks.is_first() {
         let mut terminal = Terminal::new();
         terminal.message(&format!("run folder     {}", folder.path().display()));
-        pretrain_among(ranks, &config, &data, &folder, &mut terminal, &stop)
+        pretrain_among(ranks, (&config, &written), &data, &folder, &mut terminal, &stop)
     } else {
-        pretrain_among(ranks, &config, &data, &folder, &mut Silent, &stop)
+        pretrain_among(ranks, (&config, &written), &data, &folder, &mut Silent, &stop)
     };
     if outcome.is_err() && ranks.is_first() {
         folder.remove_if_unused();
@@ -43,6 +44,9 @@ pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped => {
+            if ranks.is_first() {
+                terminal::message(&format!("stopped; to go on: {}", resuming(folder.path())));
+            }
             // 128 + 2 or 15, as a shell reports a process that a signal ended; it may have come to another rank only.
             let signals = ranks.gather(&[signal.load(Ordering::Relaxed) as u8]);
             Ok(ExitCode::from(128 + signals.into_iter().flatten().max().unwrap_or_default()))
@@ -50,15 +54,26 @@ pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
     }
 }
 
+/// The command that goes on with the run in `folder`, for a shell.
+fn resuming(folder: &Path) -> String {
+    let path = folder.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    // Between single quotes a shell takes everything as it is but a single quote.
+    let path = if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) };
+    format!("simclr pretrain --resume --run {path}")
+}
+
 /// What is run, and where.
 struct Decided {
     config: RunConfig,
+    /// Of rank 0, which chooses the rest for all.
+    written: Written,
     data: PathBuf,
     folder: RunFolder,
 }
 
 fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
-    let (config, folder) = if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
+    let (config, written, folder) = if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
     let given = (!arguments.data.is_empty()).then(|| as_one_path(&arguments.data)).transpose()?;
     let data = given.or_else(|| config.data.path.clone());
     let data = data.ok_or_else(|| {
@@ -75,7 +90,7 @@ fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
             path.map_or_else(|| free_folder(&data), |path| RunFolder::create(&path))?
         }
     };
-    Ok(Decided { config, data, folder })
+    Ok(Decided { config, written, data, folder })
 }
 
 impl Decided {
@@ -87,7 +102,8 @@ impl Decided {
         let (config, data, folder): (String, PathBuf, PathBuf) =
             serde_json::from_str(text).map_err(|error| Failure::user(error.to_string(), None))?;
         let folder = RunFolder::of_another_process(&folder);
-        Ok(Self { config: RunConfig::of_toml(&config)?, data, folder })
+        let (config, written) = (RunConfig::of_toml(&config)?, Written::EVERYTHING);
+        Ok(Self { config, written, data, folder })
     }
 }
 
@@ -96,17 +112,19 @@ enum Where {
     New(Option<PathBuf>),
 }
 
-fn fresh(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
-    let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.overrides())?;
-    Ok((config, Where::New(arguments.run.clone())))
+fn fresh(arguments: &Pretrain) -> Result<(RunConfig, Written, Where), Failure> {
+    let file = arguments.config.config.as_deref();
+    let (config, written) = RunConfig::load_written(file, &arguments.overrides())?;
+    Ok((config, written, Where::New(arguments.run.clone())))
 }
 
-/// The configuration of a resumed run is its own; flags may still override what does not touch the computation.
-fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Where), Failure> {
+/// The configuration of a resumed run is its own, with all that was chosen at its start; flags may still override what does not
+/// touch the computation.
+fn resumed(arguments: &Pretrain) -> Result<(RunConfig, Written, Where), Failure> {
     let path = arguments.run.as_deref().unwrap_or(Path::new("."));
     let folder = RunFolder::open(path)?;
     let (config, _) = RunConfig::load_run(&folder.config_file(), &arguments.overrides())?;
-    Ok((config, Where::Existing(folder)))
+    Ok((config, Written::EVERYTHING, Where::Existing(folder)))
 }
 
 /// `runs/<name>-<n>`, the first that is free and that no other process takes at the same moment.

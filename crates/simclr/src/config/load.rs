@@ -1,6 +1,9 @@
 //! TOML file and `--set` overrides to a [`RunConfig`]; unknown keys are refused, with near names.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
 use toml::{Table, Value};
@@ -10,6 +13,21 @@ use crate::ConfigError;
 
 /// Keys that a default configuration leaves out because they are unset.
 const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.images", "task.start"];
+/// The keys that a user wrote, in a file or as an override. What a new run chooses for the machine
+/// are others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written(Option<BTreeSet<String>>);
+
+impl Written {
+    /// All of them: nothing is left to choose.
+    pub const EVERYTHING: Self = Self(None);
+
+    /// Whether `key`, such as `train.chunk`, was written.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.as_ref().is_none_or(|keys| keys.contains(key))
+    }
+}
+
 /// Names at least this alike (Jaro-Winkler) are suggested.
 const NEAR: f64 = 0.8;
 
@@ -19,8 +37,19 @@ impl RunConfig {
     /// # Errors
     /// Unknown keys with near names, wrong types, values out of range.
     pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
+        Ok(Self::load_written(path, overrides)?.0)
+    }
+
+    /// [`RunConfig::load`], and which keys were written.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn load_written(path: Option<&Path>, overrides: &[String]) -> Result<(Self, Written), ConfigError> {
         let table = path.map_or(Ok(Table::new()), read)?;
-        Self::of_table(table, path, overrides)
+        let mut keys = table.clone();
+        let config = Self::of_table(table, path, overrides)?;
+        overrides.iter().try_for_each(|text| set(&mut keys, text))?;
+        Ok((config, Written(Some(leaves(&keys, "").into_iter().collect()))))
     }
 
     /// Reads the `config.toml` of a run. One from before runs recorded what the encoder sees keeps what it had; the sentence
@@ -186,6 +215,24 @@ mod tests {
         let config = load("[loss]\ntemperature = 0.5\n", &["optim.lr=0.7", "encoder.name=resnet18"]).unwrap();
         assert_eq!((config.loss.temperature, config.optim.lr), (0.5, 0.7));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn what_was_written_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs_err::write(&path, "[encoder]\nname = 'resnet50'\n").unwrap();
+        let (config, written) = RunConfig::load_written(Some(&path), &["train.batch=64".to_owned()]).unwrap();
+        let has = |key: &str| written.has(key);
+        assert!(
+            has("encoder.name") && has("train.batch"),
+            "the default counts as written where it is written"
+        );
+        assert!(!has("train.chunk") && !has("train.image_size") && !has("encoder"));
+        fs_err::write(&path, config.to_toml()).unwrap();
+        let (_, whole) = RunConfig::load_written(Some(&path), &[]).unwrap();
+        assert!(["train.chunk", "train.image_size", "encoder.name"].iter().all(|key| whole.has(key)));
+        assert!(Written::EVERYTHING.has("train.chunk"));
     }
 
     #[test]

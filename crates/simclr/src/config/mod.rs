@@ -25,7 +25,8 @@ use crate::{
     views::ViewsOn,
 };
 
-pub use plan::Plan;
+pub use load::Written;
+pub use plan::{KEPT_VIEWS, Plan};
 
 /// A run as written. Every key has its default here and nowhere else.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -126,17 +127,23 @@ pub struct TrainConfig {
     pub epochs: f64,
     /// How epochs are counted in steps.
     pub step_count: StepCount,
-    /// N: images per step (2N views).
+    /// N: images per step (2N views). Where it is not written and the set holds fewer images, `pretrain` takes the largest
+    /// power of two that it holds.
     pub batch: usize,
     /// Images that go through the encoder at a time; 0 = the whole batch. The loss is that of the whole batch in any case.
+    /// Where it is not written, `pretrain` measures small steps and chooses what fits the memory.
     pub chunk: usize,
+    /// Memory in GiB that a process of the run may take, on a GPU that of the GPU; 0 = 80 % of what is free at the start. A
+    /// new run chooses by it what is not written.
+    pub memory_gib: f64,
     /// Whose statistics batch norm takes in chunks: `global` (the whole batch's; exact, memory grows with the batch),
-    /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk).
+    /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk). Where it is not written and `global` fits in no way,
+    /// `pretrain` takes `chunk-shuffled`.
     pub batch_norm: NormOver,
     /// Weight of a batch in batch norm's running statistics (PyTorch's `momentum`): 1 - the decay of google-research/simclr
     /// `resnet.py`, `BATCH_NORM_DECAY`. A TorchScript module (encoder.file) brings its own.
     pub batch_norm_momentum: f64,
-    /// Side S of a view in pixels.
+    /// Side S of a view in pixels. Where it is not written and there is no GPU, `pretrain` chooses one that a CPU trains.
     pub image_size: usize,
     /// Seed of weights, order and augmentation.
     pub seed: u64,
@@ -188,6 +195,7 @@ impl Default for TrainConfig {
             step_count: StepCount::FullBatches,
             batch: 256,
             chunk: 0,
+            memory_gib: 0.0,
             batch_norm: NormOver::Global,
             batch_norm_momentum: MOMENTUM,
             image_size: 224,

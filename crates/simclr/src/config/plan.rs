@@ -196,7 +196,7 @@ impl Plan {
 /// Bytes of views that are kept from the first pass of a large batch to the second; more are made again, so that memory
 /// does not grow with the batch. Up to here keeping costs less than a second decode, which for JPEG files is most of the
 /// loader's work.
-const KEPT_VIEWS: usize = 1 << 30;
+pub const KEPT_VIEWS: usize = 1 << 30;
 
 impl RunConfig {
     fn view_passes(&self, channels: usize) -> usize {
@@ -241,6 +241,11 @@ impl RunConfig {
                 train.is_chunked() && train.batch_norm == NormOver::Chunk && train.chunk < 32,
                 "batch norm over chunks of few images: the two views of an image can be told by the statistics that they \
                  share; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
+            ),
+            (
+                optim.warmup_epochs > 0.0 && optim.warmup_epochs >= train.epochs,
+                "warm-up is as long as the run or longer: the learning rate rises to its last step and never falls; set \
+                 optim.warmup_epochs below train.epochs",
             ),
             (
                 contrastive && (augment.color == 0.0 || augment.jitter == 0.0),

@@ -53,6 +53,7 @@ impl RunConfig {
             train.image_size,
             "8 to 2048 pixels",
         )?;
+        not_negative("train.memory_gib", train.memory_gib)?;
         not_negative("train.checkpoint_minutes", train.checkpoint_minutes)?;
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;

@@ -21,7 +21,7 @@ use crate::{ModelError, device::Precision, params::Params};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EncoderConfig {
-    /// Architecture.
+    /// Architecture. Where it is not written and there is no GPU, `pretrain` takes `resnet18`.
     pub name: EncoderName,
     /// A TorchScript module (`.pt`) used instead of `name`: `[B, C, S, S]` -> `[B, F]` or `[B, F, h, w]`.
     pub file: Option<PathBuf>,
@@ -74,7 +74,7 @@ pub enum EncoderName {
     Resnet101,
     /// Bottlenecks 3,8,36,3.
     Resnet152,
-    /// Three strided convolutions, 32-64-128 (spec 15.2 C3-32): the CPU default.
+    /// Three strided convolutions, 32-64-128 (spec 15.2 C3-32).
     ConvC3,
     /// Four convolutions with pooling, 16-32-64-128 (spec 15.2 C4-16).
     ConvC4,

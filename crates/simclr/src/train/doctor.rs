@@ -4,17 +4,19 @@
 use std::{path::Path, sync::Arc};
 
 use simclr_data::{Batch, Chunking, Dataset, Loader};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{
     agreed::agreed,
+    fit::{Fitted, fitted, machine, measure},
     large::{Chunks, LargeStep},
-    run::{Ready, loader_config, ready},
+    run::{Opened, Ready, loader_config, open, ready},
     start,
     step::{Setting, Stepped, gradients},
 };
 use crate::{
     Plan, RunConfig, TrainError,
+    config::Written,
     device::PrecisionChoice,
     encoder::NormOver,
     model::SimClr,
@@ -64,22 +66,31 @@ const IMAGES: usize = 8;
 const SHARE: f64 = 0.9;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Examines `config` with the images of `data`, on all ranks together.
+/// Examines `config` with the images of `data`, on all ranks together. What is not `written` is chosen as `pretrain` does.
 ///
 /// # Errors
 /// What keeps a run from starting; see [`TrainError`].
-pub fn examine(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>, TrainError> {
-    let own = agreed(ranks, ready(ranks, config, data))?;
+pub fn examine(
+    ranks: &Ranks,
+    (config, written): (&RunConfig, &Written),
+    data: &Path,
+) -> Result<Vec<Finding>, TrainError> {
+    let opened = agreed(ranks, open(ranks, config, data))?;
+    let Fitted { config, facts: chosen } = fitted(ranks, &opened, written)?;
+    let mut own = agreed(ranks, ready(ranks, &opened, &config))?;
     let carried = ranks.connect_gpus(own.model.params.device());
     let facts = start::facts(&own.plan, &own.dataset, &own.model, &own.optimizer, own.model.params.device());
-    let mut findings: Vec<Finding> =
-        facts.into_iter().map(|(name, text)| Finding { name, text, verdict: Verdict::Note }).collect();
+    let mut findings: Vec<Finding> = facts
+        .into_iter()
+        .chain(chosen)
+        .map(|(name, text)| Finding { name, text, verdict: Verdict::Note })
+        .collect();
     let carried = carried.map(|text| Finding { name: "exchange".into(), text, verdict: Verdict::Note });
     findings.extend(carried);
     findings.push(groups(&own));
-    let memory = agreed(ranks, memory(ranks, &own));
+    let memory = agreed(ranks, memory(ranks, &mut own));
     drop(own);
-    findings.extend(proofs(ranks, config, data)?);
+    findings.extend(proofs(ranks, &opened, &config)?);
     findings.push(memory?);
     Ok(findings)
 }
@@ -158,7 +169,7 @@ impl Taken {
 }
 
 /// Processes and chunks give what one process gives in one pass.
-fn proofs(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>, TrainError> {
+fn proofs(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
     if config.encoder.file.is_some() {
         let text = "not proved: the batch norm inside a TorchScript module sees its own part of a batch only";
         return Ok(vec![Finding { name: "equality".into(), text: text.into(), verdict: Verdict::Note }]);
@@ -169,7 +180,7 @@ fn proofs(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Vec<Finding>
     small.train.precision = PrecisionChoice::F32;
     // The order of images is changed in their pixels.
     small.data.views_on = ViewsOn::Cpu;
-    let bench = agreed(ranks, Bench::new(ranks, &small, data))?;
+    let bench = agreed(ranks, Bench::new(ranks, opened, &small))?;
     let alone = Ranks::alone();
     let batch = agreed(ranks, bench.part(&alone))?;
     let plain = agreed(ranks, bench.pass(&alone, &batch))?;
@@ -199,8 +210,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Self, TrainError> {
-        let Ready { dataset, plan, model, objective, .. } = ready(ranks, config, data)?;
+    fn new(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Self, TrainError> {
+        let Ready { dataset, plan, model, objective, .. } = ready(ranks, opened, config)?;
         Ok(Self { dataset, plan, model, objective })
     }
 
@@ -271,91 +282,39 @@ fn turned(batch: &Batch, by: usize) -> Batch {
     Batch { step, epoch, chunk, ids, second, views: pixels.into(), bad }
 }
 
-/// Memory of the passes of two small batches, and from there, in a straight line, of the batch asked for and of the largest
-/// one that fits.
-fn memory(ranks: &Ranks, own: &Ready) -> Result<Finding, TrainError> {
+/// Memory of two small steps, and from there, in a straight line, of the batch asked for and of the largest one that fits.
+fn memory(ranks: &Ranks, own: &mut Ready) -> Result<Finding, TrainError> {
     let note = |text: &str| Finding { name: "memory".into(), text: text.into(), verdict: Verdict::Note };
-    if own.model.params.device() != Device::Cpu {
-        return Ok(note("not measured on a GPU"));
-    }
-    let train = &own.plan.config.train;
-    let few = (if train.image_size > 64 { 8 } else { 64 }).min(own.dataset.len() / 2).min(train.batch.max(2));
-    let (Some(one), Some(two)) = (peak_of(own, few)?, peak_of(own, 2 * few)?) else {
+    let device = own.model.params.device();
+    let processes = if device.is_cuda() { 1 } else { ranks.on_this_machine() } as f64;
+    let held = if device.is_cuda() { 0.0 } else { machine::resident().unwrap_or_default() };
+    let free = machine::free_on(device).map_or(f64::INFINITY, |bytes| SHARE * (bytes / processes + held));
+    let steps = measure::steps(own, 1, free)?;
+    let Some(line) = steps.memory else {
         return Ok(note("not measured: this system does not tell a process's peak"));
     };
-    let each = (two - one) / few as f64;
-    let rest = one - each * few as f64;
-    if each <= 0.0 {
-        return Ok(note("not measured: two batches too small to tell apart"));
+    let need = line.at(own.plan.chunk());
+    let verdict = if need <= free { Verdict::Fine } else { Verdict::Wrong };
+    if line.each <= 0.0 {
+        let text = format!("{:.0} MiB a process; images of this size add too little to measure", need / MIB);
+        return Ok(Finding { name: "memory".into(), text, verdict });
     }
-    let (images, processes) = (own.plan.chunk(), ranks.on_this_machine() as f64);
-    let need = rest + each * images as f64;
-    let free = available()
-        .map_or(f64::INFINITY, |bytes| SHARE * (bytes / processes + resident().unwrap_or_default()));
-    let most = ((free - rest) / each).max(0.0) as usize * ranks.count();
-    let kept = if own.plan.is_chunked() && train.batch_norm == NormOver::Global {
+    let most = ((free - line.fixed) / line.each).max(0.0) as usize * ranks.count();
+    let kept = if own.plan.is_chunked() && own.plan.config.train.batch_norm == NormOver::Global {
         "; in lock step what goes between the stages of the encoder comes on top"
     } else {
         ""
     };
     let text = format!(
-        "{:.0} MiB a process for {images} images at a time ({:.1} MiB each, measured at {few} and {}){kept}; the largest \
+        "{:.0} MiB a process for {} images at a time ({:.1} MiB each, measured at {} and {}){kept}; the largest \
          batch that fits without chunks is {most}",
         need / MIB,
-        each / MIB,
-        2 * few,
+        own.plan.chunk(),
+        line.each / MIB,
+        steps.images[0],
+        steps.images[1],
     );
-    let verdict = if need <= free { Verdict::Fine } else { Verdict::Wrong };
     Ok(Finding { name: "memory".into(), text, verdict })
-}
-
-/// Peak bytes of a pass over `images` images; none where the system does not tell.
-fn peak_of(own: &Ready, images: usize) -> Result<Option<f64>, TrainError> {
-    let (train, alone) = (&own.plan.config.train, Ranks::alone());
-    let buckets = Buckets::new(&own.model.params, &alone);
-    let shape = (own.plan.channels, train.image_size);
-    let setting = Setting {
-        model: &own.model,
-        objective: &own.objective,
-        over: NormOver::Global,
-        shape,
-        ranks: &alone,
-        buckets: &buckets,
-    };
-    let views = own.plan.config.task.objective.views();
-    let ids: Vec<usize> = (0..images).collect();
-    // Any pixels that differ: Knuth's multiplicative hash of the place.
-    let noise = |at: usize| (at as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
-    let pixels: Vec<f32> = (0..views * images * shape.0 * shape.1 * shape.1).map(noise).collect();
-    let second = if views > 1 { ids.clone() } else { Vec::new() };
-    let (chunk, views) = (simclr_data::Chunk::WHOLE, pixels.into());
-    let batch = Batch { step: 0, epoch: 0, chunk, ids, second, views, bad: Vec::new() };
-    // 5: the peak starts again from what is resident now (Linux, proc(5)).
-    if fs_err::write("/proc/self/clear_refs", "5").is_err() {
-        return Ok(None);
-    }
-    let (_, stepped) = gradients(&setting, &batch)?;
-    drop(Taken::of(&stepped, &own.model.params));
-    Ok(status("VmHWM:"))
-}
-
-fn resident() -> Option<f64> {
-    status("VmRSS:")
-}
-
-fn status(name: &str) -> Option<f64> {
-    kib(&fs_err::read_to_string("/proc/self/status").ok()?, name)
-}
-
-/// Bytes that a new process could have.
-fn available() -> Option<f64> {
-    kib(&fs_err::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
-}
-
-/// `Name:   123 kB` as bytes.
-fn kib(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(1024.0 * line.split_whitespace().next()?.parse::<f64>().ok()?)
 }
 
 #[cfg(test)]
@@ -399,11 +358,5 @@ mod tests {
         let turned = turned(&batch, 1);
         assert_eq!((&turned.ids[..], &turned.second[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
         assert_eq!(turned.pixels()[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
-    }
-
-    #[test]
-    fn kibibytes_are_read() {
-        assert_eq!(kib("VmHWM:\t   12 kB\nVmRSS:\t 3 kB\n", "VmRSS:"), Some(3072.0));
-        assert_eq!(kib("x", "VmRSS:"), None);
     }
 }

@@ -7,6 +7,7 @@ mod clock;
 pub mod doctor;
 mod events;
 mod feed;
+mod fit; // what a run takes where nothing is written, and how long it takes
 pub(crate) mod images;
 pub mod large;
 mod lock_step;

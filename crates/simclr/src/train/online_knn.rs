@@ -1,5 +1,5 @@
-//! A kNN classifier on held-out training images while the run goes on: a hint, never a result. The test part is not
-//! touched.
+//! A kNN classifier on held-out training images while the run goes on: a hint, never a result. The test part is
+//! not touched.
 
 use simclr_data::{Dataset, augment::EvalTransform, loader::evaluation_pixels, rng::Key};
 use tch::{Device, Tensor};
@@ -13,6 +13,14 @@ const NEIGHBOURS: i64 = 20;
 const TEMPERATURE: f64 = 0.1;
 /// Images that pass through the encoder at once.
 const CHUNK: usize = 256;
+
+/// Images of all evaluations of a run together.
+pub fn images(plan: &Plan, dataset: &Dataset) -> usize {
+    OnlineKnn::new(plan, dataset).map_or(0, |knn| {
+        let times = plan.total_steps / knn.every_steps.max(plan.steps_per_epoch);
+        times as usize * (knn.bank.len() + knn.queries.len())
+    })
+}
 
 /// Which images, fixed by the seed.
 pub struct OnlineKnn {
@@ -51,8 +59,8 @@ impl OnlineKnn {
         steps.is_multiple_of(self.every_steps)
     }
 
-    /// Accuracy of the weighted kNN on the queries, `[0, 1]`; `None` where no image of the bank or none of the queries
-    /// can be decoded.
+    /// Accuracy of the weighted kNN on the queries, `[0, 1]`; `None` where no image of the bank or none of the
+    /// queries can be decoded.
     ///
     /// # Errors
     /// Threads that the system does not give. Images that cannot be decoded are left out.

@@ -17,7 +17,7 @@ use simclr_data::{
     error::allowed_bad,
 };
 use simclr_shim::stream::OwnStream;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -26,6 +26,7 @@ use super::{
     chance::ChanceMonitor,
     clock::Clock,
     feed::Feed,
+    fit::{Fitted, fitted},
     images::{self, TrainedImages},
     large::{Chunks, LargeStep},
     metrics::Metrics,
@@ -39,6 +40,7 @@ use super::{
 use crate::{
     ConfigError, Plan, RanksError, RunConfig, TrainError,
     checkpoint::Checkpoint,
+    config::Written,
     device::{choose_device, choose_precision},
     encoder::NormOver,
     health::Health,
@@ -70,18 +72,19 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    pretrain_among(&Ranks::alone(), config, data, folder, observer, stop)
+    pretrain_among(&Ranks::alone(), (config, &Written::EVERYTHING), data, folder, observer, stop)
 }
 
 /// [`pretrain`] by several processes, each of which calls this with the same configuration and takes its part of every
-/// batch. Rank 0 alone reads and writes `folder` and tells `observer`.
+/// batch. Rank 0 alone reads and writes `folder` and tells `observer`. Keys that are not written in the configuration are chosen
+/// for the machine (`fit`).
 ///
 /// # Errors
 /// See [`TrainError`]. All processes end with an error if one has one; of several, that of the lowest rank is returned
 /// there, and [`TrainError::Elsewhere`] on the others.
 pub fn pretrain_among(
     ranks: &Ranks,
-    config: &RunConfig,
+    (config, written): (&RunConfig, &Written),
     data: &Path,
     folder: &RunFolder,
     observer: &mut dyn Observer,
@@ -89,7 +92,10 @@ pub fn pretrain_among(
 ) -> Result<Outcome, TrainError> {
     ranks.set_patience(&config.ranks);
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
-    let Ready { dataset, plan, model, mut optimizer, objective } = agreed(ranks, ready(ranks, config, data))?;
+    let opened = agreed(ranks, open(ranks, config, data))?;
+    let Fitted { config, facts } = fitted(ranks, &opened, written)?;
+    let own = agreed(ranks, ready(ranks, &opened, &config))?;
+    let Ready { dataset, plan, model, mut optimizer, objective } = own;
     let _stream = agreed(ranks, own_stream(&plan, &model))?;
     same_everywhere(ranks, &plan)?;
     let found = agreed(ranks, if ranks.is_first() { hold(folder) } else { Ok((None, Vec::new())) })?;
@@ -102,7 +108,8 @@ pub fn pretrain_among(
     let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
     let carried = ranks.connect_gpus(model.params.device());
     if ranks.is_first() {
-        observer.start(&start::facts(&plan, &dataset, &model, &optimizer, model.params.device()));
+        let own = start::facts(&plan, &dataset, &model, &optimizer, model.params.device());
+        observer.start(&[own, facts].concat());
         carried.iter().for_each(|how| observer.message(&format!("tensors between processes: {how}")));
         notes.iter().for_each(|text| observer.message(text));
     }
@@ -160,15 +167,28 @@ pub(super) struct Ready {
     pub(super) objective: Objective,
 }
 
-pub(super) fn ready(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ready, TrainError> {
+/// The images of a run and where it computes.
+pub(super) struct Opened {
+    /// As written, with the place of the images.
+    pub(super) config: RunConfig,
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) device: Device,
+}
+
+pub(super) fn open(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Opened, TrainError> {
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(dataset::canonical(data)?);
     config.data.labels = config.data.labels.canonical()?;
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
-    let (config, dataset) = (&config, Arc::new(dataset));
+    let dataset = Arc::new(dataset);
     let device = choose_device(config.train.device, ranks.local_rank())?;
+    Ok(Opened { config, dataset, device })
+}
+
+pub(super) fn ready(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Ready, TrainError> {
+    let (dataset, device) = (Arc::clone(&opened.dataset), opened.device);
     let shape = (dataset.channels(), config.train.image_size);
     let views = choose_views(config.data.views_on, &config.augment, shape, device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device), views)?;

@@ -148,7 +148,7 @@ fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), Check
 }
 
 /// Keys that may change between a run and its resumption: they do not touch what is computed.
-const FREE: [&str; 13] = [
+const FREE: [&str; 14] = [
     "data.path",
     // The fingerprint of the images holds their labels.
     "data.labels",
@@ -159,6 +159,7 @@ const FREE: [&str; 13] = [
     "data.max_bad_share",
     "train.threads",
     "train.device",
+    "train.memory_gib",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
     "train.health_every",

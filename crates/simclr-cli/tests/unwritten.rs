@@ -1,0 +1,115 @@
+//! What a new run chooses where nothing is written, and what it says before its first step.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use fs_err as fs;
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use support::{finished, image_folder, newest_checkpoint, pretrain, said, simclr};
+
+/// A key of the `config.toml` of a run, as it is written there.
+fn key(run: &Path, name: &str) -> String {
+    let text = fs::read_to_string(run.join("config.toml")).unwrap();
+    let (section, key) = name.split_once('.').unwrap();
+    let after = text.split(&format!("[{section}]\n")).nth(1).unwrap();
+    let line = after.lines().take_while(|line| !line.starts_with('[')).find_map(|line| {
+        line.split_once(" = ").filter(|(found, _)| *found == key).map(|(_, value)| value.to_owned())
+    });
+    line.unwrap_or_else(|| panic!("no `{name}` in {text}"))
+}
+
+#[test]
+fn the_first_command_takes_what_a_cpu_and_a_small_set_allow_and_resumes_with_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let mut command = simclr(&["pretrain", "--device", "cpu", "--epochs", "1", "--data"]);
+    let trained = said(command.arg(&data).arg("--run").arg(&run));
+    trained.succeeds();
+    let chosen = [
+        ("encoder.name", "\"resnet18\""),
+        ("train.image_size", "16"),
+        ("train.batch", "32"),
+        ("train.chunk", "0"),
+    ];
+    let as_chosen = || chosen.iter().for_each(|(name, value)| assert_eq!(key(&run, name), *value, "{name}"));
+    as_chosen();
+    for part in ["chosen ", "encoder.name = resnet18", "train.batch = 32: the set has 40 images"] {
+        assert!(trained.err.contains(part), "no `{part}` in {}", trained.err);
+    }
+    let warned = "note           warm-up is as long as the run or longer";
+    assert!(trained.err.contains(warned), "{}", trained.err);
+    // Twice as many images would give another batch now.
+    let resumed = said(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
+    assert!(!resumed.succeeds().err.contains("chosen "), "{}", resumed.err);
+    as_chosen();
+}
+
+#[test]
+fn what_is_written_is_kept_and_the_time_is_announced() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let written = ["--encoder", "conv-c4", "--image-size", "24", "--batch", "8", "--chunk", "4"];
+    let trained = said(pretrain(&data, &run, &written).args(["--epochs", "60"]));
+    trained.succeeds();
+    for (name, value) in [
+        ("encoder.name", "\"conv-c4\""),
+        ("train.image_size", "24"),
+        ("train.batch", "8"),
+        ("train.chunk", "4"),
+        ("train.batch_norm", "\"global\""),
+    ] {
+        assert_eq!(key(&run, name), value, "{name}");
+    }
+    let line = |name: &str| trained.err.lines().position(|line| line.starts_with(name));
+    let (time, first) = (line("time           about"), line("step 1/"));
+    assert!(time.is_some() && time < first, "{}", trained.err);
+    assert!(line("memory ").is_some() && line("chosen ").is_none(), "{}", trained.err);
+}
+
+#[test]
+fn what_fits_in_no_way_is_refused_with_numbers() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let refused = said(&mut pretrain(&data, &run, &["--set", "train.memory_gib=0.01"]));
+    refused.refuses(&[
+        "memory: a step of conv-c3 over 16 images of 16 px",
+        "needs 0.",
+        "expected at most 0.01 GiB (train.memory_gib)",
+    ]);
+    refused.hints("--batch");
+    assert!(!run.exists());
+    // A chunk that is written is taken all the same, with a warning.
+    let taken = said(&mut pretrain(&data, &run, &["--chunk", "8", "--set", "train.memory_gib=0.01"]));
+    assert!(taken.succeeds().err.contains("the system may end the run"), "{}", taken.err);
+}
+
+#[test]
+fn an_interrupted_run_prints_the_command_that_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("my run's"));
+    let mut command = pretrain(&data, &run, &["--epochs", "400", "--set", "train.checkpoint_minutes=0"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while newest_checkpoint(&run).is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+    let said = finished(child, Duration::from_secs(60));
+    assert_eq!(said.code, Some(130));
+    let command = said.err.lines().find_map(|line| line.strip_prefix("stopped; to go on: simclr "));
+    let command = command.unwrap_or_else(|| panic!("no command in {}", said.err));
+    // As a shell reads it.
+    let program = env!("CARGO_BIN_EXE_simclr");
+    let more = "--set train.checkpoint_minutes=10";
+    let mut shell = std::process::Command::new("sh");
+    let again = support::said(shell.args(["-c", &format!("'{program}' {command} {more}")]));
+    assert!(again.succeeds().err.contains("resumed after step "), "{}", again.err);
+}

@@ -1,0 +1,36 @@
+// What libtorch's allocator of a GPU says about its memory. Any GPU that libtorch has an allocator for answers.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <cstdint>
+
+#include "guard.h"
+
+using simclr::guarded;
+
+extern "C" {
+
+// Bytes on the device of `like`: out[0] that no process holds, out[1] the most that the allocator held since
+// simclr_device_peak_forget.
+char* simclr_device_memory(const at::Tensor* like, int64_t* out) {
+    return guarded([&] {
+        c10::Device device = like->device();
+        auto* allocator = c10::getDeviceAllocator(device.type());
+        constexpr auto ALL = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+        out[0] = static_cast<int64_t>(allocator->getMemoryInfo(device.index()).first);
+        out[1] = allocator->getDeviceStats(device.index()).reserved_bytes[ALL].peak;
+    });
+}
+
+// Gives back what the allocator holds and does not use; the peak starts again from the rest.
+char* simclr_device_peak_forget(const at::Tensor* like) {
+    return guarded([&] {
+        c10::Device device = like->device();
+        auto* allocator = c10::getDeviceAllocator(device.type());
+        allocator->emptyCache();
+        allocator->resetPeakStats(device.index());
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,54 @@
+//! Memory of a GPU (C++ side: `device_memory.cpp`).
+
+use std::ffi::c_char;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::{ShimError, check};
+
+unsafe extern "C" {
+    fn simclr_device_memory(like: *const C_tensor, out: *mut i64) -> *mut c_char;
+    fn simclr_device_peak_forget(like: *const C_tensor) -> *mut c_char;
+}
+
+/// Bytes of a GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// That no process holds.
+    pub free: u64,
+    /// The most that this process's libtorch held since [`forget_device_peak`].
+    pub peak: u64,
+}
+
+/// The memory of the GPU of `like`.
+///
+/// # Errors
+/// What libtorch reports; on the CPU, that it keeps no count there.
+pub fn device_memory(like: &Tensor) -> Result<DeviceMemory, ShimError> {
+    let mut bytes = [0_i64; 2];
+    // SAFETY: the tensor is borrowed for the call; `bytes` has room for two numbers.
+    check(unsafe { simclr_device_memory(like.as_ptr(), bytes.as_mut_ptr()) })?;
+    let [free, peak] = bytes.map(|bytes| u64::try_from(bytes).unwrap_or_default());
+    Ok(DeviceMemory { free, peak })
+}
+
+/// The peak of [`device_memory`] starts again from what is in use; the rest is given back.
+///
+/// # Errors
+/// As [`device_memory`].
+pub fn forget_device_peak(like: &Tensor) -> Result<(), ShimError> {
+    // SAFETY: the tensor is borrowed for the call.
+    check(unsafe { simclr_device_peak_forget(like.as_ptr()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_has_no_device_memory() {
+        let like = Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cpu));
+        assert!(device_memory(&like).is_err() && forget_device_peak(&like).is_err());
+    }
+}
