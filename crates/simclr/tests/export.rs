@@ -168,10 +168,14 @@ fn parquet_holds_path_label_class_and_h() {
         assert_eq!(row.get_string(0).unwrap(), &names[index]);
         let label = (index / 3) as i32;
         assert_eq!(
-            (row.get_int(1).unwrap(), row.get_string(2).unwrap().as_str()),
-            (label, ["light", "low"][index / 3])
+            (
+                row.get_string(1).unwrap().as_str(),
+                row.get_int(2).unwrap(),
+                row.get_string(3).unwrap().as_str()
+            ),
+            ("train", label, ["light", "low"][index / 3])
         );
-        let list = row.get_list(3).unwrap();
+        let list = row.get_list(4).unwrap();
         let got: Vec<f32> = list.elements().iter().map(|value| value.to_string().parse().unwrap()).collect();
         let want = Vec::<f32>::try_from(h.get(index as i64)).unwrap();
         assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "row {index}");
@@ -192,7 +196,7 @@ fn labels_are_those_of_a_given_table_or_none() {
         let written = embed(&run, &data, &out, &options, &mut |_, _| {}).unwrap();
         let reader = SerializedFileReader::new(fs_err::File::open(&out).unwrap().into_file()).unwrap();
         let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
-        (rows.map(|row| row.get_string(2).cloned().ok()).collect::<Vec<_>>(), written.notes)
+        (rows.map(|row| row.get_string(3).cloned().ok()).collect::<Vec<_>>(), written.notes)
     };
     let [x, y] = ["x", "y"].map(|class| Some(class.to_owned()));
     let (found, notes) = classes(Labels::Table(table.clone()));

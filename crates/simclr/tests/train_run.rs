@@ -9,6 +9,7 @@ use std::{
 use simclr::{
     CheckpointError, RunConfig, TrainError,
     checkpoint::Checkpoint,
+    data::{RangeChoice, ValueRange},
     train::{Observer, Outcome, RunFolder, StepReport, pretrain},
 };
 use tch::{Kind, Tensor};
@@ -454,6 +455,8 @@ fn the_run_folder_archives_configuration_plan_and_versions() {
     finish(&config, &data, &folder);
     let mut read_back = RunConfig::load(Some(&folder.config_file()), &[]).unwrap();
     assert_eq!(read_back.data.path.take(), Some(data.canonicalize().unwrap()));
+    assert_eq!(read_back.data.range, RangeChoice::Set(ValueRange::Full), "as it was found");
+    read_back.data.range = RangeChoice::Auto;
     assert_eq!(read_back, config);
     let plan: serde_json::Value =
         serde_json::from_str(&fs_err::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();

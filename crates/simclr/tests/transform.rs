@@ -126,8 +126,7 @@ fn embedding_follows_the_run_and_its_options_and_export_names_the_transform() {
     let error = embed(&run, &data, &folder.path().join("x.npy"), &options, &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("transform.crop = 1.5"), "{error}");
     let exported = export_encoder(&run, &folder.path().join("e.safetensors")).unwrap();
-    let expected =
-        r#"{"size":64,"channels":3,"crop":"whole","interpolation":"bicubic","antialias":true,"jpeg":"zune"}"#;
+    let expected = r#"{"size":64,"channels":3,"crop":"whole","interpolation":"bicubic","antialias":true,"jpeg":"zune","range":"full"}"#;
     let found: serde_json::Value = serde_json::from_str(&exported.metadata["simclr.transform"]).unwrap();
     assert_eq!(found, serde_json::from_str::<serde_json::Value>(expected).unwrap());
 }

@@ -66,6 +66,9 @@ impl Sets {
 
     fn with(train: Dataset, train_labels: Vec<i64>, part: TestPart, seed: u64) -> Self {
         let everything = |set: &Dataset| (0..set.len()).collect();
+        let own = part.set.label_notes().iter().filter(|note| !train.notes().contains(note));
+        let on_labels = own.map(|note| format!("test part: {note}"));
+        let notes = part.instead.iter().cloned().chain(on_labels).collect();
         Self {
             train_indices: everything(&train),
             test_indices: everything(&part.set),
@@ -76,7 +79,7 @@ impl Sets {
             seed,
             from: Labels::Auto,
             tests_on_validation: part.instead.is_some(),
-            notes: part.instead.into_iter().collect(),
+            notes,
         }
     }
 
