@@ -115,7 +115,7 @@ impl Writer {
     }
 
     fn append(&mut self, bytes: &[u8]) -> u64 {
-        while self.bytes.len() % 8 != 0 {
+        while !self.bytes.len().is_multiple_of(8) {
             self.bytes.push(0);
         }
         let at = self.bytes.len() as u64;

@@ -91,10 +91,12 @@ impl Raster {
     pub fn missing(&self) -> usize {
         match &self.values {
             Values::U8(_) if self.no_data.is_none() => 0,
-            values => {
-                each_type!(values, data => data.iter().filter(|&&value| self.is_missing(value.into())).count())
-            }
+            values => each_type!(values, data => self.missing_among(data)),
         }
+    }
+
+    fn missing_among<T: Copy + Into<f64>>(&self, values: &[T]) -> usize {
+        values.iter().filter(|&&value| self.is_missing(value.into())).count()
     }
 
     /// Number of values.
@@ -117,7 +119,7 @@ impl Raster {
         let count = count.min(area);
         let convert = Conversion::between(self.channels, channels)?;
         let stored = |at: usize| {
-            let value = each_type!(&self.values, data => f64::from(data[at]));
+            let value = each_type!(&self.values, data => number(data, at));
             if self.is_missing(value) { f64::NAN } else { value }
         };
         let pixel = |at: usize| {
@@ -179,6 +181,10 @@ impl Raster {
         let (width, height) = if turned { (size.1, size.0) } else { size };
         Self { width, height, values, ..self }
     }
+}
+
+fn number<T: Copy + Into<f64>>(values: &[T], at: usize) -> f64 {
+    values[at].into()
 }
 
 /// How the channels of a pixel come from those of a file.

@@ -186,7 +186,7 @@ impl Page {
         let values = interleaved(self.unpacked(values, &layout), layout.planes);
         let (width, height) = (self.width as usize, self.height as usize);
         let stored = values.len() / (width * height);
-        if stored < self.kept.min(3) || values.len() % (width * height) != 0 {
+        if stored < self.kept.min(3) || !values.len().is_multiple_of(width * height) {
             return Err(format!(
                 "{} values for {width}x{height} pixels of {} bands",
                 values.len(),

@@ -66,7 +66,7 @@ fn shards_by_a_range_are_one_set_compressed_or_not() {
     for (pattern, first) in [("s-{001..002}.tar", "s-001:1.png"), ("z-{001..002}.tar.gz", "z-001.tar:1.png")]
     {
         let set = open(&root.path().join(pattern), Split::Train);
-        assert_eq!((set.len(), &names(&set)[0][..]), (2, first));
+        assert_eq!((set.len(), names(&set)[0]), (2, first));
         assert_eq!(set.decode(1).unwrap().data[0], 2);
         assert_eq!(set.classes(), ["7"]);
     }
