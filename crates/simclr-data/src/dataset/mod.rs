@@ -63,7 +63,7 @@ pub enum Split {
     Test,
     /// The part to choose by (`val`, `validation`), where there is a test part beside it.
     Validation,
-    /// Further images to pretrain on (`unlabeled`, `unlabelled`, `unsupervised`), whose folders are no classes.
+    /// Further images to pretrain on (`unlabeled`, `unlabelled`, `unsupervised`); its folders are no classes.
     Unlabelled,
 }
 
@@ -434,7 +434,7 @@ fn no_such_part(path: &Path, split: Split) -> DataError {
     let reason = match split {
         Split::Train => "neither image files nor tar, parquet, IDX or CIFAR files",
         Split::Test => "the set has no test part (a folder or files named test, val or validation)",
-        Split::Validation => "the set has no validation part (val or validation beside test)",
+        Split::Validation => "the set has no validation part (val or validation next to test)",
         Split::Unlabelled => "the set has no unlabelled part (unlabeled)",
     };
     DataError::Empty { path: path.to_owned(), reason: reason.into() }

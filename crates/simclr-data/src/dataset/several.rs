@@ -15,7 +15,7 @@ use crate::DataError;
 /// Paths that one path may stand for.
 const MOST: usize = 1 << 20;
 
-/// One path for several, as [`sources`] reads it: itself where it is one.
+/// One path for several, in braces: itself where it is one.
 ///
 /// # Errors
 /// No path, or one that braces cannot hold.

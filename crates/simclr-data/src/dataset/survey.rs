@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::Dataset;
 use crate::{DataError, RangeChoice, ValueRange, decode::Raster};
 
-/// Images that are sampled, spread evenly; of a set of 8-bit images, whose range is known, the first number.
+/// Images that are sampled, spread evenly. The first number is for sets of 8-bit images, which have no range to measure.
 const IMAGES: [usize; 2] = [8, 64];
 /// Pixels of an image that are sampled.
 const PIXELS: usize = 4096;

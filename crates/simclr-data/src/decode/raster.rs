@@ -149,7 +149,7 @@ impl Raster {
         Ok(Image::new(self.width, self.height, channels, data))
     }
 
-    /// A range is one of all images; that it holds for this one can be told for 8 bits alone.
+    /// A range is measured on other images as well; only 8 bits show that it cannot be meant for this one.
     fn check(&self, range: &[[f64; 2]], channels: usize) -> Result<(), String> {
         if range.len() != channels {
             return Err(format!("data.range has {} pairs for {channels} channels", range.len()));

@@ -92,7 +92,7 @@ extern "C-unwind" fn on_error(cinfo: &mut jpeg_common_struct) {
 /// - `HUFF_BAD_CODE`: bits that are no code, for which it takes a zero.
 /// - `JPEG_EOF`: the file ends before its end marker.
 ///
-/// The others are about metadata (`ADOBE_XFORM`, `JFIF_MAJOR`, `BOGUS_ICC`), about headers whose values libjpeg need not know
+/// The others are about metadata (`ADOBE_XFORM`, `JFIF_MAJOR`, `BOGUS_ICC`), about header values that libjpeg does not need
 /// (`NOT_SEQUENTIAL`), about the order of scans (`BOGUS_PROGRESSION`; that none lacks, [`super::layout`] checks), come before
 /// a `HIT_MARKER` if they cost pixels (`MUST_RESYNC`), or about bytes between the last code and a marker (`EXTRANEOUS_DATA`),
 /// with which cameras and MJPEG hardware pad; [`super`] treats the case of zeros that replaced data.
