@@ -35,7 +35,7 @@ pub enum RangeChoice {
     Set(ValueRange),
 }
 
-/// Serialises a unit variant of an untagged enum as a word.
+/// A module for `serde(with)` that writes a unit variant of an untagged enum as a word.
 macro_rules! word {
     ($module:ident, $word:literal) => {
         mod $module {
@@ -52,6 +52,8 @@ macro_rules! word {
         }
     };
 }
+pub(crate) use word;
+
 word!(full, "full");
 word!(auto, "auto");
 

@@ -1,16 +1,10 @@
 //! `simclr evaluate`.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::Path, process::ExitCode};
 
 use simclr::{
     RunConfig,
-    data::{
-        Dataset, Split,
-        dataset::{Channels, as_one_path},
-    },
+    data::{Dataset, Split, dataset::Channels},
     eval::{
         foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import},
         protocol::{EvalOptions, evaluate},
@@ -24,17 +18,13 @@ use simclr::{
     train::RunFolder,
 };
 
-use super::pretrain::watch_signals;
+use super::{data_path, pretrain::watch_signals};
 use crate::{
     args::{Evaluate, LinearOptim, Normalize, Protocol, Recipe},
     failure::Failure,
     report::Terminal,
     terminal,
 };
-
-fn given(arguments: &Evaluate) -> Result<Option<PathBuf>, Failure> {
-    Ok((!arguments.data.is_empty()).then(|| as_one_path(&arguments.data)).transpose()?)
-}
 
 /// Evaluates, writes `results.json`, prints the table.
 pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
@@ -43,7 +33,7 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
         None => RunFolder::open(&arguments.run)?,
     };
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
-    let data = given(arguments)?.or(config.data.path.clone());
+    let data = data_path(&arguments.data)?.or(config.data.path.clone());
     let data = data.ok_or_else(|| Failure::user("the run names no images", Some("give --data".into())))?;
     let labels = arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data));
     let options = EvalOptions { labels, ..options(arguments)? };
@@ -168,7 +158,7 @@ fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> 
         check_imported(weights, &config, &folder)?;
         return Ok(folder);
     }
-    let data = given(arguments)?;
+    let data = data_path(&arguments.data)?;
     let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
     let channels = Dataset::open(&data, Split::Train, Channels::Auto)?.channels();
     config.data.path = Some(data);

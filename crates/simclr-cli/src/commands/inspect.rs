@@ -29,7 +29,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
             set.fingerprint()
         ));
         let survey = set.survey();
-        let (set, found) = set.with_range(&range)?;
+        let (set, found) = set.with_range_of(&range, &survey)?;
         set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
         if split == Split::Train {
             describe_values(&survey, &found);

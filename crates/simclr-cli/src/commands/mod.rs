@@ -9,3 +9,14 @@ pub mod inspect;
 pub mod pack;
 pub mod pretrain;
 pub mod views;
+
+use std::path::PathBuf;
+
+use simclr::data::dataset::as_one_path;
+
+use crate::failure::Failure;
+
+/// One path for those given with `--data`, if any.
+fn data_path(given: &[PathBuf]) -> Result<Option<PathBuf>, Failure> {
+    Ok((!given.is_empty()).then(|| as_one_path(given)).transpose()?)
+}

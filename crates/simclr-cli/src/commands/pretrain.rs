@@ -13,11 +13,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use simclr::{
     RunConfig, TrainError,
     config::Written,
-    data::dataset::{as_one_path, canonical},
+    data::dataset::canonical,
     ranks::Ranks,
     train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
 };
 
+use super::data_path;
 use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
 
 /// Runs or resumes, on every process alike; a signal ends it after a checkpoint with 128 + its number.
@@ -74,8 +75,7 @@ struct Decided {
 
 fn decide(arguments: &Pretrain) -> Result<Decided, Failure> {
     let (config, written, folder) = if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
-    let given = (!arguments.data.is_empty()).then(|| as_one_path(&arguments.data)).transpose()?;
-    let data = given.or_else(|| config.data.path.clone());
+    let data = data_path(&arguments.data)?.or_else(|| config.data.path.clone());
     let data = data.ok_or_else(|| {
         Failure::user("no images are named", Some("give a folder of images with --data".into()))
     })?;

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{Crop, Interpolation, Scratch, crop};
-use crate::{DataError, Dataset, Image, ValueRange, decode::Jpeg};
+use crate::{DataError, Dataset, Image, ValueRange, decode::Jpeg, range::word};
 
 /// Section `[transform]`: how an image becomes what the encoder is judged by and used on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,18 +44,7 @@ pub enum EvalCrop {
     Share(f64),
 }
 
-mod whole {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("whole")
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "whole" { Ok(()) } else { Err(D::Error::custom("expected `whole`")) }
-    }
-}
+word!(whole, "whole");
 
 /// A [`TransformConfig`] with the size of its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

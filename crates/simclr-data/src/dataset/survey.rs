@@ -49,15 +49,18 @@ pub struct Missing {
 impl Missing {
     /// Counts those of one image.
     pub fn add(&mut self, name: &str, raster: &Raster) {
-        let missing = raster.missing();
-        self.of += raster.len();
-        if missing > 0 {
-            if self.images == 0 {
-                name.clone_into(&mut self.first);
-            }
-            self.images += 1;
-            self.values += missing;
+        let (values, of) = (raster.missing(), raster.len());
+        let first = if values > 0 { name.to_owned() } else { String::new() };
+        self.merge(Self { images: usize::from(values > 0), values, of, first });
+    }
+
+    fn merge(&mut self, other: Self) {
+        if self.images == 0 {
+            self.first = other.first;
         }
+        self.images += other.images;
+        self.values += other.values;
+        self.of += other.of;
     }
 
     /// A sentence, where there are any among `looked_at` images.
@@ -141,10 +144,22 @@ impl Dataset {
     ///
     /// # Errors
     /// Those of [`Dataset::scaled_to`].
-    pub fn with_range(mut self, choice: &RangeChoice) -> Result<(Self, ValueRange), DataError> {
+    pub fn with_range(self, choice: &RangeChoice) -> Result<(Self, ValueRange), DataError> {
         let survey = self.survey();
-        let range = self.range_of(choice, &survey);
-        let notes = self.notes_on_values(&survey, choice, &range);
+        self.with_range_of(choice, &survey)
+    }
+
+    /// As [`Dataset::with_range`], by a survey of this set that was made before.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::scaled_to`].
+    pub fn with_range_of(
+        mut self,
+        choice: &RangeChoice,
+        survey: &Survey,
+    ) -> Result<(Self, ValueRange), DataError> {
+        let range = self.range_of(choice, survey);
+        let notes = self.notes_on_values(survey, choice, &range);
         // Notes on labels stay the last ones.
         let at = self.notes.len() - self.label_notes;
         self.notes.splice(at..at, notes);
@@ -175,12 +190,7 @@ impl Survey {
         if let Some(note) = note {
             *self.left_out.entry(note).or_default() += 1;
         }
-        if self.missing.images == 0 {
-            self.missing.first = missing.first;
-        }
-        self.missing.images += missing.images;
-        self.missing.values += missing.values;
-        self.missing.of += missing.of;
+        self.missing.merge(missing);
         let full = match kind {
             "uint8" => Some(1.0),
             "uint16" => Some(257.0),
