@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use simclr::{ConfigError, EvalError, RanksError, TrainError, data::DataError, error::Blame};
+use simclr::{ConfigError, DistError, EvalError, TrainError, data::DataError, error::Blame};
 
 use crate::terminal;
 
@@ -62,7 +62,7 @@ impl std::fmt::Display for Failure {
 
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
-        let quiet = matches!(error, TrainError::Elsewhere { .. });
+        let quiet = matches!(error, TrainError::RemoteRank { .. });
         Self { message: error.to_string(), hint: error.hint(), code: code(error.blame()), quiet }
     }
 }
@@ -87,8 +87,8 @@ impl From<DataError> for Failure {
     }
 }
 
-impl From<RanksError> for Failure {
-    fn from(error: RanksError) -> Self {
+impl From<DistError> for Failure {
+    fn from(error: DistError) -> Self {
         Self::user(error.to_string(), error.hint())
     }
 }

@@ -22,14 +22,14 @@ fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Pretrain(arguments) => {
-            processes::together(|ranks| commands::pretrain::run(*arguments, ranks))
+            processes::together(|group| commands::pretrain::run(*arguments, group))
         }
         Command::Evaluate(arguments) => processes::alone(|| commands::evaluate::run(&arguments)),
         Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),
         Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
-        Command::Doctor(arguments) => processes::together(|ranks| commands::doctor::run(&arguments, ranks)),
+        Command::Doctor(arguments) => processes::together(|group| commands::doctor::run(&arguments, group)),
         Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
         Command::Pack(arguments) => processes::alone(|| commands::pack::run(&arguments)),
     };
@@ -47,7 +47,7 @@ fn settle_environment() {
     if unset("GOMP_SPINCOUNT") && unset("OMP_WAIT_POLICY") {
         settings.push(("GOMP_SPINCOUNT", "2000"));
     }
-    if simclr::ranks::Launch::of_environment() != simclr::ranks::Launch::Alone
+    if simclr::dist::Launch::of_environment() != simclr::dist::Launch::Alone
         && unset("OMPI_MCA_mpi_yield_when_idle")
     {
         settings.push(("OMPI_MCA_mpi_yield_when_idle", "1"));

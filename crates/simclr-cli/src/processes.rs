@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use simclr::ranks::{Disagreed, Launch, Lost, Ranks};
+use simclr::dist::{Launch, ProcessFailure, ProcessGroup, RankError};
 
 use crate::{failure::Failure, terminal};
 
@@ -10,11 +10,13 @@ use crate::{failure::Failure, terminal};
 const LOST: i32 = 2;
 
 /// Runs `command` on every process that the launcher started; prints its failure, once, before any of them leaves.
-pub fn together(command: impl FnOnce(&Ranks) -> Result<ExitCode, Failure>) -> Result<ExitCode, Failure> {
-    let ranks = Ranks::join(Box::new(lost))?;
-    let outcome = command(&ranks).map_err(|failure| failure.of_rank(ranks.rank()));
+pub fn together(
+    command: impl FnOnce(&ProcessGroup) -> Result<ExitCode, Failure>,
+) -> Result<ExitCode, Failure> {
+    let group = ProcessGroup::join(Box::new(lost))?;
+    let outcome = command(&group).map_err(|failure| failure.of_rank(group.rank()));
     let code = outcome.unwrap_or_else(Failure::report);
-    ranks.finish();
+    group.finish();
     Ok(code)
 }
 
@@ -33,21 +35,21 @@ pub fn alone(command: impl FnOnce() -> Result<ExitCode, Failure>) -> Result<Exit
 }
 
 /// What rank 0 has to say decides for all: its value is turned into a text by `tell`, which every process gets.
-pub fn decided_by_first<T>(
-    ranks: &Ranks,
+pub fn broadcast_from_root<T>(
+    group: &ProcessGroup,
     decide: impl FnOnce() -> Result<T, Failure>,
     tell: impl FnOnce(&T) -> String,
 ) -> Result<(Option<T>, String), Failure> {
-    let own = if ranks.is_first() { decide().map(Some) } else { Ok(None) };
-    let agreed = ranks.agree(own, |own| own.as_ref().map(tell).unwrap_or_default());
+    let own = if group.is_first() { decide().map(Some) } else { Ok(None) };
+    let agreed = group.all_ok(own, |own| own.as_ref().map(tell).unwrap_or_default());
     let (own, mut told) = agreed.map_err(|disagreed| match disagreed {
-        Disagreed::Here(failure) => failure,
-        Disagreed::Elsewhere { message, .. } => Failure::elsewhere(message),
+        RankError::Local(failure) => failure,
+        RankError::Remote { message, .. } => Failure::elsewhere(message),
     })?;
     Ok((own, told.swap_remove(0)))
 }
 
-fn lost(lost: &Lost<'_>) {
+fn lost(lost: &ProcessFailure<'_>) {
     terminal::error("error", &lost.message, Some(&lost.hint));
-    lost.end_all(LOST);
+    lost.abort_all(LOST);
 }

@@ -66,8 +66,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("objective", &["nt_xent"]),
     ("model", &["device", "encoder", "head", "objective", "params"]),
     ("optim", &["params"]),
-    ("ranks", &["encoder", "nt_xent", "params"]),
-    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "ranks", "views"]),
+    ("dist", &["encoder", "nt_xent", "params"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "dist", "views"]),
     (
         "train",
         &[
@@ -82,7 +82,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "objective",
             "optim",
             "params",
-            "ranks",
+            "dist",
             "views",
         ],
     ),

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::recipes::Recipes;
+use crate::deferred::DeferredViews;
 
 /// The views of a batch of N images, or of a chunk of it: two of each image, one where labels train.
 ///
@@ -22,11 +22,11 @@ pub struct Batch {
     /// Indices in the data set of the images whose first view is here.
     pub ids: Vec<usize>,
     /// Indices of the images whose second view is here: equal to `ids` unless chunks are dealt apart; empty with one view.
-    pub second: Vec<usize>,
+    pub second_view_ids: Vec<usize>,
     /// Of `ids.len() + second.len()` rows.
     pub views: Views,
     /// Images that could not be decoded and were left out: index and reason. Named in the first chunk that misses them.
-    pub bad: Vec<(usize, String)>,
+    pub failed: Vec<(usize, String)>,
 }
 
 /// The views of a batch, or what they are made of.
@@ -35,7 +35,7 @@ pub enum Views {
     /// `[rows, C, S, S]`, `f32` in `[0, 1]`.
     Pixels(Block),
     /// For whoever makes pixels elsewhere: images and dice.
-    Recipes(Recipes),
+    Deferred(DeferredViews),
 }
 
 impl Default for Views {
@@ -58,7 +58,7 @@ impl Batch {
     pub fn pixels(&self) -> &[f32] {
         match &self.views {
             Views::Pixels(pixels) => pixels,
-            Views::Recipes(_) => panic!("a batch of recipes has no pixels"),
+            Views::Deferred(_) => panic!("a batch of recipes has no pixels"),
         }
     }
 }

@@ -11,7 +11,7 @@ pub struct Chunking {
     pub images: usize,
     /// Whether the two views of an image are dealt to different chunks. Batch norm over the chunk then tells nothing about
     /// which views belong together (MoCo, arXiv 1911.05722, section 3.3, which shuffles over GPUs).
-    pub apart: bool,
+    pub shuffle_views: bool,
     /// How often the chunks of a step are made, one after the other: 1 or 2.
     pub passes: usize,
 }
@@ -50,7 +50,7 @@ impl Chunking {
     /// The chunks of the batch `ids`, of which `views` views are made. The batch lies in `parts` parts, with as many chunks
     /// each; those of a part follow one another.
     ///
-    /// Dealt apart, the partners of a chunk's first views are spread evenly over all other chunks, in an order that `key`
+    /// Dealt shuffle_views, the partners of a chunk's first views are spread evenly over all other chunks, in an order that `key`
     /// decides; no chunk has more second views than first views by more than one.
     pub fn deal(&self, ids: &[usize], views: usize, key: Key, parts: usize) -> Vec<Dealt> {
         let count = parts * ids.len().div_ceil(parts).div_ceil(self.images.max(1)).max(1);
@@ -60,7 +60,7 @@ impl Chunking {
         let mut dice = key.stream();
         for source in 0..if views < 2 { 0 } else { count } {
             let images = part(source);
-            if !self.apart || count == 1 {
+            if !self.shuffle_views || count == 1 {
                 chunks[source].second = images.to_vec();
                 continue;
             }
@@ -80,18 +80,18 @@ mod tests {
 
     const KEY: Key = Key { seed: 3, epoch: 1, image: 0, view: 0 };
 
-    fn chunking(images: usize, apart: bool) -> Chunking {
-        Chunking { images, apart, passes: 2 }
+    fn chunking(images: usize, shuffle_views: bool) -> Chunking {
+        Chunking { images, shuffle_views, passes: 2 }
     }
 
     /// Odd sizes too: every view once, chunks of nearly equal size.
     #[test]
     fn every_view_is_dealt_once_and_evenly() {
-        for (n, images, apart) in
+        for (n, images, shuffle_views) in
             [(24, 6, false), (24, 6, true), (25, 6, true), (31, 8, true), (7, 4, true), (9, 9, true)]
         {
             let ids: Vec<usize> = (100..100 + n).collect();
-            let chunks = chunking(images, apart).deal(&ids, 2, KEY, 1);
+            let chunks = chunking(images, shuffle_views).deal(&ids, 2, KEY, 1);
             assert_eq!(chunks.len(), n.div_ceil(images));
             for views in [|chunk: &Dealt| chunk.first.clone(), |chunk: &Dealt| chunk.second.clone()] {
                 let mut all: Vec<usize> = chunks.iter().flat_map(views).collect();
@@ -100,7 +100,7 @@ mod tests {
             }
             for chunk in &chunks {
                 assert!(
-                    chunk.first.len().abs_diff(chunk.second.len()) <= usize::from(apart),
+                    chunk.first.len().abs_diff(chunk.second.len()) <= usize::from(shuffle_views),
                     "{n} in {images}: {chunks:?}"
                 );
                 assert!(chunk.first.len() <= images && chunk.first.len() + 1 >= n / chunks.len());

@@ -14,18 +14,18 @@ pub mod batch; // 2N views -> Batch, the row order
 pub mod chunking; // which views go through the encoder together
 pub mod dataset; // what exists: samples, labels, splits
 pub mod decode; // bytes -> Image
+pub mod deferred; // images and dice, for views that are made elsewhere
 pub mod loader; // order, worker threads, prefetch, bad files
 pub mod output; // where results may be written
 pub mod range; // which stored values become 0 and 255
-pub mod recipes; // images and dice, for views that are made elsewhere
 pub mod rng; // (seed, epoch, image, view) -> generator
 
 pub use augment::{AugmentConfig, ViewParams};
 pub use batch::{Batch, Chunk, Views};
 pub use chunking::Chunking;
 pub use dataset::{Dataset, Sample, Split};
+pub use deferred::{DeferredView, DeferredViews, ViewSpec};
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{Loader, LoaderConfig};
 pub use range::{RangeChoice, ValueRange};
-pub use recipes::{Method, Recipe, Recipes};

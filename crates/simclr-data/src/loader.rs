@@ -23,8 +23,8 @@ use crate::{
     augment::{self, EvalTransform, Scratch},
     batch::{Spare, Views},
     chunking::Dealt,
+    deferred::{DeferredImage, DeferredViews, ViewSpec},
     error::allowed_bad,
-    recipes::{Ingredients, Method, Recipes},
     rng::Key,
 };
 
@@ -113,8 +113,8 @@ impl Loader {
         Self { chunking: Some(chunking), ..self }
     }
 
-    /// Decodes and draws, but makes no pixels: batches then hold [`Recipes`].
-    pub fn as_recipes(self) -> Self {
+    /// Decodes and draws, but makes no pixels: batches then hold [`DeferredViews`].
+    pub fn deferred(self) -> Self {
         Self { spare_bytes: Some(Arc::default()), ..self }
     }
 
@@ -143,7 +143,7 @@ impl Loader {
             next_step: first_step,
             end_step,
             waited: Duration::ZERO,
-            left_out: Vec::new(),
+            failed_images: Vec::new(),
         })
     }
 
@@ -215,7 +215,7 @@ impl Loader {
                 let chunk = Chunk { index, count, pass };
                 let made = pool.install(|| self.make((step, epoch, chunk), dealt, abandoned));
                 let made = made.and_then(|batch| {
-                    bad.extend(batch.bad.iter().map(|(id, _)| *id));
+                    bad.extend(batch.failed.iter().map(|(id, _)| *id));
                     if first_pass {
                         // Exactly the views that this pass saw are made again in the next one.
                         dealt.leave_out(&bad);
@@ -238,7 +238,15 @@ impl Loader {
         };
         let mut left = dealt.clone();
         left.leave_out(&failures.iter().map(|(id, _)| *id).collect());
-        Ok(Batch { step, epoch, chunk, ids: left.first, second: left.second, views, bad: failures })
+        Ok(Batch {
+            step,
+            epoch,
+            chunk,
+            ids: left.first,
+            second_view_ids: left.second,
+            views,
+            failed: failures,
+        })
     }
 
     /// All views of an image from one decode, images in parallel.
@@ -272,7 +280,7 @@ impl Loader {
         dealt: &Dealt,
         abandoned: &AtomicBool,
     ) -> (Views, Failures) {
-        let found: Vec<Result<Ingredients, (usize, String)>> = by_image(dealt.views().zip(0..))
+        let found: Vec<Result<DeferredImage, (usize, String)>> = by_image(dealt.views().zip(0..))
             .into_par_iter()
             .filter_map(|(id, views)| match abandoned.load(Ordering::Relaxed) {
                 true => None,
@@ -286,9 +294,9 @@ impl Loader {
                 Err(failure) => failures.push(failure),
             }
         }
-        let len = images.iter().map(Ingredients::len).sum();
+        let len = images.iter().map(DeferredImage::len).sum();
         let bytes = spare.take_with_room(len, len + len / 8);
-        (Views::Recipes(Recipes::collect(images, bytes, self.method())), failures)
+        (Views::Deferred(DeferredViews::collect(images, bytes, self.method())), failures)
     }
 
     fn views_of(&self, epoch: u64, id: usize, views: Vec<(u64, &mut [f32])>) -> Result<(), DataError> {
@@ -302,15 +310,20 @@ impl Loader {
         Ok(())
     }
 
-    fn ingredients(&self, epoch: u64, id: usize, views: Vec<(u64, usize)>) -> Result<Ingredients, DataError> {
+    fn ingredients(
+        &self,
+        epoch: u64,
+        id: usize,
+        views: Vec<(u64, usize)>,
+    ) -> Result<DeferredImage, DataError> {
         let image = self.dataset.decode(id)?;
         let size = (image.width, image.height);
         let views = views.into_iter().map(|(view, row)| (row, self.draw(epoch, id, view, size))).collect();
-        Ok(Ingredients::new(image, views, &self.method()))
+        Ok(DeferredImage::new(image, views, &self.method()))
     }
 
-    fn method(&self) -> Method {
-        Method {
+    fn method(&self) -> ViewSpec {
+        ViewSpec {
             channels: self.dataset.channels(),
             size: self.config.size,
             interpolation: self.augment.interpolation,
@@ -327,13 +340,16 @@ impl Loader {
 
     /// Counts distinct bad images since this stream began, and fails above the allowed number.
     fn count_bad(&self, batch: Batch, bad: &mut HashSet<usize>) -> Made {
-        bad.extend(batch.bad.iter().map(|(id, _)| *id));
+        bad.extend(batch.failed.iter().map(|(id, _)| *id));
         let allowed = self.config.max_bad_share;
         if bad.len() <= allowed_bad(allowed, self.dataset.len()) {
             return Ok(batch);
         }
-        let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-        Err((DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first }, batch.bad))
+        let first = batch.failed.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        Err((
+            DataError::TooManyBad { bad: bad.len(), seen: self.dataset.len(), allowed, first },
+            batch.failed,
+        ))
     }
 }
 
@@ -354,10 +370,10 @@ fn by_image<T>(views: impl Iterator<Item = ((usize, u64), T)>) -> Vec<Job<T>> {
 /// Refuses a batch of which fewer than two images are `left`: there is nothing to contrast. Likewise a chunk of fewer than
 /// `least` views, which has no statistics, and one that lost images since the pass before.
 fn enough(batch: Batch, left: usize, first_pass: bool, least: usize) -> Made {
-    let rows = batch.ids.len() + batch.second.len();
-    if rows < least || batch.chunk.is_last() && left < 2 || !first_pass && !batch.bad.is_empty() {
-        let first = batch.bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-        return Err((DataError::EmptyBatch { step: batch.step, first }, batch.bad));
+    let rows = batch.ids.len() + batch.second_view_ids.len();
+    if rows < least || batch.chunk.is_last() && left < 2 || !first_pass && !batch.failed.is_empty() {
+        let first = batch.failed.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        return Err((DataError::EmptyBatch { step: batch.step, first }, batch.failed));
     }
     Ok(batch)
 }
@@ -377,7 +393,7 @@ pub struct Batches {
     next_step: u64,
     end_step: u64,
     waited: Duration,
-    left_out: Vec<(usize, String)>,
+    failed_images: Vec<(usize, String)>,
 }
 
 impl Batches {
@@ -387,8 +403,8 @@ impl Batches {
     }
 
     /// After an error: the images of the batch that failed which could not be decoded, index and reason.
-    pub fn left_out(&self) -> &[(usize, String)] {
-        &self.left_out
+    pub fn failed_images(&self) -> &[(usize, String)] {
+        &self.failed_images
     }
 }
 
@@ -409,8 +425,8 @@ impl Iterator for Batches {
             Ok(_) => self.next_step,
             Err(_) => self.end_step,
         };
-        Some(made.map_err(|(error, left_out)| {
-            self.left_out = left_out;
+        Some(made.map_err(|(error, failed_images)| {
+            self.failed_images = failed_images;
             error
         }))
     }
@@ -458,7 +474,7 @@ pub fn evaluation_pixels(
                 result.pixels.copy_within(at * view..(at + 1) * view, result.ids.len() * view);
                 result.ids.push(index);
             }
-            Err(error) => result.bad.push((index, error.to_string())),
+            Err(error) => result.failed.push((index, error.to_string())),
         }
     }
     result.pixels.truncate(result.ids.len() * view);
@@ -473,5 +489,5 @@ pub struct EvaluationPixels {
     /// `[ids.len(), C, S, S]`.
     pub pixels: Vec<f32>,
     /// The others: index and reason.
-    pub bad: Vec<(usize, String)>,
+    pub failed: Vec<(usize, String)>,
 }

@@ -353,7 +353,7 @@ const END: [u8; 2] = [0xff, 0xd9];
 
 /// How a JPEG of [`written`] is made.
 #[derive(Debug, Clone, Copy)]
-struct Recipe {
+struct DeferredView {
     picture: usize,
     size: (usize, usize),
     quality: f32,
@@ -383,7 +383,7 @@ fn picture(kind: usize, (width, height): (usize, usize)) -> Vec<u8> {
     pixels
 }
 
-fn written(recipe: &Recipe) -> Vec<u8> {
+fn written(recipe: &DeferredView) -> Vec<u8> {
     let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
     encoder.set_size(recipe.size.0, recipe.size.1);
     encoder.set_fastest_defaults();
@@ -401,10 +401,10 @@ fn written(recipe: &Recipe) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn recipes() -> impl Iterator<Item = Recipe> {
+fn recipes() -> impl Iterator<Item = DeferredView> {
     let sizes = [(40, 40), (37, 51), (8, 8)];
     let chroma = [Some((1, 1)), Some((2, 1)), Some((2, 2)), None];
-    (0..480).map(move |index| Recipe {
+    (0..480).map(move |index| DeferredView {
         picture: index % 5,
         size: sizes[index / 5 % 3],
         chroma: chroma[index / 15 % 4],
@@ -469,7 +469,7 @@ fn zeros_in_the_place_of_data_are_found_but_for_chance() {
 #[test]
 fn a_scan_may_not_lack() {
     for chroma in [Some((2, 2)), None] {
-        let jpeg = written(&Recipe { progressive: true, chroma, ..recipes().next().unwrap() });
+        let jpeg = written(&DeferredView { progressive: true, chroma, ..recipes().next().unwrap() });
         let scans: Vec<usize> = (1..jpeg.len() - 1).filter(|&at| jpeg[at..at + 2] == [0xff, 0xda]).collect();
         assert!(scans.len() > 4);
         for (&at, decoder) in scans[1..].iter().flat_map(|at| DECODERS.map(|decoder| (at, decoder))) {

@@ -151,12 +151,12 @@ fn bad_images_are_left_out_and_named_and_rows_still_fit_ids() {
     for epoch in 0..2 {
         let of_epoch = batches.iter().filter(|batch| batch.epoch == epoch);
         let mut bad: Vec<usize> =
-            of_epoch.clone().flat_map(|batch| batch.bad.iter().map(|(id, _)| *id)).collect();
+            of_epoch.clone().flat_map(|batch| batch.failed.iter().map(|(id, _)| *id)).collect();
         bad.sort_unstable();
         assert_eq!(bad, [3, 4, 17]);
         assert_eq!(of_epoch.map(|batch| batch.ids.len()).sum::<usize>(), 21);
     }
-    let (_, reason) = batches.iter().find_map(|batch| batch.bad.first()).unwrap();
+    let (_, reason) = batches.iter().find_map(|batch| batch.failed.first()).unwrap();
     assert!(reason.contains("bad on purpose"), "{reason}");
 }
 
@@ -172,12 +172,12 @@ fn too_many_bad_images_end_the_stream_and_are_named() {
     let mut named = HashSet::new();
     let error = loop {
         match batches.next().expect("an error comes before the end") {
-            Ok(batch) => named.extend(batch.bad.iter().map(|(id, _)| *id)),
+            Ok(batch) => named.extend(batch.failed.iter().map(|(id, _)| *id)),
             Err(error) => break error,
         }
     };
     assert!(matches!(error, DataError::TooManyBad { bad: 3, seen: 24, .. }), "{error}");
-    named.extend(batches.left_out().iter().map(|(id, _)| *id));
+    named.extend(batches.failed_images().iter().map(|(id, _)| *id));
     assert_eq!(named, bad, "the images of the batch that failed are named too");
     assert!(batches.next().is_none());
 }
@@ -189,7 +189,7 @@ fn a_batch_of_fewer_than_two_images_is_an_error() {
         loader(24, source, LoaderConfig { max_bad_share: 1.0, ..config(2) }).batches(0, 3).unwrap();
     let error = batches.next().unwrap().unwrap_err();
     assert!(matches!(error, DataError::EmptyBatch { step: 0, .. }), "{error}");
-    assert_eq!(batches.left_out().len(), 8);
+    assert_eq!(batches.failed_images().len(), 8);
     assert!(batches.next().is_none());
 }
 
@@ -230,12 +230,12 @@ fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
     let one = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 1).unwrap();
     let three = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 3).unwrap();
     assert_eq!(one.ids, [9, 2, 0, 31, 2]);
-    assert_eq!((&one.ids, &one.bad), (&three.ids, &three.bad));
+    assert_eq!((&one.ids, &one.failed), (&three.ids, &three.failed));
     assert!(one.pixels == three.pixels && one.pixels.len() == 5 * VIEW);
     assert!(one.pixels[VIEW..2 * VIEW] == one.pixels[4 * VIEW..], "the same image gives the same view");
     assert!(one.pixels[..VIEW] != one.pixels[VIEW..2 * VIEW]);
-    assert_eq!(one.bad.len(), 1);
-    assert_eq!(one.bad[0].0, 4);
+    assert_eq!(one.failed.len(), 1);
+    assert_eq!(one.failed[0].0, 4);
 }
 
 /// With labels one view of each image is trained on: the first of the two that a contrastive run would see.

@@ -34,12 +34,12 @@ unsafe extern "C" {
 /// While it lives, this thread works on a stream of its own, behind what it asked of the device before. A recorded step needs
 /// one, and copies on one go on beside another's work. Not to be sent to another thread.
 #[derive(Debug)]
-pub struct OwnStream {
+pub struct StreamGuard {
     before: [i64; 3],
     _of_this_thread: std::marker::PhantomData<*const ()>,
 }
 
-impl OwnStream {
+impl StreamGuard {
     /// For the device of `like`.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl OwnStream {
     }
 }
 
-impl Drop for OwnStream {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         // SAFETY: written by `simclr_stream_own`. What CUDA says here it says again to whoever uses it next.
         let _ = check(unsafe { simclr_stream_back(self.before.as_ptr()) });
@@ -61,12 +61,12 @@ impl Drop for OwnStream {
 
 /// A point in a stream that another one can wait for.
 #[derive(Debug)]
-pub struct Mark(*mut CMark);
+pub struct CudaEvent(*mut CMark);
 
 // SAFETY: an event may be waited for on any thread.
-unsafe impl Send for Mark {}
+unsafe impl Send for CudaEvent {}
 
-impl Mark {
+impl CudaEvent {
     /// Where this thread's stream has come to on the device of `like`.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         // SAFETY: made by `simclr_mark`, freed once.
         unsafe { simclr_mark_free(self.0) }
@@ -98,18 +98,18 @@ impl Drop for Mark {
 
 /// What a device was asked to do, to be asked again at once.
 #[derive(Debug)]
-pub struct Recording(*mut CRecording);
+pub struct CudaGraph(*mut CRecording);
 
 // SAFETY: a graph may be replayed from any thread, one at a time.
-unsafe impl Send for Recording {}
+unsafe impl Send for CudaGraph {}
 
-impl Recording {
-    /// Records what `work` asks of the GPU, on this thread's [`OwnStream`]; nothing is done meanwhile. Tensors that `work` takes in
+impl CudaGraph {
+    /// Records what `work` asks of the GPU, on this thread's [`StreamGuard`]; nothing is done meanwhile. Tensors that `work` takes in
     /// or gives out keep their places in memory: a replay reads and writes those same ones.
     ///
     /// # Errors
     /// `work` waits for the GPU, or does what cannot be recorded: its error, or CUDA's.
-    pub fn of<T, E: From<ShimError>>(work: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
+    pub fn capture<T, E: From<ShimError>>(work: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
         let mut recording = std::ptr::null_mut();
         // SAFETY: `recording` is written on success.
         check(unsafe { simclr_graph_begin(&mut recording) })?;
@@ -132,7 +132,7 @@ impl Recording {
     }
 }
 
-impl Drop for Recording {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: made by `simclr_graph_begin`, freed once.
         unsafe { simclr_graph_free(self.0) }

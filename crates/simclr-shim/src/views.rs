@@ -118,7 +118,7 @@ impl View {
 
 /// How views are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Making {
+pub struct ViewOptions {
     /// C.
     pub channels: usize,
     /// S.
@@ -156,13 +156,13 @@ unsafe extern "C" {
 
 /// Bytes of images and what is to be made of them, checked against each other.
 #[derive(Debug)]
-pub struct Recipes {
+pub struct KernelInputs {
     pixels: Tensor,
     table: Tensor,
     channels: usize,
 }
 
-impl Recipes {
+impl KernelInputs {
     /// Copies both to `device`. To a GPU they go through pinned memory, and nobody waits for them: what is started there
     /// afterwards finds them.
     ///
@@ -191,8 +191,8 @@ impl Recipes {
     ///
     /// # Errors
     /// A device without kernels, other channels, too large a view, no memory.
-    pub fn views(&self, making: Making) -> Result<Tensor, ShimError> {
-        let Making { channels, side, cubic, antialias, gray_mean, blurs } = making;
+    pub fn views(&self, making: ViewOptions) -> Result<Tensor, ShimError> {
+        let ViewOptions { channels, side, cubic, antialias, gray_mean, blurs } = making;
         if channels != self.channels || !(1..=MOST_SIDE).contains(&side) {
             return Err(ShimError(format!("{making:?} of images with {} channels", self.channels)));
         }

@@ -7,7 +7,7 @@ use simclr_shim::{
     Cuda, ShimError,
     gpu::{LIBRARY, Order, agree, compile, emulated, prepare},
     load_cuda, operations,
-    stream::{Mark, OwnStream, Recording},
+    stream::{CudaEvent, CudaGraph, StreamGuard},
     upload,
 };
 use tch::{Device, Kind, Tensor};
@@ -63,8 +63,8 @@ fn a_missing_library_is_named() {
 fn streams_are_nothing_on_the_cpu() {
     load_cuda();
     let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
-    let own = OwnStream::new(&like).unwrap();
-    let mark = Mark::new(&like).unwrap();
+    let own = StreamGuard::new(&like).unwrap();
+    let mark = CudaEvent::new(&like).unwrap();
     std::thread::spawn(move || mark.wait(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap())
         .join()
         .unwrap();
@@ -72,7 +72,7 @@ fn streams_are_nothing_on_the_cpu() {
     if tch::Cuda::is_available() {
         return;
     }
-    let recorded = Recording::of(|| Ok::<_, ShimError>(()));
+    let recorded = CudaGraph::capture(|| Ok::<_, ShimError>(()));
     // Without libtorch_cuda there is no such class; with it, no driver.
     let error = recorded.unwrap_err().to_string();
     assert!(error.contains("CUDA"), "{error}");
@@ -84,10 +84,10 @@ fn streams_are_nothing_on_the_cpu() {
 fn a_recording_is_done_again() {
     assert_eq!(load_cuda(), Cuda::Loaded);
     let x = Tensor::zeros([1000], (Kind::Float, Device::Cuda(0)));
-    let _own = OwnStream::new(&x).unwrap();
+    let _own = StreamGuard::new(&x).unwrap();
     let add = || Ok::<_, ShimError>(x.shallow_clone().g_add_scalar_(1.0));
     let _ = add().unwrap();
-    let (recording, _) = Recording::of(add).unwrap();
+    let (recording, _) = CudaGraph::capture(add).unwrap();
     for _ in 0..3 {
         recording.replay().unwrap();
     }

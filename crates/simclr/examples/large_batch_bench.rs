@@ -11,11 +11,11 @@ use simclr::{
     RunConfig,
     data::{Batch, Chunk, Chunking, DataError, rng::Key},
     device::{Precision, choose_device, describe},
-    encoder::NormOver,
-    model::SimClr,
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
+    model::Model,
     objective::Objective,
     optim::Optimizer,
-    ranks::{Buckets, Ranks},
     train::{
         large::{Chunks, LargeStep},
         step::{Setting, train_step},
@@ -70,18 +70,18 @@ fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>>
     let (train, device) = (&config.train, choose_device(config.train.device, 0)?);
     let precision = simclr::device::choose_precision(train.precision, device);
     let shape = (3, train.image_size);
-    let model = SimClr::new(&config.encoder, &config.head, (3, shape.1 as i64), 0, device, precision)?;
+    let model = Model::new(&config.encoder, &config.head, (3, shape.1 as i64), 0, device, precision)?;
     let mut optimizer = Optimizer::new(&config.optim, &model.params);
     let objective = Objective::Contrastive(config.loss.clone());
     println!("{} {}", describe(device), if precision == Precision::Bf16 { "bf16" } else { "f32" });
-    let ranks = Ranks::alone();
-    let buckets = Buckets::new(&model.params, &ranks);
+    let group = ProcessGroup::alone();
+    let buckets = GradientBuckets::new(&model.params, &group);
     let setting = Setting {
         model: &model,
         objective: &objective,
         over: train.batch_norm,
         shape,
-        ranks: &ranks,
+        group: &group,
         buckets: &buckets,
     };
     let mut seconds = Vec::new();
@@ -107,7 +107,7 @@ fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
     let train = &config.train;
     let chunking = Chunking {
         images: if train.is_chunked() { train.chunk } else { train.batch },
-        apart: train.batch_norm == NormOver::ChunkShuffled,
+        shuffle_views: train.batch_norm == BatchNormScope::ChunkShuffled,
         passes: 1,
     };
     let ids: Vec<usize> = (0..train.batch).collect();
@@ -120,8 +120,8 @@ fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
         views: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size)
             .into(),
         ids: dealt.first,
-        second: dealt.second,
-        bad: Vec::new(),
+        second_view_ids: dealt.second,
+        failed: Vec::new(),
     };
     chunks.into_iter().enumerate().map(batch).collect()
 }

@@ -9,19 +9,19 @@ use std::{error::Error, time::Instant};
 
 use simclr::{
     device::{DeviceChoice, Precision, channels_last, choose_device, describe},
-    encoder::{EncoderConfig, EncoderName, Init, NormOver, Stem},
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::{BatchNormScope, EncoderConfig, EncoderName, Init, Stem},
     head::HeadConfig,
-    model::SimClr,
+    model::Model,
     nt_xent::LossConfig,
     objective::Objective,
     optim::{OptimConfig, OptimKind, Optimizer},
-    ranks::{Buckets, Ranks},
     train::{
         recorded::Recorder,
         step::{Setting, train_step_of},
     },
 };
-use simclr_shim::stream::OwnStream;
+use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
 
 /// The peer's learning rate and weight decay; neither changes the work.
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let device = choose_device(DeviceChoice::Auto, 0)?;
     let (config, size) = encoder(&arguments.encoder)?;
-    let model = SimClr::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
+    let model = Model::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
     let sgd = OptimConfig {
         kind: OptimKind::Sgd,
         weight_decay: WEIGHT_DECAY,
@@ -83,14 +83,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut optimizer = Optimizer::new(&sgd, &model.params);
     // As `train::run` does on a GPU: a stream of our own, and the step recorded.
     simclr_shim::stream::set_deterministic(false);
-    let _own = OwnStream::new(&Tensor::empty([0], (Kind::Float, device)))?;
+    let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)))?;
     let views = channels_last(&Tensor::randn([arguments.views, 3, size, size], (Kind::Float, device)));
-    let (ranks, ids) = (Ranks::alone(), (0..arguments.views as usize / 2).collect::<Vec<_>>());
+    let (group, ids) = (ProcessGroup::alone(), (0..arguments.views as usize / 2).collect::<Vec<_>>());
     let objective = Objective::Contrastive(LossConfig { temperature: 0.5, ..LossConfig::default() });
-    let (buckets, shape) = (Buckets::new(&model.params, &ranks), (3, size as usize));
-    let over = NormOver::Global;
+    let (buckets, shape) = (GradientBuckets::new(&model.params, &group), (3, size as usize));
+    let over = BatchNormScope::Global;
     let setting =
-        Setting { model: &model, objective: &objective, over, shape, ranks: &ranks, buckets: &buckets };
+        Setting { model: &model, objective: &objective, over, shape, group: &group, buckets: &buckets };
     let mut recorder = Recorder::new(&setting, true);
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();

@@ -123,7 +123,7 @@ pub enum CheckpointError {
 /// Processes that cannot train together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RanksError {
+pub enum DistError {
     /// Started several times by a launcher, without MPI in this build.
     #[error("{count} processes were started, but this simclr was built without MPI")]
     NotBuilt {
@@ -196,10 +196,10 @@ pub enum TrainError {
     },
     /// The processes of the run.
     #[error(transparent)]
-    Ranks(#[from] RanksError),
+    ProcessGroup(#[from] DistError),
     /// Another process failed, and says so.
     #[error("rank {rank}: {message}")]
-    Elsewhere {
+    RemoteRank {
         /// Which.
         rank: usize,
         /// What it says.
@@ -361,7 +361,7 @@ impl CheckpointError {
     }
 }
 
-impl RanksError {
+impl DistError {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -401,8 +401,8 @@ impl TrainError {
                 Some("wait until it has ended or stop it, or choose another folder (--run, --out)".into())
             }
             Self::RunFile { .. } => Some("choose another file with --out".into()),
-            Self::Ranks(error) => error.hint(),
-            Self::Torch(_) | Self::Device(_) | Self::Elsewhere { .. } => None,
+            Self::ProcessGroup(error) => error.hint(),
+            Self::Torch(_) | Self::Device(_) | Self::RemoteRank { .. } => None,
         }
     }
 

@@ -238,7 +238,7 @@ impl Layer {
         let (dense, norm_name) = (format!("head.{}", 2 * index), format!("head.{}", 2 * index + 1));
         let init = config.init.resolve(normed);
         let initial = init.weight(params, shape);
-        let weight = params.add(format!("{dense}.weight"), Role::Kernel, initial);
+        let weight = params.add(format!("{dense}.weight"), Role::Weight, initial);
         // A batch norm takes the mean away again, so the dense layer before it has no bias.
         let bias = (!normed).then(|| {
             let initial = init.bias(params, shape);
@@ -327,7 +327,7 @@ mod tests {
             assert_eq!(z(kind, layers).size(), [6, 3], "{kind:?} {layers}");
         }
         let (_, params) = built(HeadKind::Nonlinear, 3, HeadNorm::All);
-        let kernels = params.params().iter().filter(|param| param.role == Role::Kernel);
+        let kernels = params.params().iter().filter(|param| param.role == Role::Weight);
         assert_eq!(kernels.map(|kernel| kernel.tensor.size()).collect::<Vec<_>>(), [[5, 4], [5, 5], [3, 5]]);
     }
 
@@ -339,7 +339,7 @@ mod tests {
             let config = HeadConfig { hidden: 300, out: 200, norm, init, ..HeadConfig::default() };
             let _ = Head::new(&config, 400, &mut params);
             let dense =
-                params.params().iter().filter(|param| matches!(param.role, Role::Kernel | Role::Bias));
+                params.params().iter().filter(|param| matches!(param.role, Role::Weight | Role::Bias));
             dense.map(|param| param.tensor.std(false).double_value(&[])).collect::<Vec<_>>()
         };
         // Uniform in +-b has a deviation of b / sqrt(3).

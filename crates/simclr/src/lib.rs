@@ -13,6 +13,7 @@ pub mod error;
 pub mod checkpoint; // named tensors and JSON <-> one file, atomic
 pub mod config; // RunConfig as written -> Plan as run
 pub mod device; // the only file that names a backend
+pub mod dist; // the processes of a run
 pub mod encoder; // images [B, C, S, S] -> h [B, F]
 pub mod eval; // frozen features -> kNN, linear classifier
 pub mod export; // encoder -> safetensors, features -> parquet / npy
@@ -23,12 +24,11 @@ pub mod nt_xent; // z [2N, D] -> loss
 pub mod objective; // z or logits -> what a step minimises
 pub mod optim; // who decays, how to step, how fast
 pub mod params; // named parameters and buffers
-pub mod ranks; // the processes of a run
 pub mod train; // the run
 pub mod views; // a batch -> views [2N, C, S, S] on the device
 
 pub use config::{Plan, RunConfig};
-pub use error::{CheckpointError, ConfigError, EvalError, ModelError, RanksError, TrainError};
+pub use error::{CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};
 
 /// Standard normal numbers of a test: libtorch's generator is shared by all threads, and tests run side by side.
 #[cfg(test)]

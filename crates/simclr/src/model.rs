@@ -13,7 +13,7 @@ use crate::{
 
 /// f and g with their parameters.
 #[derive(Debug)]
-pub struct SimClr {
+pub struct Model {
     /// f.
     pub encoder: Encoder,
     /// g.
@@ -28,7 +28,7 @@ pub struct SimClr {
     pub norm_momentum: f64,
 }
 
-impl SimClr {
+impl Model {
     /// A model with fresh weights drawn from `seed`.
     ///
     /// # Errors
@@ -47,11 +47,11 @@ impl SimClr {
         Ok(Self { encoder, head, params, precision, frozen: false, norm_momentum: MOMENTUM })
     }
 
-    /// The model of a task: [`SimClr::new`], or with labels the encoder under a linear classifier of `classes` outputs.
+    /// The model of a task: [`Model::new`], or with labels the encoder under a linear classifier of `classes` outputs.
     ///
     /// # Errors
     /// See [`Encoder::new`].
-    #[expect(clippy::too_many_arguments, reason = "what SimClr::new takes, the task, and its classes")]
+    #[expect(clippy::too_many_arguments, reason = "what Model::new takes, the task, and its classes")]
     pub fn for_task(
         task: &TaskConfig,
         classes: usize,
@@ -72,7 +72,7 @@ impl SimClr {
         Ok(Self { encoder, head, params, precision, frozen: task.frozen, norm_momentum: MOMENTUM })
     }
 
-    /// The stages of [`SimClr::forward`], for a thread of its own; none of a TorchScript module.
+    /// The stages of [`Model::forward`], for a thread of its own; none of a TorchScript module.
     pub fn stages(&self) -> Option<Stages> {
         let (encoder, head) = (self.encoder.shallow_clone()?, self.head.shallow_clone());
         Some(Stages { encoder, head, precision: self.precision })

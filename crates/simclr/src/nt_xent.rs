@@ -48,32 +48,32 @@ impl LossScale {
 /// Those whose views stand against each other: processes that hold a part of the batch each.
 ///
 /// Every member calls it the same number of times in the same order.
-pub trait Gather {
-    /// Own rows `[2m, ..]`, m first views and then the m second views, to those of all members `[2N, ..]`: all first views
-    /// in the order of the members, then all second views. No gradient flows.
-    fn gather(&self, own: &Tensor) -> Tensor;
+pub trait AllGather {
+    /// Own rows `[2m, ..]`, m first views and then the m second views, to those of all group `[2N, ..]`: all first views
+    /// in the order of the group, then all second views. No gradient flows.
+    fn all_gather(&self, own: &Tensor) -> Tensor;
 
-    /// How many images the members before this one hold.
-    fn first(&self) -> i64;
+    /// How many images the group before this one hold.
+    fn first_image(&self) -> i64;
 }
 
 /// One process that holds the whole batch.
 #[derive(Debug, Clone, Copy)]
-pub struct Alone;
+pub struct SingleProcess;
 
-impl Gather for Alone {
-    fn gather(&self, own: &Tensor) -> Tensor {
+impl AllGather for SingleProcess {
+    fn all_gather(&self, own: &Tensor) -> Tensor {
         own.shallow_clone()
     }
 
-    fn first(&self) -> i64 {
+    fn first_image(&self) -> i64 {
         0
     }
 }
 
 /// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and what is watched (spec 3.5).
 ///
-/// Where several members share a batch of N images, loss and accuracy are this member's share, to be added up; the
+/// Where several group share a batch of N images, loss and accuracy are this member's share, to be added up; the
 /// gradient is that of the whole loss.
 #[derive(Debug)]
 pub struct NtXent {
@@ -94,27 +94,27 @@ const TILE: i64 = 1024;
 /// # Panics
 /// If `z` does not have an even number of rows: a batch is made of pairs.
 pub fn nt_xent(z: &Tensor, config: &LossConfig) -> NtXent {
-    nt_xent_among(z, config, &Alone)
+    nt_xent_sharded(z, config, &SingleProcess)
 }
 
-/// [`nt_xent`] of a batch whose rows lie with several members: each computes the anchors that it owns.
+/// [`nt_xent`] of a batch whose rows lie with several group: each computes the anchors that it owns.
 ///
 /// Rows are gathered once and the sums of their exponentials once. With these, an anchor's gradient as negative of all others follows
 /// from its own row, as similarities are symmetric; so no gradient has to travel back.
 ///
 /// # Panics
 /// If `z` does not have an even number of rows: a batch is made of pairs.
-pub fn nt_xent_among(z: &Tensor, config: &LossConfig, members: &dyn Gather) -> NtXent {
+pub fn nt_xent_sharded(z: &Tensor, config: &LossConfig, group: &dyn AllGather) -> NtXent {
     let rows = z.size()[0];
     assert!(rows >= 2 && rows % 2 == 0, "rows i and i + N are two views of one image, got {rows} rows");
     let z = z.to_kind(Kind::Float); // with graph
     let (loss, accuracy, gradient) = tch::no_grad(|| {
-        let rows = Unit::new(&z, config.normalize);
-        let contrast = Contrast::new(&rows.unit, members, config.temperature);
-        let Anchors { sums, loss, right } = contrast.anchors();
+        let rows = UnitRows::new(&z, config.normalize);
+        let contrast = Similarities::new(&rows.unit, group, config.temperature);
+        let AnchorTerms { sums, loss, right } = contrast.anchors();
         let anchors = contrast.all.size()[0] as f64;
         let scale = config.scale.factor() / anchors;
-        let all_sums = members.gather(&sums);
+        let all_sums = group.all_gather(&sums);
         let gradient = contrast.gradient(&sums, &all_sums) * (scale / config.temperature);
         let accuracy = right.sum(Kind::Float) * (2.0 / anchors);
         ((loss * scale).to_kind(Kind::Float), accuracy, rows.back(&gradient))
@@ -134,13 +134,13 @@ pub fn l2_normalize(z: &Tensor) -> Tensor {
 }
 
 /// Rows `[B, D]` at unit length, and what leads a gradient back to the rows as they came.
-struct Unit {
+struct UnitRows {
     unit: Tensor,
     /// 1 / |z| `[B, 1]`, and whether a row is long enough for its length to count.
     inverse: Option<(Tensor, Tensor)>,
 }
 
-impl Unit {
+impl UnitRows {
     fn new(z: &Tensor, normalize: bool) -> Self {
         if !normalize {
             return Self { unit: z.contiguous(), inverse: None };
@@ -160,7 +160,7 @@ impl Unit {
 }
 
 /// Own rows against all rows.
-struct Contrast {
+struct Similarities {
     /// Own rows over the temperature, `[2m, D]`.
     own: Tensor,
     /// `[2N, D]`.
@@ -172,7 +172,7 @@ struct Contrast {
 }
 
 /// What the own anchors find.
-struct Anchors {
+struct AnchorTerms {
     /// Of every anchor's logits but its own: the largest, and the sum of exp(logit - largest), `[2m, 2]`. The logarithm of
     /// the whole sum in one f32 would round away what a confident anchor has still to learn.
     sums: Tensor,
@@ -199,12 +199,12 @@ struct Tile {
     crossed: bool,
 }
 
-impl Contrast {
-    fn new(own: &Tensor, members: &dyn Gather, temperature: f64) -> Self {
-        let all = members.gather(own);
+impl Similarities {
+    fn new(own: &Tensor, group: &dyn AllGather, temperature: f64) -> Self {
+        let all = group.all_gather(own);
         let side = TILE.min(all.size()[0] / 2);
         let room = [(); 2].map(|()| Tensor::empty([side * side], (Kind::Float, own.device())));
-        Self { own: own / temperature, all, first: members.first(), room }
+        Self { own: own / temperature, all, first: group.first_image(), room }
     }
 
     /// Own images and all images.
@@ -251,7 +251,7 @@ impl Contrast {
     }
 
     /// The first pass.
-    fn anchors(&self) -> Anchors {
+    fn anchors(&self) -> AnchorTerms {
         let (own, _) = self.images();
         let mut sums = LogSums::new(2 * own, &self.own);
         let lowest = |rows: i64| Tensor::full([rows], f64::NEG_INFINITY, (Kind::Float, self.own.device()));
@@ -277,7 +277,7 @@ impl Contrast {
             }
         }
         let losses = (&sums.largest - &partners) + sums.sum.log();
-        Anchors {
+        AnchorTerms {
             sums: Tensor::stack(&[sums.largest, sums.sum], 1),
             loss: losses.sum(Kind::Double),
             right: partners.narrow(0, 0, own).gt_tensor(&others),

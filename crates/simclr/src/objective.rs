@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::nt_xent::{Gather, LossConfig, LossScale, NtXent, nt_xent_among};
+use crate::nt_xent::{AllGather, LossConfig, LossScale, NtXent, nt_xent_sharded};
 
 /// `[task]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -81,10 +81,10 @@ pub struct Value {
 impl Objective {
     /// Of `z`: `[2m, D]` projections, or `[m, K]` logits of the images `ids`, which are this member's of a batch of
     /// `images`. The values of all members add up to those of the batch.
-    pub fn of(&self, z: &Tensor, ids: &[usize], members: &dyn Gather, images: usize) -> Value {
+    pub fn of(&self, z: &Tensor, ids: &[usize], members: &dyn AllGather, images: usize) -> Value {
         match self {
             Self::Contrastive(config) => {
-                let NtXent { loss, accuracy } = nt_xent_among(z, config, members);
+                let NtXent { loss, accuracy } = nt_xent_sharded(z, config, members);
                 Value { loss, accuracy }
             }
             Self::Supervised { labels, .. } => {
@@ -114,14 +114,14 @@ impl Objective {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nt_xent::Alone;
+    use crate::nt_xent::SingleProcess;
 
     /// Two images, three classes, by hand: -ln softmax.
     #[test]
     fn cross_entropy_by_hand() {
         let objective = Objective::Supervised { labels: vec![9, 2, 0], classes: 3 };
         let logits = Tensor::from_slice(&[1.0f32, 0.0, 2.0, 0.5, 0.5, 0.0]).view([2, 3]);
-        let value = objective.of(&logits, &[1, 2], &Alone, 2);
+        let value = objective.of(&logits, &[1, 2], &SingleProcess, 2);
         let row = |x: [f64; 3], y: usize| x.iter().map(|v| v.exp()).sum::<f64>().ln() - x[y];
         let expected = (row([1.0, 0.0, 2.0], 2) + row([0.5, 0.5, 0.0], 0)) / 2.0;
         assert!((value.loss.double_value(&[]) - expected).abs() < 1e-6);

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Weight of a convolution or of a dense layer of the encoder or the projection head.
-    Kernel,
+    Weight,
     /// Weight of the supervised classifier (`head_supervised` of the official code).
     Classifier,
     /// Bias of a convolution or dense layer.

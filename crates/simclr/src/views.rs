@@ -5,12 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    AugmentConfig, Batch, Recipe, Recipes, Views,
+    AugmentConfig, Batch, DeferredView, DeferredViews, Views,
     augment::{ColorModel, Interpolation, Jitter},
 };
 use simclr_shim::{
     ShimError,
-    views::{self as kernels, Change, MOST_CHANGES, MOST_CHANNELS, MOST_SIDE, Making, View},
+    views::{self as kernels, Change, MOST_CHANGES, MOST_CHANNELS, MOST_SIDE, View, ViewOptions},
 };
 use tch::{Device, Tensor};
 
@@ -22,7 +22,7 @@ use crate::{
 /// `data.views_on`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ViewsOn {
+pub enum AugmentDeviceChoice {
     /// The device where it is a GPU that can, else the processors.
     #[default]
     Auto,
@@ -35,7 +35,7 @@ pub enum ViewsOn {
 /// Where views are made, as run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ViewsPlace {
+pub enum AugmentDevice {
     /// The loader's threads.
     Cpu,
     /// The device, from recipes.
@@ -46,28 +46,28 @@ pub enum ViewsPlace {
 ///
 /// # Errors
 /// Says why the device does not make them, where that was asked for.
-pub fn choose_views(
-    choice: ViewsOn,
+pub fn choose_augment_device(
+    choice: AugmentDeviceChoice,
     augment: &AugmentConfig,
     (channels, size): (usize, usize),
     device: Device,
-) -> Result<ViewsPlace, ConfigError> {
+) -> Result<AugmentDevice, ConfigError> {
     let obstacle = || (!has_kernels(device)).then(|| why_no_kernels(device));
-    let obstacle = obstacle().or_else(|| beyond_kernels(augment, channels, size));
+    let obstacle = obstacle().or_else(|| unsupported_by_kernels(augment, channels, size));
     match (choice, obstacle) {
-        (ViewsOn::Device, None) => Ok(ViewsPlace::Device),
-        (ViewsOn::Auto, None) if device.is_cuda() => Ok(ViewsPlace::Device),
-        (ViewsOn::Device, Some(why)) => Err(ConfigError::Value {
+        (AugmentDeviceChoice::Device, None) => Ok(AugmentDevice::Device),
+        (AugmentDeviceChoice::Auto, None) if device.is_cuda() => Ok(AugmentDevice::Device),
+        (AugmentDeviceChoice::Device, Some(why)) => Err(ConfigError::Value {
             key: "data.views_on".into(),
             value: "device".into(),
             expected: format!("cpu or auto: {why}"),
         }),
-        _ => Ok(ViewsPlace::Cpu),
+        _ => Ok(AugmentDevice::Cpu),
     }
 }
 
 /// What of a configuration the kernels do not have.
-pub fn beyond_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
+pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
     let only = |what: &str| Some(format!("{what} runs on the CPU only"));
     match augment {
         _ if channels > MOST_CHANNELS => {
@@ -86,7 +86,7 @@ pub enum Uploaded {
     /// Planes `[rows, C, S, S]`.
     Pixels(Tensor),
     /// What the kernels take, and how they make views of it.
-    Recipes(kernels::Recipes, Making),
+    Deferred(kernels::KernelInputs, ViewOptions),
 }
 
 /// Copies what `batch` holds, of views `[.., C, S, S]`, to `device`. Nothing is computed there.
@@ -100,10 +100,11 @@ pub fn upload(
 ) -> Result<Uploaded, ModelError> {
     match &batch.views {
         Views::Pixels(pixels) => {
-            let shape = [batch.ids.len() + batch.second.len(), channels, size, size].map(|side| side as i64);
+            let shape =
+                [batch.ids.len() + batch.second_view_ids.len(), channels, size, size].map(|side| side as i64);
             Ok(Uploaded::Pixels(pixels_to_device(pixels, shape, device)))
         }
-        Views::Recipes(recipes) => upload_recipes(recipes, device),
+        Views::Deferred(recipes) => upload_recipes(recipes, device),
     }
 }
 
@@ -111,12 +112,13 @@ pub fn upload(
 ///
 /// # Errors
 /// See there.
-pub fn upload_recipes(recipes: &Recipes, device: Device) -> Result<Uploaded, ModelError> {
+pub fn upload_recipes(recipes: &DeferredViews, device: Device) -> Result<Uploaded, ModelError> {
     let method = recipes.method;
     let table: Vec<View> =
         recipes.rows.iter().map(|recipe| row(recipe, method.size, method.color_model)).collect();
-    let uploaded = kernels::Recipes::upload(&recipes.bytes, &table, method.channels, device).map_err(said)?;
-    let making = Making {
+    let uploaded =
+        kernels::KernelInputs::upload(&recipes.bytes, &table, method.channels, device).map_err(said)?;
+    let making = ViewOptions {
         channels: method.channels,
         side: method.size,
         cubic: method.interpolation == Interpolation::Bicubic,
@@ -124,7 +126,7 @@ pub fn upload_recipes(recipes: &Recipes, device: Device) -> Result<Uploaded, Mod
         gray_mean: method.color_model == ColorModel::Torchvision,
         blurs: method.blurs,
     };
-    Ok(Uploaded::Recipes(uploaded, making))
+    Ok(Uploaded::Deferred(uploaded, making))
 }
 
 impl Uploaded {
@@ -132,7 +134,7 @@ impl Uploaded {
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::Pixels(planes) => vec![planes],
-            Self::Recipes(recipes, _) => recipes.tensors().into(),
+            Self::Deferred(recipes, _) => recipes.tensors().into(),
         }
     }
 
@@ -143,7 +145,7 @@ impl Uploaded {
     pub fn views(&self) -> Result<Tensor, ModelError> {
         match self {
             Self::Pixels(planes) => Ok(channels_last(planes)),
-            Self::Recipes(recipes, making) => recipes.views(*making).map_err(said),
+            Self::Deferred(recipes, making) => recipes.views(*making).map_err(said),
         }
     }
 }
@@ -153,7 +155,7 @@ fn said(error: ShimError) -> ModelError {
 }
 
 /// A view as the kernels read it.
-fn row(recipe: &Recipe, size: usize, model: ColorModel) -> View {
+fn row(recipe: &DeferredView, size: usize, model: ColorModel) -> View {
     let (params, crop) = (&recipe.params, recipe.params.crop);
     let jitter = params.jitter.iter().map(|&operation| change(operation, model));
     let changes: Vec<Change> = jitter.chain(params.gray.then(Change::gray)).collect();

@@ -19,8 +19,8 @@ use proptest::prelude::*;
 use simclr::{
     RunConfig,
     data::{
-        AugmentConfig, Batch, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Method, Recipe,
-        Recipes, Sample, ViewParams,
+        AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
+        LoaderConfig, Sample, ViewParams, ViewSpec,
         augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Scratch},
         dataset::Source,
         decode::Decoding,
@@ -28,7 +28,7 @@ use simclr::{
     },
     device::{DeviceChoice, choose_device},
     train::{Observer, RunFolder, StepReport, pretrain},
-    views::{ViewsOn, ViewsPlace, choose_views, upload, upload_recipes},
+    views::{AugmentDevice, AugmentDeviceChoice, choose_augment_device, upload, upload_recipes},
 };
 use simclr_shim::gpu::{Order, emulated};
 use tch::Device;
@@ -55,12 +55,12 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
     let (mut bytes, mut rows) = (Vec::new(), Vec::new());
     for (image, params) in images {
         let (at, width, height) = (bytes.len(), image.width, image.height);
-        rows.push(Recipe { at, width, height, params: params.clone() });
+        rows.push(DeferredView { at, width, height, params: params.clone() });
         bytes.extend_from_slice(&image.data);
     }
     let AugmentConfig { interpolation, antialias, color_model, .. } = *config;
-    let method = Method { channels, size, interpolation, antialias, color_model, blurs: true };
-    let recipes = Recipes { bytes: bytes.into(), rows, method };
+    let method = ViewSpec { channels, size, interpolation, antialias, color_model, blurs: true };
+    let recipes = DeferredViews { bytes: bytes.into(), rows, method };
     let [rising, falling] = [Order::Rising, Order::Falling].map(|order| {
         emulated(order, || {
             let views = upload_recipes(&recipes, Device::Cpu).unwrap().views().unwrap();
@@ -353,7 +353,7 @@ fn views_of(batch: &Batch, order: Order) -> Vec<f32> {
 /// Steps of two epochs, whole and in chunks made twice: the device's views are the loader's.
 #[test]
 fn a_stream_of_recipes_is_one_of_pixels() {
-    let chunking = Chunking { images: 2, apart: true, passes: 2 };
+    let chunking = Chunking { images: 2, shuffle_views: true, passes: 2 };
     for chunked in [None, Some(chunking)] {
         let stream = |loader: Loader| {
             let loader = match chunked {
@@ -362,8 +362,8 @@ fn a_stream_of_recipes_is_one_of_pixels() {
             };
             loader.batches(0, 4).unwrap().map(Result::unwrap).collect::<Vec<_>>()
         };
-        let (pixels, recipes) = (stream(loader(crops())), stream(loader(crops()).as_recipes()));
-        assert!(pixels.iter().any(|batch| !batch.bad.is_empty()));
+        let (pixels, recipes) = (stream(loader(crops())), stream(loader(crops()).deferred()));
+        assert!(pixels.iter().any(|batch| !batch.failed.is_empty()));
         for (pixels, recipes) in pixels.iter().zip(&recipes) {
             let (expected, found) = (views_of(pixels, Order::Rising), views_of(recipes, Order::Rising));
             let worst = furthest(&found, &expected);
@@ -379,14 +379,14 @@ fn a_rectangle_changes_no_bit() {
     let config = AugmentConfig { crop_scale: [0.02, 0.3], ..AugmentConfig::default() };
     for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear] {
         let config = AugmentConfig { interpolation, ..config.clone() };
-        for batch in loader(config.clone()).as_recipes().batches(0, 2).unwrap().map(Result::unwrap) {
+        for batch in loader(config.clone()).deferred().batches(0, 2).unwrap().map(Result::unwrap) {
             let images: Vec<Image> = batch
                 .ids
                 .iter()
-                .chain(&batch.second)
+                .chain(&batch.second_view_ids)
                 .map(|&id| Noise.decode(id, &3.into()).unwrap())
                 .collect();
-            let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second.iter().map(|&id| (id, 1)));
+            let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second_view_ids.iter().map(|&id| (id, 1)));
             let whole: Vec<_> = images
                 .iter()
                 .zip(views)
@@ -403,20 +403,20 @@ fn a_rectangle_changes_no_bit() {
 /// What the device cannot do is done by the loader, or refused with the reason.
 #[test]
 fn a_place_that_is_asked_for_is_had_or_missed_with_a_reason() {
-    let choose = |on, augment: &AugmentConfig| choose_views(on, augment, (3, 32), Device::Cpu);
+    let choose = |on, augment: &AugmentConfig| choose_augment_device(on, augment, (3, 32), Device::Cpu);
     let (plain, noisy) = (AugmentConfig::default(), AugmentConfig { noise: 0.1, ..AugmentConfig::default() });
-    assert_eq!(choose(ViewsOn::Auto, &plain).unwrap(), ViewsPlace::Cpu);
-    let error = choose(ViewsOn::Device, &plain).unwrap_err().to_string();
+    assert_eq!(choose(AugmentDeviceChoice::Auto, &plain).unwrap(), AugmentDevice::Cpu);
+    let error = choose(AugmentDeviceChoice::Device, &plain).unwrap_err().to_string();
     assert_eq!(error, "data.views_on = device: expected cpu or auto: the device is the CPU");
     emulated(Order::Rising, || {
         assert_eq!(
-            choose(ViewsOn::Auto, &plain).unwrap(),
-            ViewsPlace::Cpu,
+            choose(AugmentDeviceChoice::Auto, &plain).unwrap(),
+            AugmentDevice::Cpu,
             "only a GPU takes them by itself"
         );
-        assert_eq!(choose(ViewsOn::Device, &plain).unwrap(), ViewsPlace::Device);
-        assert_eq!(choose(ViewsOn::Cpu, &plain).unwrap(), ViewsPlace::Cpu);
-        let error = choose(ViewsOn::Device, &noisy).unwrap_err().to_string();
+        assert_eq!(choose(AugmentDeviceChoice::Device, &plain).unwrap(), AugmentDevice::Device);
+        assert_eq!(choose(AugmentDeviceChoice::Cpu, &plain).unwrap(), AugmentDevice::Cpu);
+        let error = choose(AugmentDeviceChoice::Device, &noisy).unwrap_err().to_string();
         assert!(error.ends_with("augment.noise runs on the CPU only"), "{error}");
     });
 }

@@ -7,7 +7,7 @@ use simclr::{
     device::{Precision, channels_last},
     encoder::{Encoder, EncoderConfig, EncoderName, Init, Mode, Padding, Stem},
     head::{HeadConfig, HeadNorm},
-    model::SimClr,
+    model::Model,
     nt_xent::{LossConfig, nt_xent},
     optim::{OptimConfig, OptimKind, Optimizer},
     params::{Params, Role},
@@ -40,7 +40,7 @@ fn fill(params: &Params) {
         let (shape, phase) = (param.tensor.size(), 0.1 * number as f64);
         let fan_in = (param.tensor.numel() as i64 / shape[0]) as f64;
         let value = match param.role {
-            Role::Kernel | Role::Classifier => wave(&shape, phase, (2.0 / fan_in).sqrt()),
+            Role::Weight | Role::Classifier => wave(&shape, phase, (2.0 / fan_in).sqrt()),
             Role::NormScale => wave(&shape, phase, 0.2) + 1.0,
             Role::Bias | Role::NormShift => wave(&shape, phase, 0.1),
         };
@@ -52,9 +52,9 @@ fn encoder(name: EncoderName, stem: Stem, padding: Padding) -> EncoderConfig {
     EncoderConfig { name, stem, padding, init: Init::He, ..EncoderConfig::default() }
 }
 
-fn build(config: &EncoderConfig, (channels, size): (i64, i64), precision: Precision) -> SimClr {
+fn build(config: &EncoderConfig, (channels, size): (i64, i64), precision: Precision) -> Model {
     let head = HeadConfig { hidden: 32, out: 16, norm: HeadNorm::All, ..HeadConfig::default() };
-    let model = SimClr::new(config, &head, (channels, size), 0, Device::Cpu, precision).unwrap();
+    let model = Model::new(config, &head, (channels, size), 0, Device::Cpu, precision).unwrap();
     fill(&model.params);
     model
 }
@@ -246,8 +246,7 @@ fn parameter_counts() {
 #[test]
 fn official_initialisation() {
     let config = EncoderConfig { name: EncoderName::Resnet18, stem: Stem::Cifar, ..EncoderConfig::default() };
-    let model =
-        SimClr::new(&config, &HeadConfig::default(), (3, 32), 1, Device::Cpu, Precision::F32).unwrap();
+    let model = Model::new(&config, &HeadConfig::default(), (3, 32), 1, Device::Cpu, Precision::F32).unwrap();
     let find = |name: &str| model.params.named().find(|(found, _)| *found == name).unwrap().1;
     let kernel = find("encoder.layer1.0.conv1.weight");
     assert!((kernel.std(true).double_value(&[]) - (1.0f64 / 576.0).sqrt()).abs() < 5e-4);
@@ -283,6 +282,6 @@ fn a_torchscript_module_trains_and_stays_still_in_inference() {
         optimizer.step(&params, 0.1);
         let changed = state(&params).iter().zip(&before).filter(|(a, b)| a != b).count();
         assert!(changed >= 6, "all weights and running statistics move, {changed} of {} did", before.len());
-        assert_eq!(params.params().iter().filter(|param| param.role == Role::Kernel).count(), 1);
+        assert_eq!(params.params().iter().filter(|param| param.role == Role::Weight).count(), 1);
     }
 }

@@ -14,8 +14,8 @@ use tch::{Device, Kind, Tensor};
 
 const STEPS: i64 = 10;
 const PARAMS: [(&str, &[i64], Role); 4] = [
-    ("kernel", &[4, 3], Role::Kernel),
-    ("zero_kernel", &[2, 2], Role::Kernel),
+    ("kernel", &[4, 3], Role::Weight),
+    ("zero_kernel", &[2, 2], Role::Weight),
     ("bias", &[5], Role::Bias),
     ("scale", &[6], Role::NormScale),
 ];
@@ -143,7 +143,7 @@ fn official_lars(step_once: Step) {
         let start = param["start_phase"].as_f64();
         let role = match param["role"].as_str().unwrap() {
             "kernel" if name.starts_with("head_supervised") => Role::Classifier,
-            "kernel" => Role::Kernel,
+            "kernel" => Role::Weight,
             "bias" => Role::Bias,
             "norm_scale" => Role::NormScale,
             _ => Role::NormShift,
@@ -188,7 +188,7 @@ fn the_range_of_trust_ratios_is_that_of_the_formula() {
             let gradient = wave(shape, 0.5 + name.len() as f64, 0.4);
             let norm = |tensor: Tensor| tensor.to_kind(Kind::Double).norm().double_value(&[]);
             let weight = norm(param.tensor.detach());
-            if role == Role::Kernel {
+            if role == Role::Weight {
                 let decayed = norm(&gradient + param.tensor.detach() * config.weight_decay);
                 expected.push(if weight > 0.0 { config.trust * weight / decayed } else { 1.0 });
             }
@@ -208,7 +208,7 @@ fn the_range_of_trust_ratios_is_that_of_the_formula() {
 /// Without a gradient signal a step moves exactly the parameters that decay.
 #[test]
 fn weight_decay_applies_to_the_groups_of_optim_decay() {
-    let all = [Role::Kernel, Role::Classifier, Role::Bias, Role::NormScale, Role::NormShift];
+    let all = [Role::Weight, Role::Classifier, Role::Bias, Role::NormScale, Role::NormShift];
     for (decay, expected) in [(Decay::Weights, 2), (Decay::WeightsAndBiases, 3), (Decay::All, 5)] {
         for kind in [OptimKind::Sgd, OptimKind::Lars, OptimKind::Adamw, OptimKind::Lamb] {
             for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu] {
@@ -233,7 +233,7 @@ fn weight_decay_applies_to_the_groups_of_optim_decay() {
 #[test]
 fn published_step_of_lars() {
     for (role, expected_v, expected_w) in
-        [(Role::Kernel, [0.012, -0.014], [2.988, 4.014]), (Role::NormShift, [0.609, 0.782], [2.391, 3.218])]
+        [(Role::Weight, [0.012, -0.014], [2.988, 4.014]), (Role::NormShift, [0.609, 0.782], [2.391, 3.218])]
     {
         let mut params = Params::new(Device::Cpu, 0);
         let _ = params.add("w", role, Tensor::from_slice(&[3.0f32, 4.0]));
@@ -307,11 +307,11 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
         let mut params = Params::new(Device::Cpu, 0);
         let normals = |n| Tensor::from_slice(&Key::weights(5, 0).stream().normals(n));
         let kernel = normals(96 * 90 * 9).view([96, 90, 3, 3]);
-        let _ = params.add("plain", Role::Kernel, kernel.copy());
-        let _ = params.add("channels_last", Role::Kernel, simclr::device::channels_last(&kernel));
+        let _ = params.add("plain", Role::Weight, kernel.copy());
+        let _ = params.add("channels_last", Role::Weight, simclr::device::channels_last(&kernel));
         let _ = params.add(
             "one",
-            Role::Kernel,
+            Role::Weight,
             simclr::device::channels_last(&kernel.narrow(2, 0, 1).narrow(3, 0, 1)),
         );
         let _ = params.add("odd", Role::Bias, normals(70_001));
@@ -372,7 +372,7 @@ fn many_parameters_take_several_launches() {
             for i in 0..150 {
                 let values = wave(&[1 + i % 7, 3], i as f64, 1.0);
                 let _ =
-                    params.add(format!("{i}"), if i % 3 == 0 { Role::Bias } else { Role::Kernel }, values);
+                    params.add(format!("{i}"), if i % 3 == 0 { Role::Bias } else { Role::Weight }, values);
             }
             let mut optimizer = Optimizer::new(&config, &params);
             for param in params.params() {

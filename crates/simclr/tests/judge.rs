@@ -187,7 +187,7 @@ fn torchvisions_weights_give_torchvisions_features() {
     let mut config = RunConfig::load(None, &overrides).unwrap();
     (config.encoder.input_mean, config.encoder.input_std) = (IMAGENET_MEAN.to_vec(), IMAGENET_STD.to_vec());
     let shape = (3, 64);
-    let model = simclr::model::SimClr::new(
+    let model = simclr::model::Model::new(
         &config.encoder,
         &config.head,
         shape,

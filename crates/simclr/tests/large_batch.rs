@@ -13,12 +13,12 @@ use simclr::{
         decode::Decoding, loader::Batches, rng::Key,
     },
     device::{Precision, to_device},
-    encoder::{BatchStatistics, MOMENTUM, Mode, NormOver},
-    model::SimClr,
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::{BatchNormScope, BatchStatistics, MOMENTUM, Mode},
+    model::Model,
     nt_xent::nt_xent,
     objective::{Objective, ObjectiveKind},
     optim::{OptimConfig, OptimKind, Optimizer},
-    ranks::{Buckets, Ranks},
     train::{
         large::{Chunks, LargeStep},
         step::{Setting, Stepped, train_step},
@@ -69,10 +69,10 @@ fn config(more: &[&str]) -> RunConfig {
     RunConfig::load(None, &overrides).unwrap()
 }
 
-fn model(config: &RunConfig) -> SimClr {
+fn model(config: &RunConfig) -> Model {
     let (size, seed) = (config.train.image_size as i64, config.train.seed);
     let model =
-        SimClr::new(&config.encoder, &config.head, (3, size), seed, Device::Cpu, Precision::F32).unwrap();
+        Model::new(&config.encoder, &config.head, (3, size), seed, Device::Cpu, Precision::F32).unwrap();
     // Residual branches that start at 0 would hide their gradients, ones at full strength make deep nets chaotic.
     for param in
         model.params.params().iter().filter(|param| param.tensor.abs().max().double_value(&[]) == 0.0)
@@ -111,7 +111,7 @@ impl Trial<'_> {
 }
 
 /// Momentum SGD keeps the gradient of its first step as it is.
-fn optimizer(model: &SimClr) -> Optimizer {
+fn optimizer(model: &Model) -> Optimizer {
     let sgd = OptimConfig {
         kind: OptimKind::Sgd,
         weight_decay: 0.0,
@@ -147,25 +147,25 @@ fn objective(config: &RunConfig) -> Objective {
     }
 }
 
-fn train(trial: Trial<'_>, chunks: Option<(usize, NormOver, usize)>, steps: u64) -> Left {
+fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps: u64) -> Left {
     let (config, objective) = (trial.config, objective(trial.config));
     let (model, lr) = (model(config), config.optim.lr);
     let mut optimizer = optimizer(&model);
     let chunking = chunks.map(|(images, over, passes)| Chunking {
         images,
-        apart: over == NormOver::ChunkShuffled,
+        shuffle_views: over == BatchNormScope::ChunkShuffled,
         passes,
     });
     let mut batches = trial.batches(chunking, steps);
-    let (ranks, mut done) = (Ranks::alone(), Vec::new());
-    let buckets = Buckets::new(&model.params, &ranks);
-    let over = chunks.map_or(NormOver::Global, |(_, over, _)| over);
+    let (group, mut done) = (ProcessGroup::alone(), Vec::new());
+    let buckets = GradientBuckets::new(&model.params, &group);
+    let over = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);
     let setting = Setting {
         model: &model,
         objective: &objective,
         over,
         shape: shape(config),
-        ranks: &ranks,
+        group: &group,
         buckets: &buckets,
     };
     for step in 0..steps {
@@ -198,14 +198,14 @@ fn whole(config: &RunConfig, batch: usize, steps: u64) -> Left {
     train(Trial { config, batch, source: Noise::default() }, None, steps)
 }
 
-fn chunked(config: &RunConfig, batch: usize, (chunk, over): (usize, NormOver), steps: u64) -> Left {
+fn chunked(config: &RunConfig, batch: usize, (chunk, over): (usize, BatchNormScope), steps: u64) -> Left {
     train(Trial { config, batch, source: Noise::default() }, Some((chunk, over, 1)), steps)
 }
 
 /// |a - b| / |b|; equal zeros are equal.
 fn relative(found: &Tensor, expected: &Tensor) -> f64 {
-    let apart = (found - expected).norm().double_value(&[]);
-    if apart == 0.0 { 0.0 } else { apart / expected.norm().double_value(&[]) }
+    let distance = (found - expected).norm().double_value(&[]);
+    if distance == 0.0 { 0.0 } else { distance / expected.norm().double_value(&[]) }
 }
 
 /// The largest relative error of `found`'s tensors.
@@ -249,7 +249,7 @@ fn error_of_chunks(config: &RunConfig, seed: u64, batch: usize, chunks: &[usize]
     config.train.seed = seed;
     let expected = whole(&config, batch, 1);
     let errors = chunks.iter().map(|&chunk| {
-        let found = chunked(&config, batch, (chunk, NormOver::Global), 1);
+        let found = chunked(&config, batch, (chunk, BatchNormScope::Global), 1);
         let ((ids, a), (all, b)) = (&found.steps[0], &expected.steps[0]);
         assert_eq!(ids, all);
         assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "chunks of {chunk}: loss {} {}", a.loss, b.loss);
@@ -274,7 +274,7 @@ fn twenty_steps_in_chunks_stay_with_the_whole() {
         let first = &fresh.params.params()[0];
         assert!(relative(&expected.state[&first.name], &first.tensor.detach()) > 1e-4, "it trains");
         for chunk in [32, 16, 8] {
-            let found = chunked(&config, 64, (chunk, NormOver::Global), 20);
+            let found = chunked(&config, 64, (chunk, BatchNormScope::Global), 20);
             for ((_, a), (_, b)) in found.steps.iter().zip(&expected.steps) {
                 assert!((a.loss / b.loss - 1.0).abs() < 1e-3, "chunks of {chunk}: {} {}", a.loss, b.loss);
             }
@@ -291,11 +291,12 @@ fn twenty_steps_in_chunks_stay_with_the_whole() {
 /// updates that weigh one usual one together.
 #[test]
 fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
-    for over in [NormOver::Chunk, NormOver::ChunkShuffled] {
+    for over in [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled] {
         let config = config(&["encoder.name=resnet18", "encoder.width=0.125"]);
         let found = chunked(&config, 16, (4, over), 1);
         let model = model(&config);
-        let chunking = Chunking { images: 4, apart: over == NormOver::ChunkShuffled, passes: 1 };
+        let chunking =
+            Chunking { images: 4, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
         let chunks: Vec<_> = Trial { config: &config, batch: 16, source: Noise::default() }
             .batches(Some(chunking), 1)
             .map(Result::unwrap)
@@ -305,11 +306,11 @@ fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
         let mode = Mode::Train(BatchStatistics { exchange: None, momentum });
         let (mut rows, size) = (BTreeMap::new(), config.train.image_size as i64);
         for chunk in &chunks {
-            let count = (chunk.ids.len() + chunk.second.len()) as i64;
+            let count = (chunk.ids.len() + chunk.second_view_ids.len()) as i64;
             let views = to_device(chunk.pixels(), [count, 3, size, size], Device::Cpu);
             let (_, z) = model.forward(&views, &mode).unwrap();
             let first = chunk.ids.iter().map(|&id| (0, id));
-            for (row, view) in first.chain(chunk.second.iter().map(|&id| (1, id))).enumerate() {
+            for (row, view) in first.chain(chunk.second_view_ids.iter().map(|&id| (1, id))).enumerate() {
                 rows.insert(view, z.get(row as i64));
             }
         }
@@ -334,7 +335,7 @@ fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
 #[test]
 fn views_made_twice_are_the_views_kept() {
     let config = config(&[]);
-    for over in [NormOver::Chunk, NormOver::ChunkShuffled] {
+    for over in [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled] {
         let source = || Noise { bad: [3, 4, 17, 40, 41, 42].into(), ..Noise::default() };
         let run = |passes| {
             train(Trial { config: &config, batch: 32, source: source() }, Some((8, over, passes)), 4)
@@ -360,7 +361,7 @@ fn a_view_whose_partner_is_missing_takes_no_part() {
     let source = || Noise { flaky: Mutex::new([20].into()), ..Noise::default() };
     let left = train(
         Trial { config: &config, batch: 64, source: source() },
-        Some((16, NormOver::ChunkShuffled, 1)),
+        Some((16, BatchNormScope::ChunkShuffled, 1)),
         1,
     );
     let (ids, stepped) = &left.steps[0];
@@ -368,7 +369,7 @@ fn a_view_whose_partner_is_missing_takes_no_part() {
     assert_eq!(stepped.z.size(), [126, 16]);
     assert!(stepped.gradient_norm.is_finite());
     let again = Trial { config: &config, batch: 64, source: source() };
-    let chunking = Chunking { images: 16, apart: true, passes: 2 };
+    let chunking = Chunking { images: 16, shuffle_views: true, passes: 2 };
     let last = again.batches(Some(chunking), 1).last().unwrap();
     assert!(
         matches!(last, Err(DataError::EmptyBatch { .. })),
@@ -381,7 +382,7 @@ fn a_view_whose_partner_is_missing_takes_no_part() {
 fn labels_train_in_chunks_too() {
     let config = config(&["task.objective=supervised"]);
     let expected = whole(&config, 16, 1);
-    let found = chunked(&config, 16, (4, NormOver::Global), 1);
+    let found = chunked(&config, 16, (4, BatchNormScope::Global), 1);
     assert_eq!(found.steps[0].0, expected.steps[0].0);
     assert!((found.steps[0].1.loss / expected.steps[0].1.loss - 1.0).abs() < 1e-5);
     assert!(worst(&found.gradients, &expected.gradients) < 1e-5);
@@ -390,7 +391,7 @@ fn labels_train_in_chunks_too() {
 /// A loss that is no number moves nothing, and is seen.
 #[test]
 fn a_loss_that_is_no_number_leaves_the_weights() {
-    for over in [NormOver::Global, NormOver::Chunk] {
+    for over in [BatchNormScope::Global, BatchNormScope::Chunk] {
         let config = config(&["loss.temperature=1e-300", "loss.normalize=false", "head.norm=none"]);
         let left = chunked(&config, 16, (4, over), 1);
         assert_eq!(left.steps[0].1.non_finite().unwrap().0, "the loss");

@@ -1,5 +1,5 @@
 //! What batch norm over a part of the batch gives away (spec 7; paper section 2.2; MoCo, arXiv 1911.05722, section 3.3), and
-//! that dealing views apart, or statistics of the whole batch, take it back.
+//! that dealing views shuffle_views, or statistics of the whole batch, take it back.
 //!
 //! Every group of the batch holds one probe among images of its own. All views of all probes are the same pixels, so nothing
 //! in them says which two belong together: whoever finds a probe's partner found it by the group's statistics.
@@ -9,11 +9,11 @@ use simclr::{
     RunConfig,
     data::{Batch, Chunk, Chunking, DataError, chunking::Dealt, rng::Key},
     device::Precision,
-    encoder::NormOver,
-    model::SimClr,
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
+    model::Model,
     nt_xent::nt_xent,
     objective::Objective,
-    ranks::{Buckets, Ranks},
     train::{
         large::{Chunks, LargeStep},
         step::Setting,
@@ -36,8 +36,8 @@ fn view(image: usize, view: u64) -> Vec<f32> {
 }
 
 /// The batch in chunks, one group of first views each.
-fn chunks(over: NormOver) -> Vec<Batch> {
-    let chunking = Chunking { images: GROUP, apart: over == NormOver::ChunkShuffled, passes: 1 };
+fn chunks(over: BatchNormScope) -> Vec<Batch> {
+    let chunking = Chunking { images: GROUP, apart: over == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
     let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
     let batch = |(index, dealt): (usize, Dealt)| {
@@ -56,20 +56,19 @@ fn chunks(over: NormOver) -> Vec<Batch> {
 }
 
 /// Contrastive accuracy among the probes, of a model that has learned nothing.
-fn probes_found(over: NormOver) -> f64 {
+fn probes_found(over: BatchNormScope) -> f64 {
     let overrides = ["encoder.name=conv-c3", "train.image_size=16"].map(str::to_owned);
     let config = RunConfig::load(None, &overrides).unwrap();
     let size = SIZE as i64;
-    let model =
-        SimClr::new(&config.encoder, &config.head, (3, size), 2, Device::Cpu, Precision::F32).unwrap();
-    let (objective, ranks) = (Objective::Contrastive(config.loss.clone()), Ranks::alone());
-    let buckets = Buckets::new(&model.params, &ranks);
+    let model = Model::new(&config.encoder, &config.head, (3, size), 2, Device::Cpu, Precision::F32).unwrap();
+    let (objective, group) = (Objective::Contrastive(config.loss.clone()), ProcessGroup::alone());
+    let buckets = GradientBuckets::new(&model.params, &group);
     let setting = Setting {
         model: &model,
         objective: &objective,
         over,
         shape: (3, SIZE),
-        ranks: &ranks,
+        group: &group,
         buckets: &buckets,
     };
     let mut chunks = chunks(over).into_iter().map(Ok::<_, DataError>);
@@ -83,10 +82,13 @@ fn probes_found(over: NormOver) -> f64 {
 
 #[test]
 fn statistics_of_groups_tell_partners_and_shuffled_or_global_ones_do_not() {
-    let [together, apart, whole] =
-        [NormOver::Chunk, NormOver::ChunkShuffled, NormOver::Global].map(probes_found);
-    assert_eq!(together, 1.0, "pixels cannot tell the probes apart, the statistics of their groups do");
+    let [together, shuffle_views, whole] =
+        [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probes_found);
+    assert_eq!(
+        together, 1.0,
+        "pixels cannot tell the probes shuffle_views, the statistics of their groups do"
+    );
     // By chance one of sixteen is found.
-    assert!(apart < 0.25, "dealt apart, {apart} of the probes are found");
+    assert!(apart < 0.25, "dealt shuffle_views, {apart} of the probes are found");
     assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");
 }

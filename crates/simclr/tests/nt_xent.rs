@@ -6,7 +6,7 @@ use std::sync::{Barrier, Mutex};
 use proptest::prelude::*;
 use simclr::{
     data::rng::Key,
-    nt_xent::{Gather, LossConfig, LossScale, NtXent, nt_xent, nt_xent_among},
+    nt_xent::{AllGather, LossConfig, LossScale, NtXent, nt_xent, nt_xent_sharded},
 };
 use tch::{Kind, Tensor};
 
@@ -302,8 +302,8 @@ struct Member<'a> {
     barrier: &'a Barrier,
 }
 
-impl Gather for Member<'_> {
-    fn gather(&self, own: &Tensor) -> Tensor {
+impl AllGather for Member<'_> {
+    fn all_gather(&self, own: &Tensor) -> Tensor {
         self.slots.lock().unwrap()[self.own] = Some(own.shallow_clone());
         self.barrier.wait();
         let side = |view: i64| {
@@ -316,7 +316,7 @@ impl Gather for Member<'_> {
         all
     }
 
-    fn first(&self) -> i64 {
+    fn first_image(&self) -> i64 {
         self.images[..self.own].iter().sum()
     }
 }
@@ -337,12 +337,14 @@ fn members_that_own_rows_each_agree_with_the_whole() {
             let started: Vec<_> = (0..images.len())
                 .map(|own| {
                     let member = Member { own, images, slots: &slots, barrier: &barrier };
-                    let own =
-                        Tensor::cat(&[0, n].map(|side| z.narrow(0, side + member.first(), images[own])), 0);
+                    let own = Tensor::cat(
+                        &[0, n].map(|side| z.narrow(0, side + member.first_image(), images[own])),
+                        0,
+                    );
                     let config = config.clone();
                     scope.spawn(move || {
                         let own = own.detach().set_requires_grad(true);
-                        let NtXent { loss, accuracy } = nt_xent_among(&own, &config, &member);
+                        let NtXent { loss, accuracy } = nt_xent_sharded(&own, &config, &member);
                         loss.backward();
                         (loss.double_value(&[]), accuracy.double_value(&[]), own.grad())
                     })

@@ -6,11 +6,11 @@ use simclr::{
     RunConfig,
     data::{Batch, Chunk, rng::Key},
     device::{DeviceChoice, Precision, choose_device},
-    encoder::NormOver,
-    model::SimClr,
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
+    model::Model,
     objective::Objective,
     optim::Optimizer,
-    ranks::{Buckets, Ranks},
     train::{
         recorded::{Recorder, enqueue},
         step::{Setting, Stepped, train_step},
@@ -19,7 +19,7 @@ use simclr::{
 use simclr_shim::{
     gpu::{Order, emulated},
     operations,
-    stream::OwnStream,
+    stream::StreamGuard,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -40,10 +40,10 @@ fn batch(step: u64, images: usize) -> Batch {
         step,
         epoch: 0,
         chunk: Chunk::WHOLE,
-        second: ids.clone(),
+        second_view_ids: ids.clone(),
         ids,
         views: pixels.into_iter().map(|x| 0.5 + 0.2 * x).collect::<Vec<_>>().into(),
-        bad: Vec::new(),
+        failed: Vec::new(),
     }
 }
 
@@ -61,16 +61,16 @@ fn run(
     step: &mut dyn FnMut(&Setting<'_>, &mut Optimizer, &Batch, f64) -> Stepped,
 ) -> Left {
     let shape = (3, SIZE as i64);
-    let model = SimClr::new(&config.encoder, &config.head, shape, 1, device, precision).unwrap();
-    let (ranks, objective) = (Ranks::alone(), Objective::Contrastive(config.loss.clone()));
-    let buckets = Buckets::new(&model.params, &ranks);
+    let model = Model::new(&config.encoder, &config.head, shape, 1, device, precision).unwrap();
+    let (group, objective) = (ProcessGroup::alone(), Objective::Contrastive(config.loss.clone()));
+    let buckets = GradientBuckets::new(&model.params, &group);
     let mut optimizer = Optimizer::new(&config.optim, &model.params);
     let setting = Setting {
         model: &model,
         objective: &objective,
-        over: NormOver::Global,
+        over: BatchNormScope::Global,
         shape: (3, SIZE),
-        ranks: &ranks,
+        group: &group,
         buckets: &buckets,
     };
     let rate = |at: usize| 0.1 + 0.05 * at as f64;
@@ -187,7 +187,7 @@ fn the_cpu_goes_step_by_step() {
 #[ignore = "needs a GPU"]
 fn a_recorded_run_is_the_run() {
     let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
-    let _own = OwnStream::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
+    let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
     simclr_shim::stream::set_deterministic(true);
     for precision in [Precision::F32, Precision::Bf16] {
         let config = config("lars");

@@ -33,7 +33,7 @@ fn setting(root: &Path) -> Setting {
     (config.train.threads, config.data.threads) = (1, 1);
     config.augment.crop_scale = [0.8, 1.0];
     // A recipe for pairs in chunks must do with labels, too.
-    (config.train.chunk, config.train.batch_norm) = (8, simclr::encoder::NormOver::ChunkShuffled);
+    (config.train.chunk, config.train.batch_norm) = (8, simclr::encoder::BatchNormScope::ChunkShuffled);
     run.write("config.toml", &config.to_toml()).unwrap();
     let own = root.join("own");
     for (part, count) in [("train", 24), ("val", 8), ("test", 10)] {

@@ -16,7 +16,7 @@ use simclr::{
         results::Results,
     },
     export::{EmbedOptions, embed, export_encoder},
-    model::SimClr,
+    model::Model,
     train::{RunFolder, Silent},
 };
 use tch::Device;
@@ -28,7 +28,7 @@ fn run(folder: &Path) -> RunFolder {
     tch::set_num_threads(1);
     let overrides = ["encoder.name='conv-c3'", "train.image_size=64", "train.device='cpu'"];
     let config = RunConfig::load(None, &overrides.map(str::to_owned)).unwrap();
-    let model = SimClr::new(&config.encoder, &config.head, (3, 64), 1, Device::Cpu, Precision::F32).unwrap();
+    let model = Model::new(&config.encoder, &config.head, (3, 64), 1, Device::Cpu, Precision::F32).unwrap();
     let run = RunFolder::create(folder).unwrap();
     run.write("config.toml", &config.to_toml()).unwrap();
     run.write("plan.json", r#"{"channels": 3, "total_steps": 0}"#).unwrap();

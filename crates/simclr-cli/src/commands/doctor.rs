@@ -6,7 +6,7 @@ use simclr::{
     RunConfig,
     config::Written,
     data::dataset::as_one_path,
-    ranks::Ranks,
+    dist::ProcessGroup,
     train::doctor::{Finding, Verdict, examine},
 };
 
@@ -16,23 +16,23 @@ use crate::{args::Doctor, failure::Failure, processes, terminal};
 const WRONG: u8 = 1;
 
 /// Examines on every process, and lets rank 0 say what was found.
-pub fn run(arguments: &Doctor, ranks: &Ranks) -> Result<ExitCode, Failure> {
+pub fn run(arguments: &Doctor, group: &ProcessGroup) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let overrides = arguments.config.overrides(&[]);
     let load = || Ok(RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?);
-    let (own, told) = processes::decided_by_first(ranks, load, |(config, _)| config.to_toml())?;
+    let (own, told) = processes::broadcast_from_root(group, load, |(config, _)| config.to_toml())?;
     // What is not written is for rank 0 to choose.
     let (config, written) = match own {
         Some(own) => own,
         None => (RunConfig::of_toml(&told)?, Written::EVERYTHING),
     };
-    let findings = examine(ranks, (&config, &written), &data)?;
+    let findings = examine(group, (&config, &written), &data)?;
     let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
-    if ranks.is_first() {
+    if group.is_first() {
         findings.iter().for_each(|finding| terminal::result(&line(finding)));
     }
     // What is wrong on one process is wrong.
-    Ok(if ranks.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })
+    Ok(if group.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })
 }
 
 /// `verdict  name  text`.

@@ -14,42 +14,42 @@ use simclr::{
     RunConfig, TrainError,
     config::Written,
     data::dataset::canonical,
-    ranks::Ranks,
-    train::{Observer, Outcome, RunFolder, Silent, pretrain_among},
+    dist::ProcessGroup,
+    train::{Observer, Outcome, RunFolder, Silent, fit},
 };
 
 use super::data_path;
 use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
 
 /// Runs or resumes, on every process alike; a signal ends it after a checkpoint with 128 + its number.
-pub fn run(arguments: Pretrain, ranks: &Ranks) -> Result<ExitCode, Failure> {
+pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failure> {
     // Rank 0 decides; the other processes need neither the configuration's file nor the run's folder.
-    let (own, told) = processes::decided_by_first(ranks, || decide(&arguments), Decided::to_json)?;
+    let (own, told) = processes::broadcast_from_root(group, || decide(&arguments), Decided::to_json)?;
     let Decided { config, written, data, folder } = own.map_or_else(|| Decided::of_json(&told), Ok)?;
     let (stop, signal) = watch_signals()?;
-    let outcome = if ranks.is_first() {
+    let outcome = if group.is_first() {
         let mut terminal = Terminal::new();
         terminal.message(&format!("run folder     {}", folder.path().display()));
-        pretrain_among(ranks, (&config, &written), &data, &folder, &mut terminal, &stop)
+        fit(group, (&config, &written), &data, &folder, &mut terminal, &stop)
     } else {
-        pretrain_among(ranks, (&config, &written), &data, &folder, &mut Silent, &stop)
+        fit(group, (&config, &written), &data, &folder, &mut Silent, &stop)
     };
-    if outcome.is_err() && ranks.is_first() {
+    if outcome.is_err() && group.is_first() {
         folder.remove_if_unused();
     }
     match outcome? {
         Outcome::Finished => {
-            if ranks.is_first() {
+            if group.is_first() {
                 terminal::result(&folder.path().display().to_string());
             }
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped => {
-            if ranks.is_first() {
+            if group.is_first() {
                 terminal::message(&format!("stopped; to go on: {}", resuming(folder.path())));
             }
             // 128 + 2 or 15, as a shell reports a process that a signal ended; it may have come to another rank only.
-            let signals = ranks.gather(&[signal.load(Ordering::Relaxed) as u8]);
+            let signals = group.all_gather_bytes(&[signal.load(Ordering::Relaxed) as u8]);
             Ok(ExitCode::from(128 + signals.into_iter().flatten().max().unwrap_or_default()))
         }
     }

@@ -86,7 +86,7 @@ pub struct Survey {
     /// In the images that were looked at.
     pub missing: Missing,
     /// What of a file is not used, and in how many images.
-    left_out: BTreeMap<String, usize>,
+    failed_images: BTreeMap<String, usize>,
     /// Sorted values of each channel.
     values: Vec<Vec<f64>>,
     /// Sampled values by their level over the full range.
@@ -188,7 +188,7 @@ impl Survey {
         self.images += 1;
         *self.kinds.entry(kind).or_default() += 1;
         if let Some(note) = note {
-            *self.left_out.entry(note).or_default() += 1;
+            *self.failed_images.entry(note).or_default() += 1;
         }
         self.missing.merge(missing);
         let full = match kind {
@@ -239,11 +239,12 @@ impl Survey {
         ValueRange::PerChannel(channels.iter().map(pair).collect())
     }
 
-    /// What was found apart from any range.
+    /// What was found shuffle_views from any range.
     fn notes(&self) -> Vec<String> {
-        let left_out = self.left_out.iter();
-        let mut notes: Vec<String> =
-            left_out.map(|(what, images)| format!("{images} of {} images: {what}", self.images)).collect();
+        let failed_images = self.failed_images.iter();
+        let mut notes: Vec<String> = failed_images
+            .map(|(what, images)| format!("{images} of {} images: {what}", self.images))
+            .collect();
         notes.extend(self.missing.note(self.images));
         if self.kinds.len() > 1 {
             let kinds: Vec<_> = self.kinds.iter().map(|(kind, images)| format!("{kind} {images}")).collect();

@@ -109,7 +109,7 @@ fn batches_of_a_packed_folder_are_those_of_the_folder() {
     };
     for (a, b) in batches(&data).iter().zip(&batches(&out)) {
         assert!((&a.ids, &a.pixels()) == (&b.ids, &b.pixels()), "step {}", a.step);
-        assert_eq!(a.bad.len(), b.bad.len());
+        assert_eq!(a.failed.len(), b.failed.len());
     }
 }
 

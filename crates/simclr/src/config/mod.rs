@@ -16,13 +16,13 @@ use simclr_data::{
 
 use crate::{
     device::{DeviceChoice, PrecisionChoice},
-    encoder::{EncoderConfig, MOMENTUM, NormOver},
+    dist::DistConfig,
+    encoder::{BatchNormScope, EncoderConfig, MOMENTUM},
     head::HeadConfig,
     nt_xent::LossConfig,
     objective::TaskConfig,
     optim::OptimConfig,
-    ranks::RanksConfig,
-    views::ViewsOn,
+    views::AugmentDeviceChoice,
 };
 
 pub use load::Written;
@@ -51,7 +51,7 @@ pub struct RunConfig {
     /// The run itself.
     pub train: TrainConfig,
     /// Several processes.
-    pub ranks: RanksConfig,
+    pub ranks: DistConfig,
 }
 
 /// `[data]`.
@@ -79,7 +79,7 @@ pub struct DataConfig {
     pub threads: usize,
     /// Who makes the pixels of views: `auto` (a GPU where it can, else the threads), `cpu` or `device`. Decoding is the threads'
     /// in any case.
-    pub views_on: ViewsOn,
+    pub views_on: AugmentDeviceChoice,
     /// Batches made ahead.
     pub prefetch: usize,
 }
@@ -104,7 +104,7 @@ impl Default for DataConfig {
             range: RangeChoice::Auto,
             max_bad_share: 0.01,
             threads: 0,
-            views_on: ViewsOn::Auto,
+            views_on: AugmentDeviceChoice::Auto,
             prefetch: 4,
         }
     }
@@ -139,7 +139,7 @@ pub struct TrainConfig {
     /// Whose statistics batch norm takes in chunks: `global` (the whole batch's; exact, memory grows with the batch),
     /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk). Where it is not written and `global` fits in no way,
     /// `pretrain` takes `chunk-shuffled`.
-    pub batch_norm: NormOver,
+    pub batch_norm: BatchNormScope,
     /// Weight of a batch in batch norm's running statistics (PyTorch's `momentum`): 1 - the decay of google-research/simclr
     /// `resnet.py`, `BATCH_NORM_DECAY`. A TorchScript module (encoder.file) brings its own.
     pub batch_norm_momentum: f64,
@@ -196,7 +196,7 @@ impl Default for TrainConfig {
             batch: 256,
             chunk: 0,
             memory_gib: 0.0,
-            batch_norm: NormOver::Global,
+            batch_norm: BatchNormScope::Global,
             batch_norm_momentum: MOMENTUM,
             image_size: 224,
             seed: 0,

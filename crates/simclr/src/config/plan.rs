@@ -7,11 +7,11 @@ use super::{RunConfig, StepCount};
 use crate::{
     ConfigError,
     device::Precision,
-    encoder::NormOver,
+    encoder::BatchNormScope,
     nt_xent::LossScale,
     objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
-    views::ViewsPlace,
+    views::AugmentDevice,
 };
 
 /// A run as executed: everything that follows from configuration, data and machine. Written to `plan.json`, never
@@ -39,7 +39,7 @@ pub struct Plan {
     /// Compute precision.
     pub precision: Precision,
     /// Where views are made.
-    pub views_on: ViewsPlace,
+    pub views_on: AugmentDevice,
     /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
     pub view_passes: usize,
     /// Threads of the loader.
@@ -59,7 +59,7 @@ impl RunConfig {
         &self,
         dataset: &Dataset,
         precision: Precision,
-        views_on: ViewsPlace,
+        views_on: AugmentDevice,
     ) -> Result<Plan, ConfigError> {
         let (images, batch) = (dataset.len(), self.train.batch);
         if images < batch {
@@ -128,7 +128,7 @@ impl Plan {
     /// Whether a process takes its part of a batch in chunks, or has to deal views to other processes.
     pub fn is_chunked(&self) -> bool {
         let train = &self.config.train;
-        let dealt = self.ranks > 1 && train.batch_norm == NormOver::ChunkShuffled;
+        let dealt = self.ranks > 1 && train.batch_norm == BatchNormScope::ChunkShuffled;
         dealt || self.chunk() < train.batch.div_ceil(self.ranks)
     }
 
@@ -147,12 +147,12 @@ impl Plan {
             let wanted = format!("at least one image for each of the {count} processes");
             return refused("train.batch", batch.to_string(), wanted);
         }
-        if count > 1 && self.config.encoder.file.is_some() && train.batch_norm == NormOver::Global {
+        if count > 1 && self.config.encoder.file.is_some() && train.batch_norm == BatchNormScope::Global {
             let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees the views of \
                        its own process only";
             return refused("train.batch_norm", "global".into(), why.into());
         }
-        let shuffled = train.batch_norm == NormOver::ChunkShuffled;
+        let shuffled = train.batch_norm == BatchNormScope::ChunkShuffled;
         if shuffled && count == 1 && !train.is_chunked() {
             let why = "with chunk-shuffled: at least 2 images and fewer than train.batch, or several processes, so that there \
                        are chunks to deal to";
@@ -183,7 +183,7 @@ impl Plan {
             total_steps: 1000,
             schedule,
             precision: Precision::F32,
-            views_on: ViewsPlace::Cpu,
+            views_on: AugmentDevice::Cpu,
             view_passes: 1,
             data_threads: 1,
             torch_threads: 1,
@@ -203,7 +203,7 @@ impl RunConfig {
         let (train, views) = (&self.train, self.task.objective.views());
         let bytes = views * train.batch * channels * train.image_size * train.image_size * size_of::<f32>();
         // In lock step the inputs of all stages of the encoder are kept, and views are those of the first one.
-        let kept = !train.is_chunked() || train.batch_norm == NormOver::Global || bytes <= KEPT_VIEWS;
+        let kept = !train.is_chunked() || train.batch_norm == BatchNormScope::Global || bytes <= KEPT_VIEWS;
         if kept { 1 } else { 2 }
     }
 
@@ -238,7 +238,7 @@ impl RunConfig {
                 "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
             ),
             (
-                train.is_chunked() && train.batch_norm == NormOver::Chunk && train.chunk < 32,
+                train.is_chunked() && train.batch_norm == BatchNormScope::Chunk && train.chunk < 32,
                 "batch norm over chunks of few images: the two views of an image can be told by the statistics that they \
                  share; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
             ),

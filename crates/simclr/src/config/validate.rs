@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, encoder::NormOver, head::HeadKind, objective::ObjectiveKind};
+use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind, objective::ObjectiveKind};
 
 impl RunConfig {
     /// Checks every range.
@@ -83,13 +83,13 @@ impl RunConfig {
         let (train, task) = (&self.train, &self.task);
         let (chunk, over) = (train.chunk, train.batch_norm);
         check(chunk != 1, "train.chunk", chunk, "0 (the whole batch), or at least 2 images")?;
-        let shuffled = over == NormOver::ChunkShuffled;
+        let shuffled = over == BatchNormScope::ChunkShuffled;
         let pairs = task.objective == ObjectiveKind::Contrastive;
         let why = "global or chunk: with labels there is one view of each image";
         check(!shuffled || pairs, "train.batch_norm", over.as_str(), why)?;
         let foreign = self.encoder.file.is_some() && train.is_chunked();
         let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees its own chunk only";
-        check(!foreign || over != NormOver::Global, "train.batch_norm", over.as_str(), why)?;
+        check(!foreign || over != BatchNormScope::Global, "train.batch_norm", over.as_str(), why)?;
         let why = "0 with task.frozen, which needs no memory for a backward pass through the encoder";
         check(!(task.frozen && train.is_chunked()), "train.chunk", chunk, why)
     }

@@ -36,7 +36,7 @@ impl Conv {
         init: Init,
     ) -> Self {
         let weight = initial_kernel([output, input, kernel, kernel], init, &mut params.stream());
-        let weight = params.add(format!("{name}.weight"), Role::Kernel, channels_last(&weight));
+        let weight = params.add(format!("{name}.weight"), Role::Weight, channels_last(&weight));
         Self { weight, kernel, stride }
     }
 
@@ -142,8 +142,8 @@ impl BatchNorm {
         let statistics = match mode {
             Mode::Train(BatchStatistics { exchange, momentum }) => {
                 let exchange = exchange.clone();
-                let sum =
-                    exchange.map(|exchange| Arc::new(move |values: &Tensor| exchange.sum(values)) as Sum);
+                let sum = exchange
+                    .map(|exchange| Arc::new(move |values: &Tensor| exchange.all_reduce_sum(values)) as Sum);
                 Statistics::Batch { momentum: *momentum, exchange: sum }
             }
             Mode::Eval => Statistics::Running,

@@ -12,7 +12,7 @@ use resnet::ResNet;
 use script::ScriptEncoder;
 use serde::{Deserialize, Serialize};
 use small::SmallConv;
-pub use statistics::{BatchStatistics, Exchange, MOMENTUM, Mode, NormOver};
+pub use statistics::{AllReduce, BatchNormScope, BatchStatistics, MOMENTUM, Mode};
 use tch::Tensor;
 
 use crate::{ModelError, device::Precision, params::Params};

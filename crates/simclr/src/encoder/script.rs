@@ -92,7 +92,7 @@ fn check_trainable(leaves: &[(String, Tensor)]) -> Result<(), String> {
 /// A foreign module tells no roles: kernels have two dimensions or more, the rest goes by name.
 fn role_of(name: &str, tensor: &Tensor) -> Role {
     if tensor.dim() >= 2 {
-        Role::Kernel
+        Role::Weight
     } else if name.ends_with("bias") {
         Role::Bias
     } else {

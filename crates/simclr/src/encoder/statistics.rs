@@ -13,16 +13,16 @@ pub const MOMENTUM: f64 = 0.1;
 ///
 /// Every member calls it the same number of times in the same order, in the forward pass and in the backward pass, from
 /// whichever thread that pass runs on.
-pub trait Exchange: Debug + Send + Sync {
+pub trait AllReduce: Debug + Send + Sync {
     /// Adds `values` (`f32`, one dimension, on the model's device) up over all members, in place; every member receives the
     /// same bits.
-    fn sum(&self, values: &Tensor);
+    fn all_reduce_sum(&self, values: &Tensor);
 }
 
 /// `train.batch_norm`: whose statistics batch norm takes where a batch goes through the encoder in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum NormOver {
+pub enum BatchNormScope {
     /// Those of the whole batch: loss and gradient are those of the whole batch at once.
     #[default]
     Global,
@@ -32,7 +32,7 @@ pub enum NormOver {
     ChunkShuffled,
 }
 
-impl NormOver {
+impl BatchNormScope {
     /// As written in a configuration.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl NormOver {
 #[derive(Debug, Clone)]
 pub struct BatchStatistics {
     /// Whose activations are counted besides the own ones.
-    pub exchange: Option<Arc<dyn Exchange>>,
+    pub exchange: Option<Arc<dyn AllReduce>>,
     /// Weight of this batch in the running statistics; 0 leaves them as they are.
     pub momentum: f64,
 }

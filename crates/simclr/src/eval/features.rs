@@ -17,7 +17,7 @@ use crate::{
     EvalError, ModelError, RunConfig,
     device::{Precision, choose_device, to_device},
     encoder::Mode,
-    model::SimClr,
+    model::Model,
     train::RunFolder,
 };
 
@@ -28,7 +28,7 @@ pub const RAW_SIDE: i64 = 32;
 /// encoder's user will do.
 #[derive(Debug)]
 pub struct FrozenEncoder {
-    model: SimClr,
+    model: Model,
     config: RunConfig,
     channels: i64,
     origin: Origin,
@@ -115,14 +115,14 @@ impl FrozenEncoder {
     pub fn random_init(config: &RunConfig, channels: i64, seed: u64) -> Result<Self, EvalError> {
         let device = choose_device(config.train.device, 0)?;
         let sides = (channels, config.train.image_size as i64);
-        let model = SimClr::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
+        let model = Model::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
         let origin =
             Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new(), assumed: None };
         Ok(Self { model, config: config.clone(), channels, origin })
     }
 
     /// The model; its parameters and buffers are what must not change.
-    pub fn model(&self) -> &SimClr {
+    pub fn model(&self) -> &Model {
         &self.model
     }
 
@@ -190,7 +190,7 @@ impl FrozenEncoder {
     }
 
     /// Whether any weight or batch-norm statistic of the encoder is another in `model`.
-    pub fn differs(&self, model: &SimClr) -> bool {
+    pub fn differs(&self, model: &Model) -> bool {
         let ours = self.model.params.named().filter(|(name, _)| name.starts_with("encoder."));
         let theirs: std::collections::HashMap<_, _> = model.params.named().collect();
         ours.into_iter().any(|(name, tensor)| theirs.get(name).is_none_or(|other| !other.equal(tensor)))
@@ -373,7 +373,7 @@ pub fn stream(
         });
         let (mut done, mut bad) = (0, Vec::new());
         for chunk in receiver {
-            let EvaluationPixels { ids, pixels, bad: unreadable } = chunk?;
+            let EvaluationPixels { ids, pixels, failed: unreadable } = chunk?;
             done += ids.len() + unreadable.len();
             let named = |(index, reason): (usize, String)| BadImage {
                 name: dataset.samples()[index].name.clone(),

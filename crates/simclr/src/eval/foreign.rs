@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::features::{hash_tensors, load_encoder, load_weights};
 use crate::{
-    EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::SimClr,
+    EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::Model,
     train::RunFolder,
 };
 
@@ -96,13 +96,13 @@ fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
 }
 
 /// A model of `config` with the encoder of `file`.
-fn read(file: &Path, config: &RunConfig, channels: i64) -> Result<SimClr, EvalError> {
+fn read(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
     let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
     let stored = Tensor::read_safetensors(file)
         .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
     let shape = (channels, config.train.image_size as i64);
     let model =
-        SimClr::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
+        Model::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
     let wanted = || encoder_of(&model);
     let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
     let held =
@@ -114,12 +114,12 @@ fn read(file: &Path, config: &RunConfig, channels: i64) -> Result<SimClr, EvalEr
     Ok(model)
 }
 
-fn encoder_of(model: &SimClr) -> impl Iterator<Item = (&str, &Tensor)> {
+fn encoder_of(model: &Model) -> impl Iterator<Item = (&str, &Tensor)> {
     model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
 }
 
 /// 16 hex digits over the encoder's weights: two files of one name apart.
-fn digest(model: &SimClr) -> String {
+fn digest(model: &Model) -> String {
     let mut hash = blake3::Hasher::new();
     hash_tensors(&mut hash, encoder_of(model));
     hash.finalize().to_hex()[..16].to_owned()

@@ -263,11 +263,11 @@ impl Judge<'_, '_> {
 
     /// What a figure of `whose` features depends on, besides the protocol.
     fn key(&self, name: &str, whose: &str, protocol: Value) -> Key {
-        let left_out = [&self.kept.train, &self.kept.test].map(|indices| checksum(indices));
+        let failed_images = [&self.kept.train, &self.kept.test].map(|indices| checksum(indices));
         Key::new(
             name,
             json!({
-                "features": whose, "data": self.frozen.data(), "kept": left_out, "protocol": protocol,
+                "features": whose, "data": self.frozen.data(), "kept": failed_images, "protocol": protocol,
             }),
         )
     }

@@ -8,7 +8,7 @@ use simclr_data::AugmentConfig;
 use crate::{
     RunConfig,
     config::StepCount,
-    encoder::{MOMENTUM, NormOver},
+    encoder::{BatchNormScope, MOMENTUM},
     objective::{ObjectiveKind, TaskConfig},
     optim::{OptimConfig, OptimKind, Scaling, ScheduleKind},
 };
@@ -174,8 +174,8 @@ fn with_labels(run: &RunConfig) -> RunConfig {
     let mut config = run.clone();
     config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
     // With one view of each image there is nothing to deal apart.
-    if config.train.batch_norm == NormOver::ChunkShuffled {
-        config.train.batch_norm = NormOver::Chunk;
+    if config.train.batch_norm == BatchNormScope::ChunkShuffled {
+        config.train.batch_norm = BatchNormScope::Chunk;
     }
     config
 }
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn the_transfer_recipe_is_that_of_b_8_2() {
         let mut run = RunConfig::default();
-        (run.train.chunk, run.train.batch_norm) = (64, NormOver::ChunkShuffled);
+        (run.train.chunk, run.train.batch_norm) = (64, BatchNormScope::ChunkShuffled);
         run.train.step_count = StepCount::Official;
         let config = transfer(&run, None, (20_000, 256), 50_000);
         config.validate().unwrap();

@@ -17,7 +17,7 @@ use super::{
     results::{Cell, Row},
     sets::Sets,
     splits,
-    training::{Exam, Lesson, Model, Source, Trainer},
+    training::{Exam, Lesson, RunPurpose, Source, Trainer},
 };
 use crate::{EvalError, RunConfig, optim::OptimKind};
 
@@ -320,7 +320,7 @@ impl<'a> Bench<'a, '_> {
         let accuracy = accuracy(&sets.test_labels);
         let (images, of) = (&self.kept.test[..], json!(sets.identities()));
         let exam = Exam { set: sets.test_set(), images, of, figure: &accuracy };
-        self.trainer.figure(place, config, lesson, &exam, Model::Reported)
+        self.trainer.figure(place, config, lesson, &exam, RunPurpose::Reported)
     }
 
     fn lesson<'c>(&self, images: &'c [usize]) -> Lesson<'c>

@@ -19,7 +19,7 @@ use crate::{
     checkpoint::write_atomically,
     device::{Precision, choose_device},
     encoder::Mode,
-    model::SimClr,
+    model::Model,
     train::{Observer, Outcome, RunFolder, StepReport, pretrain, state::start_from},
 };
 
@@ -64,7 +64,7 @@ pub(super) struct Exam<'a> {
 
 /// What becomes of a trained model.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Model {
+pub(super) enum RunPurpose {
     /// Its figure is only compared: it is not kept, and one that diverged is the worst.
     Compared,
     /// Its figure is reported: it stays in the run folder.
@@ -90,7 +90,8 @@ impl Trainer<'_> {
         let mut best = (candidates[0], f64::NEG_INFINITY);
         for candidate in candidates {
             let place = format!("{place}, try {}", candidate.said());
-            let figure = self.figure(&place, &candidate.put(config), lesson, exam, Model::Compared)?.value;
+            let figure =
+                self.figure(&place, &candidate.put(config), lesson, exam, RunPurpose::Compared)?.value;
             if figure > best.1 {
                 best = (*candidate, figure);
             }
@@ -106,7 +107,7 @@ impl Trainer<'_> {
         config: &RunConfig,
         lesson: Lesson<'_>,
         exam: &Exam<'_>,
-        model: Model,
+        model: RunPurpose,
     ) -> Result<Figure, EvalError> {
         let judged = json!([exam.of, checksum(exam.images)]);
         let key = Key::new(place, json!({ "trained": self.what(config, lesson), "judged": judged }));
@@ -117,13 +118,13 @@ impl Trainer<'_> {
         let path = self.run.path().join("evaluation").join(self.name(place, config, lesson));
         let figure = match self.train(place, config, lesson, &path) {
             Ok(trained) => self.judged(&trained, exam)?,
-            Err(EvalError::Training(error)) if model == Model::Compared && error.is_divergence() => {
+            Err(EvalError::Training(error)) if model == RunPurpose::Compared && error.is_divergence() => {
                 Figure { how: error.to_string(), ..Figure::of(DIVERGED) }
             }
             Err(error) => return Err(error),
         };
         let figure = self.memory.keep_figure(&key, figure)?;
-        if model == Model::Compared {
+        if model == RunPurpose::Compared {
             fs_err::remove_dir_all(path)?;
         }
         Ok(figure)
@@ -155,7 +156,7 @@ impl Trainer<'_> {
         config: &RunConfig,
         lesson: Lesson<'_>,
         path: &Path,
-    ) -> Result<SimClr, EvalError> {
+    ) -> Result<Model, EvalError> {
         let Lesson { source, images } = lesson;
         let folder =
             if path.join("config.toml").exists() { RunFolder::open(path) } else { RunFolder::create(path) }
@@ -181,8 +182,8 @@ impl Trainer<'_> {
         Ok(model)
     }
 
-    fn load(&self, config: &RunConfig, classes: usize, folder: &RunFolder) -> Result<SimClr, EvalError> {
-        let model = SimClr::for_task(
+    fn load(&self, config: &RunConfig, classes: usize, folder: &RunFolder) -> Result<Model, EvalError> {
+        let model = Model::for_task(
             &config.task,
             classes,
             &config.encoder,
@@ -199,7 +200,7 @@ impl Trainer<'_> {
     }
 
     /// The model's figure; bad images are left out.
-    fn judged(&self, model: &SimClr, exam: &Exam<'_>) -> Result<Figure, EvalError> {
+    fn judged(&self, model: &Model, exam: &Exam<'_>) -> Result<Figure, EvalError> {
         let read = ReadOptions::of(self.frozen, self.options.batch, self.options.threads);
         let logits = |pixels: &Tensor| {
             let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;

@@ -19,7 +19,7 @@ use super::{
     recipes,
     results::{Metric, TransferRow, Tuned},
     sets::Sets,
-    training::{Exam, Lesson, Model, Source, Trainer},
+    training::{Exam, Lesson, RunPurpose, Source, Trainer},
     transfer::{HOLD_OUT, TransferSet},
 };
 use crate::{
@@ -208,7 +208,7 @@ impl Tuning<'_, '_> {
         };
         let of = json!([sets.identities(), metric]);
         let exam = Exam { set: sets.test_set(), images: &once, of, figure: &marks };
-        self.trainer.figure(place, config, lesson, &exam, Model::Reported)
+        self.trainer.figure(place, config, lesson, &exam, RunPurpose::Reported)
     }
 }
 

@@ -26,7 +26,7 @@ impl OptimConfig {
     /// Whether weight decay applies to parameters of this role.
     pub fn decays(&self, role: Role) -> bool {
         match role {
-            Role::Kernel | Role::Classifier => true,
+            Role::Weight | Role::Classifier => true,
             Role::Bias => self.decay != Decay::Weights,
             Role::NormScale | Role::NormShift => self.decay == Decay::All,
         }
@@ -34,14 +34,14 @@ impl OptimConfig {
 
     /// Whether the trust ratio of LARS or LAMB scales the step of parameters of this role.
     pub fn adapts(&self, role: Role) -> bool {
-        matches!(self.kind, OptimKind::Lars | OptimKind::Lamb) && role == Role::Kernel
+        matches!(self.kind, OptimKind::Lars | OptimKind::Lamb) && role == Role::Weight
     }
 }
 
 /// One line per group, printed at start so that a wrong exclusion is seen.
 pub fn table(config: &OptimConfig, params: &Params) -> String {
     let rows = [
-        ("weights", &[Role::Kernel][..]),
+        ("weights", &[Role::Weight][..]),
         ("classifier weight", &[Role::Classifier]),
         ("biases", &[Role::Bias]),
         ("batch-norm scale, shift", &[Role::NormScale, Role::NormShift]),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Plan, encoder::NormOver, health::Regime, objective::ObjectiveKind};
+use crate::{Plan, encoder::BatchNormScope, health::Regime, objective::ObjectiveKind};
 
 /// Steps before the first warning: recipes that work are below chance long before.
 const FIRST_STEP: u64 = 300;
@@ -64,7 +64,7 @@ fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
             format!("warm-up lasts until step {}", schedule.warmup_steps),
         ),
         (
-            contrastive && plan.is_chunked() && config.train.batch_norm == NormOver::Chunk,
+            contrastive && plan.is_chunked() && config.train.batch_norm == BatchNormScope::Chunk,
             "batch norm over chunks in which both views of an image share statistics".into(),
         ),
         (true, if regime == Regime::Diverged { rate } else { format!("{rate}, or too low") }),

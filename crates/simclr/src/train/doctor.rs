@@ -7,7 +7,7 @@ use simclr_data::{Batch, Chunking, Dataset, Loader};
 use tch::{Kind, Tensor};
 
 use super::{
-    agreed::agreed,
+    agreed::all_ok,
     fit::{Fitted, fitted, machine, measure},
     large::{Chunks, LargeStep},
     run::{Opened, Ready, loader_config, open, ready},
@@ -18,12 +18,12 @@ use crate::{
     Plan, RunConfig, TrainError,
     config::Written,
     device::PrecisionChoice,
-    encoder::NormOver,
-    model::SimClr,
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
+    model::Model,
     objective::Objective,
     params::Params,
-    ranks::{Buckets, Ranks},
-    views::ViewsOn,
+    views::AugmentDeviceChoice,
 };
 
 /// What was found out about one thing.
@@ -71,14 +71,14 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// # Errors
 /// What keeps a run from starting; see [`TrainError`].
 pub fn examine(
-    ranks: &Ranks,
+    group: &ProcessGroup,
     (config, written): (&RunConfig, &Written),
     data: &Path,
 ) -> Result<Vec<Finding>, TrainError> {
-    let opened = agreed(ranks, open(ranks, config, data))?;
-    let Fitted { config, facts: chosen } = fitted(ranks, &opened, written)?;
-    let mut own = agreed(ranks, ready(ranks, &opened, &config))?;
-    let carried = ranks.connect_gpus(own.model.params.device());
+    let opened = all_ok(group, open(group, config, data))?;
+    let Fitted { config, facts: chosen } = fitted(group, &opened, written)?;
+    let mut own = all_ok(group, ready(group, &opened, &config))?;
+    let carried = group.connect_gpus(own.model.params.device());
     let facts = start::facts(&own.plan, &own.dataset, &own.model, &own.optimizer, own.model.params.device());
     let mut findings: Vec<Finding> = facts
         .into_iter()
@@ -88,9 +88,9 @@ pub fn examine(
     let carried = carried.map(|text| Finding { name: "exchange".into(), text, verdict: Verdict::Note });
     findings.extend(carried);
     findings.push(groups(&own));
-    let memory = agreed(ranks, memory(ranks, &mut own));
+    let memory = all_ok(group, memory(group, &mut own));
     drop(own);
-    findings.extend(proofs(ranks, &opened, &config)?);
+    findings.extend(proofs(group, &opened, &config)?);
     findings.push(memory?);
     Ok(findings)
 }
@@ -99,7 +99,7 @@ pub fn examine(
 fn groups(own: &Ready) -> Finding {
     use crate::params::Role;
     let (params, optim) = (own.model.params.params(), &own.plan.config.optim);
-    let is_weight = |role| matches!(role, Role::Kernel | Role::Classifier);
+    let is_weight = |role| matches!(role, Role::Weight | Role::Classifier);
     let weights = params.iter().filter(|param| is_weight(param.role)).count();
     // Weights have two dimensions or more, all other parameters one. The roles in a foreign module are inferred from names.
     let odd = params.iter().find(|param| is_weight(param.role) != (param.tensor.dim() >= 2));
@@ -146,12 +146,12 @@ impl Taken {
     fn distance(&self, plain: &Self) -> f64 {
         let norm = |tensor: &Tensor| tensor.norm().to_kind(Kind::Double).double_value(&[]);
         let all = plain.gradients.iter().map(|gradient| norm(gradient).powi(2)).sum::<f64>().sqrt();
-        let apart =
+        let distances =
             self.gradients.iter().zip(&plain.gradients).map(|(own, twin)| {
                 norm(&(own - twin)) / norm(twin).max(SMALLEST * all).max(f64::MIN_POSITIVE)
             });
         // A distance that is no number must not get lost.
-        apart.fold(0.0, |most: f64, next| if next.is_nan() { f64::INFINITY } else { most.max(next) })
+        distances.fold(0.0, |most: f64, next| if next.is_nan() { f64::INFINITY } else { most.max(next) })
     }
 
     /// `edges`: what another order of the images does to a gradient.
@@ -169,34 +169,34 @@ impl Taken {
 }
 
 /// Processes and chunks give what one process gives in one pass.
-fn proofs(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
+fn proofs(group: &ProcessGroup, opened: &Opened, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
     if config.encoder.file.is_some() {
         let text = "not proved: the batch norm inside a TorchScript module sees its own part of a batch only";
         return Ok(vec![Finding { name: "equality".into(), text: text.into(), verdict: Verdict::Note }]);
     }
     let mut small = config.clone();
-    small.train.batch = IMAGES.max(4 * ranks.count());
-    (small.train.chunk, small.train.batch_norm) = (0, NormOver::Global);
+    small.train.batch = IMAGES.max(4 * group.count());
+    (small.train.chunk, small.train.batch_norm) = (0, BatchNormScope::Global);
     small.train.precision = PrecisionChoice::F32;
     // The order of images is changed in their pixels.
-    small.data.views_on = ViewsOn::Cpu;
-    let bench = agreed(ranks, Bench::new(ranks, opened, &small))?;
-    let alone = Ranks::alone();
-    let batch = agreed(ranks, bench.part(&alone))?;
-    let plain = agreed(ranks, bench.pass(&alone, &batch))?;
-    let edges = agreed(ranks, bench.edges(&batch, &plain))?;
+    small.data.views_on = AugmentDeviceChoice::Cpu;
+    let bench = all_ok(group, Bench::new(group, opened, &small))?;
+    let alone = ProcessGroup::alone();
+    let batch = all_ok(group, bench.part(&alone))?;
+    let plain = all_ok(group, bench.pass(&alone, &batch))?;
+    let edges = all_ok(group, bench.edges(&batch, &plain))?;
     let mut findings = Vec::new();
-    if ranks.count() > 1 {
-        let what = format!("{} processes", ranks.count());
-        findings.push(agreed(ranks, bench.whole(ranks))?.finding(&plain, edges, "processes", &what));
+    if group.count() > 1 {
+        let what = format!("{} processes", group.count());
+        findings.push(all_ok(group, bench.whole(group))?.finding(&plain, edges, "processes", &what));
     } else {
         let text = "one; `mpirun -n N simclr doctor ...` proves what N of them do".to_owned();
         findings.push(Finding { name: "processes".into(), text, verdict: Verdict::Note });
     }
     if !config.task.frozen {
-        let chunk = (small.train.batch / ranks.count() / 2).max(1);
+        let chunk = (small.train.batch / group.count() / 2).max(1);
         let what = format!("chunks of {chunk} images in lock step");
-        findings.push(agreed(ranks, bench.chunked(ranks, chunk))?.finding(&plain, edges, "chunks", &what));
+        findings.push(all_ok(group, bench.chunked(group, chunk))?.finding(&plain, edges, "chunks", &what));
     }
     Ok(findings)
 }
@@ -205,13 +205,13 @@ fn proofs(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Vec<Find
 struct Bench {
     dataset: Arc<Dataset>,
     plan: Plan,
-    model: SimClr,
+    model: Model,
     objective: Objective,
 }
 
 impl Bench {
-    fn new(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Self, TrainError> {
-        let Ready { dataset, plan, model, objective, .. } = ready(ranks, opened, config)?;
+    fn new(group: &ProcessGroup, opened: &Opened, config: &RunConfig) -> Result<Self, TrainError> {
+        let Ready { dataset, plan, model, objective, .. } = ready(group, opened, config)?;
         Ok(Self { dataset, plan, model, objective })
     }
 
@@ -220,26 +220,26 @@ impl Bench {
         Ok(Loader::new(dataset, augment, loader_config(&self.plan))?)
     }
 
-    fn setting<'a>(&'a self, ranks: &'a Ranks, buckets: &'a Buckets) -> Setting<'a> {
+    fn setting<'a>(&'a self, group: &'a ProcessGroup, buckets: &'a GradientBuckets) -> Setting<'a> {
         let shape = (self.plan.channels, self.plan.config.train.image_size);
         Setting {
             model: &self.model,
             objective: &self.objective,
-            over: NormOver::Global,
+            over: BatchNormScope::Global,
             shape,
-            ranks,
+            group,
             buckets,
         }
     }
 
     /// One pass, each rank with its part.
-    fn whole(&self, ranks: &Ranks) -> Result<Taken, TrainError> {
-        self.pass(ranks, &self.part(ranks)?)
+    fn whole(&self, group: &ProcessGroup) -> Result<Taken, TrainError> {
+        self.pass(group, &self.part(group)?)
     }
 
     /// What this rank holds of the batch.
-    fn part(&self, ranks: &Ranks) -> Result<Batch, TrainError> {
-        let loader = self.loader()?.part(ranks.rank(), ranks.count());
+    fn part(&self, group: &ProcessGroup) -> Result<Batch, TrainError> {
+        let loader = self.loader()?.part(group.rank(), group.count());
         let batch = loader.batches(0, 1)?.next();
         Ok(batch.unwrap_or(Err(simclr_data::DataError::WorkerLost { step: 0 }))?)
     }
@@ -247,22 +247,23 @@ impl Bench {
     /// How far the order of the images alone moves a gradient from `plain`.
     fn edges(&self, batch: &Batch, plain: &Taken) -> Result<f64, TrainError> {
         (1..=ORDERS).try_fold(0.0, |most: f64, turn| {
-            let taken = self.pass(&Ranks::alone(), &turned(batch, turn * batch.ids.len() / (ORDERS + 1)))?;
+            let taken =
+                self.pass(&ProcessGroup::alone(), &turned(batch, turn * batch.ids.len() / (ORDERS + 1)))?;
             Ok(most.max(taken.distance(plain)))
         })
     }
 
-    fn pass(&self, ranks: &Ranks, batch: &Batch) -> Result<Taken, TrainError> {
-        let buckets = Buckets::new(&self.model.params, ranks);
-        let (_, stepped) = gradients(&self.setting(ranks, &buckets), batch)?;
+    fn pass(&self, group: &ProcessGroup, batch: &Batch) -> Result<Taken, TrainError> {
+        let buckets = GradientBuckets::new(&self.model.params, group);
+        let (_, stepped) = gradients(&self.setting(group, &buckets), batch)?;
         Ok(Taken::of(&stepped, &self.model.params))
     }
 
-    fn chunked(&self, ranks: &Ranks, images: usize) -> Result<Taken, TrainError> {
-        let loader = self.loader()?.chunked(Chunking { images, apart: false, passes: 1 });
-        let mut batches = loader.part(ranks.rank(), ranks.count()).batches(0, 1)?;
-        let buckets = Buckets::new(&self.model.params, ranks);
-        let step = LargeStep { setting: self.setting(ranks, &buckets), passes: 1, seed: 0 };
+    fn chunked(&self, group: &ProcessGroup, images: usize) -> Result<Taken, TrainError> {
+        let loader = self.loader()?.chunked(Chunking { images, shuffle_views: false, passes: 1 });
+        let mut batches = loader.part(group.rank(), group.count()).batches(0, 1)?;
+        let buckets = GradientBuckets::new(&self.model.params, group);
+        let step = LargeStep { setting: self.setting(group, &buckets), passes: 1, seed: 0 };
         let (_, stepped) = step.gradients(&mut Chunks::new(0, &mut batches))?;
         Ok(Taken::of(&stepped, &self.model.params))
     }
@@ -270,7 +271,7 @@ impl Bench {
 
 /// The batch, with the first `by` images last.
 fn turned(batch: &Batch, by: usize) -> Batch {
-    let (mut ids, mut second) = (batch.ids.clone(), batch.second.clone());
+    let (mut ids, mut second) = (batch.ids.clone(), batch.second_view_ids.clone());
     ids.rotate_left(by);
     if !second.is_empty() {
         second.rotate_left(by);
@@ -278,15 +279,15 @@ fn turned(batch: &Batch, by: usize) -> Batch {
     let image = batch.pixels().len() / (ids.len() + second.len());
     let mut pixels = batch.pixels().to_vec();
     pixels.chunks_exact_mut(ids.len() * image).for_each(|views| views.rotate_left(by * image));
-    let (step, epoch, chunk, bad) = (batch.step, batch.epoch, batch.chunk, batch.bad.clone());
-    Batch { step, epoch, chunk, ids, second, views: pixels.into(), bad }
+    let (step, epoch, chunk, failed) = (batch.step, batch.epoch, batch.chunk, batch.failed.clone());
+    Batch { step, epoch, chunk, ids, second_view_ids: second, views: pixels.into(), failed }
 }
 
 /// Memory of two small steps, and from there, in a straight line, of the batch asked for and of the largest one that fits.
-fn memory(ranks: &Ranks, own: &mut Ready) -> Result<Finding, TrainError> {
+fn memory(group: &ProcessGroup, own: &mut Ready) -> Result<Finding, TrainError> {
     let note = |text: &str| Finding { name: "memory".into(), text: text.into(), verdict: Verdict::Note };
     let device = own.model.params.device();
-    let processes = if device.is_cuda() { 1 } else { ranks.on_this_machine() } as f64;
+    let processes = if device.is_cuda() { 1 } else { group.on_this_machine() } as f64;
     let held = if device.is_cuda() { 0.0 } else { machine::resident().unwrap_or_default() };
     let free = machine::free_on(device).map_or(f64::INFINITY, |bytes| SHARE * (bytes / processes + held));
     let steps = measure::steps(own, 1, free)?;
@@ -299,8 +300,8 @@ fn memory(ranks: &Ranks, own: &mut Ready) -> Result<Finding, TrainError> {
         let text = format!("{:.0} MiB a process; images of this size add too little to measure", need / MIB);
         return Ok(Finding { name: "memory".into(), text, verdict });
     }
-    let most = ((free - line.fixed) / line.each).max(0.0) as usize * ranks.count();
-    let kept = if own.plan.is_chunked() && own.plan.config.train.batch_norm == NormOver::Global {
+    let most = ((free - line.fixed) / line.each).max(0.0) as usize * group.count();
+    let kept = if own.plan.is_chunked() && own.plan.config.train.batch_norm == BatchNormScope::Global {
         "; in lock step what goes between the stages of the encoder comes on top"
     } else {
         ""
@@ -351,12 +352,12 @@ mod tests {
             epoch: 0,
             chunk: simclr_data::Chunk::WHOLE,
             ids,
-            second,
+            second_view_ids: second,
             views: pixels.into(),
-            bad: Vec::new(),
+            failed: Vec::new(),
         };
         let turned = turned(&batch, 1);
-        assert_eq!((&turned.ids[..], &turned.second[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
+        assert_eq!((&turned.ids[..], &turned.second_view_ids[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
         assert_eq!(turned.pixels()[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use simclr_data::{Batch, DataError, loader::Batches};
-use simclr_shim::stream::{Mark, OwnStream};
+use simclr_shim::stream::{CudaEvent, StreamGuard};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -32,7 +32,7 @@ pub struct Ahead {
     arrived: Option<Result<Arrived, TrainError>>,
     step: u64,
     waited: Duration,
-    left_out: Vec<(usize, String)>,
+    failed_images: Vec<(usize, String)>,
 }
 
 /// What the thread sends: the batch without its views, and those, or why there is none and which images failed in it.
@@ -41,7 +41,7 @@ type Sent = Result<(Batch, Result<Arrived, TrainError>), (DataError, Vec<(usize,
 /// A batch on the device, once its stream has come to the mark.
 struct Arrived {
     uploaded: Uploaded,
-    mark: Mark,
+    mark: CudaEvent,
 }
 
 impl Feed {
@@ -53,8 +53,15 @@ impl Feed {
         let (out, arriving) = sync_channel(1);
         let work = move || send_all(batches, shape, device, &out);
         let thread = std::thread::Builder::new().name("upload".into()).spawn(work)?;
-        let (waited, left_out) = (Duration::ZERO, Vec::new());
-        Ok(Self::Ahead(Ahead { arriving, thread: Some(thread), arrived: None, step: 0, waited, left_out }))
+        let (waited, failed_images) = (Duration::ZERO, Vec::new());
+        Ok(Self::Ahead(Ahead {
+            arriving,
+            thread: Some(thread),
+            arrived: None,
+            step: 0,
+            waited,
+            failed_images,
+        }))
     }
 
     /// Seconds that [`Iterator::next`] has waited so far.
@@ -65,11 +72,11 @@ impl Feed {
         }
     }
 
-    /// See [`Batches::left_out`].
-    pub fn left_out(&self) -> &[(usize, String)] {
+    /// See [`Batches::failed_images`].
+    pub fn failed_images(&self) -> &[(usize, String)] {
         match self {
-            Self::Host(batches) => batches.left_out(),
-            Self::Ahead(ahead) => &ahead.left_out,
+            Self::Host(batches) => batches.failed_images(),
+            Self::Ahead(ahead) => &ahead.failed_images,
         }
     }
 
@@ -114,8 +121,8 @@ impl Ahead {
                 (self.step, self.arrived) = (batch.step + 1, Some(arrived));
                 Some(Ok(batch))
             }
-            Ok(Err((error, left_out))) => {
-                self.left_out = left_out;
+            Ok(Err((error, failed_images))) => {
+                self.failed_images = failed_images;
                 Some(Err(error))
             }
             // The end, or the thread panicked.
@@ -139,7 +146,7 @@ impl Drop for Ahead {
 /// The thread: copies every batch until the last one, an error, or nobody listens any more.
 fn send_all(mut batches: Batches, shape: (usize, usize), device: Device, out: &SyncSender<Sent>) {
     // Without a stream of its own the copies wait for the steps, no more.
-    let _own = OwnStream::new(&Tensor::empty([0], (Kind::Float, device)));
+    let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)));
     while let Some(made) = batches.next() {
         let sent = match made {
             Ok(mut batch) => {
@@ -147,7 +154,7 @@ fn send_all(mut batches: Batches, shape: (usize, usize), device: Device, out: &S
                 batch.views = Vec::new().into();
                 Ok((batch, arrived))
             }
-            Err(error) => Err((error, batches.left_out().to_vec())),
+            Err(error) => Err((error, batches.failed_images().to_vec())),
         };
         if out.send(sent).is_err() {
             return;
@@ -158,7 +165,7 @@ fn send_all(mut batches: Batches, shape: (usize, usize), device: Device, out: &S
 fn copied(batch: &Batch, shape: (usize, usize), device: Device) -> Result<Arrived, TrainError> {
     let uploaded = upload(batch, shape, device)?;
     let like = Tensor::empty([0], (Kind::Float, device));
-    Ok(Arrived { uploaded, mark: Mark::new(&like)? })
+    Ok(Arrived { uploaded, mark: CudaEvent::new(&like)? })
 }
 
 #[cfg(test)]
@@ -205,7 +212,7 @@ mod tests {
             max_bad_share: if bad < 10 { 0.0 } else { 1.0 },
         };
         let loader = Loader::new(dataset, AugmentConfig::default(), config).unwrap();
-        let loader = if recipes { loader.as_recipes() } else { loader };
+        let loader = if recipes { loader.deferred() } else { loader };
         loader.batches(0, 5).unwrap()
     }
 
@@ -229,7 +236,7 @@ mod tests {
         assert!(sent.next().is_none() && sent.waited() > 0.0);
     }
 
-    /// Recipes travel as bytes; where no kernel serves the device, that is told when pixels are wanted.
+    /// DeferredViews travel as bytes; where no kernel serves the device, that is told when pixels are wanted.
     #[test]
     fn recipes_are_sent_ahead_too() {
         let mut sent = ahead(10, true);
@@ -247,7 +254,7 @@ mod tests {
         let mut sent = ahead(0, false);
         let error = sent.next().unwrap().unwrap_err();
         assert!(matches!(error, DataError::EmptyBatch { step: 0, .. }), "{error}");
-        assert_eq!(sent.left_out().len(), 4);
+        assert_eq!(sent.failed_images().len(), 4);
         assert!(sent.next().is_none());
     }
 

@@ -6,7 +6,7 @@
 //!    gradients of the parameters add up.
 //!
 //! Views are a function of their dice, so step 3 sees those of step 1. What batch norm does to this is `train.batch_norm`
-//! ([`NormOver`]):
+//! ([`BatchNormScope`]):
 //!
 //! - over the chunk (`chunk`, `chunk-shuffled`), a chunk knows nothing of the others, and memory is that of one chunk and of
 //!   z. A chunk's z depends on who else is in the chunk, so the loss is that of the paper with batch norm per device.
@@ -20,18 +20,18 @@ use simclr_data::{Batch, Chunk, DataError, Views};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    agreed::{agreed, or_end_all},
+    agreed::{abort_group_on_error, all_ok},
     lock_step::in_lock_step,
     step::{Setting, Stepped, seed_module},
 };
 use crate::{
     ModelError, TrainError,
-    encoder::{BatchStatistics, Exchange, Mode, NormOver},
-    model::{SimClr, Stages},
-    nt_xent::Gather,
+    dist::{BatchShards, ProcessGroup},
+    encoder::{AllReduce, BatchNormScope, BatchStatistics, Mode},
+    model::{Model, Stages},
+    nt_xent::AllGather,
     objective::Value,
     optim::{self, Optimizer},
-    ranks::{Ranks, Team},
 };
 
 /// The chunks of one step, and what came to light while they came in.
@@ -55,7 +55,7 @@ impl<'a> Chunks<'a> {
     #[allow(clippy::should_implement_trait, reason = "running out is an error here, not an end")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let batch = self.batches.next().unwrap_or(Err(DataError::WorkerLost { step: self.step }))?;
-        self.bad.extend(batch.bad.iter().cloned());
+        self.bad.extend(batch.failed.iter().cloned());
         Ok(batch)
     }
 
@@ -94,7 +94,7 @@ impl LargeStep<'_> {
     /// whose loss it is, too.
     ///
     /// # Errors
-    /// Chunks that cannot be made, and see [`SimClr::forward`](crate::model::SimClr::forward).
+    /// Chunks that cannot be made, and see [`Model::forward`](crate::model::Model::forward).
     pub fn run(
         &self,
         chunks: &mut Chunks<'_>,
@@ -111,30 +111,30 @@ impl LargeStep<'_> {
     /// # Errors
     /// See there.
     pub fn gradients(&self, chunks: &mut Chunks<'_>) -> Result<(Vec<usize>, Stepped), TrainError> {
-        let Setting { model, objective, ranks, buckets, over, .. } = self.setting;
-        let mut encoded = if over == NormOver::Global {
-            let own = agreed(ranks, chunks.pass().map_err(TrainError::from))?;
-            or_end_all(ranks, self.encode_in_lock_step(own))?
+        let Setting { model, objective, group, buckets, over, .. } = self.setting;
+        let mut encoded = if over == BatchNormScope::Global {
+            let own = all_ok(group, chunks.pass().map_err(TrainError::from))?;
+            abort_group_on_error(group, self.encode_in_lock_step(own))?
         } else {
-            agreed(ranks, self.encode(chunks))?
+            all_ok(group, self.encode(chunks))?
         };
         let h = Tensor::cat(&encoded.h, 0);
         encoded.h.clear();
-        let paired = Paired::new(ranks, &encoded, model.params.device());
-        let team = Team::new(ranks, paired.counts.clone());
-        let z = paired.own(&ranks.gather_rows(&Tensor::cat(&encoded.z, 0))).set_requires_grad(true);
-        let Value { loss, accuracy } = objective.of(&z, paired.own_ids(), &team, team.images());
-        let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
+        let paired = Paired::new(group, &encoded, model.params.device());
+        let shards = BatchShards::new(group, paired.counts.clone());
+        let z = paired.own(&group.all_gather_rows(&Tensor::cat(&encoded.z, 0))).set_requires_grad(true);
+        let Value { loss, accuracy } = objective.of(&z, paired.own_ids(), &shards, shards.images());
+        let [value, accuracy] = shards.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
         let mut gradient_norm = f64::NAN;
         if value.is_finite() {
             loss.backward();
-            let gradients = paired.by_chunk(&z.grad(), &team);
-            let back = if over == NormOver::Global {
+            let gradients = paired.by_chunk(&z.grad(), &shards);
+            let back = if over == BatchNormScope::Global {
                 self.back_in_lock_step(encoded, gradients)
             } else {
                 self.back(encoded, gradients, chunks)
             };
-            or_end_all(ranks, back)?;
+            abort_group_on_error(group, back)?;
             // The gradients of all chunks are there together: nothing is left to overlap with.
             buckets.arm();
             buckets.finish();
@@ -244,7 +244,7 @@ impl LargeStep<'_> {
     fn walk<I: Send, O: Send>(
         &self,
         items: Vec<I>,
-        work: impl Fn(usize, &Stages, I, Arc<dyn Exchange>) -> Result<O, ModelError> + Sync,
+        work: impl Fn(usize, &Stages, I, Arc<dyn AllReduce>) -> Result<O, ModelError> + Sync,
     ) -> Result<Vec<O>, TrainError> {
         let handle = || {
             self.setting
@@ -253,9 +253,10 @@ impl LargeStep<'_> {
                 .expect("a configuration with a TorchScript module asks for chunk statistics")
         };
         let items: Vec<_> = items.into_iter().map(|item| (handle(), item)).collect();
-        let done = in_lock_step(items, self.setting.ranks.exchange(), |index, (stages, item), exchange| {
-            work(index, &stages, item, exchange)
-        })?;
+        let done =
+            in_lock_step(items, self.setting.group.norm_all_reduce(), |index, (stages, item), exchange| {
+                work(index, &stages, item, exchange)
+            })?;
         Ok(done.into_iter().collect::<Result<_, _>>()?)
     }
 }
@@ -281,20 +282,20 @@ struct Paired {
 }
 
 impl Paired {
-    fn new(ranks: &Ranks, encoded: &Encoded, device: Device) -> Self {
+    fn new(group: &ProcessGroup, encoded: &Encoded, device: Device) -> Self {
         let numbers = |of: fn(&Batch) -> &Vec<usize>| {
-            ranks.gather_numbers(
+            group.all_gather_usize(
                 &encoded.chunks.iter().flat_map(|batch| of(batch).iter().copied()).collect::<Vec<_>>(),
             )
         };
-        let (first, second) = (numbers(|batch| &batch.ids), numbers(|batch| &batch.second));
+        let (first, second) = (numbers(|batch| &batch.ids), numbers(|batch| &batch.second_view_ids));
         // Rows lie chunk by chunk, first views before second ones; the sizes say where.
-        let sizes = |batch: &Batch| [batch.ids.len(), batch.second.len()];
-        let sizes = ranks.gather_numbers(&encoded.chunks.iter().flat_map(sizes).collect::<Vec<_>>());
+        let sizes = |batch: &Batch| [batch.ids.len(), batch.second_view_ids.len()];
+        let sizes = group.all_gather_usize(&encoded.chunks.iter().flat_map(sizes).collect::<Vec<_>>());
         let (mut row, mut before) = (0, 0);
         let (mut firsts, mut partner) = (Vec::new(), HashMap::new());
         for (rank, sizes) in sizes.iter().enumerate() {
-            if rank == ranks.rank() {
+            if rank == group.rank() {
                 before = row;
             }
             let (mut first, mut second) = (first[rank].iter(), second[rank].iter());
@@ -313,8 +314,8 @@ impl Paired {
         let order: Vec<i64> = firsts.iter().map(|&(_, _, row)| row).chain(seconds).collect();
         let count = |rank| firsts.iter().filter(|(of, _, _)| *of == rank).count();
         Self {
-            rank: ranks.rank(),
-            counts: (0..ranks.count()).map(count).collect(),
+            rank: group.rank(),
+            counts: (0..group.count()).map(count).collect(),
             order: Tensor::from_slice(&order).to_device(device),
             ids,
             before,
@@ -345,9 +346,9 @@ impl Paired {
 
     /// The gradient at the z of every chunk of this rank, from that at its images' z; zero for a view whose partner is
     /// missing. An image's second view may be on another rank, so all ranks' are put together first.
-    fn by_chunk(&self, own: &Tensor, team: &Team<'_>) -> Vec<Tensor> {
+    fn by_chunk(&self, own: &Tensor, shards: &BatchShards<'_>) -> Vec<Tensor> {
         let two = self.order.size()[0] > self.ids.len() as i64;
-        let gradient = if two { team.gather(own) } else { team.gather_rows(own) };
+        let gradient = if two { shards.all_gather(own) } else { shards.all_gather_rows(own) };
         let all = Tensor::zeros([self.total, gradient.size()[1]], (Kind::Float, gradient.device()));
         let all = all.index_copy(0, &self.order, &gradient);
         all.narrow(0, self.before, self.rows.iter().sum()).split_with_sizes(&self.rows[..], 0)
@@ -358,7 +359,7 @@ impl Paired {
 struct ScriptBuffers(Vec<(Tensor, Tensor)>);
 
 impl ScriptBuffers {
-    fn of(model: &SimClr) -> Self {
+    fn of(model: &Model) -> Self {
         let buffers =
             model.params.buffers().iter().map(|(_, buffer)| (buffer.shallow_clone(), buffer.copy()));
         Self(if model.stages().is_none() { buffers.collect() } else { Vec::new() })

@@ -11,7 +11,7 @@ use std::sync::{
 
 use tch::Tensor;
 
-use crate::encoder::Exchange;
+use crate::encoder::AllReduce;
 
 /// Stack of a chunk's thread: what a process's first thread has, for libtorch's kernel generators.
 const STACK: usize = 8 << 20;
@@ -21,7 +21,7 @@ struct LockStep {
     turn: Mutex<Turn>,
     passed: Condvar,
     /// Those who share the batch besides these chunks.
-    beyond: Option<Arc<dyn Exchange>>,
+    beyond: Option<Arc<dyn AllReduce>>,
 }
 
 #[derive(Debug)]
@@ -52,8 +52,8 @@ struct Member {
 /// If `work` does for one of them.
 pub fn in_lock_step<I: Send, O: Send>(
     items: Vec<I>,
-    beyond: Option<Arc<dyn Exchange>>,
-    work: impl Fn(usize, I, Arc<dyn Exchange>) -> O + Sync,
+    beyond: Option<Arc<dyn AllReduce>>,
+    work: impl Fn(usize, I, Arc<dyn AllReduce>) -> O + Sync,
 ) -> Result<Vec<O>, std::io::Error> {
     let turn = Turn { member: 0, ended: vec![false; items.len()], totals: [None, None] };
     let shared = Arc::new(LockStep { turn: Mutex::new(turn), passed: Condvar::new(), beyond });
@@ -67,7 +67,7 @@ pub fn in_lock_step<I: Send, O: Send>(
                 let _ending = Ending(&member);
                 drop(member.wait());
                 tch::set_num_threads(threads); // OpenMP's number is one per thread that starts parallel work
-                work(index, item, Arc::clone(&member) as Arc<dyn Exchange>)
+                work(index, item, Arc::clone(&member) as Arc<dyn AllReduce>)
             };
             let thread = std::thread::Builder::new().name(format!("chunk-{index}")).stack_size(STACK);
             match thread.spawn_scoped(scope, run) {
@@ -115,10 +115,10 @@ impl Member {
     }
 }
 
-impl Exchange for Member {
+impl AllReduce for Member {
     /// # Panics
     /// If another chunk has ended without this sum.
-    fn sum(&self, values: &Tensor) {
+    fn all_reduce_sum(&self, values: &Tensor) {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed) % 2;
         let mut turn = self.shared.lock();
         assert!(!turn.ended.contains(&true), "another chunk of the batch has ended early");
@@ -128,7 +128,7 @@ impl Exchange for Member {
             _ => values.copy(),
         };
         if let Some(beyond) = self.shared.beyond.as_ref().filter(|_| last) {
-            beyond.sum(&total);
+            beyond.all_reduce_sum(&total);
         }
         turn.totals[round] = Some(total);
         self.shared.pass(&mut turn);
@@ -156,9 +156,9 @@ impl Drop for Ending<'_> {
 mod tests {
     use super::*;
 
-    fn sum_of(exchange: &Arc<dyn Exchange>, value: f32) -> f64 {
+    fn sum_of(exchange: &Arc<dyn AllReduce>, value: f32) -> f64 {
         let values = Tensor::from_slice(&[value]);
-        exchange.sum(&values);
+        exchange.all_reduce_sum(&values);
         values.double_value(&[0])
     }
 
@@ -187,14 +187,14 @@ mod tests {
     fn a_sum_goes_beyond_once() {
         #[derive(Debug, Default)]
         struct Doubles(AtomicUsize);
-        impl Exchange for Doubles {
-            fn sum(&self, values: &Tensor) {
+        impl AllReduce for Doubles {
+            fn all_reduce_sum(&self, values: &Tensor) {
                 self.0.fetch_add(1, Ordering::SeqCst);
                 let _ = values.shallow_clone().g_mul_scalar_(2.0);
             }
         }
         let beyond = Arc::new(Doubles::default());
-        let outer: Arc<dyn Exchange> = beyond.clone();
+        let outer: Arc<dyn AllReduce> = beyond.clone();
         let sums = in_lock_step(vec![1.0f32, 2.0, 4.0], Some(outer), |_, item, exchange| {
             [sum_of(&exchange, item), sum_of(&exchange, 1.0)]
         });

@@ -23,5 +23,5 @@ pub mod state;
 pub mod step;
 
 pub use observe::{Observer, Silent, StepReport};
-pub use run::{Outcome, pretrain, pretrain_among};
+pub use run::{Outcome, fit, pretrain};
 pub use run_folder::RunFolder;

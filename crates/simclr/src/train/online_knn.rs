@@ -4,7 +4,7 @@
 use simclr_data::{Dataset, augment::EvalTransform, loader::evaluation_pixels, rng::Key};
 use tch::{Device, Tensor};
 
-use crate::{Plan, TrainError, device::to_device, encoder::Mode, eval::knn, model::SimClr};
+use crate::{Plan, TrainError, device::to_device, encoder::Mode, eval::knn, model::Model};
 
 /// Share of the images that are classified; the others are the bank.
 const QUERY_SHARE: f64 = 0.2;
@@ -64,7 +64,7 @@ impl OnlineKnn {
     ///
     /// # Errors
     /// Threads that the system does not give. Images that cannot be decoded are left out.
-    pub fn accuracy(&self, model: &SimClr, dataset: &Dataset) -> Result<Option<f64>, TrainError> {
+    pub fn accuracy(&self, model: &Model, dataset: &Dataset) -> Result<Option<f64>, TrainError> {
         let bank = self.features(model, dataset, &self.bank)?;
         let queries = self.features(model, dataset, &self.queries)?;
         let (Some((bank, bank_labels)), Some((queries, labels))) = (bank, queries) else { return Ok(None) };
@@ -75,7 +75,7 @@ impl OnlineKnn {
 
     fn features(
         &self,
-        model: &SimClr,
+        model: &Model,
         dataset: &Dataset,
         ids: &[usize],
     ) -> Result<Option<(Tensor, Tensor)>, TrainError> {

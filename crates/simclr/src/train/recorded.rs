@@ -1,13 +1,13 @@
 //! A step as a CUDA graph: the GPU is asked once and then does the same again for every batch, without waiting for the host
 //! between its thousand kernels. Only the views and the learning rate are new each time; both lie where the recording reads them.
 
-use simclr_shim::stream::Recording;
+use simclr_shim::stream::CudaGraph;
 use tch::{Kind, Tensor};
 
 use super::step::{Setting, Stepped};
 use crate::{
     TrainError,
-    nt_xent::Alone,
+    nt_xent::SingleProcess,
     objective::{Objective, Value},
     optim::{self, Optimizer},
 };
@@ -34,7 +34,7 @@ enum State {
 
 #[derive(Debug)]
 struct Recorded {
-    recording: Recording,
+    recording: CudaGraph,
     /// What the recording reads, `[2N, C, S, S]`.
     views: Tensor,
     made: Enqueued,
@@ -55,10 +55,10 @@ impl Recorder {
     /// For the steps of `setting`, if `wanted`. What cannot be recorded goes step by step: CPUs, steps in which the host has a
     /// part (several processes, labels), TorchScript modules, whose inside is not ours.
     pub fn new(setting: &Setting<'_>, wanted: bool) -> Self {
-        let Setting { model, objective, ranks, .. } = *setting;
+        let Setting { model, objective, group, .. } = *setting;
         let on_gpu = model.params.device().is_cuda() && optim::served(&model.params);
         let ours = model.stages().is_some() && matches!(objective, Objective::Contrastive(_));
-        let can = wanted && on_gpu && ours && ranks.count() == 1;
+        let can = wanted && on_gpu && ours && group.count() == 1;
         Self { state: if can { State::WarmUp(0) } else { State::Off }, note: None }
     }
 
@@ -98,7 +98,7 @@ impl Recorder {
 
     fn record(&mut self, setting: &Setting<'_>, optimizer: &Optimizer, views: &Tensor) {
         let views = views.copy();
-        let recorded = Recording::of(|| enqueue(setting, optimizer, &views));
+        let recorded = CudaGraph::capture(|| enqueue(setting, optimizer, &views));
         self.state = match recorded {
             Ok((recording, made)) => {
                 self.note = Some("the step is recorded as a CUDA graph".into());
@@ -124,7 +124,7 @@ pub fn enqueue(setting: &Setting<'_>, optimizer: &Optimizer, views: &Tensor) -> 
     let Setting { model, objective, .. } = *setting;
     let images = views.size()[0] as usize / 2;
     let (h, z) = model.forward(views, &setting.mode())?;
-    let Value { loss, accuracy } = objective.of(&z, &[], &Alone, images);
+    let Value { loss, accuracy } = objective.of(&z, &[], &SingleProcess, images);
     loss.f_backward()?;
     let norm = optim::gradient_norm_on_gpu(&model.params);
     let loss = loss.detach().to_kind(Kind::Double);

@@ -16,12 +16,12 @@ use simclr_data::{
     dataset::{self, Channels},
     error::allowed_bad,
 };
-use simclr_shim::stream::OwnStream;
+use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
 
 use super::{
     Observer, RunFolder, StepReport,
-    agreed::{agreed, agreed_telling, or_end_all},
+    agreed::{abort_group_on_error, all_ok, all_ok_with},
     bad_files::BadFiles,
     chance::ChanceMonitor,
     clock::Clock,
@@ -38,18 +38,18 @@ use super::{
     step::{Setting, Stepped, seed_module, train_step_of},
 };
 use crate::{
-    ConfigError, Plan, RanksError, RunConfig, TrainError,
+    ConfigError, DistError, Plan, RunConfig, TrainError,
     checkpoint::Checkpoint,
     config::Written,
     device::{choose_device, choose_precision},
-    encoder::NormOver,
+    dist::{BatchShards, GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
     health::Health,
-    model::SimClr,
-    nt_xent::{Gather, LossScale},
+    model::Model,
+    nt_xent::{AllGather, LossScale},
     objective::{Objective, ObjectiveKind},
     optim::Optimizer,
-    ranks::{Buckets, Ranks, Team},
-    views::{ViewsPlace, choose_views},
+    views::{AugmentDevice, choose_augment_device},
 };
 
 /// How a run ended.
@@ -72,7 +72,7 @@ pub fn pretrain(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    pretrain_among(&Ranks::alone(), (config, &Written::EVERYTHING), data, folder, observer, stop)
+    fit(&ProcessGroup::alone(), (config, &Written::EVERYTHING), data, folder, observer, stop)
 }
 
 /// [`pretrain`] by several processes, each of which calls this with the same configuration and takes its part of every
@@ -81,33 +81,33 @@ pub fn pretrain(
 ///
 /// # Errors
 /// See [`TrainError`]. All processes end with an error if one has one; of several, that of the lowest rank is returned
-/// there, and [`TrainError::Elsewhere`] on the others.
-pub fn pretrain_among(
-    ranks: &Ranks,
+/// there, and [`TrainError::RemoteRank`] on the others.
+pub fn fit(
+    group: &ProcessGroup,
     (config, written): (&RunConfig, &Written),
     data: &Path,
     folder: &RunFolder,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    ranks.set_patience(&config.ranks);
+    group.set_timeouts(&config.ranks);
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
-    let opened = agreed(ranks, open(ranks, config, data))?;
-    let Fitted { config, facts } = fitted(ranks, &opened, written)?;
-    let own = agreed(ranks, ready(ranks, &opened, &config))?;
+    let opened = all_ok(group, open(group, config, data))?;
+    let Fitted { config, facts } = fitted(group, &opened, written)?;
+    let own = all_ok(group, ready(group, &opened, &config))?;
     let Ready { dataset, plan, model, mut optimizer, objective } = own;
-    let _stream = agreed(ranks, own_stream(&plan, &model))?;
-    same_everywhere(ranks, &plan)?;
-    let found = agreed(ranks, if ranks.is_first() { hold(folder) } else { Ok((None, Vec::new())) })?;
-    let plan = keep_views(ranks, found.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
-    let newest = if ranks.is_first() {
+    let _stream = all_ok(group, own_stream(&plan, &model))?;
+    same_everywhere(group, &plan)?;
+    let found = all_ok(group, if group.is_first() { hold(folder) } else { Ok((None, Vec::new())) })?;
+    let plan = keep_views(group, found.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
+    let newest = if group.is_first() {
         resume(folder, found, (&plan, &*dataset), &model, &mut optimizer)
     } else {
         Ok(Resumed::default())
     };
-    let Resumed { step: first_step, notes } = share(ranks, &model, &mut optimizer, agreed(ranks, newest)?);
-    let carried = ranks.connect_gpus(model.params.device());
-    if ranks.is_first() {
+    let Resumed { step: first_step, notes } = share(group, &model, &mut optimizer, all_ok(group, newest)?);
+    let carried = group.connect_gpus(model.params.device());
+    if group.is_first() {
         let own = start::facts(&plan, &dataset, &model, &optimizer, model.params.device());
         observer.start(&[own, facts].concat());
         carried.iter().for_each(|how| observer.message(&format!("tensors between processes: {how}")));
@@ -115,10 +115,10 @@ pub fn pretrain_among(
     }
 
     // The loop.
-    let record = if ranks.is_first() { Record::open(folder, first_step).map(Some) } else { Ok(None) };
+    let record = if group.is_first() { Record::open(folder, first_step).map(Some) } else { Ok(None) };
     let mut run = Run {
-        record: agreed(ranks, record.map_err(TrainError::from))?,
-        knn: OnlineKnn::new(&plan, &dataset).filter(|_| ranks.is_first()),
+        record: all_ok(group, record.map_err(TrainError::from))?,
+        knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
         objective,
         saved: (Instant::now(), (first_step > 0).then_some(first_step)),
         images: TrainedImages::new(),
@@ -126,43 +126,43 @@ pub fn pretrain_among(
         chance: ChanceMonitor::default(),
         last_batch: (first_step, Vec::new()),
         bad: HashSet::new(),
-        buckets: Buckets::new(&model.params, ranks),
+        buckets: GradientBuckets::new(&model.params, group),
         recorder: None,
         plan: &plan,
         folder,
         dataset: &dataset,
         model: &model,
         optimizer,
-        ranks,
+        group,
     };
-    let mut feed = agreed(ranks, run.feed(&dataset, first_step))?;
+    let mut feed = all_ok(group, run.feed(&dataset, first_step))?;
     for step in first_step..plan.total_steps {
         let stepped = run.step(step, &mut feed, observer)?;
         let asked = stop.load(Ordering::Relaxed);
-        let (_, asked) = agreed_telling(ranks, stepped, |()| asked.to_string())?;
+        let (_, asked) = all_ok_with(group, stepped, |()| asked.to_string())?;
         if asked.iter().any(|asked| asked == "true") && step + 1 < plan.total_steps {
-            agreed(ranks, run.save(step + 1, observer))?;
+            all_ok(group, run.save(step + 1, observer))?;
             return Ok(Outcome::Stopped);
         }
     }
-    agreed(ranks, run.save(plan.total_steps, observer))?;
+    all_ok(group, run.save(plan.total_steps, observer))?;
     Ok(Outcome::Finished)
 }
 
 /// On a GPU, where one thread alone gives it work: a stream of that thread's own. The default one can neither be recorded nor
 /// go on beside uploads.
-fn own_stream(plan: &Plan, model: &SimClr) -> Result<Option<OwnStream>, TrainError> {
+fn own_stream(plan: &Plan, model: &Model) -> Result<Option<StreamGuard>, TrainError> {
     simclr_shim::stream::set_deterministic(plan.config.train.deterministic);
     let like = Tensor::empty([0], (Kind::Float, model.params.device()));
     let alone = plan.ranks == 1 && !plan.is_chunked();
-    Ok(alone.then(|| OwnStream::new(&like)).transpose()?)
+    Ok(alone.then(|| StreamGuard::new(&like)).transpose()?)
 }
 
 /// What a process has before it meets the others.
 pub(super) struct Ready {
     pub(super) dataset: Arc<Dataset>,
     pub(super) plan: Plan,
-    pub(super) model: SimClr,
+    pub(super) model: Model,
     pub(super) optimizer: Optimizer,
     pub(super) objective: Objective,
 }
@@ -175,7 +175,7 @@ pub(super) struct Opened {
     pub(super) device: Device,
 }
 
-pub(super) fn open(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Opened, TrainError> {
+pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Result<Opened, TrainError> {
     // The configuration names its images from here on, so a resumed run has the same one.
     let mut config = config.clone();
     config.data.path = Some(dataset::canonical(data)?);
@@ -183,21 +183,21 @@ pub(super) fn open(ranks: &Ranks, config: &RunConfig, data: &Path) -> Result<Ope
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
     let dataset = Arc::new(dataset);
-    let device = choose_device(config.train.device, ranks.local_rank())?;
+    let device = choose_device(config.train.device, group.local_rank())?;
     Ok(Opened { config, dataset, device })
 }
 
-pub(super) fn ready(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Result<Ready, TrainError> {
+pub(super) fn ready(group: &ProcessGroup, opened: &Opened, config: &RunConfig) -> Result<Ready, TrainError> {
     let (dataset, device) = (Arc::clone(&opened.dataset), opened.device);
     let shape = (dataset.channels(), config.train.image_size);
-    let views = choose_views(config.data.views_on, &config.augment, shape, device)?;
+    let views = choose_augment_device(config.data.views_on, &config.augment, shape, device)?;
     let plan = config.resolve(&dataset, choose_precision(config.train.precision, device), views)?;
-    let plan = plan.among(ranks.count(), ranks.sharing())?;
+    let plan = plan.among(group.count(), group.sharing())?;
     tch::set_num_threads(plan.torch_threads as i32);
     let shape = (plan.channels as i64, config.train.image_size as i64);
     let (task, seed) = (&config.task, config.train.seed);
     let objective = objective(config, &dataset)?;
-    let mut model = SimClr::for_task(
+    let mut model = Model::for_task(
         task,
         plan.classes,
         &config.encoder,
@@ -216,7 +216,7 @@ pub(super) fn ready(ranks: &Ranks, opened: &Opened, config: &RunConfig) -> Resul
 }
 
 /// Other images, another program, another precision or other views on one of the ranks would silently be another run.
-fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
+fn same_everywhere(group: &ProcessGroup, plan: &Plan) -> Result<(), TrainError> {
     let precision = format!("{:?}", plan.precision).to_lowercase();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let own = [
@@ -227,20 +227,20 @@ fn same_everywhere(ranks: &Ranks, plan: &Plan) -> Result<(), TrainError> {
     ];
     let mut result = Ok(());
     for (what, here) in own {
-        let first = ranks.broadcast_text(&here);
+        let first = group.broadcast_text(&here);
         if here != first && result.is_ok() {
-            result = Err(RanksError::Differ { what, here, first }.into());
+            result = Err(DistError::Differ { what, here, first }.into());
         }
     }
-    agreed(ranks, result)
+    all_ok(group, result)
 }
 
 /// A run goes on with views of the loader where it began so, even where `auto` now finds a GPU that makes them. The other way
 /// round nothing can be kept, and [`restore`] says so.
-fn keep_views(ranks: &Ranks, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
+fn keep_views(group: &ProcessGroup, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
     let was = newest.and_then(views_of);
-    let cpu = ranks.broadcast_text(&(was == Some(ViewsPlace::Cpu)).to_string()) == "true";
-    if cpu { Plan { views_on: ViewsPlace::Cpu, ..plan } } else { plan }
+    let cpu = group.broadcast_text(&(was == Some(AugmentDevice::Cpu)).to_string()) == "true";
+    if cpu { Plan { views_on: AugmentDevice::Cpu, ..plan } } else { plan }
 }
 
 /// On rank 0: keeps other processes out of the run folder and finds what it holds.
@@ -256,7 +256,7 @@ fn resume(
     folder: &RunFolder,
     (newest, mut notes): Newest,
     (plan, dataset): (&Plan, &Dataset),
-    model: &SimClr,
+    model: &Model,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, TrainError> {
     let resumed = match &newest {
@@ -331,8 +331,8 @@ pub(super) fn loader_config(plan: &Plan) -> LoaderConfig {
 }
 
 fn chunking(plan: &Plan) -> Option<Chunking> {
-    let apart = plan.config.train.batch_norm == NormOver::ChunkShuffled;
-    plan.is_chunked().then_some(Chunking { images: plan.chunk(), apart, passes: plan.view_passes })
+    let shuffle_views = plan.config.train.batch_norm == BatchNormScope::ChunkShuffled;
+    plan.is_chunked().then_some(Chunking { images: plan.chunk(), shuffle_views, passes: plan.view_passes })
 }
 
 /// The update of a batch that goes through in one pass, and its images that could not be decoded.
@@ -349,13 +349,13 @@ fn whole_step(
     let bad = std::mem::take(&mut chunks.bad);
     let update = |batch: Batch| {
         let views = feed.views(&batch, setting.shape, setting.model.params.device());
-        let views = or_end_all(setting.ranks, views)?;
+        let views = abort_group_on_error(setting.group, views)?;
         match recorder.step(setting, optimizer, &views, lr)? {
             Some(done) => Ok((batch.ids, done)),
             None => train_step_of(setting, optimizer, (&batch.ids, &views), lr),
         }
     };
-    (agreed(setting.ranks, made.map_err(TrainError::from)).and_then(update), bad)
+    (all_ok(setting.group, made.map_err(TrainError::from)).and_then(update), bad)
 }
 
 /// What rank 0 writes down.
@@ -384,11 +384,11 @@ struct Run<'a> {
     plan: &'a Plan,
     folder: &'a RunFolder,
     dataset: &'a Dataset,
-    model: &'a SimClr,
+    model: &'a Model,
     optimizer: Optimizer,
     objective: Objective,
-    ranks: &'a Ranks,
-    buckets: Buckets,
+    group: &'a ProcessGroup,
+    buckets: GradientBuckets,
     recorder: Option<Recorder>,
     /// Rank 0's.
     record: Option<Record>,
@@ -408,15 +408,15 @@ impl Run<'_> {
     /// Starts the loader of this rank's part. To a GPU whole batches are sent ahead; chunks would lie there until the second
     /// pass.
     fn feed(&self, dataset: &Arc<Dataset>, first_step: u64) -> Result<Feed, TrainError> {
-        let (plan, ranks) = (self.plan, self.ranks);
+        let (plan, group) = (self.plan, self.group);
         let mut loader = Loader::new(Arc::clone(dataset), plan.config.augment.clone(), loader_config(plan))?;
         if let Some(chunking) = chunking(plan) {
             loader = loader.chunked(chunking);
         }
-        if plan.views_on == ViewsPlace::Device {
-            loader = loader.as_recipes();
+        if plan.views_on == AugmentDevice::Device {
+            loader = loader.deferred();
         }
-        let batches = loader.part(ranks.rank(), ranks.count()).batches(first_step, plan.total_steps)?;
+        let batches = loader.part(group.rank(), group.count()).batches(first_step, plan.total_steps)?;
         let device = self.model.params.device();
         if plan.is_chunked() || !device.is_cuda() {
             return Ok(Feed::Host(batches));
@@ -436,7 +436,7 @@ impl Run<'_> {
         let (images, done) = self.update(step, feed, observer)?;
         if let Some((what, value)) = done.non_finite() {
             let error = self.non_finite(what, value).unwrap_or_else(|error| error);
-            return agreed(self.ranks, Err(error));
+            return all_ok(self.group, Err(error));
         }
         let steps_done = step + 1;
         let health_due =
@@ -502,7 +502,7 @@ impl Run<'_> {
             objective: &self.objective,
             over: train.batch_norm,
             shape,
-            ranks: self.ranks,
+            group: self.group,
             buckets: &self.buckets,
         };
         let (done, bad) = if plan.is_chunked() {
@@ -510,12 +510,12 @@ impl Run<'_> {
             let large = LargeStep { setting, passes: plan.view_passes, seed: train.seed };
             (large.run(&mut chunks, &mut self.optimizer, lr), std::mem::take(&mut chunks.bad))
         } else {
-            seed_module(self.model, train.seed, step, self.ranks.rank() as u64);
+            seed_module(self.model, train.seed, step, self.group.rank() as u64);
             let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&setting, train.record_step));
             whole_step(&setting, recorder, &mut self.optimizer, (step, feed), lr)
         };
         self.recorder.iter_mut().filter_map(Recorder::note).for_each(|note| observer.message(&note));
-        let failed = feed.left_out().to_vec();
+        let failed = feed.failed_images().to_vec();
         // An error has been agreed on, so all are here, with and without.
         self.meet([bad, failed].concat(), observer)?;
         let (ids, done) = done.inspect_err(|_| drop(self.flush()))?;
@@ -528,7 +528,7 @@ impl Run<'_> {
     fn tell(&self, own: &Part) -> Vec<Part> {
         let text = serde_json::to_vec(own).expect("numbers and texts are JSON");
         let part = |text: &Vec<u8>| serde_json::from_slice(text).expect("every rank writes a part");
-        self.ranks.gather(&text).iter().map(part).collect()
+        self.group.all_gather_bytes(&text).iter().map(part).collect()
     }
 
     /// Lists the images that any rank could not decode. A loader sees those of its own parts alone; the limit is on all.
@@ -539,21 +539,21 @@ impl Run<'_> {
             return Ok(());
         }
         let noted = self.note_bad(&bad, observer).map_err(TrainError::from);
-        agreed(self.ranks, noted)?;
+        all_ok(self.group, noted)?;
         self.bad.extend(bad.iter().map(|(id, _)| *id));
         let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
-        if self.ranks.count() == 1 || self.bad.len() <= allowed_bad(allowed, seen) {
+        if self.group.count() == 1 || self.bad.len() <= allowed_bad(allowed, seen) {
             return Ok(());
         }
         let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
-        agreed(self.ranks, Err(DataError::TooManyBad { bad: self.bad.len(), seen, allowed, first }.into()))
+        all_ok(self.group, Err(DataError::TooManyBad { bad: self.bad.len(), seen, allowed, first }.into()))
     }
 
     /// Figures of the whole batch.
     fn health(&self, done: &Stepped) -> Health {
         let scale = if self.plan.config.loss.scale == LossScale::Official { 2.0 } else { 1.0 };
-        let h = self.ranks.gather_rows(&done.h);
-        let z = Team::new(self.ranks, done.counts.clone()).gather(&done.z);
+        let h = self.group.all_gather_rows(&done.h);
+        let z = BatchShards::new(self.group, done.counts.clone()).all_gather(&done.z);
         Health::of(&h, &z, done.loss / scale, done.accuracy)
     }
 
@@ -598,7 +598,7 @@ impl Run<'_> {
     /// error and not written: the checkpoint before it is worth more.
     fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.flush()?;
-        if self.saved.1 == Some(step) || !self.ranks.is_first() {
+        if self.saved.1 == Some(step) || !self.group.is_first() {
             return Ok(());
         }
         let checkpoint = capture(self.plan, self.model, &self.optimizer, step);
@@ -619,7 +619,7 @@ impl Run<'_> {
         let (step, ids) = (self.last_batch.0, &self.last_batch.1);
         let names: Vec<_> = ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
         let name = format!("nonfinite-step-{step}.txt");
-        if self.ranks.is_first() {
+        if self.group.is_first() {
             self.folder.write(&name, &(names.join("\n") + "\n"))?;
         }
         self.flush()?;

@@ -11,11 +11,11 @@ use crate::{
     Plan, TrainError,
     config::StepCount,
     device::{Precision, describe, describe_kernels},
-    encoder::NormOver,
-    model::SimClr,
+    encoder::BatchNormScope,
+    model::Model,
     objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
-    views::ViewsPlace,
+    views::AugmentDevice,
 };
 
 /// Writes `plan.json`, `environment.json` and, last, `config.toml`, which makes the folder a run.
@@ -53,7 +53,7 @@ fn libtorch_version() -> String {
 pub fn facts(
     plan: &Plan,
     dataset: &Dataset,
-    model: &SimClr,
+    model: &Model,
     optimizer: &Optimizer,
     device: Device,
 ) -> Vec<(String, String)> {
@@ -87,8 +87,8 @@ pub fn facts(
     ];
     if let Some(kernels) = describe_kernels(device) {
         let views = match plan.views_on {
-            ViewsPlace::Cpu => "loader threads",
-            ViewsPlace::Device => "the GPU",
+            AugmentDevice::Cpu => "loader threads",
+            AugmentDevice::Device => "the GPU",
         };
         facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
     }
@@ -101,7 +101,7 @@ pub fn facts(
 }
 
 /// A module that was saved for inference may have no parameter left that is trained.
-fn nothing_to_train(model: &SimClr) -> Option<String> {
+fn nothing_to_train(model: &Model) -> Option<String> {
     let params = &model.params;
     let trained = params.params().iter().any(|param| param.name.starts_with("encoder."));
     (!trained && !params.frozen().is_empty())
@@ -150,16 +150,16 @@ fn batch(plan: &Plan) -> String {
     let part = train.batch.div_ceil(plan.ranks);
     let (each, own) = match plan.ranks {
         1 => (String::new(), "batch"),
-        ranks => (format!(" on {ranks} processes, up to {part} images each"), "process"),
+        group => (format!(" on {group} processes, up to {part} images each"), "process"),
     };
     let chunked = plan.is_chunked();
     let norm = match train.batch_norm {
         _ if !chunked && plan.ranks == 1 => "over all of their views",
-        NormOver::Global if !chunked => "over all of their views on all processes",
-        NormOver::Global => "over the whole batch, chunks in lock step",
+        BatchNormScope::Global if !chunked => "over all of their views on all processes",
+        BatchNormScope::Global => "over the whole batch, chunks in lock step",
         _ if !chunked => "over the views of each process, running statistics averaged",
-        NormOver::Chunk => "over the chunk",
-        NormOver::ChunkShuffled => "over the chunk, the two views of an image in different chunks",
+        BatchNormScope::Chunk => "over the chunk",
+        BatchNormScope::ChunkShuffled => "over the chunk, the two views of an image in different chunks",
     };
     if !chunked {
         return format!("{} images at once{each}, batch norm {norm}", train.batch);

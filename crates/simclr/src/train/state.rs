@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::{
-    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, model::SimClr, optim::Optimizer, ranks::Ranks,
-    views::ViewsPlace,
+    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, dist::ProcessGroup, model::Model,
+    optim::Optimizer, views::AugmentDevice,
 };
 
 /// A checkpoint of the run after `step` steps.
-pub fn capture(plan: &Plan, model: &SimClr, optimizer: &Optimizer, step: u64) -> Checkpoint {
+pub fn capture(plan: &Plan, model: &Model, optimizer: &Optimizer, step: u64) -> Checkpoint {
     let mut checkpoint = Checkpoint::default();
     let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(owned.chain(optimizer.state()));
@@ -38,9 +38,9 @@ fn facts(plan: &Plan) -> Value {
 }
 
 /// Where the run of a checkpoint made its views; those from before there was a choice do not say.
-pub fn views_of(checkpoint: &Checkpoint) -> Option<ViewsPlace> {
+pub fn views_of(checkpoint: &Checkpoint) -> Option<AugmentDevice> {
     let state = checkpoint.sections.get("state")?;
-    Some(serde_json::from_value(state["views_on"].clone()).unwrap_or(ViewsPlace::Cpu))
+    Some(serde_json::from_value(state["views_on"].clone()).unwrap_or(AugmentDevice::Cpu))
 }
 
 /// The first value of a checkpoint that is not a number: such a state must not replace a good one.
@@ -67,7 +67,7 @@ pub fn restore(
     path: &Path,
     checkpoint: &Checkpoint,
     plan: &Plan,
-    model: &SimClr,
+    model: &Model,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, CheckpointError> {
     let state = checkpoint.sections.get("state").cloned().unwrap_or_default();
@@ -88,11 +88,11 @@ pub fn restore(
 }
 
 /// Gives every rank what rank 0 has: weights, buffers, the optimizer's state, and where the run goes on.
-pub fn share(ranks: &Ranks, model: &SimClr, optimizer: &mut Optimizer, resumed: Resumed) -> Resumed {
-    let step = ranks.broadcast_text(&resumed.step.to_string());
-    model.params.named().for_each(|(_, tensor)| ranks.broadcast(tensor));
+pub fn share(group: &ProcessGroup, model: &Model, optimizer: &mut Optimizer, resumed: Resumed) -> Resumed {
+    let step = group.broadcast_text(&resumed.step.to_string());
+    model.params.named().for_each(|(_, tensor)| group.broadcast(tensor));
     let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
-    state.values().for_each(|tensor| ranks.broadcast(tensor));
+    state.values().for_each(|tensor| group.broadcast(tensor));
     optimizer.load_state(&|name, _| Ok(state[name].shallow_clone())).expect("its own names and shapes");
     Resumed { step: step.parse().expect("rank 0 wrote a number"), notes: resumed.notes }
 }
@@ -102,7 +102,7 @@ pub fn share(ranks: &Ranks, model: &SimClr, optimizer: &mut Optimizer, resumed: 
 ///
 /// # Errors
 /// [`CheckpointError::Mismatch`] where it is of another encoder or head.
-pub fn start_from(path: &Path, model: &SimClr) -> Result<(), CheckpointError> {
+pub fn start_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::load(path)?;
     let classifier = |name: &str| name.starts_with("classifier.");
     let taken = |name: &str| !classifier(name) || checkpoint.tensors.contains_key(name);
@@ -124,7 +124,7 @@ fn changed(was: &Value, is: &Value) -> Vec<String> {
     ];
     // Checkpoints from before there was a choice do not say: one process, and views by its loader.
     let value = |state: &Value, key: &str| match state[key].is_null() {
-        true if key == "views_on" => json!(ViewsPlace::Cpu),
+        true if key == "views_on" => json!(AugmentDevice::Cpu),
         true => json!(1),
         false => state[key].clone(),
     };

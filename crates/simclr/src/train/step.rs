@@ -3,14 +3,14 @@
 use simclr_data::Batch;
 use tch::Tensor;
 
-use super::agreed::or_end_all;
+use super::agreed::abort_group_on_error;
 use crate::{
     ModelError, TrainError,
-    encoder::{BatchStatistics, Mode, NormOver},
-    model::SimClr,
+    dist::{BatchShards, GradientBuckets, ProcessGroup},
+    encoder::{BatchNormScope, BatchStatistics, Mode},
+    model::Model,
     objective::{Objective, Value},
     optim::{self, Optimizer},
-    ranks::{Buckets, Ranks, Team},
     views::upload,
 };
 
@@ -18,17 +18,17 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Setting<'a> {
     /// f and g.
-    pub model: &'a SimClr,
+    pub model: &'a Model,
     /// What is minimised.
     pub objective: &'a Objective,
     /// Whose statistics batch norm takes.
-    pub over: NormOver,
+    pub over: BatchNormScope,
     /// C and S of the views.
     pub shape: (usize, usize),
     /// The processes, each with its part of the batch.
-    pub ranks: &'a Ranks,
+    pub group: &'a ProcessGroup,
     /// Add up the gradients.
-    pub buckets: &'a Buckets,
+    pub buckets: &'a GradientBuckets,
 }
 
 /// What a step leaves behind.
@@ -52,12 +52,12 @@ pub struct Stepped {
 /// then those of the whole batch on every rank. Returns the images of all ranks, too.
 ///
 /// # Errors
-/// See [`SimClr::forward`]; with several ranks they end the process.
+/// See [`Model::forward`]; with several ranks they end the process.
 ///
 /// # Shapes
 /// `batch` holds `[2m, C, S, S]`, rows i and i + m being two views of one image; `[m, C, S, S]` with labels.
 pub fn gradients(setting: &Setting<'_>, batch: &Batch) -> Result<(Vec<usize>, Stepped), TrainError> {
-    let views = or_end_all(setting.ranks, setting.views(batch).map_err(TrainError::from))?;
+    let views = abort_group_on_error(setting.group, setting.views(batch).map_err(TrainError::from))?;
     gradients_of(setting, &batch.ids, &views)
 }
 
@@ -67,12 +67,13 @@ fn gradients_of(
     own: &[usize],
     views: &Tensor,
 ) -> Result<(Vec<usize>, Stepped), TrainError> {
-    let Setting { model, objective, ranks, buckets, .. } = *setting;
-    let ids = ranks.gather_numbers(own);
-    let team = Team::new(ranks, ids.iter().map(Vec::len).collect());
-    let (h, z) = or_end_all(ranks, model.forward(views, &setting.mode()).map_err(TrainError::from))?;
-    let Value { loss, accuracy } = objective.of(&z, own, &team, team.images());
-    let [value, accuracy] = team.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
+    let Setting { model, objective, group, buckets, .. } = *setting;
+    let ids = group.all_gather_usize(own);
+    let shards = BatchShards::new(group, ids.iter().map(Vec::len).collect());
+    let (h, z) =
+        abort_group_on_error(group, model.forward(views, &setting.mode()).map_err(TrainError::from))?;
+    let Value { loss, accuracy } = objective.of(&z, own, &shards, shards.images());
+    let [value, accuracy] = shards.sum([loss.double_value(&[]), accuracy.double_value(&[])]);
     let mut gradient_norm = f64::NAN;
     if value.is_finite() {
         buckets.arm();
@@ -80,7 +81,7 @@ fn gradients_of(
         buckets.finish();
         gradient_norm = optim::gradient_norm(&model.params);
     }
-    let (h, z, counts) = (h.detach(), z.detach(), team.counts().to_vec());
+    let (h, z, counts) = (h.detach(), z.detach(), shards.counts().to_vec());
     Ok((ids.concat(), Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
 }
 
@@ -119,7 +120,7 @@ pub fn train_step_of(
 
 /// Makes what a TorchScript module draws (dropout) a function of the seed of the run, the step and the part of its batch, so
 /// that a resumed run draws what an uninterrupted one does. Nothing else uses libtorch's generator.
-pub(super) fn seed_module(model: &SimClr, seed: u64, step: u64, part: u64) {
+pub(super) fn seed_module(model: &Model, seed: u64, step: u64, part: u64) {
     if model.stages().is_none() {
         // An odd multiplier keeps the seeds of different steps and parts apart.
         let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(part);
@@ -130,7 +131,7 @@ pub(super) fn seed_module(model: &SimClr, seed: u64, step: u64, part: u64) {
 impl Setting<'_> {
     /// Training mode of a batch that goes through in one pass.
     pub(super) fn mode(&self) -> Mode {
-        let exchange = if self.over == NormOver::Global { self.ranks.exchange() } else { None };
+        let exchange = if self.over == BatchNormScope::Global { self.group.norm_all_reduce() } else { None };
         Mode::Train(BatchStatistics { exchange, momentum: self.model.norm_momentum })
     }
 
@@ -148,9 +149,9 @@ impl Setting<'_> {
         if done.gradient_norm.is_finite() {
             optimizer.step(&self.model.params, lr);
         }
-        if self.over != NormOver::Global && self.ranks.count() > 1 {
+        if self.over != BatchNormScope::Global && self.group.count() > 1 {
             let buffers = self.model.params.buffers().iter().map(|(_, buffer)| buffer);
-            buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.ranks.average(buffer));
+            buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.group.average(buffer));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a run takes where nothing is written: a function of the images and of what small steps took, no more.
 
-use crate::{encoder::NormOver, objective::ObjectiveKind};
+use crate::{encoder::BatchNormScope, objective::ObjectiveKind};
 
 /// On a CPU, sides of a view by the number of images that a run goes through, over all epochs. ResNet-18 on two
 /// cores takes about 0.025 s an image at 128 px and a quarter of that at 64 px, so that a run up to the first
@@ -110,7 +110,7 @@ pub struct Open {
     /// Whether chunks are possible at all: not where nothing is trained below the last layer.
     pub chunks: bool,
     /// `train.batch_norm` as it is.
-    pub norm: NormOver,
+    pub norm: BatchNormScope,
     /// Whether that may change.
     pub norm_open: bool,
     /// What is minimised.
@@ -128,7 +128,7 @@ fn ways(needs: &Needs, open: &Open, part: usize) -> Vec<Way> {
         std::iter::successors(Some(most), |chunk| Some(chunk / 2)).take_while(move |&chunk| chunk >= least)
     };
     let may_shuffle = open.norm_open && open.objective == ObjectiveKind::Contrastive;
-    if open.norm == NormOver::Global {
+    if open.norm == BatchNormScope::Global {
         ways.extend(needs.lock_step.map(|_| Way::LockStep(half.min(LOCK_STEP))));
         if may_shuffle {
             ways.extend(down_from(half, LEAST_SHUFFLED.min(half)).map(Way::Chunks));
@@ -173,8 +173,12 @@ mod tests {
     use super::*;
 
     const GIB: f64 = 1073741824.0;
-    const OPEN: Open =
-        Open { chunks: true, norm: NormOver::Global, norm_open: true, objective: ObjectiveKind::Contrastive };
+    const OPEN: Open = Open {
+        chunks: true,
+        norm: BatchNormScope::Global,
+        norm_open: true,
+        objective: ObjectiveKind::Contrastive,
+    };
 
     /// 60 MiB an image in one pass, 15 MiB in lock step, 1 GiB besides.
     fn needs() -> Needs {
@@ -230,7 +234,7 @@ mod tests {
         let at = |open: Open, gib: f64| way(&needs(), &open, 256, gib * GIB);
         let global = Open { norm_open: false, ..OPEN };
         assert_eq!(at(global, 4.7), Err((Way::LockStep(64), needs().of(Way::LockStep(64), 256))));
-        let own = Open { norm: NormOver::ChunkShuffled, norm_open: false, ..OPEN };
+        let own = Open { norm: BatchNormScope::ChunkShuffled, norm_open: false, ..OPEN };
         assert_eq!(at(own, 8.6), Ok(Way::Chunks(128)));
         assert_eq!(at(own, 1.2), Ok(Way::Chunks(2)), "what is written may have small chunks");
         assert!(matches!(at(own, 1.0), Err((Way::Chunks(2), _))));

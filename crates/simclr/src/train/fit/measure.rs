@@ -11,14 +11,14 @@ use super::{
 use crate::{
     TrainError,
     device::{gpu_memory, trim_memory},
-    encoder::NormOver,
-    ranks::{Buckets, Ranks},
+    dist::{GradientBuckets, ProcessGroup},
+    encoder::BatchNormScope,
     train::{
         large::{Chunks, LargeStep},
         run::{Ready, loader_config},
         step::{Setting, train_step},
     },
-    views::ViewsPlace,
+    views::AugmentDevice,
 };
 
 /// Steps grow until one takes so many seconds: the small ones on the way spend more on waiting for threads than
@@ -87,15 +87,15 @@ fn first(ready: &mut Ready, images: usize, chunks: usize) -> Result<(Option<f64>
 
 /// Seconds of one step at learning rate 0.
 fn step(ready: &mut Ready, images: usize, chunks: usize) -> Result<f64, TrainError> {
-    let (alone, train) = (Ranks::alone(), &ready.plan.config.train);
-    let buckets = Buckets::new(&ready.model.params, &alone);
+    let (alone, train) = (ProcessGroup::alone(), &ready.plan.config.train);
+    let buckets = GradientBuckets::new(&ready.model.params, &alone);
     let shape = (ready.plan.channels, train.image_size);
     let setting = Setting {
         model: &ready.model,
         objective: &ready.objective,
-        over: NormOver::Global,
+        over: BatchNormScope::Global,
         shape,
-        ranks: &alone,
+        group: &alone,
         buckets: &buckets,
     };
     let batches = batches(ready, images, chunks);
@@ -126,7 +126,15 @@ fn batches(ready: &Ready, images: usize, count: usize) -> Vec<Batch> {
         let pixels: Vec<f32> = (index * numbers..(index + 1) * numbers).map(noise).collect();
         let second = if views > 1 { ids.clone() } else { Vec::new() };
         let chunk = Chunk { index, count, pass: 0 };
-        Batch { step: 0, epoch: 0, chunk, ids, second, views: pixels.into(), bad: Vec::new() }
+        Batch {
+            step: 0,
+            epoch: 0,
+            chunk,
+            ids,
+            second_view_ids: second,
+            views: pixels.into(),
+            failed: Vec::new(),
+        }
     };
     (0..count).map(chunk).collect()
 }
@@ -160,11 +168,11 @@ fn load(ready: &Ready, images: usize) -> Option<f64> {
     let (dataset, augment) = (Arc::clone(&ready.dataset), ready.plan.config.augment.clone());
     let batch = config.batch;
     let mut loader = Loader::new(dataset, augment, config).ok()?;
-    if ready.plan.views_on == ViewsPlace::Device {
-        loader = loader.as_recipes();
+    if ready.plan.views_on == AugmentDevice::Device {
+        loader = loader.deferred();
     }
     // One chunk, so that a single image is enough.
-    let loader = loader.chunked(Chunking { images: batch, apart: false, passes: 1 });
+    let loader = loader.chunked(Chunking { images: batch, shuffle_views: false, passes: 1 });
     let begin = Instant::now();
     let made = loader.batches(0, 1).ok()?.next()?.ok()?;
     drop(made);

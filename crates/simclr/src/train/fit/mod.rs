@@ -22,7 +22,7 @@ use tch::Device;
 use self::choice::{Line, Needs, Open, Pace, Way, way};
 use self::measure::{Loading, Steps};
 use super::{
-    agreed::agreed,
+    agreed::all_ok,
     online_knn,
     run::{Opened, Ready, ready},
 };
@@ -30,8 +30,8 @@ use crate::{
     Plan, RunConfig, TrainError,
     config::{KEPT_VIEWS, Written},
     device::trim_memory,
-    encoder::{EncoderName, NormOver},
-    ranks::Ranks,
+    dist::ProcessGroup,
+    encoder::{BatchNormScope, EncoderName},
 };
 
 /// Share of the free memory that a run may take.
@@ -58,24 +58,24 @@ pub(super) struct Fitted {
 }
 
 /// Chooses what is not `written`. All ranks call it together.
-pub(super) fn fitted(ranks: &Ranks, opened: &Opened, written: &Written) -> Result<Fitted, TrainError> {
+pub(super) fn fitted(group: &ProcessGroup, opened: &Opened, written: &Written) -> Result<Fitted, TrainError> {
     let here =
-        (ranks.is_first() && *written != Written::EVERYTHING).then(|| Fit::new(ranks, opened, written));
-    let done = agreed(ranks, here.map(Fit::run).transpose())?;
+        (group.is_first() && *written != Written::EVERYTHING).then(|| Fit::new(group, opened, written));
+    let done = all_ok(group, here.map(Fit::run).transpose())?;
     if done.is_some() {
         // The measured model is gone; its memory is for the run's.
         trim_memory(opened.device);
     }
     let (config, facts) = done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
-    if ranks.count() == 1 {
+    if group.count() == 1 {
         return Ok(Fitted { config, facts });
     }
-    Ok(Fitted { config: RunConfig::of_toml(&ranks.broadcast_text(&config.to_toml()))?, facts })
+    Ok(Fitted { config: RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?, facts })
 }
 
 /// The choice on its way.
 struct Fit<'a> {
-    ranks: &'a Ranks,
+    group: &'a ProcessGroup,
     opened: &'a Opened,
     written: &'a Written,
     config: RunConfig,
@@ -83,19 +83,19 @@ struct Fit<'a> {
 }
 
 impl<'a> Fit<'a> {
-    fn new(ranks: &'a Ranks, opened: &'a Opened, written: &'a Written) -> Self {
-        Self { ranks, opened, written, config: opened.config.clone(), facts: Vec::new() }
+    fn new(group: &'a ProcessGroup, opened: &'a Opened, written: &'a Written) -> Self {
+        Self { group, opened, written, config: opened.config.clone(), facts: Vec::new() }
     }
 
     fn run(mut self) -> Result<Fitted, TrainError> {
         self.by_images();
         let chosen_side = self.by_device();
-        let budget = Budget::now(self.ranks, &self.config, self.opened.device);
+        let budget = Budget::now(self.group, &self.config, self.opened.device);
         if self.is_slight(&budget) {
             return Ok(self.done());
         }
         loop {
-            let mut trial = ready(self.ranks, self.opened, &self.config)?;
+            let mut trial = ready(self.group, self.opened, &self.config)?;
             let measured = Measured::of(&mut trial, &budget)?;
             match self.take_way(&trial.plan, &measured, &budget) {
                 Ok(way) => {
@@ -145,7 +145,7 @@ impl<'a> Fit<'a> {
     fn by_images(&mut self) {
         let images = self.opened.dataset.len();
         let few = images >= 2 && images < self.config.train.batch;
-        let fits = choice::batch(images) >= self.ranks.count();
+        let fits = choice::batch(images) >= self.group.count();
         if few && fits && !self.written.has("train.batch") {
             self.config.train.batch = choice::batch(images);
         }
@@ -209,8 +209,8 @@ impl<'a> Fit<'a> {
             Way::LockStep(chunk) => train.chunk = chunk,
             Way::Chunks(chunk) => {
                 train.chunk = chunk;
-                if train.batch_norm == NormOver::Global {
-                    train.batch_norm = NormOver::ChunkShuffled;
+                if train.batch_norm == BatchNormScope::Global {
+                    train.batch_norm = BatchNormScope::ChunkShuffled;
                 }
             }
         }
@@ -241,7 +241,7 @@ impl<'a> Fit<'a> {
 fn way_of(plan: &Plan) -> Way {
     match plan.config.train.batch_norm {
         _ if !plan.is_chunked() => Way::Whole,
-        NormOver::Global => Way::LockStep(plan.chunk()),
+        BatchNormScope::Global => Way::LockStep(plan.chunk()),
         _ => Way::Chunks(plan.chunk()),
     }
 }
@@ -266,12 +266,12 @@ struct Budget {
 }
 
 impl Budget {
-    fn now(ranks: &Ranks, config: &RunConfig, device: Device) -> Self {
+    fn now(group: &ProcessGroup, config: &RunConfig, device: Device) -> Self {
         let asked = config.train.memory_gib;
         if asked > 0.0 {
             return Self { bytes: asked * GIB, text: format!("{asked} GiB (train.memory_gib)") };
         }
-        let sharing = if device.is_cuda() { 1 } else { ranks.on_this_machine() };
+        let sharing = if device.is_cuda() { 1 } else { group.on_this_machine() };
         match machine::free_on(device) {
             Some(free) => {
                 let bytes = SHARE * free / sharing as f64;
@@ -307,7 +307,7 @@ impl Measured {
         let train = &trial.plan.config.train;
         let part = train.batch.div_ceil(trial.plan.ranks);
         let fits = needs.of(Way::Whole, part) <= budget.bytes && !trial.plan.is_chunked();
-        let possible = train.batch_norm == NormOver::Global && trial.model.stages().is_some();
+        let possible = train.batch_norm == BatchNormScope::Global && trial.model.stages().is_some();
         if !fits && possible && !trial.plan.config.task.frozen && trial.dataset.len() >= 8 && part >= 4 {
             let lock_step = measure::steps(trial, 2, budget.bytes)?;
             needs.lock_step = lock_step.memory.map(|line| line.times(MARGIN));
@@ -347,10 +347,10 @@ struct Forecast {
 }
 
 impl Forecast {
-    fn new(plan: &Plan, ranks: usize, measured: &Measured, way: Way, dataset: &simclr_data::Dataset) -> Self {
+    fn new(plan: &Plan, group: usize, measured: &Measured, way: Way, dataset: &simclr_data::Dataset) -> Self {
         // A batch in chunks goes forward twice; a backward pass is worth two forward.
         const TWICE: f64 = 4.0 / 3.0;
-        let part = plan.config.train.batch.div_ceil(ranks);
+        let part = plan.config.train.batch.div_ceil(group);
         let mut pace = measured.pace;
         match way {
             Way::Whole => {}

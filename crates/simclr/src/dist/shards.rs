@@ -2,25 +2,25 @@
 
 use tch::{Kind, Tensor};
 
-use super::Ranks;
-use crate::nt_xent::Gather;
+use super::ProcessGroup;
+use crate::nt_xent::AllGather;
 
 /// The ranks of a step.
 #[derive(Debug)]
-pub struct Team<'a> {
-    ranks: &'a Ranks,
+pub struct BatchShards<'a> {
+    group: &'a ProcessGroup,
     /// Images of the batch that each rank holds: images that could not be decoded are missing.
     counts: Vec<usize>,
 }
 
-impl<'a> Team<'a> {
+impl<'a> BatchShards<'a> {
     /// All ranks, with the number of images that each holds.
     ///
     /// # Panics
     /// If there is not one number for each rank.
-    pub fn new(ranks: &'a Ranks, counts: Vec<usize>) -> Self {
-        assert_eq!(counts.len(), ranks.count(), "one number for each rank");
-        Self { ranks, counts }
+    pub fn new(group: &'a ProcessGroup, counts: Vec<usize>) -> Self {
+        assert_eq!(counts.len(), group.count(), "one number for each rank");
+        Self { group, counts }
     }
 
     /// Images of every rank.
@@ -33,26 +33,26 @@ impl<'a> Team<'a> {
         self.counts.iter().sum()
     }
 
-    /// See [`Ranks::gather_rows`].
-    pub fn gather_rows(&self, own: &Tensor) -> Tensor {
-        self.ranks.gather_rows(own)
+    /// See [`ProcessGroup::all_gather_rows`].
+    pub fn all_gather_rows(&self, own: &Tensor) -> Tensor {
+        self.group.all_gather_rows(own)
     }
 
     /// Figures of which every rank has a share.
     pub fn sum<const K: usize>(&self, mut shares: [f64; K]) -> [f64; K] {
-        self.ranks.sum(&mut shares);
+        self.group.all_reduce_f64(&mut shares);
         shares
     }
 }
 
-impl Gather for Team<'_> {
-    fn gather(&self, own: &Tensor) -> Tensor {
-        if self.ranks.count() == 1 {
+impl AllGather for BatchShards<'_> {
+    fn all_gather(&self, own: &Tensor) -> Tensor {
+        if self.group.count() == 1 {
             return own.detach();
         }
         let width: i64 = own.size()[1..].iter().product();
         let rows = own.detach().to_kind(Kind::Float).reshape([own.size()[0], width]);
-        let all = self.ranks.gather_rows(&rows);
+        let all = self.group.all_gather_rows(&rows);
         // By rank, each its first and its second views; wanted are all first views, then all second ones.
         let mut halves = Vec::new();
         for view in 0..2 {
@@ -66,7 +66,7 @@ impl Gather for Team<'_> {
         Tensor::cat(&halves, 0).view(&shape[..])
     }
 
-    fn first(&self) -> i64 {
-        self.counts[..self.ranks.rank()].iter().sum::<usize>() as i64
+    fn first_image(&self) -> i64 {
+        self.counts[..self.group.rank()].iter().sum::<usize>() as i64
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use simclr_shim::hooks::GradientHook;
 use tch::{Device, Tensor};
 
-use super::{Lane, Ranks};
+use super::{Communicator, ProcessGroup};
 use crate::params::Params;
 
 /// Numbers in a bucket: 25 MB, as DistributedDataParallel's.
@@ -24,7 +24,7 @@ const BUCKET: usize = 25 * 1024 * 1024 / 4;
 
 /// Adds up the gradients of a model. For one process alone it does nothing.
 #[derive(Debug)]
-pub struct Buckets {
+pub struct GradientBuckets {
     state: Option<Arc<State>>,
     sums: Option<Receiver<Tensor>>,
     thread: Option<JoinHandle<()>>,
@@ -44,19 +44,19 @@ struct Filling {
     buckets: Vec<Vec<Tensor>>,
     /// Gradients that each bucket waits for.
     missing: Vec<usize>,
-    /// Buckets that have gone; they go in order, on every rank alike.
+    /// GradientBuckets that have gone; they go in order, on every rank alike.
     gone: usize,
-    ranks: Ranks,
+    group: ProcessGroup,
     out: Sender<Tensor>,
 }
 
-impl Buckets {
+impl GradientBuckets {
     /// Hooks for every parameter, and the thread that adds up.
     ///
     /// # Panics
     /// If the system gives no thread, or libtorch refuses a hook on a leaf: there is no run without them.
-    pub fn new(params: &Params, ranks: &Ranks) -> Self {
-        if ranks.count() == 1 {
+    pub fn new(params: &Params, group: &ProcessGroup) -> Self {
+        if group.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
         }
         let places =
@@ -66,7 +66,7 @@ impl Buckets {
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
         let (out, full) = channel();
         let filling =
-            Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, ranks: ranks.clone(), out });
+            Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, group: group.clone(), out });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
         for (bucket, index) in places.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
@@ -75,7 +75,7 @@ impl Buckets {
             let leaf = &params.params()[*index].tensor;
             hooks.push(GradientHook::new(leaf, call).expect("libtorch takes a hook on a leaf"));
         }
-        let (sums, thread) = add_up(ranks.clone(), full);
+        let (sums, thread) = add_up(group.clone(), full);
         Self { state: Some(state), sums: Some(sums), thread: Some(thread), hooks }
     }
 
@@ -114,7 +114,7 @@ impl Buckets {
     }
 }
 
-impl Drop for Buckets {
+impl Drop for GradientBuckets {
     fn drop(&mut self) {
         // The thread ends when nobody can send to it any more; it must not outlive the run's hold on MPI.
         self.hooks.clear();
@@ -152,7 +152,7 @@ impl Filling {
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
         if full.device() != Device::Cpu {
             // Put on the GPU's stream at once, in the order of the pass, which is the same on every rank; it does not wait.
-            self.ranks.sum_in_place(Lane::Gradients, &full);
+            self.group.all_reduce_in_place(Communicator::Gradients, &full);
         }
         self.gone += 1;
         // The other end goes when this is dropped, not before.
@@ -176,12 +176,12 @@ fn in_buckets(numbers: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// The thread: full buckets in, sums out, in the same order. It ends with the sender.
-fn add_up(ranks: Ranks, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle<()>) {
+fn add_up(group: ProcessGroup, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle<()>) {
     let (out, sums) = channel();
     let work = move || {
         for bucket in full {
             if bucket.device() == Device::Cpu {
-                ranks.sum_in_place(Lane::Gradients, &bucket);
+                group.all_reduce_in_place(Communicator::Gradients, &bucket);
             }
             if out.send(bucket).is_err() {
                 return;

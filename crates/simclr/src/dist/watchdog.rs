@@ -12,35 +12,35 @@ use std::{
 
 use simclr_shim::mpi::{Channel, Sending};
 
-use super::{RanksConfig, patience};
-use crate::RanksError;
+use super::{DistConfig, timeouts};
+use crate::DistError;
 
 /// Between signs of life.
-const BEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Signs on their way to one rank, beyond which no more are sent.
 const UNDERWAY: usize = 8;
 /// Where rank 0 is lost, each rank but the first of the others waits so much longer than the one before it, so that one of
 /// them speaks for all: longer than a beat and the end of all processes take.
-const TURN: Duration = Duration::from_secs(4);
-const LAST_TURN: Duration = Duration::from_secs(8);
+const REPORT_DELAY: Duration = Duration::from_secs(4);
+const MAX_REPORT_DELAY: Duration = Duration::from_secs(8);
 
 /// What the run's threads and the watch know of each other.
 #[derive(Debug)]
-pub struct Table {
+pub struct PeerTable {
     rank: usize,
     hosts: Vec<String>,
     /// Exchanges that this rank has entered, and left again.
     entered: AtomicU64,
     left: AtomicU64,
-    patience: Mutex<(Duration, Duration)>,
+    timeouts: Mutex<(Duration, Duration)>,
     broken: Mutex<Option<String>>,
 }
 
-impl Table {
+impl PeerTable {
     /// Nothing exchanged yet.
-    pub fn new(rank: usize, hosts: Vec<String>, config: &RanksConfig) -> Self {
+    pub fn new(rank: usize, hosts: Vec<String>, config: &DistConfig) -> Self {
         let (entered, left) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { rank, hosts, entered, left, patience: Mutex::new(patience(config)), broken: Mutex::new(None) }
+        Self { rank, hosts, entered, left, timeouts: Mutex::new(timeouts(config)), broken: Mutex::new(None) }
     }
 
     /// The run waits for the others from here.
@@ -54,13 +54,13 @@ impl Table {
     }
 
     /// From the configuration.
-    pub fn set_patience(&self, config: &RanksConfig) {
-        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = patience(config);
+    pub fn set_timeouts(&self, config: &DistConfig) {
+        *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner) = timeouts(config);
     }
 
     /// Seconds of silence that are borne.
     pub fn longest_silence(&self) -> Duration {
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.timeouts.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// MPI has noticed first; what it said goes into the message.
@@ -79,14 +79,14 @@ impl Table {
 
 /// What was last heard of a rank.
 #[derive(Debug, Clone, Copy)]
-struct Sign {
+struct PeerState {
     heard: Instant,
     progress: [u64; 2],
     /// Since when the progress is the same.
     since: Instant,
 }
 
-impl Sign {
+impl PeerState {
     fn new(now: Instant) -> Self {
         Self { heard: now, progress: [0; 2], since: now }
     }
@@ -100,13 +100,13 @@ impl Sign {
 }
 
 /// The first rank of which nothing was heard for longer than `bearable`.
-fn silent(signs: &[(usize, Sign)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
-    let silence = |(rank, sign): &(usize, Sign)| (*rank, now.saturating_duration_since(sign.heard));
+fn silent(signs: &[(usize, PeerState)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
+    let silence = |(rank, sign): &(usize, PeerState)| (*rank, now.saturating_duration_since(sign.heard));
     signs.iter().map(silence).find(|(_, silence)| *silence > bearable)
 }
 
 /// The rank that lives, waits for nobody, and has been behind the others for longer than `bearable`.
-fn stalled(signs: &[(usize, Sign)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
+fn stalled(signs: &[(usize, PeerState)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
     let furthest = signs.iter().map(|(_, sign)| sign.progress[0]).max()?;
     let (rank, sign) = signs.iter().min_by_key(|(_, sign)| sign.progress[0])?;
     let behind = sign.progress[0] < furthest && sign.progress[0] == sign.progress[1];
@@ -116,21 +116,21 @@ fn stalled(signs: &[(usize, Sign)], now: Instant, bearable: Duration) -> Option<
 
 /// The watching thread. Dropping it ends it.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watchdog {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
+impl Watchdog {
     /// Watches over `channel` from now on, and calls `alarm` once with who is lost.
     ///
     /// # Errors
     /// A thread that the system does not give.
     pub fn start(
-        table: Arc<Table>,
+        table: Arc<PeerTable>,
         channel: Channel,
         alarm: impl Fn(String) + Send + 'static,
-    ) -> Result<Self, RanksError> {
+    ) -> Result<Self, DistError> {
         let stop = Arc::new(AtomicBool::new(false));
         let ending = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
@@ -140,7 +140,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -150,17 +150,18 @@ impl Drop for Watch {
     }
 }
 
-fn watch(table: &Table, channel: &Channel, alarm: &dyn Fn(String), stop: &AtomicBool) {
+fn watch(table: &PeerTable, channel: &Channel, alarm: &dyn Fn(String), stop: &AtomicBool) {
     let own = table.rank;
     let peers: Vec<usize> = if own == 0 { (1..table.hosts.len()).collect() } else { vec![0] };
     let mut underway: Vec<(usize, Sending)> = Vec::new();
-    let mut signs: Vec<(usize, Sign)> = peers.iter().map(|&rank| (rank, Sign::new(Instant::now()))).collect();
-    let mut myself = Sign::new(Instant::now());
+    let mut signs: Vec<(usize, PeerState)> =
+        peers.iter().map(|&rank| (rank, PeerState::new(Instant::now()))).collect();
+    let mut myself = PeerState::new(Instant::now());
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
-        let late = now.duration_since(last).saturating_sub(BEAT);
-        if late > BEAT {
+        let late = now.duration_since(last).saturating_sub(HEARTBEAT);
+        if late > HEARTBEAT {
             // It was this process that stood still (a stopped job, a machine that sleeps or is overloaded), and that time
             // is held against nobody.
             signs.iter_mut().for_each(|(_, sign)| sign.heard += late);
@@ -178,16 +179,23 @@ fn watch(table: &Table, channel: &Channel, alarm: &dyn Fn(String), stop: &Atomic
             }
         }
         if let Some(message) = verdict(table, &signs, myself, now) {
-            std::thread::sleep(TURN.saturating_mul(own.saturating_sub(1) as u32).min(LAST_TURN));
+            std::thread::sleep(
+                REPORT_DELAY.saturating_mul(own.saturating_sub(1) as u32).min(MAX_REPORT_DELAY),
+            );
             return alarm(message);
         }
-        std::thread::park_timeout(BEAT);
+        std::thread::park_timeout(HEARTBEAT);
     }
 }
 
 /// Who is lost, in words.
-fn verdict(table: &Table, signs: &[(usize, Sign)], myself: Sign, now: Instant) -> Option<String> {
-    let (silence, stall) = *table.patience.lock().unwrap_or_else(PoisonError::into_inner);
+fn verdict(
+    table: &PeerTable,
+    signs: &[(usize, PeerState)],
+    myself: PeerState,
+    now: Instant,
+) -> Option<String> {
+    let (silence, stall) = *table.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((rank, time)) = silent(signs, now, silence) {
         let said = table.broken.lock().unwrap_or_else(PoisonError::into_inner);
         let said = said.as_ref().map(|said| format!(" ({said})")).unwrap_or_default();
@@ -196,7 +204,7 @@ fn verdict(table: &Table, signs: &[(usize, Sign)], myself: Sign, now: Instant) -
         return Some(format!("{name} gave no sign of life for {seconds} s: {why}{said}"));
     }
     let own = [(table.rank, myself)];
-    let all: Vec<(usize, Sign)> = own.iter().chain(signs).copied().collect();
+    let all: Vec<(usize, PeerState)> = own.iter().chain(signs).copied().collect();
     let (rank, time) = stalled(&all, now, stall)?;
     let (name, minutes) = (table.name(rank), time.as_secs_f64() / 60.0);
     Some(format!("{name} lives, but has kept the others waiting for {minutes:.1} minutes"))
@@ -210,7 +218,7 @@ mod tests {
     fn silence_and_stalls_are_told_apart() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut signs = [(1, Sign::new(start)), (2, Sign::new(start))];
+        let mut signs = [(1, PeerState::new(start)), (2, PeerState::new(start))];
         signs[0].1.update(at(10), [5, 4]); // waits in its fifth exchange
         signs[1].1.update(at(3), [4, 4]); // has not come to it
         assert_eq!(silent(&signs, at(12), Duration::from_secs(9)), None);
@@ -224,9 +232,9 @@ mod tests {
 
     #[test]
     fn the_message_names_the_rank_and_its_machine() {
-        let table = Table::new(0, vec!["a".into(), "b".into()], &RanksConfig::default());
+        let table = PeerTable::new(0, vec!["a".into(), "b".into()], &DistConfig::default());
         let start = Instant::now();
-        let sign = Sign::new(start);
+        let sign = PeerState::new(start);
         let now = start + Duration::from_secs(21);
         table.connection_failed("MPI: broken");
         let message = verdict(&table, &[(1, sign)], sign, now).unwrap();

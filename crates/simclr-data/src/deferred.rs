@@ -13,18 +13,18 @@ use crate::{
 
 /// What the rows of a batch are made of.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Recipes {
+pub struct DeferredViews {
     /// Images `[H, W, C]` one after the other, each once.
     pub bytes: Block<u8>,
     /// In row order.
-    pub rows: Vec<Recipe>,
+    pub rows: Vec<DeferredView>,
     /// What all rows have in common.
-    pub method: Method,
+    pub method: ViewSpec,
 }
 
 /// How pixels are made of dice; part of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Method {
+pub struct ViewSpec {
     /// C.
     pub channels: usize,
     /// S.
@@ -41,7 +41,7 @@ pub struct Method {
 
 /// One view.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Recipe {
+pub struct DeferredView {
     /// First byte of its image.
     pub at: usize,
     /// Columns of its image.
@@ -53,14 +53,14 @@ pub struct Recipe {
 }
 
 /// An image, what its views need of it, and its views by row.
-pub(crate) struct Ingredients {
+pub(crate) struct DeferredImage {
     image: Image,
     rectangle: Crop,
     pub(crate) views: Vec<(usize, ViewParams)>,
 }
 
-impl Ingredients {
-    pub(crate) fn new(image: Image, mut views: Vec<(usize, ViewParams)>, method: &Method) -> Self {
+impl DeferredImage {
+    pub(crate) fn new(image: Image, mut views: Vec<(usize, ViewParams)>, method: &ViewSpec) -> Self {
         let seen = |(_, params): &(usize, ViewParams)| {
             params.crop.seen(&image, (method.interpolation, method.antialias), method.size)
         };
@@ -98,15 +98,15 @@ impl Ingredients {
     }
 }
 
-impl Recipes {
+impl DeferredViews {
     /// Puts images into `bytes`, which is as long as all of them together, and views into the order of their rows.
-    pub(crate) fn collect(images: Vec<Ingredients>, mut bytes: Block<u8>, method: Method) -> Self {
+    pub(crate) fn collect(images: Vec<DeferredImage>, mut bytes: Block<u8>, method: ViewSpec) -> Self {
         let (mut rows, mut copies) = (Vec::new(), Vec::new());
         let (mut at, mut rest) = (0, &mut bytes[..]);
         for mut image in images {
             let (width, height) = (image.rectangle.width, image.rectangle.height);
             let views = std::mem::take(&mut image.views).into_iter();
-            rows.extend(views.map(|(row, params)| (row, Recipe { at, width, height, params })));
+            rows.extend(views.map(|(row, params)| (row, DeferredView { at, width, height, params })));
             let (place, after) = rest.split_at_mut(image.len());
             at += image.len();
             rest = after;

@@ -8,17 +8,17 @@ use std::{
 use simclr_shim::nccl::{Functions, LIBRARY, Nccl, UniqueId};
 use tch::{Device, Kind, Tensor};
 
-use super::{Disagreed, Ranks};
+use super::{ProcessGroup, RankError};
 
-impl Ranks {
+impl ProcessGroup {
     /// From here on f32 tensors of a GPU travel by NCCL, where every rank has a GPU of its own; else through host memory. Says
     /// which, where there are GPUs and several processes. Call on every rank.
     ///
     /// Operations on GPU tensors then wait for each other on libtorch's stream, so every rank has to issue them in one order:
     /// that of the passes, from whichever thread runs them.
     pub fn connect_gpus(&self, device: Device) -> Option<String> {
-        self.wire.as_ref()?;
-        let with_gpu = self.gather_numbers(&[usize::from(device.is_cuda())]).concat().iter().sum::<usize>();
+        self.transport.as_ref()?;
+        let with_gpu = self.all_gather_usize(&[usize::from(device.is_cuda())]).concat().iter().sum::<usize>();
         if with_gpu == 0 {
             return None;
         }
@@ -39,30 +39,30 @@ impl Ranks {
 
     fn joined_gpus(&self, device: Device) -> Result<Nccl, String> {
         let why = |disagreed| match disagreed {
-            Disagreed::Here(error) => format!("{error}"),
-            Disagreed::Elsewhere { rank, message } => format!("rank {rank}: {message}"),
+            RankError::Local(error) => format!("{error}"),
+            RankError::Remote { rank, message } => format!("rank {rank}: {message}"),
         };
         let loaded = Functions::load(Path::new(LIBRARY)).and_then(|functions| {
             let id = if self.is_first() { Some(functions.unique_id()?) } else { None };
             Ok((functions, id))
         });
-        let ((functions, id), _) = self.agree(loaded, |_| String::new()).map_err(why)?;
-        let told = self.gather(id.as_ref().map_or(&[], UniqueId::bytes));
+        let ((functions, id), _) = self.all_ok(loaded, |_| String::new()).map_err(why)?;
+        let told = self.all_gather_bytes(id.as_ref().map_or(&[], UniqueId::bytes));
         let id = UniqueId::from_bytes(&told[0]).ok_or("rank 0 sent no id")?;
         let like = Tensor::zeros([1], (Kind::Float, device));
         let joined = functions.join(id, (self.rank(), self.count()), &like);
-        let (nccl, _) = self.agree(joined, |_| String::new()).map_err(why)?;
+        let (nccl, _) = self.all_ok(joined, |_| String::new()).map_err(why)?;
         Ok(nccl)
     }
 
     /// Adds `values` up over all ranks where NCCL can; whether it did.
-    pub(super) fn sum_on_gpus(&self, values: &Tensor) -> bool {
+    pub(super) fn nccl_all_reduce(&self, values: &Tensor) -> bool {
         let Some(nccl) = self.gpus.get().filter(|_| values.device().is_cuda()) else { return false };
         let whole = values.contiguous();
         let done = nccl.lock().unwrap_or_else(PoisonError::into_inner).sum(&whole);
         if let Err(error) = done {
             // The others wait in the same sum: nothing but the end of all is left.
-            self.give_up(&error.to_string());
+            self.abort(&error.to_string());
         }
         if whole.data_ptr() != values.data_ptr() {
             tch::no_grad(|| values.shallow_clone().copy_(&whole));
@@ -70,16 +70,16 @@ impl Ranks {
         true
     }
 
-    /// [`Ranks::gather_rows`] on GPUs: a sum in which each rank's rows stand where the others have zeros.
-    pub(super) fn gather_rows_on_gpus(&self, own: &Tensor) -> Option<Tensor> {
+    /// [`ProcessGroup::all_gather_rows`] on GPUs: a sum in which each rank's rows stand where the others have zeros.
+    pub(super) fn nccl_all_gather_rows(&self, own: &Tensor) -> Option<Tensor> {
         self.gpus.get().filter(|_| own.device().is_cuda())?;
         let rows = own.size()[0];
-        let counts = self.gather_numbers(&[rows as usize]).concat();
+        let counts = self.all_gather_usize(&[rows as usize]).concat();
         let before: usize = counts[..self.rank()].iter().sum();
         let all = counts.iter().sum::<usize>() as i64;
         let gathered = Tensor::zeros([all, own.size()[1]], (Kind::Float, own.device()));
         tch::no_grad(|| gathered.narrow(0, before as i64, rows).copy_(&own.detach()));
-        self.sum_on_gpus(&gathered);
+        self.nccl_all_reduce(&gathered);
         Some(gathered)
     }
 }

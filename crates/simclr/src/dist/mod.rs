@@ -2,16 +2,16 @@
 //!
 //! MPI starts and connects them (feature `mpi`); one process alone needs none, and every exchange is then nothing. An
 //! exchange has no error: where one fails, a process is lost and the run is over, which is said and done through the
-//! [`Alarm`] that the command line gave.
+//! [`FailureHandler`] that the command line gave.
 
 mod buckets;
-mod gpus;
-#[cfg(feature = "mpi")]
-mod joined;
 mod launch;
-mod team;
 #[cfg(feature = "mpi")]
-mod watch;
+mod mpi;
+mod nccl;
+mod shards;
+#[cfg(feature = "mpi")]
+mod watchdog;
 
 use std::{
     fmt::{Debug, Display},
@@ -23,33 +23,33 @@ use serde::{Deserialize, Serialize};
 use simclr_shim::nccl::Nccl;
 use tch::{Device, Kind, Tensor};
 
-use crate::{RanksError, encoder::Exchange};
+use crate::{DistError, encoder::AllReduce};
 
-pub use buckets::Buckets;
+pub use buckets::GradientBuckets;
 pub use launch::Launch;
-pub use team::Team;
+pub use shards::BatchShards;
 
 /// `[ranks]`: when a process counts as lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RanksConfig {
+pub struct DistConfig {
     /// Seconds without a sign of life after which a process counts as dead or cut off.
     pub silence_seconds: f64,
     /// Minutes that a living process may keep the others waiting (rank 0 evaluates and writes checkpoints meanwhile).
     pub stall_minutes: f64,
 }
 
-impl Default for RanksConfig {
+impl Default for DistConfig {
     fn default() -> Self {
         Self { silence_seconds: 18.0, stall_minutes: 30.0 }
     }
 }
 
-/// What is called, on any thread, when another process is lost. It says so and calls [`Lost::end_all`].
-pub type Alarm = Box<dyn Fn(&Lost<'_>) + Send + Sync>;
+/// What is called, on any thread, when another process is lost. It says so and calls [`ProcessFailure::abort_all`].
+pub type FailureHandler = Box<dyn Fn(&ProcessFailure<'_>) + Send + Sync>;
 
 /// The end of a run for the loss of a process.
-pub struct Lost<'a> {
+pub struct ProcessFailure<'a> {
     /// Who, and how it was seen.
     pub message: String,
     /// The way out.
@@ -57,16 +57,16 @@ pub struct Lost<'a> {
     end: &'a dyn Fn(i32),
 }
 
-impl Lost<'_> {
+impl ProcessFailure<'_> {
     /// Ends all processes, this one for certain.
-    pub fn end_all(&self, code: i32) {
+    pub fn abort_all(&self, code: i32) {
         (self.end)(code);
     }
 }
 
-/// Which exchange an operation belongs to. Each lane has an order of its own, so that they may run at the same time.
+/// Which exchange an operation belongs to. Each communicator has an order of its own, so that they may run at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lane {
+enum Communicator {
     /// The thread of the run.
     Step,
     /// Batch norm, from whichever thread its pass runs on.
@@ -76,27 +76,27 @@ enum Lane {
 }
 
 /// What carries the exchanges.
-trait Wire: Debug + Send + Sync {
-    fn sum(&self, lane: Lane, values: &mut [f32]);
+trait Transport: Debug + Send + Sync {
+    fn sum(&self, communicator: Communicator, values: &mut [f32]);
     fn sum_f64(&self, values: &mut [f64]);
-    fn gather(&self, own: &[u8]) -> Vec<Vec<u8>>;
+    fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>>;
     fn broadcast(&self, bytes: &mut [u8]);
-    fn set_patience(&self, config: &RanksConfig);
+    fn set_timeouts(&self, config: &DistConfig);
     /// All are done: nobody is watched any more.
     fn finish(&self);
     /// Says that this process cannot go on while the others wait for it. Does not come back.
-    fn give_up(&self, message: &str);
+    fn abort(&self, message: &str);
 }
 
 /// The processes of a run, seen from one of them.
 #[derive(Debug, Clone)]
-pub struct Ranks {
+pub struct ProcessGroup {
     rank: usize,
     count: usize,
     /// This process among those of its machine, and how many of them share its processors.
     local: Local,
-    wire: Option<Arc<dyn Wire>>,
-    /// See [`Ranks::connect_gpus`].
+    transport: Option<Arc<dyn Transport>>,
+    /// See [`ProcessGroup::connect_gpus`].
     gpus: Arc<OnceLock<Mutex<Nccl>>>,
 }
 
@@ -112,11 +112,11 @@ const FAILED: char = '\0';
 
 /// Why an outcome that all agreed on is no success.
 #[derive(Debug)]
-pub enum Disagreed<E> {
+pub enum RankError<E> {
     /// It failed here, on the lowest rank of those where it did: this process says so.
-    Here(E),
+    Local(E),
     /// It failed there, and that rank says so.
-    Elsewhere {
+    Remote {
         /// The lowest rank that failed.
         rank: usize,
         /// What it says.
@@ -124,37 +124,37 @@ pub enum Disagreed<E> {
     },
 }
 
-impl Ranks {
+impl ProcessGroup {
     /// One process.
     pub fn alone() -> Self {
         let local = Local { rank: 0, sharing: 1, here: 1 };
-        Self { rank: 0, count: 1, local, wire: None, gpus: Arc::default() }
+        Self { rank: 0, count: 1, local, transport: None, gpus: Arc::default() }
     }
 
     /// The processes that the launcher started (`mpirun`, `srun --mpi=pmix`), or this one alone.
     ///
     /// # Errors
     /// Several processes that cannot find each other: a build without MPI, or a launcher that does not connect them.
-    pub fn join(alarm: Alarm) -> Result<Self, RanksError> {
+    pub fn join(alarm: FailureHandler) -> Result<Self, DistError> {
         match Launch::of_environment() {
             Launch::Alone => Ok(Self::alone()),
-            Launch::Unconnected { count } => Err(RanksError::Unconnected { count }),
+            Launch::Unconnected { count } => Err(DistError::Unconnected { count }),
             Launch::Mpi { count } => Self::joined(count, alarm),
         }
     }
 
     #[cfg(feature = "mpi")]
-    fn joined(_: usize, alarm: Alarm) -> Result<Self, RanksError> {
-        let (wire, rank, count) = joined::Joined::start(alarm)?;
-        let mut ranks = Self { wire: Some(wire), rank, count, ..Self::alone() };
-        let places = ranks.gather(launch::place(&simclr_shim::mpi::Mpi::host()).as_bytes());
-        ranks.local = local(&places, ranks.rank);
-        Ok(ranks)
+    fn joined(_: usize, alarm: FailureHandler) -> Result<Self, DistError> {
+        let (transport, rank, count) = mpi::MpiTransport::start(alarm)?;
+        let mut group = Self { transport: Some(transport), rank, count, ..Self::alone() };
+        let places = group.all_gather_bytes(launch::place(&simclr_shim::mpi::Mpi::host()).as_bytes());
+        group.local = local(&places, group.rank);
+        Ok(group)
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn joined(count: usize, _: Alarm) -> Result<Self, RanksError> {
-        if count > 1 { Err(RanksError::NotBuilt { count }) } else { Ok(Self::alone()) }
+    fn joined(count: usize, _: FailureHandler) -> Result<Self, DistError> {
+        if count > 1 { Err(DistError::NotBuilt { count }) } else { Ok(Self::alone()) }
     }
 
     /// This process, from 0.
@@ -188,84 +188,85 @@ impl Ranks {
     }
 
     /// How long to wait before a process counts as lost.
-    pub fn set_patience(&self, config: &RanksConfig) {
-        if let Some(wire) = &self.wire {
-            wire.set_patience(config);
+    pub fn set_timeouts(&self, config: &DistConfig) {
+        if let Some(transport) = &self.transport {
+            transport.set_timeouts(config);
         }
     }
 
     /// Adds up over all ranks, in place.
-    pub fn sum(&self, values: &mut [f64]) {
-        if let Some(wire) = &self.wire {
-            wire.sum_f64(values);
+    pub fn all_reduce_f64(&self, values: &mut [f64]) {
+        if let Some(transport) = &self.transport {
+            transport.sum_f64(values);
         }
     }
 
     /// Adds `values` (f32) up over all ranks; the same bits for all.
-    pub fn sum_tensor(&self, values: &Tensor) -> Tensor {
+    pub fn all_reduce(&self, values: &Tensor) -> Tensor {
         let sum = values.detach().copy();
-        self.sum_in_place(Lane::Step, &sum);
+        self.all_reduce_in_place(Communicator::Step, &sum);
         sum
     }
 
-    fn sum_in_place(&self, lane: Lane, values: &Tensor) {
-        let Some(wire) = &self.wire else { return };
-        if self.sum_on_gpus(values) {
+    fn all_reduce_in_place(&self, communicator: Communicator, values: &Tensor) {
+        let Some(transport) = &self.transport else { return };
+        if self.nccl_all_reduce(values) {
             return;
         }
         let mut own = values.shallow_clone();
-        if simclr_shim::hooks::with_floats(&mut own, |values| wire.sum(lane, values)).is_none() {
+        if simclr_shim::hooks::with_floats(&mut own, |values| transport.sum(communicator, values)).is_none() {
             // Another device or layout: through the host.
             let mut host = own.to_device(Device::Cpu).contiguous();
-            let summed = simclr_shim::hooks::with_floats(&mut host, |values| wire.sum(lane, values));
+            let summed =
+                simclr_shim::hooks::with_floats(&mut host, |values| transport.sum(communicator, values));
             summed.expect("a contiguous f32 tensor of the CPU");
             tch::no_grad(|| own.copy_(&host));
         }
     }
 
     /// What every rank gives, by rank.
-    pub fn gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
-        self.wire.as_ref().map_or_else(|| vec![own.to_vec()], |wire| wire.gather(own))
+    pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
+        self.transport.as_ref().map_or_else(|| vec![own.to_vec()], |transport| transport.all_gather(own))
     }
 
     /// Rows of every rank, one below the other: `own` is `[rows, D]`, f32; the number of rows may differ.
-    pub fn gather_rows(&self, own: &Tensor) -> Tensor {
-        if self.wire.is_none() {
+    pub fn all_gather_rows(&self, own: &Tensor) -> Tensor {
+        if self.transport.is_none() {
             return own.detach();
         }
-        if let Some(rows) = self.gather_rows_on_gpus(own) {
+        if let Some(rows) = self.nccl_all_gather_rows(own) {
             return rows;
         }
         let (width, device) = (own.size()[1], own.device());
         let mut host = own.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
         let bytes = simclr_shim::hooks::with_bytes(&mut host, |bytes| bytes.to_vec()).unwrap_or_default();
-        let rows = self.gather(&bytes).into_iter().map(|bytes| {
+        let rows = self.all_gather_bytes(&bytes).into_iter().map(|bytes| {
             Tensor::from_data_size(&bytes, &[bytes.len() as i64 / (4 * width), width], Kind::Float)
         });
         Tensor::cat(&rows.collect::<Vec<_>>(), 0).to_device(device)
     }
 
     /// Numbers of every rank, by rank.
-    pub fn gather_numbers(&self, own: &[usize]) -> Vec<Vec<usize>> {
+    pub fn all_gather_usize(&self, own: &[usize]) -> Vec<Vec<usize>> {
         let bytes: Vec<u8> = own.iter().flat_map(|&number| (number as u64).to_le_bytes()).collect();
         let numbers = |bytes: Vec<u8>| {
             let (words, _) = bytes.as_chunks();
             words.iter().map(|&word| u64::from_le_bytes(word) as usize).collect()
         };
-        self.gather(&bytes).into_iter().map(numbers).collect()
+        self.all_gather_bytes(&bytes).into_iter().map(numbers).collect()
     }
 
     /// Replaces `tensor` (f32) by its mean over all ranks.
     pub fn average(&self, tensor: &Tensor) {
-        let mean = self.sum_tensor(tensor) / self.count as f64;
+        let mean = self.all_reduce(tensor) / self.count as f64;
         tch::no_grad(|| tensor.shallow_clone().copy_(&mean));
     }
 
     /// Gives every rank the numbers of rank 0's tensor.
     pub fn broadcast(&self, tensor: &Tensor) {
-        let Some(wire) = &self.wire else { return };
+        let Some(transport) = &self.transport else { return };
         let mut host = tensor.detach().to_device(Device::Cpu).contiguous();
-        let done = simclr_shim::hooks::with_bytes(&mut host, |bytes| wire.broadcast(bytes));
+        let done = simclr_shim::hooks::with_bytes(&mut host, |bytes| transport.broadcast(bytes));
         done.expect("a contiguous tensor of the CPU");
         tch::no_grad(|| tensor.shallow_clone().detach().copy_(&host));
     }
@@ -273,14 +274,14 @@ impl Ranks {
     /// Gives every rank the text of rank 0.
     pub fn broadcast_text(&self, text: &str) -> String {
         let own = if self.is_first() { text } else { "" };
-        let mut all = self.gather(own.as_bytes());
+        let mut all = self.all_gather_bytes(own.as_bytes());
         String::from_utf8_lossy(&all.swap_remove(0)).into_owned()
     }
 
     /// Whether it is so on any rank.
     pub fn any(&self, here: bool) -> bool {
         let mut count = [f64::from(u8::from(here))];
-        self.sum(&mut count);
+        self.all_reduce_f64(&mut count);
         count[0] > 0.0
     }
 
@@ -288,54 +289,54 @@ impl Ranks {
     /// lowest rank that has one.
     ///
     /// # Errors
-    /// [`Disagreed`].
-    pub fn agree<T, E: Display>(
+    /// [`RankError`].
+    pub fn all_ok<T, E: Display>(
         &self,
         own: Result<T, E>,
         tell: impl FnOnce(&T) -> String,
-    ) -> Result<(T, Vec<String>), Disagreed<E>> {
+    ) -> Result<(T, Vec<String>), RankError<E>> {
         let said = own.as_ref().map_or_else(|error| format!("{FAILED}{error}"), tell);
-        let all = self.gather(said.as_bytes());
+        let all = self.all_gather_bytes(said.as_bytes());
         let all: Vec<String> = all.iter().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
         let failed = all.iter().enumerate().find_map(|(rank, said)| Some((rank, said.strip_prefix(FAILED)?)));
         match (failed, own) {
             (None, Ok(value)) => Ok((value, all)),
             (Some((rank, message)), own) => Err(match own {
-                Err(error) if rank == self.rank => Disagreed::Here(error),
-                _ => Disagreed::Elsewhere { rank, message: message.to_owned() },
+                Err(error) if rank == self.rank => RankError::Local(error),
+                _ => RankError::Remote { rank, message: message.to_owned() },
             }),
-            (None, Err(error)) => Err(Disagreed::Here(error)),
+            (None, Err(error)) => Err(RankError::Local(error)),
         }
     }
 
     /// Ends the run for a failure in the middle of a step, where the others wait and cannot be asked: the alarm says so, and
     /// ends all.
-    pub fn give_up(&self, message: &str) {
-        if let Some(wire) = &self.wire {
-            wire.give_up(&format!("rank {}: {message}", self.rank));
+    pub fn abort(&self, message: &str) {
+        if let Some(transport) = &self.transport {
+            transport.abort(&format!("rank {}: {message}", self.rank));
         }
     }
 
     /// All are done. Call on every rank, at the end.
     pub fn finish(&self) {
-        if let Some(wire) = &self.wire {
-            wire.finish();
+        if let Some(transport) = &self.transport {
+            transport.finish();
         }
     }
 
     /// Batch-norm statistics over all ranks; `None` for one alone.
-    pub fn exchange(&self) -> Option<Arc<dyn Exchange>> {
-        (self.count > 1).then(|| Arc::new(OverRanks(self.clone())) as Arc<dyn Exchange>)
+    pub fn norm_all_reduce(&self) -> Option<Arc<dyn AllReduce>> {
+        (self.count > 1).then(|| Arc::new(OverRanks(self.clone())) as Arc<dyn AllReduce>)
     }
 }
 
-/// See [`Ranks::exchange`].
+/// See [`ProcessGroup::exchange`].
 #[derive(Debug)]
-struct OverRanks(Ranks);
+struct OverRanks(ProcessGroup);
 
-impl Exchange for OverRanks {
-    fn sum(&self, values: &Tensor) {
-        self.0.sum_in_place(Lane::Statistics, values);
+impl AllReduce for OverRanks {
+    fn all_reduce_sum(&self, values: &Tensor) {
+        self.0.all_reduce_in_place(Communicator::Statistics, values);
     }
 }
 
@@ -351,7 +352,7 @@ fn local(places: &[Vec<u8>], own: usize) -> Local {
 
 /// How long a process may be silent when no configuration is known yet.
 #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "one process waits for none"))]
-fn patience(config: &RanksConfig) -> (Duration, Duration) {
+fn timeouts(config: &DistConfig) -> (Duration, Duration) {
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
     (seconds(config.silence_seconds), seconds(60.0 * config.stall_minutes))
 }
@@ -372,14 +373,14 @@ mod tests {
 
     #[test]
     fn one_alone_exchanges_nothing() {
-        let ranks = Ranks::alone();
+        let group = ProcessGroup::alone();
         let rows = Tensor::from_slice(&[1.0f32, 2.0]).view([2, 1]);
-        assert_eq!(ranks.gather_rows(&rows), rows);
-        assert_eq!(ranks.sum_tensor(&rows), rows);
-        assert_eq!(ranks.gather_numbers(&[7, 300]), [[7, 300]]);
-        assert_eq!(ranks.broadcast_text("x"), "x");
-        assert!(ranks.any(true) && !ranks.any(false) && ranks.exchange().is_none());
-        assert!(matches!(ranks.agree(Err::<(), _>("no"), |()| String::new()), Err(Disagreed::Here("no"))));
-        assert_eq!(ranks.agree(Ok::<_, String>(5), |v| v.to_string()).unwrap(), (5, vec!["5".to_owned()]));
+        assert_eq!(group.all_gather_rows(&rows), rows);
+        assert_eq!(group.all_reduce(&rows), rows);
+        assert_eq!(group.all_gather_usize(&[7, 300]), [[7, 300]]);
+        assert_eq!(group.broadcast_text("x"), "x");
+        assert!(group.any(true) && !group.any(false) && group.norm_all_reduce().is_none());
+        assert!(matches!(group.all_ok(Err::<(), _>("no"), |()| String::new()), Err(RankError::Local("no"))));
+        assert_eq!(group.all_ok(Ok::<_, String>(5), |v| v.to_string()).unwrap(), (5, vec!["5".to_owned()]));
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use simclr_data::{
-    AugmentConfig, Batch, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Recipe, Recipes, Sample,
-    Views,
+    AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
+    LoaderConfig, Sample, Views,
     augment::{Interpolation, Scratch, apply},
     dataset::Source,
     decode::Decoding,
@@ -60,15 +60,15 @@ fn augment(interpolation: Interpolation) -> AugmentConfig {
     AugmentConfig { interpolation, ..AugmentConfig::default() }
 }
 
-fn recipes(batch: &Batch) -> &Recipes {
+fn recipes(batch: &Batch) -> &DeferredViews {
     match &batch.views {
-        Views::Recipes(recipes) => recipes,
+        Views::Deferred(recipes) => recipes,
         Views::Pixels(_) => panic!("pixels"),
     }
 }
 
 /// The pixels of a row, from nothing but what the batch holds.
-fn view(recipes: &Recipes, recipe: &Recipe) -> Vec<f32> {
+fn view(recipes: &DeferredViews, recipe: &DeferredView) -> Vec<f32> {
     let len = recipe.width * recipe.height * 3;
     let image = Image::new(recipe.width, recipe.height, 3, recipes.bytes[recipe.at..][..len].to_vec());
     let mut out = vec![f32::NAN; VIEW];
@@ -84,9 +84,9 @@ fn same(pixels: &Loader, recipes_of: &Loader) {
     let made: Vec<_> = recipes_of.batches(0, 8).unwrap().map(Result::unwrap).collect();
     assert_eq!(pixels.len(), made.len());
     for (pixels, made) in pixels.iter().zip(&made) {
-        let place = |batch: &Batch| (batch.step, batch.epoch, batch.chunk, batch.bad.clone());
+        let place = |batch: &Batch| (batch.step, batch.epoch, batch.chunk, batch.failed.clone());
         assert_eq!(place(pixels), place(made));
-        assert_eq!((&pixels.ids, &pixels.second), (&made.ids, &made.second));
+        assert_eq!((&pixels.ids, &pixels.second_view_ids), (&made.ids, &made.second_view_ids));
         let recipes = recipes(made);
         assert_eq!(recipes.rows.len() * VIEW, pixels.pixels().len());
         for (recipe, expected) in recipes.rows.iter().zip(pixels.pixels().chunks_exact(VIEW)) {
@@ -98,8 +98,8 @@ fn same(pixels: &Loader, recipes_of: &Loader) {
 #[test]
 fn recipes_are_the_pixels_to_be() {
     for how in [Interpolation::Bicubic, Interpolation::Bilinear] {
-        same(&loader(how, &[]), &loader(how, &[]).as_recipes());
-        same(&loader(how, &[3, 17, 31]), &loader(how, &[3, 17, 31]).as_recipes());
+        same(&loader(how, &[]), &loader(how, &[]).deferred());
+        same(&loader(how, &[3, 17, 31]), &loader(how, &[3, 17, 31]).deferred());
     }
 }
 
@@ -107,11 +107,11 @@ fn recipes_are_the_pixels_to_be() {
 fn chunks_parts_and_passes_are_those_of_pixels() {
     let both = |with: &dyn Fn(Loader) -> Loader| {
         let plain = || loader(Interpolation::Bicubic, &[3, 17]);
-        same(&with(plain()), &with(plain().as_recipes()));
+        same(&with(plain()), &with(plain().deferred()));
     };
-    for apart in [false, true] {
+    for shuffle_views in [false, true] {
         for passes in [1, 2] {
-            let chunking = Chunking { images: 4, apart, passes };
+            let chunking = Chunking { images: 4, shuffle_views, passes };
             both(&|loader| loader.chunked(chunking));
             both(&|loader| loader.chunked(chunking).part(1, 2));
         }
@@ -122,12 +122,12 @@ fn chunks_parts_and_passes_are_those_of_pixels() {
 /// Each image once, and of it what its views look at.
 #[test]
 fn an_image_is_there_once_and_no_more_of_it_than_is_seen() {
-    let batches = loader(Interpolation::Bicubic, &[]).as_recipes().batches(0, 4).unwrap();
+    let batches = loader(Interpolation::Bicubic, &[]).deferred().batches(0, 4).unwrap();
     let (mut held, mut whole) = (0, 0);
     for batch in batches.map(Result::unwrap) {
         let recipes = recipes(&batch);
         let mut places = HashMap::new();
-        for (id, recipe) in batch.ids.iter().chain(&batch.second).zip(&recipes.rows) {
+        for (id, recipe) in batch.ids.iter().chain(&batch.second_view_ids).zip(&recipes.rows) {
             let place = (recipe.at, recipe.width, recipe.height);
             assert_eq!(*places.entry(*id).or_insert(place), place);
             let crop = recipe.params.crop;
@@ -144,7 +144,7 @@ fn an_image_is_there_once_and_no_more_of_it_than_is_seen() {
 /// As with pixels, the memory of a batch goes from one to a later one.
 #[test]
 fn memory_comes_back() {
-    let loader = loader(Interpolation::Bicubic, &[]).as_recipes();
+    let loader = loader(Interpolation::Bicubic, &[]).deferred();
     let mut places = HashSet::new();
     for batch in loader.batches(0, 60).unwrap().map(Result::unwrap) {
         places.insert(recipes(&batch).bytes.as_ptr() as usize);

@@ -5,43 +5,43 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use simclr_shim::mpi::{Channel, Mpi, MpiError};
 
 use super::{
-    Alarm, Lane, Lost, RanksConfig, Wire,
-    watch::{Table, Watch},
+    Communicator, DistConfig, FailureHandler, ProcessFailure, Transport,
+    watchdog::{PeerTable, Watchdog},
 };
-use crate::RanksError;
+use crate::DistError;
 
-/// Every lane, and who watches over the others.
+/// Every communicator, and who watches over the others.
 #[derive(Debug)]
-pub struct Joined {
+pub struct MpiTransport {
     step: Channel,
     statistics: Channel,
     gradients: Channel,
-    watched: Arc<Table>,
-    watch: Mutex<Option<Watch>>,
-    bell: Arc<Bell>,
+    watched: Arc<PeerTable>,
+    watch: Mutex<Option<Watchdog>>,
+    bell: Arc<FailureReporter>,
 }
 
 /// Rings the alarm, once.
-struct Bell {
-    alarm: Alarm,
+struct FailureReporter {
+    alarm: FailureHandler,
     rung: OnceLock<()>,
     mpi: Arc<Mpi>,
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for FailureReporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "bell of {:?}, rung: {}", self.mpi, self.rung.get().is_some())
     }
 }
 
-impl Bell {
+impl FailureReporter {
     /// Tells the command line, which ends the process. Only the first caller comes through; all wait for the end.
     fn ring(&self, message: String) -> ! {
         if self.rung.set(()).is_ok() {
             let hint = "the last checkpoint is whole: once the cause is mended, `simclr pretrain --resume --run DIR` \
                         goes on from it, with any number of processes";
             let end = |code| self.mpi.end_all(code);
-            (self.alarm)(&Lost { message, hint: hint.into(), end: &end });
+            (self.alarm)(&ProcessFailure { message, hint: hint.into(), end: &end });
         }
         loop {
             std::thread::park();
@@ -49,25 +49,25 @@ impl Bell {
     }
 }
 
-impl Joined {
+impl MpiTransport {
     /// Joins; gives (rank, count) too.
     ///
     /// # Errors
     /// What MPI said.
-    pub fn start(alarm: Alarm) -> Result<(Arc<dyn Wire>, usize, usize), RanksError> {
-        let said = |error: MpiError| RanksError::Mpi { reason: error.to_string() };
+    pub fn start(alarm: FailureHandler) -> Result<(Arc<dyn Transport>, usize, usize), DistError> {
+        let said = |error: MpiError| DistError::Mpi { reason: error.to_string() };
         let mpi = Mpi::start().map_err(said)?;
         let (rank, count) = (mpi.rank(), mpi.count());
         let step = mpi.channel().map_err(said)?;
         let hosts = step.gather(Mpi::host().as_bytes()).map_err(said)?;
         let hosts = hosts.iter().map(|host| String::from_utf8_lossy(host).into_owned()).collect();
-        let watched = Arc::new(Table::new(rank, hosts, &RanksConfig::default()));
+        let watched = Arc::new(PeerTable::new(rank, hosts, &DistConfig::default()));
         let (statistics, gradients) = (mpi.channel().map_err(said)?, mpi.channel().map_err(said)?);
         let beats = mpi.channel().map_err(said)?;
-        let bell = Arc::new(Bell { alarm, rung: OnceLock::new(), mpi });
+        let bell = Arc::new(FailureReporter { alarm, rung: OnceLock::new(), mpi });
         let watch = if count > 1 {
             let bell = Arc::clone(&bell);
-            Some(Watch::start(Arc::clone(&watched), beats, move |message| bell.ring(message))?)
+            Some(Watchdog::start(Arc::clone(&watched), beats, move |message| bell.ring(message))?)
         } else {
             None
         };
@@ -93,12 +93,12 @@ impl Joined {
     }
 }
 
-impl Wire for Joined {
-    fn sum(&self, lane: Lane, values: &mut [f32]) {
-        match lane {
-            Lane::Step => self.counted(|| self.step.sum(values)),
-            Lane::Statistics => self.counted(|| self.statistics.sum(values)),
-            Lane::Gradients => self.checked(|| self.gradients.sum(values)),
+impl Transport for MpiTransport {
+    fn sum(&self, communicator: Communicator, values: &mut [f32]) {
+        match communicator {
+            Communicator::Step => self.counted(|| self.step.sum(values)),
+            Communicator::Statistics => self.counted(|| self.statistics.sum(values)),
+            Communicator::Gradients => self.checked(|| self.gradients.sum(values)),
         }
     }
 
@@ -106,7 +106,7 @@ impl Wire for Joined {
         self.counted(|| self.step.sum_f64(values));
     }
 
-    fn gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
+    fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
         self.counted(|| self.step.gather(own))
     }
 
@@ -114,8 +114,8 @@ impl Wire for Joined {
         self.counted(|| self.step.broadcast(0, bytes));
     }
 
-    fn set_patience(&self, config: &RanksConfig) {
-        self.watched.set_patience(config);
+    fn set_timeouts(&self, config: &DistConfig) {
+        self.watched.set_timeouts(config);
     }
 
     fn finish(&self) {
@@ -125,7 +125,7 @@ impl Wire for Joined {
         self.checked(|| self.step.barrier());
     }
 
-    fn give_up(&self, message: &str) {
+    fn abort(&self, message: &str) {
         self.bell.ring(message.to_owned());
     }
 }
