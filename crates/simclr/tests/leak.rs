@@ -37,7 +37,7 @@ fn view(image: usize, view: u64) -> Vec<f32> {
 
 /// The batch in chunks, one group of first views each.
 fn chunks(over: BatchNormScope) -> Vec<Batch> {
-    let chunking = Chunking { images: GROUP, apart: over == BatchNormScope::ChunkShuffled, passes: 1 };
+    let chunking = Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
     let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
     let batch = |(index, dealt): (usize, Dealt)| {
@@ -48,8 +48,8 @@ fn chunks(over: BatchNormScope) -> Vec<Batch> {
             chunk: Chunk { index, count: GROUPS, pass: 0 },
             views: [views(&dealt.first, 0), views(&dealt.second, 1)].concat().into(),
             ids: dealt.first,
-            second: dealt.second,
-            bad: Vec::new(),
+            second_view_ids: dealt.second,
+            failed: Vec::new(),
         }
     };
     dealt.into_iter().enumerate().map(batch).collect()
@@ -82,13 +82,13 @@ fn probes_found(over: BatchNormScope) -> f64 {
 
 #[test]
 fn statistics_of_groups_tell_partners_and_shuffled_or_global_ones_do_not() {
-    let [together, shuffle_views, whole] =
+    let [together, shuffled, whole] =
         [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probes_found);
     assert_eq!(
         together, 1.0,
-        "pixels cannot tell the probes shuffle_views, the statistics of their groups do"
+        "pixels cannot tell the probes shuffled, the statistics of their groups do"
     );
     // By chance one of sixteen is found.
-    assert!(apart < 0.25, "dealt shuffle_views, {apart} of the probes are found");
+    assert!(shuffled < 0.25, "shuffled: {shuffled} of the probes are found");
     assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");
 }
