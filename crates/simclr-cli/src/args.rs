@@ -8,7 +8,7 @@ use simclr::{
         RangeChoice, Split,
         augment::{EvalCrop, Interpolation, TransformChange},
         dataset::Labels,
-        decode::Jpeg,
+        decode::{Jpeg, Pages},
     },
     eval::layer::Layer,
 };
@@ -474,6 +474,9 @@ pub struct Inspect {
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
     #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
     pub labels_from: Labels,
+    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own (data.pages)
+    #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
+    pub pages: Pages,
 }
 
 /// `simclr pack`.
@@ -499,6 +502,10 @@ pub struct Pack {
     /// 0 to 65535), [low, high], or one such pair for each channel
     #[arg(long, default_value = "auto")]
     pub range: RangeChoice,
+    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own; the packed set
+    /// records it
+    #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
+    pub pages: Pages,
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, stack, step_of};
 
 #[test]
 fn help_lists_the_commands() {
@@ -105,6 +105,43 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
     assert_eq!(rows.len(), 9);
     assert_eq!(rows[0]["transform"]["crop"], 0.5);
     assert!(rows[1]["params"]["crop"]["width"].as_u64().is_some(), "{}", rows[1]);
+}
+
+#[test]
+fn pages_are_images_in_every_command_where_the_rule_is_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (temp.path().join("images"), temp.path().join("run"));
+    fs::create_dir(&data).unwrap();
+    for file in 0..5u8 {
+        let levels: Vec<u8> = (0..4).map(|page| 40 * file + 10 * page).collect();
+        fs::write(data.join(format!("{file}.tif")), stack(&levels)).unwrap();
+    }
+    let inspected = |path: &Path, more: &[&str]| said(simclr(&["inspect", "--data"]).arg(path).args(more));
+    let contains = |text: &str, parts: &[&str]| {
+        parts.iter().for_each(|part| assert!(text.contains(part), "expected `{part}` in {text}"));
+    };
+    let by_default = inspected(&data, &[]);
+    contains(
+        &by_default.succeeds().out,
+        &["5 images, 4 channels", "all images: 5 of 5: 4 pages", "data.pages = auto"],
+    );
+    let rule = "5 of 5 files have several pages, which are 20 images (data.pages = images)";
+    contains(&inspected(&data, &["--pages", "images"]).succeeds().out, &["20 images, 3 channels", rule]);
+    said(&mut pretrain(&data, &run, &["--set", "data.pages=images", "--epochs", "1"])).succeeds();
+    contains(&fs::read_to_string(run.join("config.toml")).unwrap(), &["pages = \"images\""]);
+    let embedded = said(
+        simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(temp.path().join("h.npy")),
+    );
+    contains(&embedded.succeeds().out, &["20 rows"]);
+    contains(&fs::read_to_string(temp.path().join("h.npy.paths.txt")).unwrap(), &["0.tif#0", "4.tif#3"]);
+    let views = ["views", "--image-size", "16", "--images", "40", "--set", "data.pages=images", "--data"];
+    let drawn = said(simclr(&views).arg(&data).arg("--out").arg(temp.path().join("views.png")));
+    contains(&drawn.succeeds().out, &["20 images"]);
+    let set = temp.path().join("set.pack");
+    let packed = said(simclr(&["pack", "--pages", "images", "--data"]).arg(&data).arg("--out").arg(&set));
+    contains(&packed.succeeds().out, &["20 training"]);
+    contains(&inspected(&set, &[]).succeeds().out, &["20 images, 3 channels"]);
+    inspected(&set, &["--pages", "channels"]).refuses(&["written with data.pages = images"]);
 }
 
 #[test]

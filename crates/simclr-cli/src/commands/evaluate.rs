@@ -4,7 +4,10 @@ use std::{path::Path, process::ExitCode};
 
 use simclr::{
     RunConfig,
-    data::{Dataset, Split, dataset::Channels},
+    data::{
+        Dataset, Split,
+        dataset::{Channels, OpenOptions},
+    },
     eval::{
         foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import},
         protocol::{EvalOptions, evaluate},
@@ -160,7 +163,8 @@ fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> 
     }
     let data = data_path(&arguments.data)?;
     let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
-    let channels = Dataset::open(&data, Split::Train, Channels::Auto)?.channels();
+    let options = OpenOptions { channels: Channels::Auto, pages: config.data.pages };
+    let channels = Dataset::open(&data, Split::Train, options)?.channels();
     config.data.path = Some(data);
     let folder = RunFolder::create(path)?;
     let outcome = import(weights, &config, channels as i64, &folder);

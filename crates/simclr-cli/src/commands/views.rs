@@ -16,7 +16,7 @@ use simclr::{
     data::{
         Dataset, Split, ValueRange, ViewParams,
         augment::{self, EvalTransform, Scratch},
-        dataset::{Channels, as_one_path},
+        dataset::as_one_path,
         output,
         rng::Key,
     },
@@ -39,12 +39,11 @@ const MARK: (&str, &str) = ("Software", "simclr views");
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
-    let channels =
-        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let _held = RunFolder::around(&arguments.out, None)?;
     let arrays = arguments.out.extension().is_some_and(|ending| ending == "npy");
     check(&arguments.out, arrays, &data)?;
-    let set = Dataset::open(&data, Split::Train, channels)?.decoded_by(config.transform.jpeg);
+    let set =
+        Dataset::open(&data, Split::Train, config.data.open_options())?.decoded_by(config.transform.jpeg);
     let (set, range) = set.with_range(&config.data.range)?;
     let table =
         Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, range, set, config };

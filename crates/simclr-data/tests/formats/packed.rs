@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use simclr_data::{
     AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
     dataset::{Channels, PackOptions, Packed, pack},
-    decode::Jpeg,
+    decode::{Jpeg, Pages},
 };
 
 use super::{binary::idx, names, open, png, put};
@@ -19,6 +19,7 @@ const PLAIN: PackOptions = PackOptions {
     size: None,
     jpeg: Jpeg::Zune,
     range: RangeChoice::Auto,
+    pages: Pages::Auto,
     threads: 2,
 };
 
