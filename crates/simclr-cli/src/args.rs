@@ -439,9 +439,9 @@ pub struct Views {
     /// Images; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     pub data: Vec<PathBuf>,
-    /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view. The
-    /// parameters of all views are written to a .json of the same name
-    #[arg(long, value_name = "FILE.png|FILE.npy", default_value = "views.png")]
+    /// Picture to write; or, ending .npy or .safetensors (tensor `views`), an array with a row of C x S x S numbers for each
+    /// original and each view. The parameters of all views are written to FILE.json, such as views.png.json
+    #[arg(long, value_name = "FILE.png|FILE.npy|FILE.safetensors", default_value = "views.png")]
     pub out: PathBuf,
     /// Rows: images, spread evenly over the set
     #[arg(long, default_value_t = 8)]

@@ -84,7 +84,7 @@ fn the_straight_line_from_images_to_features() {
     // Tiles of 96 pixels, a line of titles, and six lines below each row.
     assert_eq!((sheet.width(), sheet.height()), (9 * 100 + 4, 14 + 8 * 160));
     let parameters: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(temp.path().join("views.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(temp.path().join("views.png.json")).unwrap()).unwrap();
     assert_eq!(parameters["rows"].as_array().unwrap().len(), 8 * 9);
     views_are_written_as_numbers_with_what_made_them(&data, temp.path());
 }
@@ -98,13 +98,27 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
     assert!(written.out.contains("central square of 50 %"), "{}", written.out);
     // A header of 128 bytes, then three originals with two views each of 3 x 16 x 16 numbers.
     assert_eq!(fs::read(&out).unwrap().len(), 128 + 3 * 3 * 768 * 4);
-    let text = fs::read_to_string(folder.join("views.json")).unwrap();
+    let text = fs::read_to_string(folder.join("views.npy.json")).unwrap();
     let made: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(made["shape"], serde_json::json!([3, 3, 3, 16, 16]));
     let rows = made["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 9);
     assert_eq!(rows[0]["transform"]["crop"], 0.5);
     assert!(rows[1]["params"]["crop"]["width"].as_u64().is_some(), "{}", rows[1]);
+    let picture = fs::read_to_string(folder.join("views.png.json")).unwrap();
+    assert!(picture.len() > text.len(), "the parameters of the picture are kept");
+    let tensors = folder.join("views.safetensors");
+    for _ in 0..2 {
+        said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors)).succeeds();
+    }
+    assert_eq!(fs::read_to_string(folder.join("views.safetensors.json")).unwrap(), text);
+    let stored = tch::Tensor::read_safetensors(&tensors).unwrap();
+    let [(name, array)] = &stored[..] else { panic!("expected one tensor, got {}", stored.len()) };
+    let npy = tch::Tensor::read_npy(&out).unwrap();
+    assert!(name == "views" && array.equal(&npy), "{name} {:?}", array.size());
+    fs::copy(folder.join("views.png"), &tensors).unwrap();
+    said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors))
+        .refuses(&["exists and is not"]);
 }
 
 #[test]
