@@ -506,6 +506,9 @@ pub struct Pack {
     /// records it
     #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
     pub pages: Pages,
+    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
+    #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
+    pub labels_from: Labels,
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,

@@ -399,8 +399,8 @@ fn a_packed_set_records_the_rule_for_pages() {
     let out = tempfile::tempdir().unwrap();
     let packed = |name: &str, pages| {
         let (out, range) = (out.path().join(name), RangeChoice::Auto);
-        let (channels, size, jpeg, threads) = (Channels::Auto, None, Jpeg::Zune, 1);
-        let options = PackOptions { channels, size, jpeg, range, pages, threads };
+        let (channels, size, jpeg, labels, threads) = (Channels::Auto, None, Jpeg::Zune, Labels::Auto, 1);
+        let options = PackOptions { channels, size, jpeg, range, pages, labels, threads };
         let packed = pack(folder.path(), &out, &options, &mut |_, _| {}, &Default::default());
         assert!(packed.unwrap().is_some());
         out

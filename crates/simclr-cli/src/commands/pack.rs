@@ -23,6 +23,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         jpeg: arguments.jpeg,
         range: arguments.range.clone(),
         pages: arguments.pages,
+        labels: arguments.labels_from.clone(),
         threads: threads.unwrap_or(1),
     };
     let _held = RunFolder::around(&arguments.out, None)?;

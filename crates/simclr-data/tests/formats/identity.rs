@@ -8,7 +8,7 @@ use std::{
 
 use simclr_data::{
     Dataset, RangeChoice, Split,
-    dataset::{PackOptions, pack},
+    dataset::{Labels, PackOptions, pack},
     decode::{Jpeg, Pages},
 };
 
@@ -41,6 +41,7 @@ const FORMS: [(&str, Form); 7] = [
             jpeg: Jpeg::Zune,
             range: RangeChoice::Auto,
             pages: Pages::Auto,
+            labels: Labels::Auto,
             threads: 1,
         };
         pack(&folder, path, &options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();

@@ -3,7 +3,7 @@
 use image::{ImageBuffer, Luma, Rgb};
 use simclr_data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{Channels, PackOptions, pack},
+    dataset::{Channels, Labels, PackOptions, pack},
     decode::{Jpeg, Pages},
 };
 
@@ -84,6 +84,7 @@ fn a_packed_set_keeps_the_range_that_it_was_written_with() {
         jpeg: Jpeg::Zune,
         range: RangeChoice::Auto,
         pages: Pages::Auto,
+        labels: Labels::Auto,
         threads: 2,
     };
     let packed = pack(folder.path(), &out, &options, &mut |_, _| {}, &Default::default()).unwrap().unwrap();

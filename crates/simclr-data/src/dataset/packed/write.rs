@@ -12,7 +12,7 @@ use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_p
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
     augment::shrink,
-    dataset::{Channels, Dataset, OpenOptions, Split},
+    dataset::{Channels, Dataset, Labels, OpenOptions, Split},
     decode::{Jpeg, Pages},
     output,
 };
@@ -37,6 +37,8 @@ pub struct PackOptions {
     pub range: RangeChoice,
     /// What the pages of TIFF files are.
     pub pages: Pages,
+    /// Where labels come from.
+    pub labels: Labels,
     /// Threads that decode, at least 1.
     pub threads: usize,
 }
@@ -63,12 +65,13 @@ pub struct Packed {
 }
 
 /// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
-/// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An earlier
+/// read `data` with the labels of `options`: the same names, labels, order, pixels and, unless images are scaled down, the same
+/// fingerprint. An earlier
 /// packed set is replaced when the new one is whole, any other file is not (see [`output::check`]). `progress` hears of images
 /// done, and of how many; `None` where `stop` was set.
 ///
 /// # Errors
-/// Those of `Dataset::open`, and of the operating system on writing.
+/// Those of `Dataset::open` and `Dataset::labelled`, and of the operating system on writing.
 pub fn pack(
     data: &Path,
     out: &Path,
@@ -81,7 +84,9 @@ pub fn pack(
         return Err(DataError::Config { key: "size", value, reason });
     }
     let wanted = OpenOptions { channels: options.channels, pages: options.pages };
+    let labelled = |set: Dataset, split| set.labelled(&options.labels, data, &[split]);
     let train = Dataset::open(data, Split::Train, wanted)?.decoded_by(options.jpeg);
+    let train = labelled(train, Split::Train)?;
     if is_same_file(out, data) {
         return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
     }
@@ -89,8 +94,8 @@ pub fn pack(
     let (train, range) = train.with_range(&options.range)?;
     let (channels, notes) = (train.channels(), train.notes().to_vec());
     let there = Dataset::splits(data);
-    let part =
-        |split| there.contains(&split).then(|| Dataset::open_as(data, split, train.decoding())).transpose();
+    let open = |split| labelled(Dataset::open_as(data, split, train.decoding())?, split);
+    let part = |split| there.contains(&split).then(|| open(split)).transpose();
     let [test, validation, unlabelled] =
         [part(Split::Test)?, part(Split::Validation)?, part(Split::Unlabelled)?];
     let mut writer = PackWriter::new(out, (channels, train.decoding().pages), &range, options)?;
