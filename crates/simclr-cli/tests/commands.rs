@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{image_folder, newest_checkpoint, pretrain, said, simclr, stack, step_of};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, stack, step_of, stripes};
 
 #[test]
 fn help_lists_the_commands() {
@@ -156,6 +156,37 @@ fn pages_are_images_in_every_command_where_the_rule_is_so() {
     contains(&packed.succeeds().out, &["20 training"]);
     contains(&inspected(&set, &[]).succeeds().out, &["20 images, 3 channels"]);
     inspected(&set, &["--pages", "channels"]).refuses(&["written with data.pages = images"]);
+}
+
+#[test]
+fn weights_are_judged_on_the_range_that_the_images_cover() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run, new) = (temp.path().join("images"), temp.path().join("run"), temp.path().join("new"));
+    for index in 0..40 {
+        let mut image = image::DynamicImage::from(stripes(index, index % 4)).into_rgb16();
+        image.iter_mut().for_each(|value| *value = 300 + *value / 32);
+        let folder = data.join(format!("class-{}", index % 4));
+        fs::create_dir_all(&folder).unwrap();
+        image.save(folder.join(format!("{index}.png"))).unwrap();
+    }
+    said(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
+    said(simclr(&["export"]).arg(&run)).succeeds();
+    let evaluate = |more: &[&str]| {
+        let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
+        command
+            .args(["--image-size", "16", "--draws", "1", "--weights"])
+            .arg(run.join("encoder.safetensors"));
+        said(command.arg(&new).arg("--data").arg(&data).args(more))
+    };
+    let first = evaluate(&[]);
+    assert!(first.succeeds().err.contains("data.range = [[3"), "{}", first.err);
+    let recorded = |run: &Path| {
+        let text = fs::read_to_string(run.join("config.toml")).unwrap();
+        text.parse::<toml::Table>().unwrap()["data"]["range"].clone()
+    };
+    assert_eq!(recorded(&new), recorded(&run));
+    assert_eq!(evaluate(&[]).succeeds().out, first.out);
+    evaluate(&["--set", "data.range=full"]).refuses(&["data.range was [[3"]);
 }
 
 #[test]
