@@ -8,7 +8,7 @@ use simclr::{
         RangeChoice, Split,
         augment::{EvalCrop, Interpolation, TransformChange},
         dataset::Labels,
-        decode::Jpeg,
+        decode::{Jpeg, Pages},
     },
     eval::layer::Layer,
 };
@@ -439,9 +439,9 @@ pub struct Views {
     /// Images; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     pub data: Vec<PathBuf>,
-    /// Picture to write; or, ending .npy, an array with a row of C x S x S numbers for each original and each view. The
-    /// parameters of all views are written to a .json of the same name
-    #[arg(long, value_name = "FILE.png|FILE.npy", default_value = "views.png")]
+    /// Picture to write; or, ending .npy or .safetensors (tensor `views`), an array with a row of C x S x S numbers for each
+    /// original and each view. The parameters of all views are written to FILE.json, such as views.png.json
+    #[arg(long, value_name = "FILE.png|FILE.npy|FILE.safetensors", default_value = "views.png")]
     pub out: PathBuf,
     /// Rows: images, spread evenly over the set
     #[arg(long, default_value_t = 8)]
@@ -474,6 +474,9 @@ pub struct Inspect {
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
     #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
     pub labels_from: Labels,
+    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own (data.pages)
+    #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
+    pub pages: Pages,
 }
 
 /// `simclr pack`.
@@ -499,6 +502,13 @@ pub struct Pack {
     /// 0 to 65535), [low, high], or one such pair for each channel
     #[arg(long, default_value = "auto")]
     pub range: RangeChoice,
+    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own; the packed set
+    /// records it
+    #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
+    pub pages: Pages,
+    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
+    #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
+    pub labels_from: Labels,
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{image_folder, newest_checkpoint, pretrain, said, simclr, step_of};
+use support::{image_folder, newest_checkpoint, pretrain, said, simclr, stack, step_of, stripes};
 
 #[test]
 fn help_lists_the_commands() {
@@ -84,7 +84,7 @@ fn the_straight_line_from_images_to_features() {
     // Tiles of 96 pixels, a line of titles, and six lines below each row.
     assert_eq!((sheet.width(), sheet.height()), (9 * 100 + 4, 14 + 8 * 160));
     let parameters: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(temp.path().join("views.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(temp.path().join("views.png.json")).unwrap()).unwrap();
     assert_eq!(parameters["rows"].as_array().unwrap().len(), 8 * 9);
     views_are_written_as_numbers_with_what_made_them(&data, temp.path());
 }
@@ -98,13 +98,95 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
     assert!(written.out.contains("central square of 50 %"), "{}", written.out);
     // A header of 128 bytes, then three originals with two views each of 3 x 16 x 16 numbers.
     assert_eq!(fs::read(&out).unwrap().len(), 128 + 3 * 3 * 768 * 4);
-    let text = fs::read_to_string(folder.join("views.json")).unwrap();
+    let text = fs::read_to_string(folder.join("views.npy.json")).unwrap();
     let made: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(made["shape"], serde_json::json!([3, 3, 3, 16, 16]));
     let rows = made["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 9);
     assert_eq!(rows[0]["transform"]["crop"], 0.5);
     assert!(rows[1]["params"]["crop"]["width"].as_u64().is_some(), "{}", rows[1]);
+    let picture = fs::read_to_string(folder.join("views.png.json")).unwrap();
+    assert!(picture.len() > text.len(), "the parameters of the picture are kept");
+    let tensors = folder.join("views.safetensors");
+    for _ in 0..2 {
+        said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors)).succeeds();
+    }
+    assert_eq!(fs::read_to_string(folder.join("views.safetensors.json")).unwrap(), text);
+    let stored = tch::Tensor::read_safetensors(&tensors).unwrap();
+    let [(name, array)] = &stored[..] else { panic!("expected one tensor, got {}", stored.len()) };
+    let npy = tch::Tensor::read_npy(&out).unwrap();
+    assert!(name == "views" && array.equal(&npy), "{name} {:?}", array.size());
+    fs::copy(folder.join("views.png"), &tensors).unwrap();
+    said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors))
+        .refuses(&["exists and is not"]);
+}
+
+#[test]
+fn pages_are_images_in_every_command_where_the_rule_is_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (temp.path().join("images"), temp.path().join("run"));
+    fs::create_dir(&data).unwrap();
+    for file in 0..5u8 {
+        let levels: Vec<u8> = (0..4).map(|page| 40 * file + 10 * page).collect();
+        fs::write(data.join(format!("{file}.tif")), stack(&levels)).unwrap();
+    }
+    let inspected = |path: &Path, more: &[&str]| said(simclr(&["inspect", "--data"]).arg(path).args(more));
+    let contains = |text: &str, parts: &[&str]| {
+        parts.iter().for_each(|part| assert!(text.contains(part), "expected `{part}` in {text}"));
+    };
+    let by_default = inspected(&data, &[]);
+    contains(
+        &by_default.succeeds().out,
+        &["5 images, 4 channels", "all images: 5 of 5: 4 pages", "data.pages = auto"],
+    );
+    let rule = "5 of 5 files have several pages, which are 20 images (data.pages = images)";
+    contains(&inspected(&data, &["--pages", "images"]).succeeds().out, &["20 images, 3 channels", rule]);
+    said(&mut pretrain(&data, &run, &["--set", "data.pages=images", "--epochs", "1"])).succeeds();
+    contains(&fs::read_to_string(run.join("config.toml")).unwrap(), &["pages = \"images\""]);
+    let embedded = said(
+        simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(temp.path().join("h.npy")),
+    );
+    contains(&embedded.succeeds().out, &["20 rows"]);
+    contains(&fs::read_to_string(temp.path().join("h.npy.paths.txt")).unwrap(), &["0.tif#0", "4.tif#3"]);
+    let views = ["views", "--image-size", "16", "--images", "40", "--set", "data.pages=images", "--data"];
+    let drawn = said(simclr(&views).arg(&data).arg("--out").arg(temp.path().join("views.png")));
+    contains(&drawn.succeeds().out, &["20 images"]);
+    let set = temp.path().join("set.pack");
+    let packed = said(simclr(&["pack", "--pages", "images", "--data"]).arg(&data).arg("--out").arg(&set));
+    contains(&packed.succeeds().out, &["20 training"]);
+    contains(&inspected(&set, &[]).succeeds().out, &["20 images, 3 channels"]);
+    inspected(&set, &["--pages", "channels"]).refuses(&["written with data.pages = images"]);
+}
+
+#[test]
+fn weights_are_judged_on_the_range_that_the_images_cover() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run, new) = (temp.path().join("images"), temp.path().join("run"), temp.path().join("new"));
+    for index in 0..40 {
+        let mut image = image::DynamicImage::from(stripes(index, index % 4)).into_rgb16();
+        image.iter_mut().for_each(|value| *value = 300 + *value / 32);
+        let folder = data.join(format!("class-{}", index % 4));
+        fs::create_dir_all(&folder).unwrap();
+        image.save(folder.join(format!("{index}.png"))).unwrap();
+    }
+    said(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
+    said(simclr(&["export"]).arg(&run)).succeeds();
+    let evaluate = |more: &[&str]| {
+        let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
+        command
+            .args(["--image-size", "16", "--draws", "1", "--weights"])
+            .arg(run.join("encoder.safetensors"));
+        said(command.arg(&new).arg("--data").arg(&data).args(more))
+    };
+    let first = evaluate(&[]);
+    assert!(first.succeeds().err.contains("data.range = [[3"), "{}", first.err);
+    let recorded = |run: &Path| {
+        let text = fs::read_to_string(run.join("config.toml")).unwrap();
+        text.parse::<toml::Table>().unwrap()["data"]["range"].clone()
+    };
+    assert_eq!(recorded(&new), recorded(&run));
+    assert_eq!(evaluate(&[]).succeeds().out, first.out);
+    evaluate(&["--set", "data.range=full"]).refuses(&["data.range was [[3"]);
 }
 
 #[test]

@@ -32,6 +32,9 @@ fn a_table_of_labels_goes_with_the_run() {
     let given = ["--labels-from", file.to_str().unwrap()];
     assert!(inspected(&data, &[]).succeeds().out.contains("no labels"));
     assert!(inspected(&data, &given).succeeds().out.contains("4 classes"));
+    let set = temp.path().join("set.pack");
+    said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&set).args(given)).succeeds();
+    assert!(inspected(&set, &[]).succeeds().out.contains("4 classes"));
     let mut trained = pretrain(&data, &run, &["--labels-from", "t.csv"]);
     let trained = said(trained.current_dir(temp.path()));
     assert!(

@@ -4,9 +4,9 @@ use std::{path::Path, process::ExitCode};
 
 use simclr::{
     RunConfig,
-    data::{Dataset, Split, dataset::Channels},
+    data::{RangeChoice, ValueRange},
     eval::{
-        foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import},
+        foreign::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import, resolved},
         protocol::{EvalOptions, evaluate},
         recipes::FinetuneRecipe,
         results::Metric,
@@ -160,8 +160,12 @@ fn imported(weights: &Path, arguments: &Evaluate) -> Result<RunFolder, Failure> 
     }
     let data = data_path(&arguments.data)?;
     let data = data.ok_or_else(|| Failure::user("no images are named", Some("give --data".into())))?;
-    let channels = Dataset::open(&data, Split::Train, Channels::Auto)?.channels();
-    config.data.path = Some(data);
+    let is_open = config.data.range == RangeChoice::Auto;
+    let (config, channels) = resolved(config, &data)?;
+    let range = config.data.value_range();
+    if is_open && range != ValueRange::Full {
+        terminal::message(&format!("note: data.range = {range}, measured on a sample of the images"));
+    }
     let folder = RunFolder::create(path)?;
     let outcome = import(weights, &config, channels as i64, &folder);
     if outcome.is_err() {

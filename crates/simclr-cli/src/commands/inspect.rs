@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use simclr::data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{ChannelValues, Channels, Missing, Survey, as_one_path},
+    dataset::{ChannelValues, Channels, Missing, OpenOptions, Survey, as_one_path},
 };
 
 use crate::{args::Inspect, failure::Failure, terminal};
@@ -14,7 +14,8 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let (mut bad, mut range) = (0, RangeChoice::Auto);
     for split in Dataset::splits(&data) {
-        let set = Dataset::open(&data, split, Channels::Auto)?;
+        let options = OpenOptions { channels: Channels::Auto, pages: arguments.pages };
+        let set = Dataset::open(&data, split, options)?;
         let set = set.labelled(&arguments.labels_from, &data, &[split])?;
         let labels = match set.samples().iter().filter(|sample| sample.label.is_some()).count() {
             0 => "no labels".into(),
@@ -65,14 +66,21 @@ fn describe_values(survey: &Survey, range: &ValueRange) {
 /// Decodes every image; the number of those that cannot be, each with its reason.
 fn examine(set: &Dataset) -> usize {
     let (mut bad, mut missing, mut kinds) = (0, Missing::default(), BTreeMap::<_, usize>::new());
+    let mut notes = BTreeMap::<_, usize>::new();
     for index in 0..set.len() {
         match set.examine(index, &mut missing) {
-            Ok(kind) => *kinds.entry(kind).or_default() += 1,
+            Ok((kind, note)) => {
+                *kinds.entry(kind).or_default() += 1;
+                note.into_iter().for_each(|note| *notes.entry(note).or_default() += 1);
+            }
             Err(error) => {
                 bad += 1;
                 terminal::result(&error.to_string());
             }
         }
+    }
+    for (note, images) in notes {
+        terminal::result(&format!("all images: {images} of {}: {note}", set.len() - bad));
     }
     if let Some(note) = missing.note(set.len() - bad) {
         terminal::result(&format!("all images: {note}"));

@@ -22,6 +22,8 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         size: arguments.size,
         jpeg: arguments.jpeg,
         range: arguments.range.clone(),
+        pages: arguments.pages,
+        labels: arguments.labels_from.clone(),
         threads: threads.unwrap_or(1),
     };
     let _held = RunFolder::around(&arguments.out, None)?;

@@ -16,11 +16,11 @@ use simclr::{
     data::{
         Dataset, Split, ValueRange, ViewParams,
         augment::{self, EvalTransform, Scratch},
-        dataset::{Channels, as_one_path},
+        dataset::as_one_path,
         output,
         rng::Key,
     },
-    export::{NpyWriter, npy_rows},
+    export::{NpyWriter, is_safetensors_of_views, npy_rows, safetensors_of_views},
     train::RunFolder,
 };
 
@@ -35,23 +35,40 @@ const PARAMETERS: output::Kind = output::Kind { name: "the parameters of views",
 /// Text in a picture that identifies this command: PNG's keyword, and the value.
 const MARK: (&str, &str) = ("Software", "simclr views");
 
-/// One row per image: the original as the evaluation sees it, then views; as a picture, or as numbers where a `.npy` is asked for.
+/// What is written, by the ending of its name.
+#[derive(Clone, Copy, PartialEq)]
+enum Format {
+    Picture,
+    Npy,
+    Safetensors,
+}
+
+impl Format {
+    fn of(out: &Path) -> Self {
+        match out.extension().and_then(|ending| ending.to_str()) {
+            Some("npy") => Self::Npy,
+            Some("safetensors") => Self::Safetensors,
+            _ => Self::Picture,
+        }
+    }
+}
+
+/// One row per image: the original as the evaluation sees it, then views; as a picture, or as numbers where a `.npy` or a
+/// `.safetensors` is asked for.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
-    let channels =
-        if config.data.channels == 0 { Channels::Auto } else { Channels::Count(config.data.channels) };
     let _held = RunFolder::around(&arguments.out, None)?;
-    let arrays = arguments.out.extension().is_some_and(|ending| ending == "npy");
-    check(&arguments.out, arrays, &data)?;
-    let set = Dataset::open(&data, Split::Train, channels)?.decoded_by(config.transform.jpeg);
+    let format = Format::of(&arguments.out);
+    check(&arguments.out, format, &data)?;
+    let set =
+        Dataset::open(&data, Split::Train, config.data.open_options())?.decoded_by(config.transform.jpeg);
     let (set, range) = set.with_range(&config.data.range)?;
     let table =
         Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, range, set, config };
-    if arrays {
-        table.write_arrays(&arguments.out)?
-    } else {
-        table.draw(&arguments.out)?
+    match format {
+        Format::Picture => table.draw(&arguments.out)?,
+        Format::Npy | Format::Safetensors => table.write_array(&arguments.out, format)?,
     }
     table.set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
     let (rows, transform) = (table.rows, table.transform());
@@ -64,8 +81,8 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
 }
 
 /// Refuses to replace anything but an earlier output of this command.
-fn check(out: &Path, arrays: bool, data: &Path) -> Result<(), Failure> {
-    output::check(out, if arrays { ARRAY } else { SHEET }, Some(data))?;
+fn check(out: &Path, format: Format, data: &Path) -> Result<(), Failure> {
+    output::check(out, if format == Format::Picture { SHEET } else { ARRAY }, Some(data))?;
     Ok(output::check(&parameters_file(out), PARAMETERS, Some(data))?)
 }
 
@@ -148,24 +165,35 @@ impl Table {
     }
 
     /// A row of `C * S * S` numbers for each original and each view.
-    fn write_arrays(&self, out: &Path) -> Result<(), Failure> {
+    fn write_array(&self, out: &Path, format: Format) -> Result<(), Failure> {
         let transform = self.transform();
         let width = transform.channels * transform.size * transform.size;
-        let mut array = NpyWriter::new(Cursor::new(Vec::new()), width)?;
-        let mut made_by = Vec::new();
+        let (mut values, mut made_by) = (Vec::new(), Vec::new());
         self.each(&mut |place, pixels, params, _| {
-            array.push(pixels)?;
+            values.extend_from_slice(pixels);
             made_by.push(self.described(place, params));
             Ok(())
         })?;
-        write_atomically(out, array.finish()?.get_ref())?;
+        let bytes = match format {
+            Format::Safetensors => safetensors_of_views(&values, width)?,
+            Format::Npy | Format::Picture => npy_of(&values, width)?,
+        };
+        write_atomically(out, &bytes)?;
         self.write_parameters(out, made_by)
     }
 }
 
-/// Where the parameters of the views in `out` are written.
+fn npy_of(values: &[f32], width: usize) -> std::io::Result<Vec<u8>> {
+    let mut array = NpyWriter::new(Cursor::new(Vec::new()), width)?;
+    array.push(values)?;
+    Ok(array.finish()?.into_inner())
+}
+
+/// Where the parameters of the views in `out` are written: `x.npy.json`, so that a picture and an array of one name keep theirs.
 fn parameters_file(out: &Path) -> PathBuf {
-    out.with_extension("json")
+    let mut name = out.as_os_str().to_owned();
+    name.push(".json");
+    name.into()
 }
 
 /// The picture as a PNG that [`is_sheet`] knows again.
@@ -192,7 +220,7 @@ fn is_sheet(path: &Path) -> bool {
 
 /// Whether `path` is an array of views with its file of parameters.
 fn is_array(path: &Path) -> bool {
-    is_parameters(&parameters_file(path)) && npy_rows(path).is_some()
+    is_parameters(&parameters_file(path)) && (npy_rows(path).is_some() || is_safetensors_of_views(path))
 }
 
 fn is_parameters(path: &Path) -> bool {

@@ -4,32 +4,41 @@ use std::{borrow::Cow, path::Path};
 
 use bytes::Bytes;
 
-use super::{Channels, Dataset, Format, Opened, Source, Split, class_names::ClassNames};
-use crate::{DataError, Image, ValueRange, decode::Decoding};
+use super::{Dataset, Format, OpenOptions, Opened, Source, Split, class_names::ClassNames};
+use crate::{
+    DataError, Image, ValueRange,
+    decode::{Decoding, Pages},
+};
 
 impl Dataset {
     /// The images of the training part, then those of the validation part, with the training part's classes and channels.
     ///
     /// # Errors
     /// See [`Dataset::open`]; a validation class that the training part does not have.
-    pub fn open_with_validation(path: &Path, channels: Channels) -> Result<Self, DataError> {
-        let parts = [Split::Train, Split::Validation];
-        let [train, validation] = parts.map(|split| opened(path, split));
+    pub fn open_with_validation(path: &Path, options: impl Into<OpenOptions>) -> Result<Self, DataError> {
+        let (parts, options) = ([Split::Train, Split::Validation], options.into());
+        let [train, validation] = parts.map(|split| opened(path, split, options.pages));
         let (train, validation) = (train?, validation?);
         if let Some(name) = validation.classes.iter().find(|name| !train.classes.contains(name)) {
             let reason = format!("class `{name}` of the validation part is not in the training part");
             return Err(DataError::Format { path: path.to_owned(), reason });
         }
         let classes = ClassNames::of(train.classes.iter().cloned());
-        Ok(Self::from_opened(joined(vec![train, validation], classes), channels))
+        Ok(Self::from_opened(joined(vec![train, validation], classes), options))
     }
 
     /// The images of `parts`, one part after another, with the classes of all of them.
     ///
     /// # Errors
     /// See [`Dataset::open`].
-    pub fn open_parts(path: &Path, parts: &[Split], channels: Channels) -> Result<Self, DataError> {
-        let sets = parts.iter().map(|&split| opened(path, split)).collect::<Result<Vec<_>, _>>()?;
+    pub fn open_parts(
+        path: &Path,
+        parts: &[Split],
+        options: impl Into<OpenOptions>,
+    ) -> Result<Self, DataError> {
+        let options = options.into();
+        let sets = parts.iter().map(|&split| opened(path, split, options.pages));
+        let sets = sets.collect::<Result<Vec<_>, _>>()?;
         // Sets of all formats number the classes of their parts alike, so the first part with classes has them all or most.
         let mut names: Vec<String> = Vec::new();
         for name in sets.iter().flat_map(|set| &set.classes) {
@@ -37,12 +46,12 @@ impl Dataset {
                 names.push(name.clone());
             }
         }
-        Ok(Self::from_opened(joined(sets, ClassNames::of(names)), channels))
+        Ok(Self::from_opened(joined(sets, ClassNames::of(names)), options))
     }
 }
 
-fn opened(path: &Path, split: Split) -> Result<Opened, DataError> {
-    let set = Format::of(path)?.open(path, split)?;
+fn opened(path: &Path, split: Split, pages: Pages) -> Result<Opened, DataError> {
+    let set = Format::of(path)?.open(path, split, pages)?;
     if set.samples.is_empty() { Err(super::no_such_part(path, split)) } else { Ok(set) }
 }
 
@@ -98,6 +107,16 @@ impl Source for Joined {
     /// Of the first one that has any; all must have been packed with the same.
     fn recorded_range(&self) -> Option<&ValueRange> {
         self.sources.iter().find_map(|source| source.recorded_range())
+    }
+
+    /// Likewise.
+    fn recorded_pages(&self) -> Option<Pages> {
+        self.sources.iter().find_map(|source| source.recorded_pages())
+    }
+
+    fn page(&self, index: usize) -> Option<usize> {
+        let (source, index) = self.of(index);
+        source.page(index)
     }
 
     fn stamp(&self, index: usize) -> u64 {

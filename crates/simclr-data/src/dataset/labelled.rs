@@ -9,12 +9,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Channels, Dataset, Sample, Split,
+    Dataset, OpenOptions, Sample, Split,
     list::Names,
-    note_on_unlabelled,
+    note_on_unlabelled, pages,
     tables::{self, Matches, Table},
 };
-use crate::DataError;
+use crate::{DataError, decode::Pages};
 
 /// Names that a note lists at most.
 const NAMED: usize = 3;
@@ -85,7 +85,7 @@ impl Dataset {
     /// none. The table is CSV (separated by commas, semicolons or tabs), JSON lines or parquet. Image names are in its column
     /// `path`, `file`, `file_name`, `filename`, `image` or `id`, labels in `label`, `class`, `category` or `target`; a CSV
     /// table of two columns needs no header. A name is that of an image in the set, or its last part, with or without ending,
-    /// where only one image has it.
+    /// where only one image has it. Pages that are images of their own have the label of their file.
     ///
     /// # Errors
     /// A table that cannot be read, has other columns, names no image of the set, means several images by one name, or has
@@ -105,9 +105,9 @@ impl Dataset {
             Labels::Auto => Ok(self),
             Labels::None => Ok(self.without_labels()),
             Labels::Table(table) => {
-                let (splits, channels) = (Self::splits(path), Channels::Count(self.channels()));
+                let (splits, options) = (Self::splits(path), OpenOptions::from(self.decoding()));
                 let others = splits.into_iter().filter(|split| !parts.contains(split));
-                let others = others.map(|split| Self::open(path, split, channels));
+                let others = others.map(|split| Self::open(path, split, options));
                 let others = others.collect::<Result<Vec<_>, _>>()?;
                 self.labelled_among(table, &others, parts.contains(&Split::Train))
             }
@@ -118,9 +118,8 @@ impl Dataset {
     fn labelled_among(self, path: &Path, others: &[Self], is_noted: bool) -> Result<Self, DataError> {
         path.metadata().map_err(|error| cannot_open(path, &error))?;
         let table = Table::read(path, &tables::ANY).map_err(|error| error.of(path))?;
-        let parts = std::iter::once(&self).chain(others);
-        let names: Vec<&str> =
-            parts.flat_map(|part| part.samples()).map(|sample| sample.name.as_str()).collect();
+        let samples = std::iter::once(&self).chain(others).flat_map(Self::samples);
+        let (names, places) = self.file_names(samples);
         let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
         let found = table.matches(&Names::of(names.iter().copied().enumerate()), names.len());
         let found = found.map_err(wrong)?;
@@ -129,8 +128,8 @@ impl Dataset {
         }
         let label = |row: &Option<usize>| row.and_then(|row| table.rows[row].label.as_deref());
         let classes = tables::classes(&table.class_names, found.rows.iter().filter_map(label));
-        let number = |row| label(row).and_then(|label| classes.label(label));
-        let labels: Vec<Option<u32>> = found.rows[..self.len()].iter().map(number).collect();
+        let number = |&place: &usize| label(&found.rows[place]).and_then(|label| classes.label(label));
+        let labels: Vec<Option<u32>> = places[..self.len()].iter().map(number).collect();
         let unnamed: Vec<&str> = unnamed(&found.rows, &names).collect();
         let (file, unknown) = (path.display().to_string(), unknown(&[(&table, &found)]));
         let note = is_noted.then(|| note_on_tables(&[&file], (&unnamed, names.len()), &unknown));
@@ -141,6 +140,20 @@ impl Dataset {
             |samples| samples.into_iter().zip(labels).map(with).collect(),
             notes,
         ))
+    }
+
+    /// The names that a table labels, and the place among them of each of `samples`: pages of a file share its name.
+    fn file_names<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> (Vec<&'a str>, Vec<usize>) {
+        let is_paged = self.decoding.pages == Pages::Images;
+        let (mut names, mut places) = (Vec::new(), Vec::new());
+        for sample in samples {
+            let name = if is_paged { pages::file_of(&sample.name) } else { &sample.name };
+            if !is_paged || names.last() != Some(&name) {
+                names.push(name);
+            }
+            places.push(names.len() - 1);
+        }
+        (names, places)
     }
 
     fn relabelled(

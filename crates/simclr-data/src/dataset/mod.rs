@@ -12,6 +12,7 @@ mod labelled;
 mod layout;
 mod list;
 mod packed;
+mod pages;
 mod parquet;
 mod raw;
 mod several;
@@ -41,7 +42,7 @@ pub use survey::{ChannelValues, Missing, Survey};
 
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
-    decode::{self, Decoding, Jpeg, Raster},
+    decode::{self, Decoding, Jpeg, Pages, Raster},
 };
 
 /// One image of a data set.
@@ -101,6 +102,27 @@ pub enum Channels {
     Count(usize),
 }
 
+/// What decides which images a set has, and of how many channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// Of every decoded image.
+    pub channels: Channels,
+    /// What the pages of TIFF files are.
+    pub pages: Pages,
+}
+
+impl From<Channels> for OpenOptions {
+    fn from(channels: Channels) -> Self {
+        Self { channels, pages: Pages::Auto }
+    }
+}
+
+impl From<&Decoding> for OpenOptions {
+    fn from(how: &Decoding) -> Self {
+        Self { channels: Channels::Count(how.channels), pages: how.pages }
+    }
+}
+
 /// A stored image set that can decode its `index`-th image; one implementation per format.
 ///
 /// A format implements [`Source::read`] and, for encoded image files, [`Source::file_name`], else [`Source::decode_stored`]; a
@@ -124,13 +146,25 @@ pub trait Source: Send + Sync {
     /// Decodes what [`Source::read`] returned for image `index`.
     fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
         match self.file_name(index) {
-            Some(name) => decode::stored(&name, &stored, how)?.into_image(&name, how.channels, &how.range),
+            Some(name) => {
+                decode::stored(&name, &stored, how, None)?.into_image(&name, how.channels, &how.range)
+            }
             None => self.decode(index, how),
         }
     }
 
     /// The range that stored pixels were scaled by when they were written; they are not scaled again.
     fn recorded_range(&self) -> Option<&ValueRange> {
+        None
+    }
+
+    /// The rule for pages that a packed set was written with.
+    fn recorded_pages(&self) -> Option<Pages> {
+        None
+    }
+
+    /// The page that image `index` is of the file that [`Source::read`] returns; none where it is the whole file.
+    fn page(&self, _index: usize) -> Option<usize> {
         None
     }
 
@@ -202,28 +236,33 @@ impl Dataset {
     /// # Errors
     /// [`DataError::Empty`] where nothing readable lies at `path` or the split is missing, [`DataError::Format`]
     /// for a set that contradicts itself.
-    pub fn open(path: &Path, split: Split, channels: Channels) -> Result<Self, DataError> {
-        if channels == Channels::Count(0) {
+    pub fn open(path: &Path, split: Split, options: impl Into<OpenOptions>) -> Result<Self, DataError> {
+        let options = options.into();
+        if options.channels == Channels::Count(0) {
             let (value, reason) = ("0".into(), "an image has at least one channel".into());
             return Err(DataError::Config { key: "channels", value, reason });
         }
-        let opened = Format::of(path)?.open(path, split)?;
+        let opened = Format::of(path)?.open(path, split, options.pages)?;
         if opened.samples.is_empty() {
             return Err(no_such_part(path, split));
         }
-        Ok(Self::from_opened(opened, channels))
+        Ok(Self::from_opened(opened, options))
     }
 
-    fn from_opened(opened: Opened, channels: Channels) -> Self {
+    fn from_opened(opened: Opened, options: OpenOptions) -> Self {
         let Opened { samples, classes, source, mut notes, label_notes } = opened;
-        let channels = match channels {
+        let channels = match options.channels {
             Channels::Auto => source.native_channels(),
             Channels::Count(count) => count,
         };
+        let recorded = source.recorded_pages().filter(|_| options.pages == Pages::Auto);
+        let pages = recorded.unwrap_or(options.pages);
         let others = notes.len();
         notes.extend(label_notes.into_iter().chain(note_on_unlabelled(&samples)));
         let label_notes = notes.len() - others;
-        Self { notes, label_notes, ..Self::from_source(samples, classes, channels, source) }
+        let mut set = Self::from_source(samples, classes, channels, source);
+        set.decoding.pages = pages;
+        Self { notes, label_notes, ..set }
     }
 
     /// As [`Dataset::open`], with all that decides what is decoded.
@@ -231,7 +270,7 @@ impl Dataset {
     /// # Errors
     /// Those of [`Dataset::open`].
     pub fn open_as(path: &Path, split: Split, how: &Decoding) -> Result<Self, DataError> {
-        Self::open(path, split, Channels::Count(how.channels))?.decoded_by(how.jpeg).scaled_to(&how.range)
+        Self::open(path, split, how)?.decoded_by(how.jpeg).scaled_to(&how.range)
     }
 
     /// The splits that the set at `path` has, the training part first.
@@ -325,7 +364,7 @@ impl Dataset {
         let index = self.stored(index);
         let bytes = self.source.read(index)?;
         match self.source.file_name(index) {
-            Some(name) => decode::stored(&name, &bytes, &self.decoding),
+            Some(name) => decode::stored(&name, &bytes, &self.decoding, self.source.page(index)),
             None => Ok(self.source.decode_stored(index, bytes, &self.decoding)?.into()),
         }
     }
@@ -499,8 +538,8 @@ impl Format {
         }
     }
 
-    fn open(&self, path: &Path, split: Split) -> Result<Opened, DataError> {
-        match self {
+    fn open(&self, path: &Path, split: Split, pages: Pages) -> Result<Opened, DataError> {
+        let opened = match self {
             Self::Packed => packed::open(path, split),
             Self::Parquet(files) => parquet::open(files, split),
             Self::Tar(files) => tar::open(files, split),
@@ -508,8 +547,10 @@ impl Format {
             Self::Cifar(files) => cifar::open(path, files, split),
             Self::Folder => folder::open(path, split),
             Self::Files(files) => several::open_files(files, split),
-            Self::Several(sources) => several::open(sources, split),
-        }
+            Self::Several(sources) => return several::open(sources, split, pages),
+        }?;
+        let rule = pages::resolved(pages, opened.source.recorded_pages(), &opened.samples)?;
+        pages::expanded(opened, rule)
     }
 
     fn has_split(&self, path: &Path, split: Split) -> bool {
@@ -519,7 +560,7 @@ impl Format {
             Self::Idx(files) => idx::find(files, split).is_some(),
             Self::Cifar(files) => split == Split::Test && cifar::has_test(files),
             Self::Several(sources) => several::has_split(sources, split),
-            Self::Tar(_) | Self::Folder | Self::Files(_) => match self.open(path, split) {
+            Self::Tar(_) | Self::Folder | Self::Files(_) => match self.open(path, split, Pages::Auto) {
                 Ok(opened) => !opened.samples.is_empty(),
                 Err(error) => !matches!(error, DataError::Empty { .. }),
             },

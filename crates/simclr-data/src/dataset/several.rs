@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Format, Opened, Split, class_names::ClassNames, folder, joined::joined, layout, tar, with_extension,
 };
-use crate::DataError;
+use crate::{DataError, decode::Pages};
 
 /// Paths that one path may stand for.
 const MOST: usize = 1 << 20;
@@ -179,7 +179,7 @@ pub fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
 }
 
 /// The images of `split` in every source that has it.
-pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
+pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, DataError> {
     let mut sets = Vec::new();
     for path in paths {
         let format = Format::of(path)?;
@@ -188,7 +188,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             return Err(DataError::Format { path: path.clone(), reason });
         }
         if split == Split::Train || format.has_split(path, split) {
-            let mut set = format.open(path, split)?;
+            let mut set = format.open(path, split, pages)?;
             let prefix = prefix(path, paths);
             set.samples.iter_mut().for_each(|sample| sample.name = format!("{prefix}/{}", sample.name));
             set.notes

@@ -103,18 +103,23 @@ impl Dataset {
         if first.kinds.keys().all(|&kind| kind == "uint8") { first } else { self.survey_of(IMAGES[1]) }
     }
 
-    /// Decodes image `index` as training does, and counts its missing values; the type of its values.
+    /// Decodes image `index` as training does, and counts its missing values; the type of its values, and what of its file is
+    /// not used or used in a way of its own.
     ///
     /// # Errors
     /// Those of [`Dataset::decode`].
-    pub fn examine(&self, index: usize, missing: &mut Missing) -> Result<&'static str, DataError> {
+    pub fn examine(
+        &self,
+        index: usize,
+        missing: &mut Missing,
+    ) -> Result<(&'static str, Option<String>), DataError> {
         let (raster, name) = (self.stored_values(index)?, &self.samples()[index].name);
         missing.add(name, &raster);
-        let kind = raster.kind();
+        let found = (raster.kind(), raster.note().map(str::to_owned));
         if self.source.recorded_range().is_none() {
             raster.into_image(name, self.channels(), &self.decoding().range)?;
         }
-        Ok(kind)
+        Ok(found)
     }
 
     fn survey_of(&self, images: usize) -> Survey {

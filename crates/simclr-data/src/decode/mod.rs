@@ -7,7 +7,7 @@ mod jpeg;
 mod raster;
 mod tiff;
 
-use std::{io::Cursor, str::FromStr};
+use std::{fmt, io::Cursor, str::FromStr};
 
 use image::{DynamicImage, ImageDecoder, ImageReader};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,52 @@ impl FromStr for Jpeg {
     }
 }
 
+/// `data.pages`: what the pages of a TIFF file are. Reduced copies of other pages and transparency masks are left out in any
+/// case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pages {
+    /// Pages of one band and of the first one's size and type are channels of one image; other further pages are left out, with
+    /// a note.
+    #[default]
+    Auto,
+    /// Channels of one image; a file of pages that cannot be cannot be decoded.
+    Channels,
+    /// Images of their own.
+    Images,
+}
+
+impl Pages {
+    /// As it is written in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Channels => "channels",
+            Self::Images => "images",
+        }
+    }
+
+    /// For fields that are left out where they have their default.
+    pub(crate) fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
+impl fmt::Display for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Pages {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Self::Auto, Self::Channels, Self::Images].into_iter().find(|rule| rule.name() == text);
+        found.ok_or_else(|| "expected auto, channels or images".into())
+    }
+}
+
 /// To what an image is decoded, and by what.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoding {
@@ -63,12 +109,14 @@ pub struct Decoding {
     pub jpeg: Jpeg,
     /// Which values become 0 and 255.
     pub range: ValueRange,
+    /// Of TIFF files.
+    pub pages: Pages,
 }
 
 impl From<usize> for Decoding {
     /// With the default decoder, over the full range.
     fn from(channels: usize) -> Self {
-        Self { channels, jpeg: Jpeg::default(), range: ValueRange::default() }
+        Self { channels, jpeg: Jpeg::default(), range: ValueRange::default(), pages: Pages::default() }
     }
 }
 
@@ -78,26 +126,46 @@ impl From<usize> for Decoding {
 /// [`DataError::Decode`] with `name` and the decoder's reason.
 pub fn decode(name: &str, bytes: &[u8], how: impl Into<Decoding>) -> Result<Image, DataError> {
     let how = how.into();
-    stored(name, bytes, &how)?.into_image(name, how.channels, &how.range)
+    stored(name, bytes, &how, None)?.into_image(name, how.channels, &how.range)
 }
 
-/// Decodes to the values as stored; `how.range` does not matter.
+/// Decodes to the values as stored, of a TIFF file page `page` alone where that is given; `how.range` does not matter.
 ///
 /// # Errors
 /// Those of [`decode`].
-pub(crate) fn stored(name: &str, bytes: &[u8], how: &Decoding) -> Result<Raster, DataError> {
+pub(crate) fn stored(
+    name: &str,
+    bytes: &[u8],
+    how: &Decoding,
+    page: Option<usize>,
+) -> Result<Raster, DataError> {
     let raster = if jpeg::is_jpeg(bytes) {
         jpeg::decode(bytes, how.channels, how.jpeg)
     } else {
-        other(bytes, how.channels)
+        other(bytes, how, page)
     };
     raster.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })
 }
 
 /// Channels of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
 pub fn native_channels(bytes: &[u8]) -> usize {
-    let channels = tiff::is_tiff(bytes).then(|| tiff::channels(bytes)).flatten().unwrap_or(3);
+    native_channels_of(bytes, None)
+}
+
+/// As [`native_channels`], of page `page` of a TIFF file where that is given.
+pub(crate) fn native_channels_of(bytes: &[u8], page: Option<usize>) -> usize {
+    let channels = tiff::is_tiff(bytes).then(|| tiff::channels(bytes, page)).flatten().unwrap_or(3);
     if channels == 1 { 3 } else { channels }
+}
+
+/// Numbers, from 0, of the pages that are images of their own where a TIFF file has several; else none. Likewise for a file
+/// that cannot be read.
+///
+/// # Errors
+/// A file of more pages than are looked at.
+pub(crate) fn pages(bytes: &[u8]) -> Result<Vec<usize>, String> {
+    let found = if tiff::is_tiff(bytes) { tiff::full_size_pages(bytes)? } else { Vec::new() };
+    Ok(if found.len() > 1 { found } else { Vec::new() })
 }
 
 /// Converts to 1 (luma) or 3 (copies) channels; any other number must be there already.
@@ -119,10 +187,13 @@ fn luma(rgb: &[u8]) -> u8 {
     ((sum + (1 << 15)) >> 16) as u8
 }
 
-/// `channels` of 4 keeps transparency.
-fn other(bytes: &[u8], channels: usize) -> Result<Raster, String> {
-    if tiff::is_tiff(bytes) && !tiff::is_cmyk(bytes) {
-        return tiff::decode(bytes, channels);
+/// `how.channels` of 4 keeps transparency.
+fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, String> {
+    if tiff::is_tiff(bytes) {
+        if page.is_some() || !tiff::is_cmyk(bytes) {
+            return tiff::decode(bytes, how, page);
+        }
+        tiff::check_pages(bytes, how.pages)?;
     }
     let format = image::guess_format(bytes).map_err(|_| match bytes.len() {
         0 => "the file is empty".to_owned(),
@@ -138,7 +209,7 @@ fn other(bytes: &[u8], channels: usize) -> Result<Raster, String> {
     check_size(width.into(), height.into())?;
     let orientation = decoder.orientation().ok();
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
-    let (kept, values, kind) = kept_channels(decoded, channels == 4);
+    let (kept, values, kind) = kept_channels(decoded, how.channels == 4);
     Ok(Raster::new((width as usize, height as usize), kept, values, kind).upright(orientation))
 }
 

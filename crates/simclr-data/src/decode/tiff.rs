@@ -8,6 +8,8 @@
 //! | pages that are marked as reduced copies or masks | left out |
 //! | further pages of one band and of the first one's size and type | a stack: one channel each |
 //! | any other further pages | left out, with a note |
+//!
+//! The last two rows are `data.pages = "auto"`; for the other rules see [`Pages`].
 
 use std::io::Cursor;
 
@@ -19,7 +21,7 @@ use tiff::{
 };
 
 use super::{
-    MAX_BYTES, check_size,
+    Decoding, MAX_BYTES, Pages, check_size,
     raster::{Raster, Values, same_type},
 };
 
@@ -39,13 +41,20 @@ pub(super) fn is_tiff(bytes: &[u8]) -> bool {
     [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|start| bytes.starts_with(*start))
 }
 
-/// Channels of the image; none for what cannot be read.
-pub(super) fn channels(bytes: &[u8]) -> Option<usize> {
+/// Channels of the image, or of page `page` alone; none for what cannot be read.
+pub(super) fn channels(bytes: &[u8], page: Option<usize>) -> Option<usize> {
     let mut reader = open(bytes).ok()?;
-    let pages = Pages::of(&mut reader).ok()?;
-    reader.seek_to_image(pages.used[0]).ok()?;
+    let used = Used::of(&mut reader, Pages::Auto, page).ok()?.pages;
+    reader.seek_to_image(used[0]).ok()?;
     let page = Page::of(&mut reader).ok()?;
-    Some(if matches!(page.photometric, PALETTE | YCBCR | CMYK) { 3 } else { page.kept * pages.used.len() })
+    Some(if matches!(page.photometric, PALETTE | YCBCR | CMYK) { 3 } else { page.kept * used.len() })
+}
+
+/// The pages that are neither reduced copies nor masks, by their numbers in the file, from 0.
+pub(super) fn full_size_pages(bytes: &[u8]) -> Result<Vec<usize>, String> {
+    let mut reader = open(bytes).map_err(reason)?;
+    let (pages, is_whole) = full_size(&mut reader).map_err(reason)?;
+    if is_whole { Ok(pages.into_iter().map(|(at, _)| at).collect()) } else { Err(too_many()) }
 }
 
 /// Whether the image crate reads this file: it converts CMYK.
@@ -56,26 +65,37 @@ pub(super) fn is_cmyk(bytes: &[u8]) -> bool {
         .is_some_and(|page| page.photometric == CMYK)
 }
 
-/// `channels` that are those of the file, alpha included, keep it.
-pub(super) fn decode(bytes: &[u8], channels: usize) -> Result<Raster, String> {
+/// Whether the pages of the file are what `rule` expects.
+pub(super) fn check_pages(bytes: &[u8], rule: Pages) -> Result<(), String> {
+    if rule == Pages::Auto {
+        return Ok(());
+    }
+    Used::of(&mut open(bytes).map_err(reason)?, rule, None).map(drop)
+}
+
+/// The whole file, or page `page` alone. `how.channels` that are those of the file, alpha included, keep it.
+pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, String> {
     let mut reader = open(bytes).map_err(reason)?;
-    let pages = Pages::of(&mut reader).map_err(reason)?;
-    reader.seek_to_image(pages.used[0]).map_err(reason)?;
+    let used = Used::of(&mut reader, how.pages, page)?;
+    reader.seek_to_image(used.pages[0]).map_err(reason)?;
     let first = Page::of(&mut reader).map_err(reason)?;
-    let values = u64::from(first.width) * (first.stored * pages.used.len()) as u64;
+    let values = u64::from(first.width) * (first.stored * used.pages.len()) as u64;
     check_size(values, first.height.into())?;
     let mut rasters = Vec::new();
-    for &at in &pages.used {
+    for &at in &used.pages {
         reader.seek_to_image(at).map_err(reason)?;
         let mut page = Page::of(&mut reader).map_err(reason)?;
-        if page.stored == channels {
-            page.kept = channels;
+        if page.photometric == CMYK {
+            return Err(format!("page {at} is CMYK, which is read of files of one page alone"));
+        }
+        if page.stored == how.channels {
+            page.kept = how.channels;
         }
         rasters.push(page.read(&mut reader, (bytes, at))?);
     }
     let no_data = reader.get_tag_ascii_string(Tag::GdalNodata).ok();
     let no_data = no_data.and_then(|text| text.trim_matches(['\0', ' ']).parse().ok());
-    Ok(Raster { no_data, note: pages.note, ..stacked(rasters)? }.upright(first.orientation))
+    Ok(Raster { no_data, note: used.note, ..stacked(rasters)? }.upright(first.orientation))
 }
 
 /// Room for the largest image in one piece; its size is checked before it is read.
@@ -89,40 +109,75 @@ fn reason(error: TiffError) -> String {
     error.to_string()
 }
 
+/// Pages that are neither reduced copies nor masks, with their numbers in the file; false where the file has more than
+/// [`MAX_PAGES`].
+fn full_size(reader: &mut Reader<'_>) -> Result<(Vec<(usize, Page)>, bool), TiffError> {
+    let mut found: Vec<(usize, Page)> = Vec::new();
+    let mut count = 1;
+    loop {
+        let page = Page::of(reader)?;
+        if !page.is_copy_or_mask {
+            found.push((count - 1, page));
+        }
+        if !reader.more_images() || count == MAX_PAGES {
+            return Ok((found, !reader.more_images()));
+        }
+        reader.next_image()?;
+        count += 1;
+    }
+}
+
+fn too_many() -> String {
+    format!("it has more than {MAX_PAGES} pages")
+}
+
 /// Which pages make the image.
-struct Pages {
+struct Used {
     /// At least one; more are a stack.
-    used: Vec<usize>,
+    pages: Vec<usize>,
     note: Option<String>,
 }
 
-impl Pages {
-    fn of(reader: &mut Reader<'_>) -> Result<Self, TiffError> {
-        let mut found: Vec<(usize, Page)> = Vec::new();
-        let mut count = 1;
-        loop {
-            let page = Page::of(reader)?;
-            if !page.is_copy_or_mask {
-                found.push((count - 1, page));
-            }
-            if !reader.more_images() || count == MAX_PAGES {
-                break;
-            }
-            reader.next_image()?;
-            count += 1;
+impl Used {
+    fn of(reader: &mut Reader<'_>, rule: Pages, page: Option<usize>) -> Result<Self, String> {
+        if let Some(page) = page {
+            return Ok(Self { pages: vec![page], note: None });
         }
-        let Some((_, first)) = found.first() else { return Ok(Self { used: vec![0], note: None }) };
+        let (found, is_whole) = full_size(reader).map_err(reason)?;
+        if !is_whole && rule != Pages::Auto {
+            return Err(too_many());
+        }
+        let Some((_, first)) = found.first() else { return Ok(Self { pages: vec![0], note: None }) };
         let is_stack = first.stored == 1 && first.photometric != PALETTE;
-        let belongs = |(at, page): &&(usize, Page)| *at == found[0].0 || is_stack && page.is_like(first);
-        let used: Vec<usize> = found.iter().filter(belongs).map(|(at, _)| *at).collect();
-        let others = found.len() - used.len();
-        let note = match (others, used.len()) {
+        let belongs = |(at, page): &(usize, Page)| *at == found[0].0 || is_stack && page.is_like(first);
+        if let Some(other) = found.iter().find(|&page| !belongs(page)).filter(|_| rule == Pages::Channels) {
+            return Err(not_channels(&found, other));
+        }
+        if rule == Pages::Images && found.len() > 1 {
+            return Err(format!(
+                "it holds {} pages; with data.pages = images a file of several pages must be called .tif or .tiff",
+                found.len()
+            ));
+        }
+        let pages: Vec<usize> = found.iter().filter(|&page| belongs(page)).map(|(at, _)| *at).collect();
+        let note = match (found.len() - pages.len(), pages.len()) {
             (0, 1) => None,
-            (0, pages) => Some(format!("{pages} pages are so many channels")),
-            (others, _) => Some(format!("{others} of {} pages are not used", found.len())),
+            (0, pages) => Some(format!("{pages} pages are so many channels (data.pages = {rule})")),
+            (others, _) => {
+                Some(format!("{others} of {} pages are not used (data.pages = {rule})", found.len()))
+            }
         };
-        Ok(Self { used, note })
+        Ok(Self { pages, note })
     }
+}
+
+fn not_channels(found: &[(usize, Page)], (at, page): &(usize, Page)) -> String {
+    let (first_at, first) = &found[0];
+    let (pages, page, first) = (found.len(), page.layout(), first.layout());
+    format!(
+        "data.pages = channels: expected pages of one band and one size and type, its {pages} pages differ: page {first_at} \
+         is {first}, page {at} is {page}"
+    )
 }
 
 /// What the tags of a page declare.
@@ -160,6 +215,13 @@ impl Page {
         let kept = stored - usize::from(alpha);
         let is_copy_or_mask = subfile & 0b101 != 0;
         Ok(Self { width, height, photometric, bits, format, stored, kept, is_copy_or_mask, orientation })
+    }
+
+    /// For messages.
+    fn layout(&self) -> String {
+        let Self { width, height, stored, bits, photometric, .. } = self;
+        let kind = if *photometric == PALETTE { " of a palette" } else { "" };
+        format!("{width}x{height}, {stored} x {bits} bits{kind}")
     }
 
     /// Whether two pages can be channels of one image.

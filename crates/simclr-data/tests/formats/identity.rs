@@ -8,8 +8,8 @@ use std::{
 
 use simclr_data::{
     Dataset, RangeChoice, Split,
-    dataset::{PackOptions, pack},
-    decode::Jpeg,
+    dataset::{Labels, PackOptions, pack},
+    decode::{Jpeg, Pages},
 };
 
 use super::{binary, open, parquet::hub_parquet, png, put, tar::tar_of};
@@ -35,8 +35,15 @@ const FORMS: [(&str, Form); 7] = [
         let folder = path.with_extension("folder");
         FORMS[0].1(&folder, value);
         let channels = simclr_data::dataset::Channels::Auto;
-        let options =
-            PackOptions { channels, size: None, jpeg: Jpeg::Zune, range: RangeChoice::Auto, threads: 1 };
+        let options = PackOptions {
+            channels,
+            size: None,
+            jpeg: Jpeg::Zune,
+            range: RangeChoice::Auto,
+            pages: Pages::Auto,
+            labels: Labels::Auto,
+            threads: 1,
+        };
         pack(&folder, path, &options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
     }),
     ("gzipped idx", |path, value| {

@@ -8,8 +8,8 @@ use std::{
 use proptest::prelude::*;
 use simclr_data::{
     AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
-    dataset::{Channels, PackOptions, Packed, pack},
-    decode::Jpeg,
+    dataset::{Channels, Labels, PackOptions, Packed, pack},
+    decode::{Jpeg, Pages},
 };
 
 use super::{binary::idx, names, open, png, put};
@@ -19,6 +19,8 @@ const PLAIN: PackOptions = PackOptions {
     size: None,
     jpeg: Jpeg::Zune,
     range: RangeChoice::Auto,
+    pages: Pages::Auto,
+    labels: Labels::Auto,
     threads: 2,
 };
 
@@ -316,4 +318,30 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_packed_set_holds_the_labels_of_a_table_in_all_parts() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
+    for (name, level) in [("train/1.png", 1), ("train/2.png", 2), ("train/3.png", 3), ("test/4.png", 4)] {
+        put(&data, name, &png(level));
+    }
+    put(root.path(), "t.csv", b"path,label\n1,wasp\n2.png,ant\ntest/4.png,wasp\n");
+    let table = Labels::Table(root.path().join("t.csv"));
+    let written = packed(&data, &out, &PackOptions { labels: table.clone(), ..PLAIN });
+    assert!(written.notes.iter().any(|note| note.contains("labels are those of")), "{:?}", written.notes);
+    for split in [Split::Train, Split::Test] {
+        let files = Dataset::open(&data, split, Channels::Auto).unwrap();
+        let files = files.labelled(&table, &data, &[split]).unwrap();
+        same(&files, &Dataset::open(&out, split, Channels::Auto).unwrap());
+    }
+    let train = open(&out, Split::Train);
+    let labels: Vec<_> = train.samples().iter().map(|sample| sample.label).collect();
+    assert_eq!(
+        (train.classes(), labels),
+        (&["ant".to_owned(), "wasp".to_owned()][..], vec![Some(1), Some(0), None])
+    );
+    packed(&data, &out, &PackOptions { labels: Labels::None, ..PLAIN });
+    assert!(open(&out, Split::Train).classes().is_empty());
 }

@@ -3,8 +3,8 @@
 use image::{ImageBuffer, Luma, Rgb};
 use simclr_data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{Channels, PackOptions, pack},
-    decode::Jpeg,
+    dataset::{Channels, Labels, PackOptions, pack},
+    decode::{Jpeg, Pages},
 };
 
 fn put_16_bit(path: &std::path::Path, values: impl Fn(u32, u32) -> u16) {
@@ -83,6 +83,8 @@ fn a_packed_set_keeps_the_range_that_it_was_written_with() {
         size: None,
         jpeg: Jpeg::Zune,
         range: RangeChoice::Auto,
+        pages: Pages::Auto,
+        labels: Labels::Auto,
         threads: 2,
     };
     let packed = pack(folder.path(), &out, &options, &mut |_, _| {}, &Default::default()).unwrap().unwrap();

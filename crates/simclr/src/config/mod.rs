@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use simclr_data::{
     AugmentConfig, RangeChoice, Split, ValueRange,
     augment::TransformConfig,
-    dataset::{Labels, canonical},
+    dataset::{Channels, Labels, OpenOptions, canonical},
+    decode::Pages,
 };
 
 use crate::{
@@ -68,6 +69,11 @@ pub struct DataConfig {
     pub parts: Vec<Split>,
     /// Channels of decoded images; 0 = what the set holds.
     pub channels: usize,
+    /// What the pages of a TIFF file are: `auto` (pages of one band and one size are channels of one image, other further pages
+    /// are left out with a note), `channels` (a file whose pages cannot be is an error), or `images` (each page that is neither
+    /// a reduced copy nor a mask is an image of its own, `stack.tif#0` and so on by its number in the file, with the label of
+    /// the file). Of a packed set, `auto` is the rule that it was written with.
+    pub pages: Pages,
     /// Which stored values become 0 and 1: `auto` (8-bit images as they are; of others what a sample of the set covers, channel
     /// by channel), `full` (16 bits over 0 to 65535), [low, high], or one such pair for each channel. A run records what it
     /// found.
@@ -85,6 +91,12 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
+    /// By which images are opened.
+    pub fn open_options(&self) -> OpenOptions {
+        let channels = if self.channels == 0 { Channels::Auto } else { Channels::Count(self.channels) };
+        OpenOptions { channels, pages: self.pages }
+    }
+
     /// Of a run, whose range is resolved; before that the full range.
     pub fn value_range(&self) -> ValueRange {
         match &self.range {
@@ -101,6 +113,7 @@ impl Default for DataConfig {
             labels: Labels::Auto,
             parts: Vec::new(),
             channels: 0,
+            pages: Pages::Auto,
             range: RangeChoice::Auto,
             max_bad_share: 0.01,
             threads: 0,

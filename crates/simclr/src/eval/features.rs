@@ -139,7 +139,7 @@ impl FrozenEncoder {
     /// How its images are decoded.
     pub fn decoding(&self) -> Decoding {
         let (jpeg, range) = (self.config.transform.jpeg, self.config.data.value_range());
-        Decoding { channels: self.channels as usize, jpeg, range }
+        Decoding { channels: self.channels as usize, jpeg, range, pages: self.config.data.pages }
     }
 
     /// S.

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use simclr_data::{Dataset, RangeChoice, Split};
 use tch::{Device, Kind, Tensor};
 
 use super::features::{hash_tensors, load_encoder, load_weights};
@@ -20,6 +21,23 @@ const PREFIXES: [&str; 7] =
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// Keys of `[data]` that [`resolved`] takes from the images where they are `auto`.
+const LEFT_OPEN: [&str; 2] = ["range", "pages"];
+
+/// `config` with the range of values and the rule for pages that its `auto` stands for on the images at `data`, by a sample of
+/// them as at the start of a run; and the channels C of an image.
+///
+/// # Errors
+/// Images that cannot be opened, or a range that is not one of theirs.
+pub fn resolved(mut config: RunConfig, data: &Path) -> Result<(RunConfig, usize), EvalError> {
+    let set = Dataset::open(data, Split::Train, config.data.open_options())?;
+    let (set, range) = set.decoded_by(config.transform.jpeg).with_range(&config.data.range)?;
+    config.data.range = RangeChoice::Set(range);
+    config.data.pages = set.decoding().pages;
+    config.data.path = Some(data.to_owned());
+    Ok((config, set.channels()))
+}
 
 /// Writes a finished run of no steps with the encoder of `file` into `folder`. `config` names the architecture, the image
 /// size and the input statistics. What the file holds beside the encoder (a classifier, counters) is left out.
@@ -46,7 +64,8 @@ pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder
     Ok(())
 }
 
-/// Whether `folder` holds the weights of `file`, imported with the options of `config`; the path of the images is free.
+/// Whether `folder` holds the weights of `file`, imported with the options of `config`; the path of the images is free, and
+/// so is what [`resolved`] took from the images where `config` leaves it open.
 ///
 /// # Errors
 /// [`EvalError::OtherWeights`] where it is another run, other weights or other options; a file that cannot be read.
@@ -80,14 +99,15 @@ fn imported_from(folder: &RunFolder) -> Result<Option<String>, EvalError> {
     Ok(plan["imported_from"].as_str().map(str::to_owned))
 }
 
-/// Keys with different values, but for the path of the images.
+/// Keys with different values, but for the path of the images and what `is` leaves open.
 fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
     let (was, is) = (json!(was), json!(is));
     let mut found = Vec::new();
     for (section, keys) in was.as_object().into_iter().flatten() {
         for (key, was) in keys.as_object().into_iter().flatten() {
             let is = &is[section][key];
-            if was != is && (&section[..], &key[..]) != ("data", "path") {
+            let is_open = section == "data" && LEFT_OPEN.contains(&&key[..]) && is == "auto";
+            if was != is && !is_open && (&section[..], &key[..]) != ("data", "path") {
                 found.push(format!("{section}.{key} was {was}, is {is}"));
             }
         }

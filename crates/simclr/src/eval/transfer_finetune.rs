@@ -4,10 +4,7 @@
 
 use serde::Serialize;
 use serde_json::json;
-use simclr_data::{
-    Dataset,
-    dataset::{Channels, Labels},
-};
+use simclr_data::{Dataset, dataset::Labels};
 use tch::{Kind, Tensor};
 
 use super::{
@@ -252,7 +249,7 @@ impl Images {
         let all: Vec<usize> = (0..validation.len()).collect();
         members.append(Members::of(&validation, &labels, &all, metric));
         indices.extend(all.iter().map(|index| sets.train.len() + index));
-        let joined = Dataset::open_with_validation(path, Channels::Count(how.channels))?.decoded_by(how.jpeg);
+        let joined = Dataset::open_with_validation(path, &how)?.decoded_by(how.jpeg);
         let mut joined = joined.scaled_to(&how.range)?;
         joined.set_identity(format!("{}+{}", sets.train.identity(), validation.identity()));
         let (fit, held) = ((0..rows).collect(), (rows..members.len()).collect());

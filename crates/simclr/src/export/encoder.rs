@@ -82,15 +82,17 @@ pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError
 }
 
 fn is_exported(path: &Path) -> bool {
-    let header = || {
-        let mut file = fs_err::File::open(path)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        let mut header = Vec::new();
-        file.take(u64::from_le_bytes(length).min(LONGEST_HEADER)).read_to_end(&mut header)?;
-        Ok::<serde_json::Value, std::io::Error>(serde_json::from_slice(&header)?)
-    };
-    header().is_ok_and(|header| header["__metadata__"][ARCHITECTURE].is_string())
+    header(path).is_ok_and(|header| header["__metadata__"][ARCHITECTURE].is_string())
+}
+
+/// The header of a safetensors file.
+pub(super) fn header(path: &Path) -> std::io::Result<serde_json::Value> {
+    let mut file = fs_err::File::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length).min(LONGEST_HEADER)).read_to_end(&mut header)?;
+    Ok(serde_json::from_slice(&header)?)
 }
 
 /// The encoder's tensors under torchvision's names, on the CPU, sorted by name.

@@ -1,10 +1,12 @@
-//! What leaves: the encoder as safetensors with torchvision's names (`encoder`), features as parquet or .npy
-//! (`embed`).
+//! What leaves: the encoder as safetensors with torchvision's names (`encoder`), features as parquet or .npy (`embed`),
+//! views as safetensors (`array`).
 
+mod array; // views -> safetensors
 pub mod embed; // images -> table of h
 pub mod encoder; // run -> encoder file, verified
 mod npy; // rows -> .npy
 
+pub use array::{is_safetensors_of_views, safetensors_of_views};
 pub use embed::{EmbedOptions, Embedded, embed};
 pub use encoder::{Exported, export_encoder};
 pub use npy::{NpyWriter, rows as npy_rows};

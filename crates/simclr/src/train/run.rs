@@ -12,8 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
-    dataset::{self, Channels},
+    Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset,
     error::allowed_bad,
 };
 use simclr_shim::stream::StreamGuard;
@@ -182,6 +181,7 @@ pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Res
     config.data.labels = config.data.labels.canonical()?;
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
+    config.data.pages = dataset.decoding().pages;
     let dataset = Arc::new(dataset);
     let device = choose_device(config.train.device, group.local_rank())?;
     Ok(Opened { config, dataset, device })
@@ -287,15 +287,11 @@ fn parts(config: &RunConfig, data: &Path) -> Vec<Split> {
 
 /// The images that are trained on: of the parts, or those of them that `task.images` lists.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
-    let channels = match config.data.channels {
-        0 => Channels::Auto,
-        count => Channels::Count(count),
-    };
-    let parts = parts(config, data);
+    let (options, parts) = (config.data.open_options(), parts(config, data));
     let all = match parts[..] {
-        [part] => Dataset::open(data, part, channels)?,
-        [Split::Train, Split::Validation] => Dataset::open_with_validation(data, channels)?,
-        _ => Dataset::open_parts(data, &parts, channels)?,
+        [part] => Dataset::open(data, part, options)?,
+        [Split::Train, Split::Validation] => Dataset::open_with_validation(data, options)?,
+        _ => Dataset::open_parts(data, &parts, options)?,
     };
     let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, &parts)?;
     Ok(match &config.task.images {

@@ -29,7 +29,7 @@ pub use write::{PACKED_SET, PackOptions, Packed, pack};
 use super::{Opened, Sample, Source, Split, identity::FileState};
 use crate::{
     DataError, Image, ValueRange,
-    decode::{self, Decoding, MAX_PIXELS},
+    decode::{self, Decoding, MAX_PIXELS, Pages},
 };
 
 const MAGIC: &[u8; 8] = b"simclrpk";
@@ -47,6 +47,9 @@ struct Index {
     /// By which the pixels were scaled to 8 bits.
     #[serde(default)]
     range: ValueRange,
+    /// What pages of TIFF files were read as.
+    #[serde(default, skip_serializing_if = "Pages::is_auto")]
+    pages: Pages,
     /// First in the file.
     train: Part,
     /// Second in the file, where the set has a test part.
@@ -91,7 +94,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
-    let Index { channels, range, train, test, validation, unlabelled, .. } = index;
+    let Index { channels, range, pages, train, test, validation, unlabelled, .. } = index;
     let mut end = HEADER as u64;
     let (mut part, mut extents) = (Part::default(), Vec::new());
     let parts = [
@@ -115,7 +118,8 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
-    let source = Mapped { path: path.to_owned(), file, state, channels, range, part, extents, checked };
+    let path = path.to_owned();
+    let source = Mapped { path, file, state, channels, range, pages, part, extents, checked };
     Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
 }
 
@@ -226,6 +230,7 @@ struct Mapped {
     state: FileState,
     channels: usize,
     range: ValueRange,
+    pages: Pages,
     part: Part,
     extents: Vec<Extent>,
     /// Whether the checksum of an image has been seen to match.
@@ -272,6 +277,10 @@ impl Source for Mapped {
 
     fn recorded_range(&self) -> Option<&ValueRange> {
         Some(&self.range)
+    }
+
+    fn recorded_pages(&self) -> Option<Pages> {
+        Some(self.pages)
     }
 
     fn native_channels(&self) -> usize {

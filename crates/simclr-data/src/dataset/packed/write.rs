@@ -12,8 +12,8 @@ use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_p
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
     augment::shrink,
-    dataset::{Channels, Dataset, Split},
-    decode::Jpeg,
+    dataset::{Channels, Dataset, Labels, OpenOptions, Split},
+    decode::{Jpeg, Pages},
     output,
 };
 
@@ -35,6 +35,10 @@ pub struct PackOptions {
     pub jpeg: Jpeg,
     /// Which stored values become 0 and 255, measured on the training part where it is left open.
     pub range: RangeChoice,
+    /// What the pages of TIFF files are.
+    pub pages: Pages,
+    /// Where labels come from.
+    pub labels: Labels,
     /// Threads that decode, at least 1.
     pub threads: usize,
 }
@@ -61,12 +65,13 @@ pub struct Packed {
 }
 
 /// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
-/// read `data`: the same names, labels, order, pixels and, unless images are scaled down, the same fingerprint. An earlier
+/// read `data` with the labels of `options`: the same names, labels, order, pixels and, unless images are scaled down, the same
+/// fingerprint. An earlier
 /// packed set is replaced when the new one is whole, any other file is not (see [`output::check`]). `progress` hears of images
 /// done, and of how many; `None` where `stop` was set.
 ///
 /// # Errors
-/// Those of `Dataset::open`, and of the operating system on writing.
+/// Those of `Dataset::open` and `Dataset::labelled`, and of the operating system on writing.
 pub fn pack(
     data: &Path,
     out: &Path,
@@ -78,7 +83,10 @@ pub fn pack(
         let (value, reason) = ("0".into(), "an image has at least one pixel".into());
         return Err(DataError::Config { key: "size", value, reason });
     }
-    let train = Dataset::open(data, Split::Train, options.channels)?.decoded_by(options.jpeg);
+    let wanted = OpenOptions { channels: options.channels, pages: options.pages };
+    let labelled = |set: Dataset, split| set.labelled(&options.labels, data, &[split]);
+    let train = Dataset::open(data, Split::Train, wanted)?.decoded_by(options.jpeg);
+    let train = labelled(train, Split::Train)?;
     if is_same_file(out, data) {
         return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
     }
@@ -86,11 +94,11 @@ pub fn pack(
     let (train, range) = train.with_range(&options.range)?;
     let (channels, notes) = (train.channels(), train.notes().to_vec());
     let there = Dataset::splits(data);
-    let part =
-        |split| there.contains(&split).then(|| Dataset::open_as(data, split, train.decoding())).transpose();
+    let open = |split| labelled(Dataset::open_as(data, split, train.decoding())?, split);
+    let part = |split| there.contains(&split).then(|| open(split)).transpose();
     let [test, validation, unlabelled] =
         [part(Split::Test)?, part(Split::Validation)?, part(Split::Unlabelled)?];
-    let mut writer = PackWriter::new(out, channels, &range, options)?;
+    let mut writer = PackWriter::new(out, (channels, train.decoding().pages), &range, options)?;
     let sets = [Some(train), test, validation, unlabelled];
     let of = sets.iter().flatten().map(Dataset::len).sum();
     let (mut before, mut parts) = (0, Vec::new());
@@ -126,13 +134,14 @@ struct PackWriter {
     channels: usize,
     size: Option<usize>,
     range: ValueRange,
+    pages: Pages,
     pool: rayon::ThreadPool,
 }
 
 impl PackWriter {
     fn new(
         path: &Path,
-        channels: usize,
+        (channels, pages): (usize, Pages),
         range: &ValueRange,
         options: &PackOptions,
     ) -> Result<Self, DataError> {
@@ -142,7 +151,8 @@ impl PackWriter {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
         let pool = pool.map_err(std::io::Error::other)?;
         let (size, range) = (options.size, range.clone());
-        let mut writer = Self { path: path.to_owned(), file, written: 0, channels, size, range, pool };
+        let path = path.to_owned();
+        let mut writer = Self { path, file, written: 0, channels, size, range, pages, pool };
         let header = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4]].concat();
         debug_assert_eq!(header.len(), HEADER);
         writer.put(&header)?;
@@ -215,8 +225,8 @@ impl PackWriter {
         let mut parts = parts.into_iter();
         let mut next = || parts.next().flatten();
         let (train, test, validation, unlabelled) = (next().unwrap_or_default(), next(), next(), next());
-        let (channels, size, range) = (self.channels, self.size, self.range.clone());
-        let index = Index { channels, size, range, train, test, validation, unlabelled };
+        let (channels, size, range, pages) = (self.channels, self.size, self.range.clone(), self.pages);
+        let index = Index { channels, size, range, pages, train, test, validation, unlabelled };
         let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
         self.put(&json)?;
         let [start, length] = [start, json.len() as u64].map(u64::to_le_bytes);
