@@ -9,17 +9,14 @@ use std::{error::Error, time::Instant};
 
 use simclr::{
     RunConfig,
-    data::{Batch, Chunk, Chunking, DataError, rng::Key},
+    data::{Batch, Chunk, Chunking, rng::Key},
     device::{Precision, choose_device, describe},
     dist::{GradientBuckets, ProcessGroup},
     encoder::BatchNormScope,
+    exec::{DeviceBatch, NormConfig, StepContext, StepId, executor},
+    methods::{Method as _, SimClr},
     model::Model,
-    objective::Objective,
     optim::Optimizer,
-    train::{
-        large::{Chunks, LargeStep},
-        step::{Setting, train_step},
-    },
 };
 
 const LEARNING_RATE: f64 = 1e-3;
@@ -71,31 +68,20 @@ fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>>
     let precision = simclr::device::choose_precision(train.precision, device);
     let shape = (3, train.image_size);
     let model = Model::new(&config.encoder, &config.head, (3, shape.1 as i64), 0, device, precision)?;
-    let mut optimizer = Optimizer::new(&config.optim, &model.params);
-    let objective = Objective::Contrastive(config.loss.clone());
+    let method = SimClr::new(model, config.loss.clone());
+    let mut optimizer = Optimizer::new(&config.optim, method.params());
     println!("{} {}", describe(device), if precision == Precision::Bf16 { "bf16" } else { "f32" });
     let group = ProcessGroup::alone();
-    let buckets = GradientBuckets::new(&model.params, &group);
-    let setting = Setting {
-        model: &model,
-        objective: &objective,
-        over: train.batch_norm,
-        shape,
-        group: &group,
-        buckets: &buckets,
-    };
+    let gradients = GradientBuckets::new(method.params(), &group);
+    let norm = NormConfig { scope: train.batch_norm, momentum: train.batch_norm_momentum };
+    let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
+    let mut executor = executor(&context, train.is_chunked().then_some(1), false);
     let mut seconds = Vec::new();
-    for step in 0..=steps {
-        let mut views = views(config, step as u64).into_iter();
+    for step in 0..=steps as u64 {
+        let views = views(config, step).into_iter();
         let start = Instant::now();
-        if train.is_chunked() {
-            let large = LargeStep { setting, passes: 1, seed: 0 };
-            let mut views = views.map(Ok::<_, DataError>);
-            large.run(&mut Chunks::new(step as u64, &mut views), &mut optimizer, LEARNING_RATE)?;
-        } else {
-            let batch = views.next().ok_or("a batch has a chunk")?;
-            train_step(&setting, &mut optimizer, &batch, LEARNING_RATE)?;
-        }
+        let mut batches = views.map(|batch| Ok(DeviceBatch::on_host(batch, shape, device)));
+        executor.step(&context, &mut optimizer, StepId { step, lr: LEARNING_RATE }, &mut batches)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.remove(0);

@@ -8,18 +8,16 @@
 use std::{error::Error, time::Instant};
 
 use simclr::{
+    data::Chunk,
     device::{DeviceChoice, Precision, channels_last, choose_device, describe},
     dist::{GradientBuckets, ProcessGroup},
-    encoder::{BatchNormScope, EncoderConfig, EncoderName, Init, Stem},
+    encoder::{BatchNormScope, EncoderConfig, EncoderName, Init, MOMENTUM, Stem},
+    exec::{DeviceBatch, NormConfig, StepContext, StepId, executor},
     head::HeadConfig,
+    methods::{Method as _, SimClr},
     model::Model,
     nt_xent::LossConfig,
-    objective::Objective,
     optim::{OptimConfig, OptimKind, Optimizer},
-    train::{
-        recorded::Recorder,
-        step::{Setting, train_step_of},
-    },
 };
 use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
@@ -80,24 +78,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         lr_in_momentum: false,
         ..OptimConfig::default()
     };
-    let mut optimizer = Optimizer::new(&sgd, &model.params);
-    // As `train::run` does on a GPU: a stream of our own, and the step recorded.
+    let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
+    let method = SimClr::new(model, loss);
+    let mut optimizer = Optimizer::new(&sgd, method.params());
+    // As `train::fit` does on a GPU: a stream of our own, and the step captured as a CUDA graph.
     simclr_shim::stream::set_deterministic(false);
     let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)))?;
     let views = channels_last(&Tensor::randn([arguments.views, 3, size, size], (Kind::Float, device)));
-    let (group, ids) = (ProcessGroup::alone(), (0..arguments.views as usize / 2).collect::<Vec<_>>());
-    let objective = Objective::Contrastive(LossConfig { temperature: 0.5, ..LossConfig::default() });
-    let (buckets, shape) = (GradientBuckets::new(&model.params, &group), (3, size as usize));
-    let over = BatchNormScope::Global;
-    let setting =
-        Setting { model: &model, objective: &objective, over, shape, group: &group, buckets: &buckets };
-    let mut recorder = Recorder::new(&setting, true);
+    let group = ProcessGroup::alone();
+    let gradients = GradientBuckets::new(method.params(), &group);
+    let norm = NormConfig { scope: BatchNormScope::Global, momentum: MOMENTUM };
+    let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
+    let mut executor = executor(&context, None, true);
+    let ids: Vec<usize> = (0..arguments.views as usize / 2).collect();
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
-        if recorder.step(&setting, &mut optimizer, &views, LEARNING_RATE)?.is_none() {
-            train_step_of(&setting, &mut optimizer, (&ids, &views), LEARNING_RATE)?;
-        }
-        recorder.note().iter().for_each(|note| eprintln!("{note}"));
+        let batch = DeviceBatch {
+            step: 0,
+            chunk: Chunk::WHOLE,
+            second_view_ids: ids.clone(),
+            ids: ids.clone(),
+            views: views.shallow_clone().into(),
+        };
+        let id = StepId { step: 0, lr: LEARNING_RATE };
+        executor.step(&context, &mut optimizer, id, &mut std::iter::once(Ok(batch)))?;
+        executor.take_notice().iter().for_each(|notice| eprintln!("{notice}"));
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }

@@ -5,10 +5,10 @@ use tch::{Device, Tensor};
 use crate::{
     ModelError,
     device::Precision,
-    encoder::{Encoder, EncoderConfig, MOMENTUM, Mode},
+    encoder::{Encoder, EncoderConfig, Mode},
     head::{Head, HeadConfig},
-    objective::{ObjectiveKind, TaskConfig},
     params::Params,
+    task::TaskConfig,
 };
 
 /// f and g with their parameters.
@@ -24,8 +24,6 @@ pub struct Model {
     pub precision: Precision,
     /// Whether f only gives features: running statistics, no gradient, nothing changed.
     pub frozen: bool,
-    /// Weight of a batch in the running statistics of batch norm.
-    pub norm_momentum: f64,
 }
 
 impl Model {
@@ -44,7 +42,7 @@ impl Model {
         let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let head = Head::new(head, encoder.feature_dim(), &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: false, norm_momentum: MOMENTUM })
+        Ok(Self { encoder, head, params, precision, frozen: false })
     }
 
     /// The model of a task: [`Model::new`], or with labels the encoder under a linear classifier of `classes` outputs.
@@ -62,14 +60,14 @@ impl Model {
         device: Device,
         precision: Precision,
     ) -> Result<Self, ModelError> {
-        if task.objective == ObjectiveKind::Contrastive {
+        if task.objective.is_contrastive() {
             return Self::new(encoder, head, (channels, size), seed, device, precision);
         }
         let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let features = encoder.feature_dim();
-        let head = Head::classifier(head, features, task.keep_head, classes as i64, &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: task.frozen, norm_momentum: MOMENTUM })
+        let head = Head::classifier(head, features, task.head_layers, classes as i64, &mut params);
+        Ok(Self { encoder, head, params, precision, frozen: task.frozen })
     }
 
     /// The stages of [`Model::forward`], for a thread of its own; none of a TorchScript module.

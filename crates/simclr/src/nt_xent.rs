@@ -45,6 +45,13 @@ impl LossScale {
     }
 }
 
+impl LossConfig {
+    /// Loss of `rows` views if all similarities were equal.
+    pub fn chance(&self, rows: usize) -> f64 {
+        self.scale.factor() * ((rows - 1) as f64).ln()
+    }
+}
+
 /// Those whose views stand against each other: processes that hold a part of the batch each.
 ///
 /// Every member calls it the same number of times in the same order.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    AugmentConfig, Batch, DeferredView, DeferredViews, Views,
+    AugmentConfig, DeferredView, DeferredViews, Views,
     augment::{ColorModel, Interpolation, Jitter},
 };
 use simclr_shim::{
@@ -89,30 +89,30 @@ pub enum Uploaded {
     Deferred(kernels::KernelInputs, ViewOptions),
 }
 
-/// Copies what `batch` holds, of views `[.., C, S, S]`, to `device`. Nothing is computed there.
+/// Copies `rows` views `[rows, C, S, S]`, or the inputs that they are computed from, to `device`. Computes nothing there.
 ///
 /// # Errors
-/// No memory; recipes that do not fit their images.
+/// No device memory; augmentation parameters that do not fit their images.
 pub fn upload(
-    batch: &Batch,
+    views: &Views,
+    rows: usize,
     (channels, size): (usize, usize),
     device: Device,
 ) -> Result<Uploaded, ModelError> {
-    match &batch.views {
+    match views {
         Views::Pixels(pixels) => {
-            let shape =
-                [batch.ids.len() + batch.second_view_ids.len(), channels, size, size].map(|side| side as i64);
+            let shape = [rows, channels, size, size].map(|side| side as i64);
             Ok(Uploaded::Pixels(pixels_to_device(pixels, shape, device)))
         }
-        Views::Deferred(recipes) => upload_recipes(recipes, device),
+        Views::Deferred(deferred) => upload_deferred(deferred, device),
     }
 }
 
-/// [`upload`] of recipes.
+/// [`upload`] of deferred views.
 ///
 /// # Errors
 /// See there.
-pub fn upload_recipes(recipes: &DeferredViews, device: Device) -> Result<Uploaded, ModelError> {
+pub fn upload_deferred(recipes: &DeferredViews, device: Device) -> Result<Uploaded, ModelError> {
     let method = recipes.method;
     let table: Vec<View> =
         recipes.rows.iter().map(|recipe| row(recipe, method.size, method.color_model)).collect();

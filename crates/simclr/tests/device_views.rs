@@ -28,7 +28,7 @@ use simclr::{
     },
     device::{DeviceChoice, choose_device},
     train::{Observer, RunFolder, StepReport, pretrain},
-    views::{AugmentDevice, AugmentDeviceChoice, choose_augment_device, upload, upload_recipes},
+    views::{AugmentDevice, AugmentDeviceChoice, choose_augment_device, upload, upload_deferred},
 };
 use simclr_shim::gpu::{Order, emulated};
 use tch::Device;
@@ -63,7 +63,7 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
     let recipes = DeferredViews { bytes: bytes.into(), rows, method };
     let [rising, falling] = [Order::Rising, Order::Falling].map(|order| {
         emulated(order, || {
-            let views = upload_recipes(&recipes, Device::Cpu).unwrap().views().unwrap();
+            let views = upload_deferred(&recipes, Device::Cpu).unwrap().views().unwrap();
             let (c, s) = (channels as i64, size as i64);
             assert_eq!(
                 (views.size(), views.stride()),
@@ -74,7 +74,7 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
     });
     assert_eq!(rising, falling, "the order of threads decides");
     if ON_GPU.load(Ordering::Relaxed) {
-        let views = upload_recipes(&recipes, Device::Cuda(0)).unwrap().views().unwrap();
+        let views = upload_deferred(&recipes, Device::Cuda(0)).unwrap().views().unwrap();
         let views = Vec::<f32>::try_from(views.to_device(Device::Cpu).contiguous().view(-1)).unwrap();
         // Compilers may round a product and a sum once or twice.
         assert!(furthest(&views, &rising) < 1e-5, "off by {}", furthest(&views, &rising));
@@ -346,7 +346,12 @@ fn loader(augment: AugmentConfig) -> Loader {
 }
 
 fn views_of(batch: &Batch, order: Order) -> Vec<f32> {
-    let views = emulated(order, || upload(batch, (3, 16), Device::Cpu).unwrap().views().unwrap());
+    let views = emulated(order, || {
+        upload(&batch.views, batch.ids.len() + batch.second_view_ids.len(), (3, 16), Device::Cpu)
+            .unwrap()
+            .views()
+            .unwrap()
+    });
     Vec::<f32>::try_from(views.contiguous().view(-1)).unwrap()
 }
 
@@ -386,7 +391,8 @@ fn a_rectangle_changes_no_bit() {
                 .chain(&batch.second_view_ids)
                 .map(|&id| Noise.decode(id, &3.into()).unwrap())
                 .collect();
-            let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second_view_ids.iter().map(|&id| (id, 1)));
+            let views =
+                batch.ids.iter().map(|&id| (id, 0)).chain(batch.second_view_ids.iter().map(|&id| (id, 1)));
             let whole: Vec<_> = images
                 .iter()
                 .zip(views)

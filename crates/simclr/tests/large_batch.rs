@@ -15,14 +15,12 @@ use simclr::{
     device::{Precision, to_device},
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, BatchStatistics, MOMENTUM, Mode},
+    exec::{DeviceBatch, NormConfig, StepContext, StepId, StepOutput, executor},
+    methods::{Classifier, Method, SimClr},
     model::Model,
     nt_xent::nt_xent,
-    objective::{Objective, ObjectiveKind},
     optim::{OptimConfig, OptimKind, Optimizer},
-    train::{
-        large::{Chunks, LargeStep},
-        step::{Setting, Stepped, train_step},
-    },
+    task::MethodKind,
 };
 use tch::{Device, Tensor};
 
@@ -123,7 +121,7 @@ fn optimizer(model: &Model) -> Optimizer {
 
 /// What some steps leave behind.
 struct Left {
-    steps: Vec<(Vec<usize>, Stepped)>,
+    steps: Vec<(Vec<usize>, StepOutput)>,
     /// The momentum: after one step, the gradient.
     gradients: BTreeMap<String, Tensor>,
     /// Parameters and running statistics.
@@ -138,47 +136,36 @@ impl Left {
     }
 }
 
-fn objective(config: &RunConfig) -> Objective {
+fn method(config: &RunConfig) -> Box<dyn Method> {
+    let model = model(config);
     match config.task.objective {
-        ObjectiveKind::Contrastive => Objective::Contrastive(config.loss.clone()),
-        ObjectiveKind::Supervised => {
-            Objective::Supervised { labels: (0..64).map(|i| i % 3).collect(), classes: 16 }
-        }
+        MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
+        MethodKind::Supervised => Box::new(Classifier::new(model, (0..64).map(|i| i % 3).collect(), 16)),
     }
 }
 
 fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps: u64) -> Left {
-    let (config, objective) = (trial.config, objective(trial.config));
-    let (model, lr) = (model(config), config.optim.lr);
-    let mut optimizer = optimizer(&model);
+    let config = trial.config;
+    let method = method(config);
+    let mut optimizer = optimizer(method.model());
     let chunking = chunks.map(|(images, over, passes)| Chunking {
         images,
         shuffle_views: over == BatchNormScope::ChunkShuffled,
         passes,
     });
-    let mut batches = trial.batches(chunking, steps);
+    let shape = shape(config);
+    let batches = trial.batches(chunking, steps);
+    let mut batches = batches.map(|batch| Ok(DeviceBatch::on_host(batch?, shape, Device::Cpu)));
     let (group, mut done) = (ProcessGroup::alone(), Vec::new());
-    let buckets = GradientBuckets::new(&model.params, &group);
-    let over = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);
-    let setting = Setting {
-        model: &model,
-        objective: &objective,
-        over,
-        shape: shape(config),
-        group: &group,
-        buckets: &buckets,
-    };
+    let buckets = GradientBuckets::new(method.params(), &group);
+    let scope = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);
+    let norm = NormConfig { scope, momentum: MOMENTUM };
+    let context = StepContext { method: &*method, norm, group: &group, gradients: &buckets, seed: 3 };
+    let mut executor = executor(&context, chunks.map(|(_, _, passes)| passes), false);
     for step in 0..steps {
-        done.push(match chunks {
-            None => {
-                let batch = batches.next().unwrap().unwrap();
-                train_step(&setting, &mut optimizer, &batch, lr).unwrap()
-            }
-            Some((_, _, passes)) => {
-                let large = LargeStep { setting, passes, seed: 3 };
-                large.run(&mut Chunks::new(step, &mut batches), &mut optimizer, lr).unwrap()
-            }
-        });
+        let id = StepId { step, lr: config.optim.lr };
+        let output = executor.step(&context, &mut optimizer, id, &mut batches).unwrap();
+        done.push((output.ids.clone(), output));
     }
     let named = |prefix: &str, tensors: Vec<(String, Tensor)>| {
         tensors
@@ -186,7 +173,7 @@ fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps
             .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.copy())))
             .collect()
     };
-    let state = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.detach()));
+    let state = method.params().named().map(|(name, tensor)| (name.to_owned(), tensor.detach()));
     Left {
         steps: done,
         gradients: named("optim.first.", optimizer.state()),

@@ -1,23 +1,20 @@
-//! What batch norm over a part of the batch gives away (spec 7; paper section 2.2; MoCo, arXiv 1911.05722, section 3.3), and
-//! that dealing views shuffle_views, or statistics of the whole batch, take it back.
+//! Information leak of batch norm over a part of the batch (paper section 2.2; MoCo, arXiv 1911.05722, section 3.3): shuffle BN and
+//! statistics of the whole batch prevent it.
 //!
 //! Every group of the batch holds one probe among images of its own. All views of all probes are the same pixels, so nothing
-//! in them says which two belong together: whoever finds a probe's partner found it by the group's statistics.
+//! in them tells which two belong together: a probe's partner can be found by the group's statistics only.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use simclr::{
     RunConfig,
-    data::{Batch, Chunk, Chunking, DataError, chunking::Dealt, rng::Key},
+    data::{Batch, Chunk, Chunking, chunking::Dealt, rng::Key},
     device::Precision,
     dist::{GradientBuckets, ProcessGroup},
-    encoder::BatchNormScope,
+    encoder::{BatchNormScope, MOMENTUM},
+    exec::{DeviceBatch, NormConfig, StepContext, executor},
+    methods::{Method as _, SimClr},
     model::Model,
     nt_xent::nt_xent,
-    objective::Objective,
-    train::{
-        large::{Chunks, LargeStep},
-        step::Setting,
-    },
 };
 use tch::{Device, Kind, Tensor};
 
@@ -30,14 +27,15 @@ const SIZE: usize = 16;
 fn view(image: usize, view: u64) -> Vec<f32> {
     let probe = image.is_multiple_of(GROUP);
     let (image, view) = if probe { (u64::MAX - 7, 0) } else { (image as u64, view) };
-    let mut dice = Key { seed: 1, epoch: 0, image, view }.stream();
-    let color = [(); 3].map(|()| dice.unit());
-    (0..3 * SIZE * SIZE).map(|at| 0.8 * color[at / (SIZE * SIZE)] + 0.2 * dice.unit()).collect()
+    let mut stream = Key { seed: 1, epoch: 0, image, view }.stream();
+    let color = [(); 3].map(|()| stream.unit());
+    (0..3 * SIZE * SIZE).map(|at| 0.8 * color[at / (SIZE * SIZE)] + 0.2 * stream.unit()).collect()
 }
 
 /// The batch in chunks, one group of first views each.
 fn chunks(over: BatchNormScope) -> Vec<Batch> {
-    let chunking = Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
+    let chunking =
+        Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
     let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
     let batch = |(index, dealt): (usize, Dealt)| {
@@ -61,33 +59,25 @@ fn probes_found(over: BatchNormScope) -> f64 {
     let config = RunConfig::load(None, &overrides).unwrap();
     let size = SIZE as i64;
     let model = Model::new(&config.encoder, &config.head, (3, size), 2, Device::Cpu, Precision::F32).unwrap();
-    let (objective, group) = (Objective::Contrastive(config.loss.clone()), ProcessGroup::alone());
-    let buckets = GradientBuckets::new(&model.params, &group);
-    let setting = Setting {
-        model: &model,
-        objective: &objective,
-        over,
-        shape: (3, SIZE),
-        group: &group,
-        buckets: &buckets,
-    };
-    let mut chunks = chunks(over).into_iter().map(Ok::<_, DataError>);
-    let large = LargeStep { setting, passes: 1, seed: 1 };
-    let (ids, stepped) = large.gradients(&mut Chunks::new(0, &mut chunks)).unwrap();
-    assert_eq!(ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows are in the order of the images");
+    let method = SimClr::new(model, config.loss.clone());
+    let group = ProcessGroup::alone();
+    let gradients = GradientBuckets::new(method.params(), &group);
+    let norm = NormConfig { scope: over, momentum: MOMENTUM };
+    let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 1 };
+    let mut chunks =
+        chunks(over).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));
+    let output = executor(&context, Some(1), false).gradients(&context, 0, &mut chunks).unwrap();
+    assert_eq!(output.ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows are in the order of the images");
     let first = Tensor::arange(GROUPS as i64, (Kind::Int64, Device::Cpu)) * GROUP as i64;
     let rows = Tensor::cat(&[&first, &(&first + (GROUPS * GROUP) as i64)], 0);
-    nt_xent(&stepped.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
+    nt_xent(&output.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
 }
 
 #[test]
-fn statistics_of_groups_tell_partners_and_shuffled_or_global_ones_do_not() {
+fn group_statistics_leak_pairs_and_shuffled_or_global_ones_do_not() {
     let [together, shuffled, whole] =
         [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probes_found);
-    assert_eq!(
-        together, 1.0,
-        "pixels cannot tell the probes shuffled, the statistics of their groups do"
-    );
+    assert_eq!(together, 1.0, "the probes' pixels are equal, the statistics of their groups are not");
     // By chance one of sixteen is found.
     assert!(shuffled < 0.25, "shuffled: {shuffled} of the probes are found");
     assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");

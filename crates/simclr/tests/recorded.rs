@@ -1,5 +1,5 @@
-//! A step that a GPU is asked for all at once, as it is recorded, against the step by step one. Here kernels are emulated; the
-//! recording itself needs a GPU.
+//! A step that is launched without synchronisation, as it is captured in a CUDA graph, against the eager one. Kernels are emulated
+//! here; the capture itself needs a GPU.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use simclr::{
@@ -7,14 +7,14 @@ use simclr::{
     data::{Batch, Chunk, rng::Key},
     device::{DeviceChoice, Precision, choose_device},
     dist::{GradientBuckets, ProcessGroup},
-    encoder::BatchNormScope,
-    model::Model,
-    objective::Objective,
-    optim::Optimizer,
-    train::{
-        recorded::{Recorder, enqueue},
-        step::{Setting, Stepped, train_step},
+    encoder::{BatchNormScope, MOMENTUM},
+    exec::{
+        CudaGraphExecutor, DeviceBatch, Eager, Executor, NormConfig, StepContext, StepId, StepOutput,
+        executor, launch_step,
     },
+    methods::{Method as _, SimClr},
+    model::Model,
+    optim::Optimizer,
 };
 use simclr_shim::{
     gpu::{Order, emulated},
@@ -47,53 +47,67 @@ fn batch(step: u64, images: usize) -> Batch {
     }
 }
 
-/// What some steps leave behind: their figures, weights and running statistics.
+/// Outputs of some steps, and weights, running statistics and optimizer state after them.
 struct Left {
-    steps: Vec<Stepped>,
+    steps: Vec<StepOutput>,
     state: Vec<(String, Tensor)>,
 }
 
-/// Makes every step of `batches` by `step`, of a model that starts the same every time.
+type StepFn<'a> = dyn FnMut(&StepContext<'_>, &mut Optimizer, &Batch, f64) -> StepOutput + 'a;
+
+/// Runs `step` for every batch, from the same initial weights.
 fn run(
     config: &RunConfig,
     (device, precision): (Device, Precision),
     batches: &[Batch],
-    step: &mut dyn FnMut(&Setting<'_>, &mut Optimizer, &Batch, f64) -> Stepped,
+    step: &mut StepFn<'_>,
 ) -> Left {
     let shape = (3, SIZE as i64);
     let model = Model::new(&config.encoder, &config.head, shape, 1, device, precision).unwrap();
-    let (group, objective) = (ProcessGroup::alone(), Objective::Contrastive(config.loss.clone()));
-    let buckets = GradientBuckets::new(&model.params, &group);
-    let mut optimizer = Optimizer::new(&config.optim, &model.params);
-    let setting = Setting {
-        model: &model,
-        objective: &objective,
-        over: BatchNormScope::Global,
-        shape: (3, SIZE),
-        group: &group,
-        buckets: &buckets,
-    };
+    let method = SimClr::new(model, config.loss.clone());
+    let group = ProcessGroup::alone();
+    let gradients = GradientBuckets::new(method.params(), &group);
+    let mut optimizer = Optimizer::new(&config.optim, method.params());
+    let norm = NormConfig { scope: BatchNormScope::Global, momentum: MOMENTUM };
+    let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
     let rate = |at: usize| 0.1 + 0.05 * at as f64;
-    let steps = batches.iter().enumerate().map(|(at, batch)| step(&setting, &mut optimizer, batch, rate(at)));
+    let steps = batches.iter().enumerate().map(|(at, batch)| step(&context, &mut optimizer, batch, rate(at)));
     let steps = steps.collect();
-    let named =
-        model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.detach().to_device(Device::Cpu)));
+    let named = method
+        .params()
+        .named()
+        .map(|(name, tensor)| (name.to_owned(), tensor.detach().to_device(Device::Cpu)));
     let moments = optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.to_device(Device::Cpu)));
     Left { steps, state: named.chain(moments).collect() }
 }
 
-fn step_by_step(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
-    train_step(setting, optimizer, batch, lr).unwrap().1
+fn on_device(context: &StepContext<'_>, batch: &Batch) -> DeviceBatch {
+    DeviceBatch::on_host(batch.clone(), (3, SIZE), context.method.params().device())
 }
 
-fn at_once(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
-    optimizer.announce(&setting.model.params, lr);
-    enqueue(setting, optimizer, &setting.views(batch).unwrap()).unwrap().read()
+fn step_by(
+    executor: &mut dyn Executor,
+    context: &StepContext<'_>,
+    optimizer: &mut Optimizer,
+    (batch, lr): (&Batch, f64),
+) -> StepOutput {
+    let id = StepId { step: batch.step, lr };
+    executor.step(context, optimizer, id, &mut std::iter::once(Ok(on_device(context, batch)))).unwrap()
+}
+
+fn eager(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
+    step_by(&mut Eager, context, optimizer, (batch, lr))
+}
+
+fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
+    optimizer.announce(context.method.params(), lr);
+    let views = on_device(context, batch).views().unwrap();
+    launch_step(context, optimizer, &views).unwrap().read(batch.ids.clone())
 }
 
 fn same(found: &Left, expected: &Left) {
     for (found, expected) in found.steps.iter().zip(&expected.steps) {
-        let figures = |done: &Stepped| [done.loss, done.accuracy, done.gradient_norm];
+        let figures = |done: &StepOutput| [done.loss, done.accuracy, done.gradient_norm];
         assert_eq!(figures(found), figures(expected));
         assert_eq!(found.counts, expected.counts);
     }
@@ -102,18 +116,18 @@ fn same(found: &Left, expected: &Left) {
     }
 }
 
-/// Asked for at once or step by step, on kernels for GPUs: the same bits. On the CPU's kernels: the same numbers.
+/// On GPU kernels the same bits; on CPU kernels the same values up to rounding.
 #[test]
-fn a_step_asked_for_at_once_is_the_step() {
+fn a_launched_step_equals_the_eager_step() {
     for optimizer in ["lars", "lamb"] {
         let config = config(optimizer);
         let batches: Vec<_> = (0..3).map(|step| batch(step, IMAGES)).collect();
         let on = (Device::Cpu, Precision::F32);
         let [by_step, whole] =
-            [step_by_step as fn(&Setting<'_>, &mut Optimizer, &Batch, f64) -> Stepped, at_once]
+            [eager as fn(&StepContext<'_>, &mut Optimizer, &Batch, f64) -> StepOutput, launched]
                 .map(|mut step| emulated(Order::Rising, || run(&config, on, &batches, &mut step)));
         same(&whole, &by_step);
-        let cpu = run(&config, on, &batches, &mut step_by_step);
+        let cpu = run(&config, on, &batches, &mut eager);
         for ((name, found), (_, expected)) in whole.state.iter().zip(&cpu.state) {
             let difference = (found - expected).abs().max().double_value(&[]);
             assert!(difference < 2e-5, "{optimizer} {name}: {difference}");
@@ -123,24 +137,24 @@ fn a_step_asked_for_at_once_is_the_step() {
     }
 }
 
-/// What cannot be recorded: the host reads a number, or sizes depend on numbers.
-const WAITS: [&str; 5] =
+/// Operations that cannot be captured: the host reads a value, or sizes depend on values.
+const SYNCS: [&str; 5] =
     ["aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"];
 
 #[test]
-fn a_step_asked_for_at_once_waits_for_no_number() {
-    let waits = |names: &[String]| names.iter().filter(|name| WAITS.contains(&name.as_str())).count();
+fn a_launched_step_contains_no_host_device_synchronisation() {
+    let syncs = |names: &[String]| names.iter().filter(|name| SYNCS.contains(&name.as_str())).count();
     let x = Tensor::ones([1], (Kind::Float, Device::Cpu));
-    assert!(waits(&operations(|| x.double_value(&[0])).unwrap().1) > 0, "a read is seen");
+    assert!(syncs(&operations(|| x.double_value(&[0])).unwrap().1) > 0, "a read is detected");
     for optimizer in ["lars", "adamw"] {
         let mut seen = 0;
-        let mut step = |setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
-            optimizer.announce(&setting.model.params, lr);
-            let views = setting.views(batch).unwrap();
-            let (made, names) = operations(|| enqueue(setting, optimizer, &views).unwrap()).unwrap();
-            assert_eq!(waits(&names), 0, "{names:?}");
+        let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
+            optimizer.announce(context.method.params(), lr);
+            let views = on_device(context, batch).views().unwrap();
+            let (made, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
+            assert_eq!(syncs(&names), 0, "{names:?}");
             seen += names.len();
-            made.read()
+            made.read(batch.ids.clone())
         };
         let on = (Device::Cpu, Precision::Bf16);
         emulated(Order::Rising, || run(&config(optimizer), on, &[batch(0, IMAGES)], &mut step));
@@ -148,18 +162,18 @@ fn a_step_asked_for_at_once_waits_for_no_number() {
     }
 }
 
-/// The host looks only afterwards; by then a step whose loss is no number has moved no weight.
+/// The host reads the loss after the update, so the device itself must skip the update of a non-finite step.
 #[test]
-fn a_step_that_is_no_number_moves_no_weight() {
+fn a_non_finite_step_leaves_the_weights() {
     let config = config("lars");
     let mut spoilt = batch(0, IMAGES);
     let mut pixels = spoilt.pixels().to_vec();
     pixels[7] = f32::NAN;
     spoilt.views = pixels.into();
     let on = (Device::Cpu, Precision::F32);
-    let left = emulated(Order::Rising, || run(&config, on, &[spoilt], &mut at_once));
+    let left = emulated(Order::Rising, || run(&config, on, &[spoilt], &mut launched));
     assert_eq!(left.steps[0].non_finite().unwrap().0, "the loss");
-    let fresh = run(&config, on, &[], &mut at_once);
+    let fresh = run(&config, on, &[], &mut launched);
     for ((name, found), (_, expected)) in left.state.iter().zip(&fresh.state) {
         if !name.contains(".running_") && name != "optim.steps" {
             assert_eq!(found, expected, "{name}");
@@ -167,25 +181,24 @@ fn a_step_that_is_no_number_moves_no_weight() {
     }
 }
 
-/// On the CPU, emulated or not, there is nothing to record, and nothing is said about it.
 #[test]
-fn the_cpu_goes_step_by_step() {
+fn the_cpu_runs_eagerly_without_a_notice() {
     let config = config("lars");
     let batches: Vec<_> = (0..5).map(|step| batch(step, IMAGES)).collect();
-    let mut recorder = None;
-    let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |setting, optimizer, batch, lr| {
-        let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-        assert!(recorder.step(setting, optimizer, &setting.views(batch).unwrap(), lr).unwrap().is_none());
-        assert_eq!(recorder.note(), None);
-        step_by_step(setting, optimizer, batch, lr)
+    let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |context, optimizer, batch, lr| {
+        assert!(!CudaGraphExecutor::is_supported(context));
+        let mut executor = executor(context, None, true);
+        let output = step_by(&mut *executor, context, optimizer, (batch, lr));
+        assert_eq!(executor.take_notice(), None);
+        output
     });
-    same(&left, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut step_by_step));
+    same(&left, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut eager));
 }
 
-/// The recording itself: eight steps of which the last five are replayed, and one batch that lacks an image, to the bit.
+/// Eight steps of which the last five are replayed but for one batch that lacks an image, equal to the bit.
 #[test]
 #[ignore = "needs a GPU"]
-fn a_recorded_run_is_the_run() {
+fn a_captured_run_equals_the_eager_run() {
     let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
     let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
     simclr_shim::stream::set_deterministic(true);
@@ -193,19 +206,17 @@ fn a_recorded_run_is_the_run() {
         let config = config("lars");
         let batches: Vec<_> =
             (0..8).map(|step| batch(step, if step == 5 { IMAGES - 1 } else { IMAGES })).collect();
-        let expected = run(&config, (device, precision), &batches, &mut step_by_step);
-        let (mut recorder, mut replayed, mut notes) = (None, 0, Vec::new());
-        let found = run(&config, (device, precision), &batches, &mut |setting, optimizer, batch, lr| {
-            let recorder = recorder.get_or_insert_with(|| Recorder::new(setting, true));
-            let done = recorder.step(setting, optimizer, &setting.views(batch).unwrap(), lr).unwrap();
-            notes.extend(recorder.note());
-            replayed += usize::from(done.is_some());
-            done.unwrap_or_else(|| step_by_step(setting, optimizer, batch, lr))
+        let expected = run(&config, (device, precision), &batches, &mut eager);
+        let mut notices = Vec::new();
+        let mut executor = CudaGraphExecutor::default();
+        let found = run(&config, (device, precision), &batches, &mut |context, optimizer, batch, lr| {
+            assert!(CudaGraphExecutor::is_supported(context));
+            let output = step_by(&mut executor, context, optimizer, (batch, lr));
+            notices.extend(executor.take_notice());
+            output
         });
-        assert_eq!(
-            (notes.as_slice(), replayed),
-            (["the step is recorded as a CUDA graph".to_owned()].as_slice(), 4)
-        );
+        assert_eq!(notices, ["the step is captured as a CUDA graph"]);
+        assert_eq!(executor.replays(), 4);
         same(&found, &expected);
     }
 }

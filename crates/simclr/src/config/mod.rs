@@ -21,8 +21,8 @@ use crate::{
     encoder::{BatchNormScope, EncoderConfig, MOMENTUM},
     head::HeadConfig,
     nt_xent::LossConfig,
-    objective::TaskConfig,
     optim::OptimConfig,
+    task::TaskConfig,
     views::AugmentDeviceChoice,
 };
 

@@ -9,7 +9,6 @@ use crate::{
     device::Precision,
     encoder::BatchNormScope,
     nt_xent::LossScale,
-    objective::ObjectiveKind,
     optim::{OptimKind, Scaling, Schedule},
     views::AugmentDevice,
 };
@@ -210,7 +209,7 @@ impl RunConfig {
     /// Known traps that this configuration steps into, a sentence each. They are legal, so they are said, not refused.
     pub fn cautions(&self) -> Vec<String> {
         let (augment, train, optim) = (&self.augment, &self.train, &self.optim);
-        let contrastive = self.task.objective == ObjectiveKind::Contrastive;
+        let contrastive = self.task.objective.is_contrastive();
         let small = train.image_size <= 32;
         let first_layers = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);

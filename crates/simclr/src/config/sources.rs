@@ -5,10 +5,7 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use super::RunConfig;
-use crate::{
-    encoder::{EncoderName, Padding, Shortcut, Stem},
-    objective::ObjectiveKind,
-};
+use crate::encoder::{EncoderName, Padding, Shortcut, Stem};
 
 /// A published recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +108,7 @@ impl RunConfig {
     /// `differs from SimCLR v1 in: head.layers = 3 (2), ...`, of the official source that is closest; epochs, batch and image
     /// size are left out. `None` for runs with labels.
     pub fn differs_from_official(&self) -> Option<String> {
-        if self.task.objective != ObjectiveKind::Contrastive {
+        if !self.task.objective.is_contrastive() {
             return None;
         }
         let official = [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10];

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind, objective::ObjectiveKind};
+use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind};
 
 impl RunConfig {
     /// Checks every range.
@@ -68,13 +68,13 @@ impl RunConfig {
 impl RunConfig {
     fn validate_task(&self) -> Result<(), ConfigError> {
         let (task, head) = (&self.task, &self.head);
-        let supervised = task.objective == ObjectiveKind::Supervised;
+        let supervised = !task.objective.is_contrastive();
         let why = "false, unless task.objective is \"supervised\"";
         check(supervised || !task.frozen, "task.frozen", task.frozen, why)?;
         let layers = if head.kind == HeadKind::Nonlinear && supervised { head.layers } else { 1 };
         let most =
             format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
-        check(task.keep_head < layers, "task.keep_head", task.keep_head, &most)
+        check(task.head_layers < layers, "task.head_layers", task.head_layers, &most)
     }
 }
 
@@ -84,7 +84,7 @@ impl RunConfig {
         let (chunk, over) = (train.chunk, train.batch_norm);
         check(chunk != 1, "train.chunk", chunk, "0 (the whole batch), or at least 2 images")?;
         let shuffled = over == BatchNormScope::ChunkShuffled;
-        let pairs = task.objective == ObjectiveKind::Contrastive;
+        let pairs = task.objective.is_contrastive();
         let why = "global or chunk: with labels there is one view of each image";
         check(!shuffled || pairs, "train.batch_norm", over.as_str(), why)?;
         let foreign = self.encoder.file.is_some() && train.is_chunked();

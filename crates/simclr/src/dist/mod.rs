@@ -5,6 +5,7 @@
 //! [`FailureHandler`] that the command line gave.
 
 mod buckets;
+mod collective_result;
 mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -26,6 +27,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{DistError, encoder::AllReduce};
 
 pub use buckets::GradientBuckets;
+pub use collective_result::{abort_group_on_error, all_ok, all_ok_with};
 pub use launch::Launch;
 pub use shards::BatchShards;
 

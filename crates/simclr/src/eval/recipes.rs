@@ -9,8 +9,8 @@ use crate::{
     RunConfig,
     config::StepCount,
     encoder::{BatchNormScope, MOMENTUM},
-    objective::{ObjectiveKind, TaskConfig},
     optim::{OptimConfig, OptimKind, Scaling, ScheduleKind},
+    task::{MethodKind, TaskConfig},
 };
 
 /// Paper B.5: 0.05 * B / 256.
@@ -77,7 +77,7 @@ pub(super) fn finetune(
 ) -> RunConfig {
     let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
     let mut config = few_epochs(run, FINETUNE_RATE, paper, labels, length);
-    (config.task.start, config.task.keep_head) = (start, keep_head);
+    (config.task.init_from, config.task.head_layers) = (start, keep_head);
     if recipe == FinetuneRecipe::V2 {
         let optim = &mut config.optim;
         (optim.kind, optim.nesterov, optim.lr_in_momentum) = (OptimKind::Lars, false, true);
@@ -96,7 +96,7 @@ pub(super) fn linear(
 ) -> RunConfig {
     let mut config = few_epochs(run, LINEAR_RATE, LINEAR_EPOCHS, labels, length);
     config.optim.kind = kind;
-    (config.task.start, config.task.frozen) = (start, true);
+    (config.task.init_from, config.task.frozen) = (start, true);
     // A frozen encoder keeps nothing for a backward pass.
     config.train.chunk = 0;
     config
@@ -118,7 +118,7 @@ pub(super) fn transfer(
     images: usize,
 ) -> RunConfig {
     let mut config = crops_and_flips(run);
-    config.task.start = start;
+    config.task.init_from = start;
     config.optim.scaling = Scaling::None;
     let batch = batch.min(images).max(2);
     let per_epoch = (images / batch).max(1) as f64;
@@ -172,7 +172,7 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
 
 fn with_labels(run: &RunConfig) -> RunConfig {
     let mut config = run.clone();
-    config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
+    config.task = TaskConfig { objective: MethodKind::Supervised, ..TaskConfig::default() };
     // With one view of each image there is nothing to deal apart.
     if config.train.batch_norm == BatchNormScope::ChunkShuffled {
         config.train.batch_norm = BatchNormScope::Chunk;
@@ -219,7 +219,7 @@ mod tests {
         let (optim, train) = (&config.optim, &config.train);
         assert_eq!((optim.kind, optim.nesterov, optim.lr_in_momentum), (OptimKind::Lars, false, true));
         assert_eq!((optim.weight_decay, optim.warmup_epochs, train.epochs), (0.0, 0.0, 60.0));
-        assert_eq!((train.batch, config.task.keep_head, recipe.rates()), (1024, 1, vec![0.005]));
+        assert_eq!((train.batch, config.task.head_layers, recipe.rates()), (1024, 1, vec![0.005]));
         assert!((optim.scaling.apply(optim.lr, train.batch) - 0.16).abs() < 1e-12);
         let v1 = finetune(&RunConfig::default(), None, (FinetuneRecipe::V1, 0), (0.1, 128_116), length);
         assert_eq!((v1.optim.kind, v1.optim.nesterov, v1.train.epochs), (OptimKind::Sgd, true, 30.0));

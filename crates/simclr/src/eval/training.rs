@@ -20,7 +20,7 @@ use crate::{
     device::{Precision, choose_device},
     encoder::Mode,
     model::Model,
-    train::{Observer, Outcome, RunFolder, StepReport, pretrain, state::start_from},
+    train::{Observer, Outcome, RunFolder, StepReport, pretrain, state::init_from},
 };
 
 /// Trains for one evaluation.
@@ -140,10 +140,10 @@ impl Trainer<'_> {
         let mut plain = config.clone();
         // The identity of a set holds its labels.
         (plain.data.path, plain.data.labels) = (None, Labels::Auto);
-        (plain.task.start, plain.task.images) = (None, None);
+        (plain.task.init_from, plain.task.subset) = (None, None);
         json!({
             "config": plain,
-            "from": config.task.start.as_ref().map(|_| self.frozen.fingerprint()),
+            "from": config.task.init_from.as_ref().map(|_| self.frozen.fingerprint()),
             "set": lesson.source.set.identity(),
             "images": checksum(lesson.images),
         })
@@ -164,8 +164,8 @@ impl Trainer<'_> {
         let samples = source.set.samples();
         let names: Vec<&str> = images.iter().map(|&index| samples[index].name.as_str()).collect();
         let mut config = config.clone();
-        config.task.images = Some(path.join("images.txt"));
-        config.task.validation = source.validation;
+        config.task.subset = Some(path.join("images.txt"));
+        config.task.include_validation = source.validation;
         config.data.labels = source.labels.clone();
         config.data.channels = self.frozen.channels() as usize;
         write_atomically(&path.join("images.txt"), (names.join("\n") + "\n").as_bytes())?;
@@ -195,7 +195,7 @@ impl Trainer<'_> {
         )?;
         let missing = || CheckpointError::Missing { folder: folder.path().to_owned() };
         let newest = folder.checkpoint_files()?.pop().ok_or_else(missing)?;
-        start_from(&newest, &model)?;
+        init_from(&newest, &model)?;
         Ok(model)
     }
 

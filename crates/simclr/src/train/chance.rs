@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Plan, encoder::BatchNormScope, health::Regime, objective::ObjectiveKind};
+use crate::{Plan, encoder::BatchNormScope, health::Regime};
 
 /// Steps before the first warning: recipes that work are below chance long before.
 const FIRST_STEP: u64 = 300;
@@ -47,7 +47,7 @@ impl ChanceMonitor {
 /// Likely causes in this configuration, the specific ones first.
 fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
     let (config, schedule) = (&plan.config, &plan.schedule);
-    let contrastive = config.task.objective == ObjectiveKind::Contrastive;
+    let contrastive = config.task.objective.is_contrastive();
     let temperature = config.loss.temperature;
     let rate = format!("learning rate {:.3e} too high", schedule.peak);
     let found = [

@@ -1,5 +1,5 @@
-//! Does a configuration do on this machine what it says? Proved on a small batch of the user's own images, in the user's own
-//! set-up, within about a minute.
+//! `simclr doctor`: checks on a small batch of the user's images that multi-process and chunked training match single-process
+//! gradients on this machine, and measures memory. Takes about a minute.
 
 use std::{path::Path, sync::Arc};
 
@@ -7,79 +7,78 @@ use simclr_data::{Batch, Chunking, Dataset, Loader};
 use tch::{Kind, Tensor};
 
 use super::{
-    agreed::all_ok,
-    fit::{Fitted, fitted, machine, measure},
-    large::{Chunks, LargeStep},
-    run::{Opened, Ready, loader_config, open, ready},
+    auto_config::{AutoConfigured, auto_configure, machine, measure},
+    setup::{OpenedData, Prepared, loader_config, open, prepare, step_context},
     start,
-    step::{Setting, Stepped, gradients},
 };
 use crate::{
     Plan, RunConfig, TrainError,
     config::Written,
     device::PrecisionChoice,
-    dist::{GradientBuckets, ProcessGroup},
+    dist::{GradientBuckets, ProcessGroup, all_ok},
     encoder::BatchNormScope,
-    model::Model,
-    objective::Objective,
-    params::Params,
+    exec::{DeviceBatch, DeviceBatches, StepOutput, executor},
+    methods::Method,
+    params::{Params, Role},
     views::AugmentDeviceChoice,
 };
 
-/// What was found out about one thing.
+/// One line of the report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// The thing.
+    /// Subject, such as "memory".
     pub name: String,
-    /// What it is.
     pub text: String,
-    /// Whether it is right.
     pub verdict: Verdict,
 }
 
-/// Of a finding.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Checked, and right.
+    /// Checked and correct.
     Fine,
-    /// Said, not checked.
+    /// Information, not checked.
     Note,
-    /// Checked, and wrong.
+    /// Checked and wrong.
     Wrong,
 }
 
-/// Losses and gradients may differ by rounding, relative to each tensor's norm: f32 has 6e-8, which dozens of layers of batch
-/// norm over few images multiply.
+/// Relative tolerance of loss and gradients: f32 has 6e-8, which dozens of layers of batch norm over few images amplify.
 const ROUNDING: f64 = 1e-4;
-/// Rounding also puts an activation next to 0 on the other side of a ReLU's edge, which moves a gradient by far more. How much
-/// it does here is seen where one process takes the same images in other orders; gradients may differ by so many times that.
-const OTHER_EDGES: f64 = 4.0;
-/// Orders that are tried.
-const ORDERS: usize = 3;
-/// No edge explains more: a missing summand or a wrong mask moves gradients by tenths and more.
-const MOST: f64 = 0.1;
-/// A tensor's norm counts as at least this share of the whole gradient's.
-const SMALLEST: f64 = 1e-6;
-/// Images of the proof, at least; every process has four.
+/// Rounding can flip the sign of a pre-activation near 0 and change a gradient discontinuously. That noise is estimated by
+/// permuting the batch; gradients may differ by this multiple of it.
+const PERMUTATION_FACTOR: f64 = 4.0;
+const PERMUTATIONS: usize = 3;
+/// Upper bound on the tolerated distance: a missing summand or a wrong mask changes gradients by tenths and more.
+const MAX_DISTANCE: f64 = 0.1;
+/// A tensor's norm counts as at least this share of the norm of the whole gradient.
+const MIN_NORM_SHARE: f64 = 1e-6;
+/// Images of the equality check, at least; every process has four.
 const IMAGES: usize = 8;
 /// Share of the free memory that a batch may take.
-const SHARE: f64 = 0.9;
+const MEMORY_SHARE: f64 = 0.9;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Examines `config` with the images of `data`, on all ranks together. What is not `written` is chosen as `pretrain` does.
+/// Checks `config` with the images of `data`, on all ranks together. Keys that are not written are chosen as by `pretrain`.
 ///
 /// # Errors
-/// What keeps a run from starting; see [`TrainError`].
+/// Those of a run that cannot start; see [`TrainError`].
 pub fn examine(
     group: &ProcessGroup,
     (config, written): (&RunConfig, &Written),
     data: &Path,
 ) -> Result<Vec<Finding>, TrainError> {
     let opened = all_ok(group, open(group, config, data))?;
-    let Fitted { config, facts: chosen } = fitted(group, &opened, written)?;
-    let mut own = all_ok(group, ready(group, &opened, &config))?;
-    let carried = group.connect_gpus(own.model.params.device());
-    let facts = start::facts(&own.plan, &own.dataset, &own.model, &own.optimizer, own.model.params.device());
+    let AutoConfigured { config, facts: chosen } = auto_configure(group, &opened, written)?;
+    let mut own = all_ok(group, prepare(group, &opened, &config))?;
+    let carried = group.connect_gpus(own.method.params().device());
+    let facts = start::facts(
+        &own.plan,
+        &own.dataset,
+        own.method.model(),
+        &own.optimizer,
+        own.method.params().device(),
+    );
     let mut findings: Vec<Finding> = facts
         .into_iter()
         .chain(chosen)
@@ -95,10 +94,9 @@ pub fn examine(
     Ok(findings)
 }
 
-/// That decay and adaptation leave out what they must, and that there is something to train.
-fn groups(own: &Ready) -> Finding {
-    use crate::params::Role;
-    let (params, optim) = (own.model.params.params(), &own.plan.config.optim);
+/// Weight decay and LARS adaptation apply to the right parameters, and at least one parameter is trained.
+fn groups(own: &Prepared) -> Finding {
+    let (params, optim) = (own.method.params().params(), &own.plan.config.optim);
     let is_weight = |role| matches!(role, Role::Weight | Role::Classifier);
     let weights = params.iter().filter(|param| is_weight(param.role)).count();
     // Weights have two dimensions or more, all other parameters one. The roles in a foreign module are inferred from names.
@@ -120,14 +118,14 @@ fn groups(own: &Ready) -> Finding {
     Finding { name: "weight decay".into(), text, verdict }
 }
 
-/// Loss and gradient of one way to take a step.
-struct Taken {
+/// Loss and gradients of a step.
+struct StepGradients {
     loss: f64,
     gradients: Vec<Tensor>,
 }
 
-impl Taken {
-    fn of(stepped: &Stepped, params: &Params) -> Self {
+impl StepGradients {
+    fn take(stepped: &StepOutput, params: &Params) -> Self {
         let take = |leaf: &Tensor| {
             let mut gradient = leaf.grad();
             let copy = if gradient.defined() { gradient.copy() } else { leaf.zeros_like() };
@@ -146,73 +144,73 @@ impl Taken {
     fn distance(&self, plain: &Self) -> f64 {
         let norm = |tensor: &Tensor| tensor.norm().to_kind(Kind::Double).double_value(&[]);
         let all = plain.gradients.iter().map(|gradient| norm(gradient).powi(2)).sum::<f64>().sqrt();
-        let distances =
-            self.gradients.iter().zip(&plain.gradients).map(|(own, twin)| {
-                norm(&(own - twin)) / norm(twin).max(SMALLEST * all).max(f64::MIN_POSITIVE)
-            });
-        // A distance that is no number must not get lost.
+        let distances = self.gradients.iter().zip(&plain.gradients).map(|(own, twin)| {
+            norm(&(own - twin)) / norm(twin).max(MIN_NORM_SHARE * all).max(f64::MIN_POSITIVE)
+        });
+        // `max` would drop a NaN.
         distances.fold(0.0, |most: f64, next| if next.is_nan() { f64::INFINITY } else { most.max(next) })
     }
 
-    /// `edges`: what another order of the images does to a gradient.
-    fn finding(&self, plain: &Self, edges: f64, name: &str, what: &str) -> Finding {
+    /// `noise`: distance of gradients under permutations of the batch.
+    fn finding(&self, plain: &Self, noise: f64, name: &str, what: &str) -> Finding {
         let loss = (self.loss / plain.loss - 1.0).abs();
         let distance = self.distance(plain);
-        let fine = loss <= ROUNDING && distance <= ROUNDING.max((OTHER_EDGES * edges).min(MOST));
+        let fine =
+            loss <= ROUNDING && distance <= ROUNDING.max((PERMUTATION_FACTOR * noise).min(MAX_DISTANCE));
         let text = format!(
-            "{what}: loss {:.6} (one plain run {:.6}), gradients differ by {distance:.1e} at most (one plain run with its \
-             images in other orders: {edges:.1e})",
+            "{what}: loss {:.6} (one process in one pass {:.6}), gradients differ by at most {distance:.1e} (one process with permuted \
+             images: {noise:.1e})",
             self.loss, plain.loss
         );
         Finding { name: name.into(), text, verdict: if fine { Verdict::Fine } else { Verdict::Wrong } }
     }
 }
 
-/// Processes and chunks give what one process gives in one pass.
-fn proofs(group: &ProcessGroup, opened: &Opened, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
+/// Compares processes and chunks with one process in one pass.
+fn proofs(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
     if config.encoder.file.is_some() {
-        let text = "not proved: the batch norm inside a TorchScript module sees its own part of a batch only";
+        let text =
+            "not checked: the batch norm inside a TorchScript module sees its own part of a batch only";
         return Ok(vec![Finding { name: "equality".into(), text: text.into(), verdict: Verdict::Note }]);
     }
     let mut small = config.clone();
     small.train.batch = IMAGES.max(4 * group.count());
     (small.train.chunk, small.train.batch_norm) = (0, BatchNormScope::Global);
     small.train.precision = PrecisionChoice::F32;
-    // The order of images is changed in their pixels.
+    // Permutations move the pixels of a batch.
     small.data.views_on = AugmentDeviceChoice::Cpu;
-    let bench = all_ok(group, Bench::new(group, opened, &small))?;
+    let probe = all_ok(group, EqualityProbe::new(group, opened, &small))?;
     let alone = ProcessGroup::alone();
-    let batch = all_ok(group, bench.part(&alone))?;
-    let plain = all_ok(group, bench.pass(&alone, &batch))?;
-    let edges = all_ok(group, bench.edges(&batch, &plain))?;
+    let batch = all_ok(group, probe.part(&alone))?;
+    let plain = all_ok(group, probe.pass(&alone, &batch))?;
+    let noise = all_ok(group, probe.permutation_noise(&batch, &plain))?;
     let mut findings = Vec::new();
     if group.count() > 1 {
         let what = format!("{} processes", group.count());
-        findings.push(all_ok(group, bench.whole(group))?.finding(&plain, edges, "processes", &what));
+        findings.push(all_ok(group, probe.whole(group))?.finding(&plain, noise, "processes", &what));
     } else {
-        let text = "one; `mpirun -n N simclr doctor ...` proves what N of them do".to_owned();
+        let text = "one; `mpirun -n N simclr doctor ...` checks N of them".to_owned();
         findings.push(Finding { name: "processes".into(), text, verdict: Verdict::Note });
     }
     if !config.task.frozen {
         let chunk = (small.train.batch / group.count() / 2).max(1);
-        let what = format!("chunks of {chunk} images in lock step");
-        findings.push(all_ok(group, bench.chunked(group, chunk))?.finding(&plain, edges, "chunks", &what));
+        let what = format!("chunks of {chunk} images with global batch norm");
+        findings.push(all_ok(group, probe.chunked(group, chunk))?.finding(&plain, noise, "chunks", &what));
     }
     Ok(findings)
 }
 
-/// A small batch and the model, for steps that update nothing.
-struct Bench {
+/// A small batch and the modules, for steps without update.
+struct EqualityProbe {
     dataset: Arc<Dataset>,
     plan: Plan,
-    model: Model,
-    objective: Objective,
+    method: Box<dyn Method>,
 }
 
-impl Bench {
-    fn new(group: &ProcessGroup, opened: &Opened, config: &RunConfig) -> Result<Self, TrainError> {
-        let Ready { dataset, plan, model, objective, .. } = ready(group, opened, config)?;
-        Ok(Self { dataset, plan, model, objective })
+impl EqualityProbe {
+    fn new(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Self, TrainError> {
+        let Prepared { dataset, plan, method, .. } = prepare(group, opened, config)?;
+        Ok(Self { dataset, plan, method })
     }
 
     fn loader(&self) -> Result<Loader, TrainError> {
@@ -220,57 +218,58 @@ impl Bench {
         Ok(Loader::new(dataset, augment, loader_config(&self.plan))?)
     }
 
-    fn setting<'a>(&'a self, group: &'a ProcessGroup, buckets: &'a GradientBuckets) -> Setting<'a> {
-        let shape = (self.plan.channels, self.plan.config.train.image_size);
-        Setting {
-            model: &self.model,
-            objective: &self.objective,
-            over: BatchNormScope::Global,
-            shape,
-            group,
-            buckets,
-        }
-    }
-
     /// One pass, each rank with its part.
-    fn whole(&self, group: &ProcessGroup) -> Result<Taken, TrainError> {
+    fn whole(&self, group: &ProcessGroup) -> Result<StepGradients, TrainError> {
         self.pass(group, &self.part(group)?)
     }
 
-    /// What this rank holds of the batch.
+    /// This rank's part of the batch.
     fn part(&self, group: &ProcessGroup) -> Result<Batch, TrainError> {
         let loader = self.loader()?.part(group.rank(), group.count());
         let batch = loader.batches(0, 1)?.next();
         Ok(batch.unwrap_or(Err(simclr_data::DataError::WorkerLost { step: 0 }))?)
     }
 
-    /// How far the order of the images alone moves a gradient from `plain`.
-    fn edges(&self, batch: &Batch, plain: &Taken) -> Result<f64, TrainError> {
-        (1..=ORDERS).try_fold(0.0, |most: f64, turn| {
-            let taken =
-                self.pass(&ProcessGroup::alone(), &turned(batch, turn * batch.ids.len() / (ORDERS + 1)))?;
-            Ok(most.max(taken.distance(plain)))
+    /// Largest distance of the gradients from `plain` under permutations of the batch.
+    fn permutation_noise(&self, batch: &Batch, plain: &StepGradients) -> Result<f64, TrainError> {
+        (1..=PERMUTATIONS).try_fold(0.0, |largest: f64, index| {
+            let rotated = rotated(batch, index * batch.ids.len() / (PERMUTATIONS + 1));
+            Ok(largest.max(self.pass(&ProcessGroup::alone(), &rotated)?.distance(plain)))
         })
     }
 
-    fn pass(&self, group: &ProcessGroup, batch: &Batch) -> Result<Taken, TrainError> {
-        let buckets = GradientBuckets::new(&self.model.params, group);
-        let (_, stepped) = gradients(&self.setting(group, &buckets), batch)?;
-        Ok(Taken::of(&stepped, &self.model.params))
+    fn pass(&self, group: &ProcessGroup, batch: &Batch) -> Result<StepGradients, TrainError> {
+        self.gradients(group, None, &mut std::iter::once(Ok(self.on_device(batch.clone()))))
     }
 
-    fn chunked(&self, group: &ProcessGroup, images: usize) -> Result<Taken, TrainError> {
-        let loader = self.loader()?.chunked(Chunking { images, shuffle_views: false, passes: 1 });
-        let mut batches = loader.part(group.rank(), group.count()).batches(0, 1)?;
-        let buckets = GradientBuckets::new(&self.model.params, group);
-        let step = LargeStep { setting: self.setting(group, &buckets), passes: 1, seed: 0 };
-        let (_, stepped) = step.gradients(&mut Chunks::new(0, &mut batches))?;
-        Ok(Taken::of(&stepped, &self.model.params))
+    fn chunked(&self, group: &ProcessGroup, images: usize) -> Result<StepGradients, TrainError> {
+        let chunking = Chunking { images, shuffle_views: false, passes: 1 };
+        let loader = self.loader()?.chunked(chunking).part(group.rank(), group.count());
+        let batches = loader.batches(0, 1)?;
+        self.gradients(group, Some(1), &mut batches.map(|batch| Ok(self.on_device(batch?))))
+    }
+
+    fn on_device(&self, batch: Batch) -> DeviceBatch {
+        let shape = (self.plan.channels, self.plan.config.train.image_size);
+        DeviceBatch::on_host(batch, shape, self.method.params().device())
+    }
+
+    fn gradients(
+        &self,
+        group: &ProcessGroup,
+        chunk_passes: Option<usize>,
+        batches: &mut DeviceBatches<'_>,
+    ) -> Result<StepGradients, TrainError> {
+        let params = self.method.params();
+        let buckets = GradientBuckets::new(params, group);
+        let context = step_context(&self.plan, group, &*self.method, &buckets);
+        let output = executor(&context, chunk_passes, false).gradients(&context, 0, batches)?;
+        Ok(StepGradients::take(&output, params))
     }
 }
 
-/// The batch, with the first `by` images last.
-fn turned(batch: &Batch, by: usize) -> Batch {
+/// The batch rotated left by `by` images.
+fn rotated(batch: &Batch, by: usize) -> Batch {
     let (mut ids, mut second) = (batch.ids.clone(), batch.second_view_ids.clone());
     ids.rotate_left(by);
     if !second.is_empty() {
@@ -283,16 +282,17 @@ fn turned(batch: &Batch, by: usize) -> Batch {
     Batch { step, epoch, chunk, ids, second_view_ids: second, views: pixels.into(), failed }
 }
 
-/// Memory of two small steps, and from there, in a straight line, of the batch asked for and of the largest one that fits.
-fn memory(group: &ProcessGroup, own: &mut Ready) -> Result<Finding, TrainError> {
+/// Memory of two small steps, extrapolated linearly to the configured batch and to the largest one that fits.
+fn memory(group: &ProcessGroup, own: &mut Prepared) -> Result<Finding, TrainError> {
     let note = |text: &str| Finding { name: "memory".into(), text: text.into(), verdict: Verdict::Note };
-    let device = own.model.params.device();
+    let device = own.method.params().device();
     let processes = if device.is_cuda() { 1 } else { group.on_this_machine() } as f64;
     let held = if device.is_cuda() { 0.0 } else { machine::resident().unwrap_or_default() };
-    let free = machine::free_on(device).map_or(f64::INFINITY, |bytes| SHARE * (bytes / processes + held));
+    let free =
+        machine::free_on(device).map_or(f64::INFINITY, |bytes| MEMORY_SHARE * (bytes / processes + held));
     let steps = measure::steps(own, 1, free)?;
     let Some(line) = steps.memory else {
-        return Ok(note("not measured: this system does not tell a process's peak"));
+        return Ok(note("not measured: this system does not report the peak memory of a process"));
     };
     let need = line.at(own.plan.chunk());
     let verdict = if need <= free { Verdict::Fine } else { Verdict::Wrong };
@@ -302,7 +302,7 @@ fn memory(group: &ProcessGroup, own: &mut Ready) -> Result<Finding, TrainError> 
     }
     let most = ((free - line.fixed) / line.each).max(0.0) as usize * group.count();
     let kept = if own.plan.is_chunked() && own.plan.config.train.batch_norm == BatchNormScope::Global {
-        "; in lock step what goes between the stages of the encoder comes on top"
+        "; global batch norm over chunks additionally keeps the inputs of the encoder's stages"
     } else {
         ""
     };
@@ -323,8 +323,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_is_wrong_and_rounding_is_not() {
-        let taken = |loss: f64, numbers: &[f32]| Taken { loss, gradients: vec![Tensor::from_slice(numbers)] };
+    fn equality_tolerates_rounding_only() {
+        let taken =
+            |loss: f64, numbers: &[f32]| StepGradients { loss, gradients: vec![Tensor::from_slice(numbers)] };
         let plain = taken(2.0, &[3.0, 4.0]);
         let verdict = |loss, numbers: &[f32]| taken(loss, numbers).finding(&plain, 0.0, "x", "y").verdict;
         assert_eq!(verdict(2.0, &[3.0, 4.000_01]), Verdict::Fine);
@@ -334,17 +335,18 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_may_move_as_other_orders_move_it_and_not_by_tenths() {
-        let taken = |numbers: &[f32]| Taken { loss: 2.0, gradients: vec![Tensor::from_slice(numbers)] };
+    fn equality_tolerates_reordering_noise_only() {
+        let taken =
+            |numbers: &[f32]| StepGradients { loss: 2.0, gradients: vec![Tensor::from_slice(numbers)] };
         let plain = taken(&[3.0, 4.0]);
-        let verdict = |numbers: &[f32], edges| taken(numbers).finding(&plain, edges, "x", "y").verdict;
+        let verdict = |numbers: &[f32], noise| taken(numbers).finding(&plain, noise, "x", "y").verdict;
         assert_eq!(verdict(&[3.0, 4.05], 5e-3), Verdict::Fine);
         assert_eq!(verdict(&[3.0, 4.05], 1e-3), Verdict::Wrong);
         assert_eq!(verdict(&[3.0, 5.0], 1.0), Verdict::Wrong);
     }
 
     #[test]
-    fn a_turned_batch_keeps_its_pairs() {
+    fn rotation_keeps_pairs() {
         let pixels: Vec<f32> = (0..12).map(|at| at as f32).collect();
         let (ids, second) = (vec![7, 8, 9], vec![7, 8, 9]);
         let batch = Batch {
@@ -356,8 +358,8 @@ mod tests {
             views: pixels.into(),
             failed: Vec::new(),
         };
-        let turned = turned(&batch, 1);
-        assert_eq!((&turned.ids[..], &turned.second_view_ids[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
-        assert_eq!(turned.pixels()[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
+        let rotated = rotated(&batch, 1);
+        assert_eq!((&rotated.ids[..], &rotated.second_view_ids[..]), (&[8, 9, 7][..], &[8, 9, 7][..]));
+        assert_eq!(rotated.pixels()[..], [2.0, 3.0, 4.0, 5.0, 0.0, 1.0, 8.0, 9.0, 10.0, 11.0, 6.0, 7.0]);
     }
 }

@@ -1,27 +1,23 @@
-//! The run: its loop ([`run`]), one update ([`step`]; of a batch in chunks: [`large`]), what is saved ([`state`]), who is told ([`observe`]).
+//! A training run: set-up ([`setup`]), steps ([`fit`]), files of the run folder ([`journal`]), state of a checkpoint ([`state`]).
 
-mod agreed;
+mod auto_config; // keys that are not written, memory and duration
 mod bad_files;
-mod chance; // loss -> a warning where it stays at chance
+mod chance;
 mod clock;
 pub mod doctor;
 mod events;
-mod feed;
-mod fit; // what a run takes where nothing is written, and how long it takes
+mod fit;
 pub(crate) mod images;
-pub mod large;
-mod lock_step;
+mod journal;
 mod metrics;
 pub mod observe;
 mod online_knn;
-pub mod recorded;
-pub mod run;
 pub mod run_folder;
 mod run_lock;
+mod setup;
 mod start;
 pub mod state;
-pub mod step;
 
+pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};
-pub use run::{Outcome, fit, pretrain};
 pub use run_folder::RunFolder;

@@ -180,6 +180,11 @@ impl RunFolder {
         self.checkpoints().join(format!("step-{step:09}.safetensors"))
     }
 
+    /// Name of the list of images of the batch after which a value was not finite.
+    pub(super) fn non_finite_file(&self, step: u64) -> String {
+        format!("nonfinite-step-{step}.txt")
+    }
+
     /// Writes a text file of the run atomically.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ use crate::{
     device::{Precision, describe, describe_kernels},
     encoder::BatchNormScope,
     model::Model,
-    objective::ObjectiveKind,
     optim::{Optimizer, Scaling, ScheduleKind},
+    task::MethodKind,
     views::AugmentDevice,
 };
 
@@ -64,7 +64,7 @@ pub fn facts(
     };
     let labels = match dataset.classes().len() {
         _ if !plan.labelled => "no labels".to_owned(),
-        classes if config.task.objective == ObjectiveKind::Supervised => format!("{classes} classes"),
+        classes if !config.task.objective.is_contrastive() => format!("{classes} classes"),
         classes => format!("{classes} classes (labels are used by the online kNN only)"),
     };
     let mut facts = vec![
@@ -111,13 +111,13 @@ fn nothing_to_train(model: &Model) -> Option<String> {
 fn head(plan: &Plan) -> String {
     let (head, task) = (&plan.config.head, &plan.config.task);
     match task.objective {
-        ObjectiveKind::Contrastive => {
+        MethodKind::Contrastive => {
             format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
                 .to_lowercase()
         }
-        ObjectiveKind::Supervised => {
-            let below = if task.keep_head > 0 {
-                format!(" on layer {} of the projection head", task.keep_head)
+        MethodKind::Supervised => {
+            let below = if task.head_layers > 0 {
+                format!(" on layer {} of the projection head", task.head_layers)
             } else {
                 String::new()
             };
@@ -131,12 +131,12 @@ fn loss(plan: &Plan) -> String {
     let (loss, train) = (&plan.config.loss, &plan.config.train);
     let views = plan.config.task.objective.views() * train.batch;
     match plan.config.task.objective {
-        ObjectiveKind::Contrastive => format!(
+        MethodKind::Contrastive => format!(
             "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
             loss.temperature,
             ((views - 1) as f64).ln()
         ),
-        ObjectiveKind::Supervised => format!(
+        MethodKind::Supervised => format!(
             "cross entropy over {views} images; at chance ln({}) = {:.3}",
             plan.classes,
             (plan.classes as f64).ln()

@@ -3,19 +3,20 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::{
-    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, dist::ProcessGroup, model::Model,
-    optim::Optimizer, views::AugmentDevice,
+    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, dist::ProcessGroup, methods::Method,
+    model::Model, optim::Optimizer, views::AugmentDevice,
 };
 
 /// A checkpoint of the run after `step` steps.
-pub fn capture(plan: &Plan, model: &Model, optimizer: &Optimizer, step: u64) -> Checkpoint {
+pub fn capture(plan: &Plan, method: &dyn Method, optimizer: &Optimizer, step: u64) -> Checkpoint {
     let mut checkpoint = Checkpoint::default();
-    let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
-    checkpoint.tensors.extend(owned.chain(optimizer.state()));
+    let params = method.params().named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    checkpoint.tensors.extend(params.chain(method.state()).chain(optimizer.state()));
     let mut state = facts(plan);
     state["step"] = step.into();
     checkpoint.sections.insert("state".into(), state);
@@ -37,8 +38,8 @@ fn facts(plan: &Plan) -> Value {
     })
 }
 
-/// Where the run of a checkpoint made its views; those from before there was a choice do not say.
-pub fn views_of(checkpoint: &Checkpoint) -> Option<AugmentDevice> {
+/// Augmentation device of the run of a checkpoint; the CPU in checkpoints from before there was a choice.
+pub fn augment_device_of(checkpoint: &Checkpoint) -> Option<AugmentDevice> {
     let state = checkpoint.sections.get("state")?;
     Some(serde_json::from_value(state["views_on"].clone()).unwrap_or(AugmentDevice::Cpu))
 }
@@ -67,17 +68,18 @@ pub fn restore(
     path: &Path,
     checkpoint: &Checkpoint,
     plan: &Plan,
-    model: &Model,
+    method: &mut dyn Method,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, CheckpointError> {
     let state = checkpoint.sections.get("state").cloned().unwrap_or_default();
     refuse_other_run(path, checkpoint, &plan.config)?;
     refuse_other_images(path, &state, &facts(plan))?;
     let mut values = Vec::new();
-    for (name, tensor) in model.params.named() {
+    for (name, tensor) in method.params().named() {
         values.push((tensor.shallow_clone(), checkpoint.tensor(path, name, &tensor.size())?));
     }
     optimizer.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
+    method.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
     // Only when everything is there and fits is anything overwritten.
     tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
     let no_step = || CheckpointError::Damaged { path: path.to_owned(), reason: "it names no step".into() };
@@ -87,13 +89,20 @@ pub fn restore(
     Ok(Resumed { step, notes })
 }
 
-/// Gives every rank what rank 0 has: weights, buffers, the optimizer's state, and where the run goes on.
-pub fn share(group: &ProcessGroup, model: &Model, optimizer: &mut Optimizer, resumed: Resumed) -> Resumed {
+/// Broadcasts rank 0's weights, buffers, method and optimizer state and step.
+pub fn broadcast(
+    group: &ProcessGroup,
+    method: &mut dyn Method,
+    optimizer: &mut Optimizer,
+    resumed: Resumed,
+) -> Resumed {
     let step = group.broadcast_text(&resumed.step.to_string());
-    model.params.named().for_each(|(_, tensor)| group.broadcast(tensor));
-    let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
+    method.params().named().for_each(|(_, tensor)| group.broadcast(tensor));
+    let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().chain(method.state()).collect();
     state.values().for_each(|tensor| group.broadcast(tensor));
-    optimizer.load_state(&|name, _| Ok(state[name].shallow_clone())).expect("its own names and shapes");
+    let own = |name: &str, _: &[i64]| Ok(state[name].shallow_clone());
+    optimizer.load_state(&own).expect("its own names and shapes");
+    method.load_state(&own).expect("its own names and shapes");
     Resumed { step: step.parse().expect("rank 0 wrote a number"), notes: resumed.notes }
 }
 
@@ -102,7 +111,7 @@ pub fn share(group: &ProcessGroup, model: &Model, optimizer: &mut Optimizer, res
 ///
 /// # Errors
 /// [`CheckpointError::Mismatch`] where it is of another encoder or head.
-pub fn start_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
+pub fn init_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::load(path)?;
     let classifier = |name: &str| name.starts_with("classifier.");
     let taken = |name: &str| !classifier(name) || checkpoint.tensors.contains_key(name);
@@ -152,8 +161,8 @@ const FREE: [&str; 14] = [
     "data.path",
     // The fingerprint of the images holds their labels.
     "data.labels",
-    "task.images",
-    "task.start",
+    "task.subset",
+    "task.init_from",
     "data.threads",
     "data.prefetch",
     "data.max_bad_share",
@@ -168,6 +177,8 @@ const FREE: [&str; 14] = [
 
 fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
+    // Through the configuration's own type, which knows the former names of keys.
+    let saved = RunConfig::deserialize(&saved).map_or(saved, |config| json!(config));
     // What a checkpoint from before a key existed does not say was what is now the default.
     let (now, default) = (json!(config), json!(RunConfig::default()));
     let mut differences = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use simclr_data::{Batch, Chunk, Chunking, DataError, Loader};
+use simclr_data::{Batch, Chunk, Chunking, Loader};
 
 use super::{
     choice::{Line, Pace},
@@ -13,11 +13,8 @@ use crate::{
     device::{gpu_memory, trim_memory},
     dist::{GradientBuckets, ProcessGroup},
     encoder::BatchNormScope,
-    train::{
-        large::{Chunks, LargeStep},
-        run::{Ready, loader_config},
-        step::{Setting, train_step},
-    },
+    exec::{DeviceBatch, StepId, executor},
+    train::setup::{Prepared, loader_config, step_context},
     views::AugmentDevice,
 };
 
@@ -50,7 +47,7 @@ pub struct Steps {
 ///
 /// # Errors
 /// What keeps a step from being taken.
-pub fn steps(ready: &mut Ready, chunks: usize, budget: f64) -> Result<Steps, TrainError> {
+pub fn steps(ready: &mut Prepared, chunks: usize, budget: f64) -> Result<Steps, TrainError> {
     let least = 2 * chunks;
     let most = ready.dataset.len().min(ready.plan.config.train.batch).clamp(2 * least, MOST.max(2 * least));
     let (mut low, mut high) = (first(ready, least, chunks)?, first(ready, 2 * least, chunks)?);
@@ -75,8 +72,8 @@ pub fn steps(ready: &mut Ready, chunks: usize, budget: f64) -> Result<Steps, Tra
 }
 
 /// The peak of the first step over so many images, in bytes of the process or of the GPU, and its seconds.
-fn first(ready: &mut Ready, images: usize, chunks: usize) -> Result<(Option<f64>, f64), TrainError> {
-    let device = ready.model.params.device();
+fn first(ready: &mut Prepared, images: usize, chunks: usize) -> Result<(Option<f64>, f64), TrainError> {
+    let device = ready.method.params().device();
     // What an earlier and larger step left behind would hide this one.
     trim_memory(device);
     machine::forget_peak();
@@ -86,34 +83,23 @@ fn first(ready: &mut Ready, images: usize, chunks: usize) -> Result<(Option<f64>
 }
 
 /// Seconds of one step at learning rate 0.
-fn step(ready: &mut Ready, images: usize, chunks: usize) -> Result<f64, TrainError> {
-    let (alone, train) = (ProcessGroup::alone(), &ready.plan.config.train);
-    let buckets = GradientBuckets::new(&ready.model.params, &alone);
-    let shape = (ready.plan.channels, train.image_size);
-    let setting = Setting {
-        model: &ready.model,
-        objective: &ready.objective,
-        over: BatchNormScope::Global,
-        shape,
-        group: &alone,
-        buckets: &buckets,
-    };
+fn step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<f64, TrainError> {
+    let alone = ProcessGroup::alone();
+    let gradients = GradientBuckets::new(ready.method.params(), &alone);
+    let mut context = step_context(&ready.plan, &alone, &*ready.method, &gradients);
+    context.norm.scope = BatchNormScope::Global;
+    let shape = (ready.plan.channels, ready.plan.config.train.image_size);
+    let device = ready.method.params().device();
     let batches = batches(ready, images, chunks);
     let begin = Instant::now();
-    if chunks == 1 {
-        batches
-            .into_iter()
-            .try_for_each(|batch| train_step(&setting, &mut ready.optimizer, &batch, 0.0).map(drop))?;
-    } else {
-        let large = LargeStep { setting, passes: 1, seed: train.seed };
-        let mut batches = batches.into_iter().map(Ok::<_, DataError>);
-        large.run(&mut Chunks::new(0, &mut batches), &mut ready.optimizer, 0.0)?;
-    }
+    let mut batches = batches.into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, shape, device)));
+    let mut executor = executor(&context, (chunks > 1).then_some(1), false);
+    executor.step(&context, &mut ready.optimizer, StepId { step: 0, lr: 0.0 }, &mut batches)?;
     Ok(begin.elapsed().as_secs_f64())
 }
 
 /// Chunks of a batch of noise.
-fn batches(ready: &Ready, images: usize, count: usize) -> Vec<Batch> {
+fn batches(ready: &Prepared, images: usize, count: usize) -> Vec<Batch> {
     let views = ready.plan.config.task.objective.views();
     let (channels, side) = (ready.plan.channels, ready.plan.config.train.image_size);
     // Any pixels that differ: Knuth's multiplicative hash of the place.
@@ -150,8 +136,8 @@ pub struct Loading {
 
 /// Makes views of the first images of the first epoch, which the first step needs in any case. Images that
 /// cannot be decoded are for the run to report.
-pub fn loading(ready: &Ready) -> Loading {
-    trim_memory(ready.model.params.device());
+pub fn loading(ready: &Prepared) -> Loading {
+    trim_memory(ready.method.params().device());
     let before = machine::resident().unwrap_or_default();
     machine::forget_peak();
     let Some(first) = load(ready, 4 * ready.plan.data_threads) else { return Loading::default() };
@@ -161,7 +147,7 @@ pub fn loading(ready: &Ready) -> Loading {
 }
 
 /// Seconds for each of so many images.
-fn load(ready: &Ready, images: usize) -> Option<f64> {
+fn load(ready: &Prepared, images: usize) -> Option<f64> {
     let mut config = loader_config(&ready.plan);
     config.batch = images.min(config.batch).max(1);
     config.max_bad_share = 1.0;
@@ -180,10 +166,10 @@ fn load(ready: &Ready, images: usize) -> Option<f64> {
 }
 
 /// How fast steps like these are with such a loader.
-pub fn pace(ready: &Ready, steps: &Steps, loading: &Loading) -> Pace {
+pub fn pace(ready: &Prepared, steps: &Steps, loading: &Loading) -> Pace {
     let plan = &ready.plan;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let shared =
-        !ready.model.params.device().is_cuda() && plan.data_threads + plan.torch_threads > processors;
+        !ready.method.params().device().is_cuda() && plan.data_threads + plan.torch_threads > processors;
     Pace { step: steps.seconds.0, fixed: steps.seconds.1, loader: loading.seconds, shared }
 }

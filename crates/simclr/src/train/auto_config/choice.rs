@@ -1,6 +1,6 @@
 //! What a run takes where nothing is written: a function of the images and of what small steps took, no more.
 
-use crate::{encoder::BatchNormScope, objective::ObjectiveKind};
+use crate::{encoder::BatchNormScope, task::MethodKind};
 
 /// On a CPU, sides of a view by the number of images that a run goes through, over all epochs. ResNet-18 on two
 /// cores takes about 0.025 s an image at 128 px and a quarter of that at 64 px, so that a run up to the first
@@ -114,7 +114,7 @@ pub struct Open {
     /// Whether that may change.
     pub norm_open: bool,
     /// What is minimised.
-    pub objective: ObjectiveKind,
+    pub objective: MethodKind,
 }
 
 /// The ways that are open, best first: one pass, the same loss in chunks, chunks with batch norm of their own.
@@ -127,7 +127,7 @@ fn ways(needs: &Needs, open: &Open, part: usize) -> Vec<Way> {
     let down_from = |most: usize, least: usize| {
         std::iter::successors(Some(most), |chunk| Some(chunk / 2)).take_while(move |&chunk| chunk >= least)
     };
-    let may_shuffle = open.norm_open && open.objective == ObjectiveKind::Contrastive;
+    let may_shuffle = open.norm_open && open.objective.is_contrastive();
     if open.norm == BatchNormScope::Global {
         ways.extend(needs.lock_step.map(|_| Way::LockStep(half.min(LOCK_STEP))));
         if may_shuffle {
@@ -177,7 +177,7 @@ mod tests {
         chunks: true,
         norm: BatchNormScope::Global,
         norm_open: true,
-        objective: ObjectiveKind::Contrastive,
+        objective: MethodKind::Contrastive,
     };
 
     /// 60 MiB an image in one pass, 15 MiB in lock step, 1 GiB besides.
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(at(own, 8.6), Ok(Way::Chunks(128)));
         assert_eq!(at(own, 1.2), Ok(Way::Chunks(2)), "what is written may have small chunks");
         assert!(matches!(at(own, 1.0), Err((Way::Chunks(2), _))));
-        let labels = Open { objective: ObjectiveKind::Supervised, ..OPEN };
+        let labels = Open { objective: MethodKind::Supervised, ..OPEN };
         assert!(matches!(at(labels, 4.7), Err((Way::LockStep(64), _))));
         let frozen = Open { chunks: false, ..OPEN };
         assert!(matches!(at(frozen, 4.8), Err((Way::Whole, _))));

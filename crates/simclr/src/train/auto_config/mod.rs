@@ -1,5 +1,5 @@
-//! What fits this machine, and how long it takes: stated before the first step of a new run, and chosen where
-//! nothing is written.
+//! Settings of a new run that are not written, chosen to fit this machine; memory and duration are reported before the first
+//! step.
 //!
 //! 1. `train.batch` is the largest power of two that the set holds, where it holds fewer images than a batch.
 //! 2. Where there is no GPU, `encoder.name` is `resnet18` and `train.image_size` follows from the work of the
@@ -22,15 +22,14 @@ use tch::Device;
 use self::choice::{Line, Needs, Open, Pace, Way, way};
 use self::measure::{Loading, Steps};
 use super::{
-    agreed::all_ok,
     online_knn,
-    run::{Opened, Ready, ready},
+    setup::{OpenedData, Prepared, prepare},
 };
 use crate::{
     Plan, RunConfig, TrainError,
     config::{KEPT_VIEWS, Written},
     device::trim_memory,
-    dist::ProcessGroup,
+    dist::{ProcessGroup, all_ok},
     encoder::{BatchNormScope, EncoderName},
 };
 
@@ -52,42 +51,46 @@ const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
 /// The configuration of a run for this machine, and what is stated about it: (name, value) as
 /// [`super::Observer::start`] has it.
-pub(super) struct Fitted {
+pub(super) struct AutoConfigured {
     pub(super) config: RunConfig,
     pub(super) facts: Vec<(String, String)>,
 }
 
 /// Chooses what is not `written`. All ranks call it together.
-pub(super) fn fitted(group: &ProcessGroup, opened: &Opened, written: &Written) -> Result<Fitted, TrainError> {
+pub(super) fn auto_configure(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    written: &Written,
+) -> Result<AutoConfigured, TrainError> {
     let here =
-        (group.is_first() && *written != Written::EVERYTHING).then(|| Fit::new(group, opened, written));
-    let done = all_ok(group, here.map(Fit::run).transpose())?;
+        (group.is_first() && *written != Written::EVERYTHING).then(|| Selection::new(group, opened, written));
+    let done = all_ok(group, here.map(Selection::run).transpose())?;
     if done.is_some() {
         // The measured model is gone; its memory is for the run's.
         trim_memory(opened.device);
     }
     let (config, facts) = done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
     if group.count() == 1 {
-        return Ok(Fitted { config, facts });
+        return Ok(AutoConfigured { config, facts });
     }
-    Ok(Fitted { config: RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?, facts })
+    Ok(AutoConfigured { config: RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?, facts })
 }
 
 /// The choice on its way.
-struct Fit<'a> {
+struct Selection<'a> {
     group: &'a ProcessGroup,
-    opened: &'a Opened,
+    opened: &'a OpenedData,
     written: &'a Written,
     config: RunConfig,
     facts: Vec<(String, String)>,
 }
 
-impl<'a> Fit<'a> {
-    fn new(group: &'a ProcessGroup, opened: &'a Opened, written: &'a Written) -> Self {
+impl<'a> Selection<'a> {
+    fn new(group: &'a ProcessGroup, opened: &'a OpenedData, written: &'a Written) -> Self {
         Self { group, opened, written, config: opened.config.clone(), facts: Vec::new() }
     }
 
-    fn run(mut self) -> Result<Fitted, TrainError> {
+    fn run(mut self) -> Result<AutoConfigured, TrainError> {
         self.by_images();
         let chosen_side = self.by_device();
         let budget = Budget::now(self.group, &self.config, self.opened.device);
@@ -95,7 +98,7 @@ impl<'a> Fit<'a> {
             return Ok(self.done());
         }
         loop {
-            let mut trial = ready(self.group, self.opened, &self.config)?;
+            let mut trial = prepare(self.group, self.opened, &self.config)?;
             let measured = Measured::of(&mut trial, &budget)?;
             match self.take_way(&trial.plan, &measured, &budget) {
                 Ok(way) => {
@@ -111,9 +114,9 @@ impl<'a> Fit<'a> {
         }
     }
 
-    fn done(self) -> Fitted {
+    fn done(self) -> AutoConfigured {
         let chosen = self.chosen().map(|text| ("chosen".to_owned(), text));
-        Fitted { facts: chosen.into_iter().chain(self.facts).collect(), config: self.config }
+        AutoConfigured { facts: chosen.into_iter().chain(self.facts).collect(), config: self.config }
     }
 
     /// What is not as it would be by default, and why.
@@ -154,7 +157,7 @@ impl<'a> Fit<'a> {
     /// Returns whether the side of a view is one that this chose.
     fn by_device(&mut self) -> bool {
         let open = |key: &str| !self.written.has(key);
-        if self.opened.device.is_cuda() || !open("encoder.file") || self.config.task.start.is_some() {
+        if self.opened.device.is_cuda() || !open("encoder.file") || self.config.task.init_from.is_some() {
             return false;
         }
         if open("encoder.name") {
@@ -297,7 +300,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn of(trial: &mut Ready, budget: &Budget) -> Result<Self, TrainError> {
+    fn of(trial: &mut Prepared, budget: &Budget) -> Result<Self, TrainError> {
         let steps = measure::steps(trial, 1, budget.bytes)?;
         let loading = measure::loading(trial);
         let pace = measure::pace(trial, &steps, &loading);
@@ -307,7 +310,7 @@ impl Measured {
         let train = &trial.plan.config.train;
         let part = train.batch.div_ceil(trial.plan.ranks);
         let fits = needs.of(Way::Whole, part) <= budget.bytes && !trial.plan.is_chunked();
-        let possible = train.batch_norm == BatchNormScope::Global && trial.model.stages().is_some();
+        let possible = train.batch_norm == BatchNormScope::Global && trial.method.stages().is_some();
         if !fits && possible && !trial.plan.config.task.frozen && trial.dataset.len() >= 8 && part >= 4 {
             let lock_step = measure::steps(trial, 2, budget.bytes)?;
             needs.lock_step = lock_step.memory.map(|line| line.times(MARGIN));
@@ -316,8 +319,8 @@ impl Measured {
         Ok(measured)
     }
 
-    fn needs_of(&self, trial: &Ready, whole: Line) -> Needs {
-        let (plan, model) = (&trial.plan, &trial.model);
+    fn needs_of(&self, trial: &Prepared, whole: Line) -> Needs {
+        let (plan, model) = (&trial.plan, trial.method.model());
         let on_gpu = model.params.device().is_cuda();
         let numbers: usize = model.params.named().map(|(_, tensor)| tensor.numel()).sum();
         let state: usize = trial.optimizer.state().iter().map(|(_, tensor)| tensor.numel()).sum();

@@ -1,29 +1,26 @@
-//! One outcome for all ranks of a run.
+//! Results that all ranks of a run share, so that no rank skips a collective that the others wait in.
 
-use crate::{
-    TrainError,
-    dist::{ProcessGroup, RankError},
-};
+use super::{ProcessGroup, RankError};
+use crate::TrainError;
 
-/// Success where all ranks have it, else the error of the lowest rank that has one: as it is there, and as
-/// [`TrainError::RemoteRank`] on the others.
+/// Ok if every rank is Ok; otherwise the error of the lowest failing rank, as [`TrainError::RemoteRank`] on all others.
 pub fn all_ok<T>(group: &ProcessGroup, own: Result<T, TrainError>) -> Result<T, TrainError> {
     all_ok_with(group, own, |_| String::new()).map(|(value, _)| value)
 }
 
-/// [`agreed`], with what each rank tells the others.
+/// [`all_ok`] with a text of every rank, by rank.
 pub fn all_ok_with<T>(
     group: &ProcessGroup,
     own: Result<T, TrainError>,
-    tell: impl FnOnce(&T) -> String,
+    text: impl FnOnce(&T) -> String,
 ) -> Result<(T, Vec<String>), TrainError> {
-    group.all_ok(own, tell).map_err(|disagreed| match disagreed {
+    group.all_ok(own, text).map_err(|error| match error {
         RankError::Local(error) => error,
         RankError::Remote { rank, message } => TrainError::RemoteRank { rank, message },
     })
 }
 
-/// An outcome in the middle of a step, where the others wait and cannot be asked: a failure ends the run for all at once.
+/// A result in the middle of a step, where the other ranks wait in a collective: an error aborts the job.
 pub fn abort_group_on_error<T>(group: &ProcessGroup, own: Result<T, TrainError>) -> Result<T, TrainError> {
     own.inspect_err(|error| group.abort(&error.to_string()))
 }

@@ -1,8 +1,6 @@
-//! The chunks of a batch on threads of their own, of which one runs at a time, so that each can wait in the middle of a pass
-//! for the batch-norm statistics of all.
-//!
-//! A chunk runs until it needs a sum, hands over to the next, and goes on when its turn comes again: by then all have
-//! added their share. The order is fixed, so the sums are the same bits in every run.
+//! Cooperative scheduling of the chunks of a batch for SyncBN: every chunk has a thread, one of them runs at a time, and a chunk that
+//! needs the statistics of the whole batch adds its share and hands over to the next one. When its turn comes again, all chunks have
+//! added theirs. The order is fixed, so the sums are the same bits in every run.
 
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -13,141 +11,138 @@ use tch::Tensor;
 
 use crate::encoder::AllReduce;
 
-/// Stack of a chunk's thread: what a process's first thread has, for libtorch's kernel generators.
+/// Stack of a chunk's thread in bytes: that of a main thread, which libtorch's kernel generators need.
 const STACK: usize = 8 << 20;
 
 #[derive(Debug)]
-struct LockStep {
+struct Scheduler {
     turn: Mutex<Turn>,
     passed: Condvar,
-    /// Those who share the batch besides these chunks.
-    beyond: Option<Arc<dyn AllReduce>>,
+    /// Sums over other processes, after the chunks of this one.
+    outer: Option<Arc<dyn AllReduce>>,
 }
 
 #[derive(Debug)]
 struct Turn {
-    /// Whose it is.
-    member: usize,
-    /// Who has ended.
+    /// The task that may run.
+    task: usize,
     ended: Vec<bool>,
-    /// The sum of this round, and that of the one before, which some members may not have taken yet.
+    /// The sum of this round and of the one before, which some tasks may not have read yet.
     totals: [Option<Tensor>; 2],
 }
 
-/// One of the chunks.
+/// The thread of one chunk.
 #[derive(Debug)]
-struct Member {
+struct Task {
     index: usize,
-    /// Sums taken so far.
+    /// Sums so far.
     rounds: AtomicUsize,
-    shared: Arc<LockStep>,
+    scheduler: Arc<Scheduler>,
 }
 
-/// Runs `work` for every item, with the exchange through which it meets the others. All take the same number of sums.
+/// Runs `work` for every item, with an all-reduce over all of them. Every call of `work` must use it equally often.
 ///
 /// # Errors
-/// Threads that the system does not give.
+/// Threads that cannot be created.
 ///
 /// # Panics
-/// If `work` does for one of them.
-pub fn in_lock_step<I: Send, O: Send>(
+/// If `work` does.
+pub fn run_in_turns<I: Send, O: Send>(
     items: Vec<I>,
-    beyond: Option<Arc<dyn AllReduce>>,
+    outer: Option<Arc<dyn AllReduce>>,
     work: impl Fn(usize, I, Arc<dyn AllReduce>) -> O + Sync,
 ) -> Result<Vec<O>, std::io::Error> {
-    let turn = Turn { member: 0, ended: vec![false; items.len()], totals: [None, None] };
-    let shared = Arc::new(LockStep { turn: Mutex::new(turn), passed: Condvar::new(), beyond });
+    let turn = Turn { task: 0, ended: vec![false; items.len()], totals: [None, None] };
+    let scheduler = Arc::new(Scheduler { turn: Mutex::new(turn), passed: Condvar::new(), outer });
     let (work, threads) = (&work, tch::get_num_threads());
     std::thread::scope(|scope| {
         let mut started = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
-            let member = Member { index, rounds: AtomicUsize::new(0), shared: Arc::clone(&shared) };
+            let task = Task { index, rounds: AtomicUsize::new(0), scheduler: Arc::clone(&scheduler) };
             let run = move || {
-                let member = Arc::new(member);
-                let _ending = Ending(&member);
-                drop(member.wait());
+                let task = Arc::new(task);
+                let _release = ReleaseOnDrop(&task);
+                drop(task.wait());
                 tch::set_num_threads(threads); // OpenMP's number is one per thread that starts parallel work
-                work(index, item, Arc::clone(&member) as Arc<dyn AllReduce>)
+                work(index, item, Arc::clone(&task) as Arc<dyn AllReduce>)
             };
             let thread = std::thread::Builder::new().name(format!("chunk-{index}")).stack_size(STACK);
             match thread.spawn_scoped(scope, run) {
                 Ok(thread) => started.push(thread),
                 Err(error) => {
-                    // Those that wait for the missing ones must not.
-                    shared.lock().ended[index..].fill(true);
-                    shared.passed.notify_all();
+                    // The tasks that are running must not wait for the missing ones.
+                    scheduler.lock().ended[index..].fill(true);
+                    scheduler.passed.notify_all();
                     return Err(error);
                 }
             }
         }
-        let ends: Vec<_> = started.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-        // The first to panic is the cause, the others only missed it.
-        let cause = ends.iter().position(Result::is_err);
-        let mut ends: Vec<_> = ends.into_iter().collect();
-        match cause {
+        let mut ends: Vec<_> = started.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        // The first panic is the cause; the others only missed its share.
+        match ends.iter().position(Result::is_err) {
             Some(cause) => std::panic::resume_unwind(ends.swap_remove(cause).err().expect("it is an error")),
             None => Ok(ends.into_iter().flatten().collect()),
         }
     })
 }
 
-impl LockStep {
+impl Scheduler {
     fn lock(&self) -> MutexGuard<'_, Turn> {
-        // A panic of a member leaves nothing half done here.
+        // A panic of a task leaves nothing half done here.
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over to the next member that has not ended.
+    /// Hands over to the next task that has not ended.
     fn pass(&self, turn: &mut Turn) {
         let count = turn.ended.len();
-        let next = (1..=count).map(|step| (turn.member + step) % count).find(|&member| !turn.ended[member]);
-        turn.member = next.unwrap_or(turn.member);
+        let next = (1..=count).map(|step| (turn.task + step) % count).find(|&task| !turn.ended[task]);
+        turn.task = next.unwrap_or(turn.task);
         self.passed.notify_all();
     }
 }
 
-impl Member {
-    /// Until it is this member's turn.
+impl Task {
+    /// Blocks until it is this task's turn.
     fn wait(&self) -> MutexGuard<'_, Turn> {
-        let turn = self.shared.lock();
-        let others = |turn: &mut Turn| turn.member != self.index;
-        self.shared.passed.wait_while(turn, others).unwrap_or_else(PoisonError::into_inner)
+        let turn = self.scheduler.lock();
+        let others = |turn: &mut Turn| turn.task != self.index;
+        self.scheduler.passed.wait_while(turn, others).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl AllReduce for Member {
+impl AllReduce for Task {
     /// # Panics
     /// If another chunk has ended without this sum.
     fn all_reduce_sum(&self, values: &Tensor) {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed) % 2;
-        let mut turn = self.shared.lock();
+        let mut turn = self.scheduler.lock();
         assert!(!turn.ended.contains(&true), "another chunk of the batch has ended early");
         let last = self.index + 1 == turn.ended.len();
         let total = match turn.totals[round].take() {
             Some(total) if self.index > 0 => total + values,
             _ => values.copy(),
         };
-        if let Some(beyond) = self.shared.beyond.as_ref().filter(|_| last) {
-            beyond.all_reduce_sum(&total);
+        if let Some(outer) = self.scheduler.outer.as_ref().filter(|_| last) {
+            outer.all_reduce_sum(&total);
         }
         turn.totals[round] = Some(total);
-        self.shared.pass(&mut turn);
+        self.scheduler.pass(&mut turn);
         drop(turn);
         let turn = self.wait();
-        let total = turn.totals[round].as_ref().expect("this member put its share there");
+        let total = turn.totals[round].as_ref().expect("this task added its share");
         values.shallow_clone().copy_(total);
     }
 }
 
-/// Ends a member's part, also by a panic.
-struct Ending<'a>(&'a Member);
+/// Ends a task, also by a panic.
+struct ReleaseOnDrop<'a>(&'a Task);
 
-impl Drop for Ending<'_> {
+impl Drop for ReleaseOnDrop<'_> {
     fn drop(&mut self) {
-        let mut turn = self.0.shared.lock();
+        let mut turn = self.0.scheduler.lock();
         turn.ended[self.0.index] = true;
-        if turn.member == self.0.index {
-            self.0.shared.pass(&mut turn);
+        if turn.task == self.0.index {
+            self.0.scheduler.pass(&mut turn);
         }
     }
 }
@@ -162,12 +157,12 @@ mod tests {
         values.double_value(&[0])
     }
 
-    /// Several rounds, each with the sum of what all gave; and never two at a time.
+    /// Several rounds; one chunk runs at a time.
     #[test]
-    fn everybody_gets_every_sum_and_runs_alone() {
+    fn all_chunks_receive_the_same_sum() {
         let running = AtomicUsize::new(0);
         let alone = || assert_eq!(running.load(Ordering::SeqCst), 0, "two at a time");
-        let sums = in_lock_step((0..5).collect(), None, |index, item: usize, exchange| {
+        let sums = run_in_turns((0..5).collect(), None, |index, item: usize, exchange| {
             assert_eq!(index, item);
             let mut found = Vec::new();
             for round in 0..4 {
@@ -182,9 +177,8 @@ mod tests {
         assert_eq!(sums.unwrap(), vec![vec![10.0, 60.0, 110.0, 160.0]; 5]);
     }
 
-    /// The last chunk takes the sum on to whoever is beyond, once a round.
     #[test]
-    fn a_sum_goes_beyond_once() {
+    fn the_outer_all_reduce_runs_once_per_round() {
         #[derive(Debug, Default)]
         struct Doubles(AtomicUsize);
         impl AllReduce for Doubles {
@@ -193,20 +187,20 @@ mod tests {
                 let _ = values.shallow_clone().g_mul_scalar_(2.0);
             }
         }
-        let beyond = Arc::new(Doubles::default());
-        let outer: Arc<dyn AllReduce> = beyond.clone();
-        let sums = in_lock_step(vec![1.0f32, 2.0, 4.0], Some(outer), |_, item, exchange| {
+        let counter = Arc::new(Doubles::default());
+        let outer: Arc<dyn AllReduce> = counter.clone();
+        let sums = run_in_turns(vec![1.0f32, 2.0, 4.0], Some(outer), |_, item, exchange| {
             [sum_of(&exchange, item), sum_of(&exchange, 1.0)]
         });
         assert_eq!(sums.unwrap(), [[14.0, 6.0]; 3]);
-        assert_eq!(beyond.0.load(Ordering::SeqCst), 2);
+        assert_eq!(counter.0.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    fn one_that_ends_early_ends_the_others_and_hangs_nobody() {
+    fn a_chunk_that_ends_early_fails_the_others_without_a_deadlock() {
         for early in 0..3 {
             let run = std::panic::catch_unwind(|| {
-                in_lock_step(vec![0, 1, 2], None, |index, _: i32, exchange| {
+                run_in_turns(vec![0, 1, 2], None, |index, _: i32, exchange| {
                     sum_of(&exchange, 1.0);
                     assert_ne!(index, early, "the cause");
                     sum_of(&exchange, 1.0);

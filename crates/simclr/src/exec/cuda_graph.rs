@@ -1,0 +1,185 @@
+//! A step captured as a CUDA graph and replayed per batch: one launch in place of a thousand, without host-device
+//! synchronisation in between. Only the views and the learning rate change; both have fixed addresses.
+
+use simclr_shim::stream::CudaGraph;
+use tch::{Kind, Tensor};
+
+use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, StepOutput, eager};
+use crate::{
+    TrainError,
+    dist::all_ok,
+    methods::{BatchSlice, LossOutput},
+    nt_xent::SingleProcess,
+    optim::{self, Optimizer},
+};
+
+/// Eager steps before the capture: cuDNN selects its algorithms in them, and kernels are loaded.
+const WARM_UP: usize = 3;
+
+/// Captures the step after [`WARM_UP`] eager ones and replays it. Batches of another size run eagerly.
+#[derive(Debug, Default)]
+pub struct CudaGraphExecutor {
+    state: State,
+    notice: Option<String>,
+    replays: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Eager steps so far.
+    WarmUp(usize),
+    Captured(Captured),
+    /// The capture failed: eager for good.
+    Failed,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::WarmUp(0)
+    }
+}
+
+#[derive(Debug)]
+struct Captured {
+    graph: CudaGraph,
+    /// Input of the graph, `[2N, C, S, S]`.
+    views: Tensor,
+    output: LaunchedStep,
+}
+
+/// Outputs of a step on the device.
+#[derive(Debug)]
+pub struct LaunchedStep {
+    /// Loss, accuracy, gradient norm: `[3]`, f64.
+    pub scalars: Tensor,
+    /// See [`StepOutput`].
+    pub h: Tensor,
+    /// See [`StepOutput`].
+    pub z: Tensor,
+}
+
+impl CudaGraphExecutor {
+    /// Whether the step of `context` can be captured: one process on a GPU with the optimizer's kernels, a loss without host
+    /// data, and no TorchScript module.
+    pub fn is_supported(context: &StepContext<'_>) -> bool {
+        let StepContext { method, group, .. } = *context;
+        let params = method.params();
+        let on_gpu = params.device().is_cuda() && optim::served(params);
+        on_gpu && method.stages().is_some() && method.traits().graph_capturable && group.count() == 1
+    }
+
+    /// Steps that were replays of the graph so far.
+    pub fn replays(&self) -> usize {
+        self.replays
+    }
+
+    /// Whether a graph for views of this shape is at hand; captures it after the warm-up.
+    fn is_captured(&mut self, context: &StepContext<'_>, optimizer: &Optimizer, views: &Tensor) -> bool {
+        if let State::WarmUp(steps) = &mut self.state {
+            *steps += 1;
+            if *steps <= WARM_UP {
+                return false;
+            }
+            self.capture(context, optimizer, views);
+        }
+        matches!(&self.state, State::Captured(captured) if captured.views.size() == views.size())
+    }
+
+    fn capture(&mut self, context: &StepContext<'_>, optimizer: &Optimizer, views: &Tensor) {
+        let views = views.copy();
+        self.state = match CudaGraph::capture(|| launch_step(context, optimizer, &views)) {
+            Ok((graph, output)) => {
+                self.notice = Some("the step is captured as a CUDA graph".into());
+                State::Captured(Captured { graph, views, output })
+            }
+            Err(error) => {
+                self.notice = Some(format!("the step runs without a CUDA graph, which is slower: {error}"));
+                // Gradients of a failed capture hold no values.
+                let params = context.method.params().params();
+                params.iter().for_each(|param| drop(simclr_shim::drop_gradient(&param.tensor)));
+                State::Failed
+            }
+        };
+    }
+}
+
+impl Executor for CudaGraphExecutor {
+    fn gradients(
+        &mut self,
+        context: &StepContext<'_>,
+        step: u64,
+        batches: &mut DeviceBatches<'_>,
+    ) -> Result<StepOutput, TrainError> {
+        eager::gradients(context, all_ok(context.group, DeviceBatch::next_of(batches, step))?)
+    }
+
+    fn step(
+        &mut self,
+        context: &StepContext<'_>,
+        optimizer: &mut Optimizer,
+        id: StepId,
+        batches: &mut DeviceBatches<'_>,
+    ) -> Result<StepOutput, TrainError> {
+        let mut batch = all_ok(context.group, DeviceBatch::next_of(batches, id.step))?;
+        let views = batch.take_views()?;
+        if !self.is_captured(context, optimizer, &views) {
+            batch.views = views.into();
+            return Eager::step_of(context, optimizer, batch, id.lr);
+        }
+        let State::Captured(captured) = &self.state else { unreachable!("checked by is_captured") };
+        captured.views.shallow_clone().copy_(&views);
+        optimizer.announce(context.method.params(), id.lr);
+        captured.graph.replay()?;
+        self.replays += 1;
+        Ok(captured.output.read(batch.ids))
+    }
+
+    fn take_notice(&mut self) -> Option<String> {
+        self.notice.take()
+    }
+}
+
+/// Launches a whole step of one process: forward, loss, backward, and the update with the scalars that were set before if loss
+/// and gradient are finite. Nothing synchronises with the host.
+///
+/// # Errors
+/// libtorch's.
+pub fn launch_step(
+    context: &StepContext<'_>,
+    optimizer: &Optimizer,
+    views: &Tensor,
+) -> Result<LaunchedStep, TrainError> {
+    let StepContext { method, .. } = *context;
+    let batch_images = views.size()[0] as usize / 2;
+    let (h, z) = method.embed(views, &context.train_mode())?;
+    let slice = BatchSlice { ids: &[], batch_images, group: &SingleProcess };
+    let LossOutput { loss, accuracy } = method.objective(&z, &slice);
+    loss.f_backward()?;
+    let norm = optim::gradient_norm_on_gpu(method.params());
+    let loss = loss.detach().to_kind(Kind::Double);
+    // NaN if the loss or the gradient norm is NaN or infinite.
+    let guard = &loss * 0.0 + &norm;
+    optimizer.enqueue(method.params(), Some(&guard));
+    let scalars = Tensor::stack(&[loss, accuracy.to_kind(Kind::Double), norm], 0);
+    Ok(LaunchedStep { scalars, h: h.detach(), z: z.detach() })
+}
+
+impl LaunchedStep {
+    /// Waits for the step.
+    ///
+    /// # Panics
+    /// If the device fails.
+    pub fn read(&self, ids: Vec<usize>) -> StepOutput {
+        let scalars = Vec::<f64>::try_from(&self.scalars).expect("three f64 of the device");
+        let counts = vec![ids.len()];
+        StepOutput {
+            ids,
+            loss: scalars[0],
+            accuracy: scalars[1],
+            gradient_norm: scalars[2],
+            h: self.h.shallow_clone(),
+            z: self.z.shallow_clone(),
+            counts,
+        }
+    }
+}

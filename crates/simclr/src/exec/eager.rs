@@ -1,0 +1,65 @@
+//! A step of a whole batch, operation by operation (Algorithm 1 of the paper).
+
+use super::{DeviceBatch, DeviceBatches, Executor, StepContext, StepOutput};
+use crate::{
+    TrainError,
+    dist::{BatchShards, all_ok},
+    optim::Optimizer,
+};
+
+/// Forward, loss, backward and update of all views in one pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Eager;
+
+impl Executor for Eager {
+    fn gradients(
+        &mut self,
+        context: &StepContext<'_>,
+        step: u64,
+        batches: &mut DeviceBatches<'_>,
+    ) -> Result<StepOutput, TrainError> {
+        gradients(context, all_ok(context.group, DeviceBatch::next_of(batches, step))?)
+    }
+}
+
+/// Loss and gradients of `batch`.
+pub(super) fn gradients(context: &StepContext<'_>, mut batch: DeviceBatch) -> Result<StepOutput, TrainError> {
+    let StepContext { method, group, .. } = *context;
+    context.seed_module(batch.step, group.rank() as u64);
+    let views = context.or_abort(batch.take_views())?;
+    let ids = group.all_gather_usize(&batch.ids);
+    let shards = BatchShards::new(group, ids.iter().map(Vec::len).collect());
+    let embedded = method.embed(&views, &context.train_mode()).map_err(TrainError::from);
+    let (h, z) = context.or_abort(embedded)?;
+    let (loss, [value, accuracy]) = context.loss(&z, &batch.ids, &shards);
+    let mut gradient_norm = f64::NAN;
+    if value.is_finite() {
+        context.gradients.arm();
+        loss.backward();
+        context.gradients.finish();
+        gradient_norm = context.gradient_norm();
+    }
+    Ok(StepOutput {
+        ids: ids.concat(),
+        loss: value,
+        accuracy,
+        gradient_norm,
+        h: h.detach(),
+        z: z.detach(),
+        counts: shards.counts().to_vec(),
+    })
+}
+
+impl Eager {
+    /// The step of a batch that is at hand.
+    pub(super) fn step_of(
+        context: &StepContext<'_>,
+        optimizer: &mut Optimizer,
+        batch: DeviceBatch,
+        lr: f64,
+    ) -> Result<StepOutput, TrainError> {
+        let output = gradients(context, batch)?;
+        context.update(optimizer, &output, lr);
+        Ok(output)
+    }
+}

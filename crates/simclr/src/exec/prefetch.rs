@@ -1,0 +1,342 @@
+//! Batches on their way from the loader to the device. For a GPU a thread copies the next batch via pinned memory on a stream of
+//! its own while the step of the current one runs; the step's stream then waits for the copy, the host does not.
+
+use std::{
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use simclr_data::{Batch, Chunk, DataError, Views, loader::Batches};
+use simclr_shim::stream::{CudaEvent, StreamGuard};
+use tch::{Device, Kind, Tensor};
+
+use super::DeviceBatches;
+use crate::{
+    TrainError,
+    views::{Uploaded, upload},
+};
+
+/// C and S of the views.
+type ViewShape = (usize, usize);
+
+/// A batch, or a chunk of it, whose views are on the device or can be copied there.
+#[derive(Debug)]
+pub struct DeviceBatch {
+    /// Step of the run.
+    pub step: u64,
+    pub chunk: Chunk,
+    /// Indices in the data set of the images whose first view is here.
+    pub ids: Vec<usize>,
+    /// Of those whose second view is here.
+    pub second_view_ids: Vec<usize>,
+    pub views: BatchViews,
+}
+
+/// The views of a [`DeviceBatch`].
+#[derive(Debug)]
+pub enum BatchViews {
+    /// In host memory; [`DeviceBatch::views`] copies them to the device.
+    Host { batch: Batch, shape: ViewShape, device: Device },
+    /// Copied by another stream, which has finished when the event has.
+    Copied { views: Uploaded, event: CudaEvent },
+    /// `[rows, C, S, S]`.
+    Tensor(Tensor),
+    /// Freed until the batch is read again.
+    Freed,
+}
+
+impl From<Tensor> for BatchViews {
+    fn from(views: Tensor) -> Self {
+        Self::Tensor(views)
+    }
+}
+
+impl DeviceBatch {
+    /// A batch whose views stay in host memory until they are asked for.
+    pub fn on_host(mut batch: Batch, shape: ViewShape, device: Device) -> Self {
+        let ids = std::mem::take(&mut batch.ids);
+        let second_view_ids = std::mem::take(&mut batch.second_view_ids);
+        let (step, chunk) = (batch.step, batch.chunk);
+        Self { step, chunk, ids, second_view_ids, views: BatchViews::Host { batch, shape, device } }
+    }
+
+    /// The next batch of step `step`; the end of the batches is an error.
+    ///
+    /// # Errors
+    /// See [`DeviceBatches`]; a loader that ended early.
+    pub fn next_of(batches: &mut DeviceBatches<'_>, step: u64) -> Result<Self, TrainError> {
+        batches.next().unwrap_or_else(|| Err(DataError::WorkerLost { step }.into()))
+    }
+
+    /// The views `[rows, C, S, S]` on the device, f32, channels last. May be called more than once.
+    ///
+    /// # Errors
+    /// No device memory; CUDA errors.
+    ///
+    /// # Panics
+    /// If the views were freed.
+    pub fn views(&self) -> Result<Tensor, TrainError> {
+        match &self.views {
+            BatchViews::Host { batch, shape, device } => {
+                let rows = self.ids.len() + self.second_view_ids.len();
+                Ok(upload(&batch.views, rows, *shape, *device)?.views()?)
+            }
+            BatchViews::Copied { views, event } => {
+                views.tensors().into_iter().try_for_each(|tensor| event.wait(tensor))?;
+                Ok(views.views()?)
+            }
+            BatchViews::Tensor(views) => Ok(views.shallow_clone()),
+            BatchViews::Freed => panic!("the views of this batch were freed"),
+        }
+    }
+
+    /// [`DeviceBatch::views`], freeing what they were copied from.
+    ///
+    /// # Errors
+    /// See there.
+    pub(super) fn take_views(&mut self) -> Result<Tensor, TrainError> {
+        let views = self.views();
+        self.views = BatchViews::Freed;
+        views
+    }
+}
+
+/// The batches of a run, and the images that failed to decode in them.
+pub struct DevicePrefetcher {
+    source: Source,
+    shape: ViewShape,
+    device: Device,
+    failed: Vec<(usize, String)>,
+}
+
+enum Source {
+    Host(Batches),
+    Ahead(Ahead),
+}
+
+/// A thread that copies ahead: one batch waits, one is being copied.
+struct Ahead {
+    copied: Receiver<Copied>,
+    thread: Option<JoinHandle<()>>,
+    step: u64,
+    waited: Duration,
+}
+
+/// A batch, or the error and the images that failed to decode.
+type Copied = Result<(DeviceBatch, Vec<(usize, String)>), (TrainError, Vec<(usize, String)>)>;
+
+impl DevicePrefetcher {
+    /// Batches that stay in host memory until a step takes their views.
+    pub fn on_demand(batches: Batches, shape: ViewShape, device: Device) -> Self {
+        Self { source: Source::Host(batches), shape, device, failed: Vec::new() }
+    }
+
+    /// Batches that a thread copies to `device` ahead of the steps.
+    ///
+    /// # Errors
+    /// A thread that cannot be created.
+    pub fn ahead(batches: Batches, shape: ViewShape, device: Device) -> Result<Self, TrainError> {
+        let (sender, copied) = sync_channel(1);
+        let work = move || copy_all(batches, shape, device, &sender);
+        let thread = std::thread::Builder::new().name("upload".into()).spawn(work)?;
+        let ahead = Ahead { copied, thread: Some(thread), step: 0, waited: Duration::ZERO };
+        Ok(Self { source: Source::Ahead(ahead), shape, device, failed: Vec::new() })
+    }
+
+    /// Seconds that [`Iterator::next`] has waited so far.
+    pub fn waited(&self) -> f64 {
+        match &self.source {
+            Source::Host(batches) => batches.waited(),
+            Source::Ahead(ahead) => ahead.waited.as_secs_f64(),
+        }
+    }
+
+    /// Index and reason of the images that failed to decode since the last call, in failed batches, too.
+    pub fn take_failed(&mut self) -> Vec<(usize, String)> {
+        std::mem::take(&mut self.failed)
+    }
+}
+
+impl Iterator for DevicePrefetcher {
+    type Item = Result<DeviceBatch, TrainError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (result, failed) = match &mut self.source {
+            Source::Host(batches) => match batches.next()? {
+                Ok(mut batch) => {
+                    let failed = std::mem::take(&mut batch.failed);
+                    (Ok(DeviceBatch::on_host(batch, self.shape, self.device)), failed)
+                }
+                Err(error) => (Err(error.into()), batches.failed_images().to_vec()),
+            },
+            Source::Ahead(ahead) => match ahead.next()? {
+                Ok((batch, failed)) => (Ok(batch), failed),
+                Err((error, failed)) => (Err(error), failed),
+            },
+        };
+        self.failed.extend(failed);
+        Some(result)
+    }
+}
+
+impl Ahead {
+    fn next(&mut self) -> Option<Copied> {
+        let start = Instant::now();
+        let received = self.copied.recv();
+        self.waited += start.elapsed();
+        match received {
+            Ok(copied) => {
+                self.step += 1;
+                Some(copied)
+            }
+            // The end, or the thread panicked.
+            Err(_) => {
+                let ended = self.thread.take().is_none_or(|thread| thread.join().is_ok());
+                (!ended).then(|| Err((DataError::WorkerLost { step: self.step }.into(), Vec::new())))
+            }
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // Unblocks a thread that waits for room in the channel.
+        self.copied = sync_channel(0).1;
+        // A panic was returned as `WorkerLost`, or no step asked for its batch.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The prefetch loop: ends at the last batch, on error, or when the receiver is dropped.
+fn copy_all(mut batches: Batches, shape: ViewShape, device: Device, sender: &SyncSender<Copied>) {
+    // Without a stream of their own the copies only queue behind the steps.
+    let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)));
+    while let Some(batch) = batches.next() {
+        let copied = match batch {
+            Ok(batch) => copy(batch, shape, device),
+            Err(error) => Err((error.into(), batches.failed_images().to_vec())),
+        };
+        if sender.send(copied).is_err() {
+            return;
+        }
+    }
+}
+
+fn copy(batch: Batch, shape: ViewShape, device: Device) -> Copied {
+    let Batch { step, chunk, ids, second_view_ids, views, failed, .. } = batch;
+    let rows = ids.len() + second_view_ids.len();
+    let copied = copy_views(&views, rows, shape, device);
+    match copied {
+        Ok(views) => Ok((DeviceBatch { step, chunk, ids, second_view_ids, views }, failed)),
+        Err(error) => Err((error, failed)),
+    }
+}
+
+fn copy_views(
+    views: &Views,
+    rows: usize,
+    shape: ViewShape,
+    device: Device,
+) -> Result<BatchViews, TrainError> {
+    let views = upload(views, rows, shape, device)?;
+    let event = CudaEvent::new(&Tensor::empty([0], (Kind::Float, device)))?;
+    Ok(BatchViews::Copied { views, event })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use simclr_data::{
+        AugmentConfig, Dataset, Image, Loader, LoaderConfig, Sample, dataset::Source, decode::Decoding,
+        loader::Batches,
+    };
+
+    use super::*;
+
+    /// Ten images of one colour each; from number `bad` on none can be decoded.
+    struct Colors {
+        bad: usize,
+    }
+
+    impl Source for Colors {
+        fn decode(&self, index: usize, &Decoding { channels, .. }: &Decoding) -> Result<Image, DataError> {
+            if index >= self.bad {
+                return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
+            }
+            Ok(Image::new(6, 6, channels, vec![20 * index as u8; 36 * channels]))
+        }
+
+        fn stored_bytes(&self, index: usize) -> u64 {
+            index as u64
+        }
+    }
+
+    const SHAPE: (usize, usize) = (3, 4);
+
+    fn batches(bad: usize, deferred: bool) -> Batches {
+        let samples = (0..10).map(|index| Sample { name: index.to_string(), label: None }).collect();
+        let dataset = Arc::new(Dataset::from_source(samples, Vec::new(), 3, Box::new(Colors { bad })));
+        let config = LoaderConfig {
+            views: 2,
+            batch: 4,
+            size: SHAPE.1,
+            seed: 3,
+            threads: 1,
+            prefetch: 1,
+            max_bad_share: if bad < 10 { 0.0 } else { 1.0 },
+        };
+        let loader = Loader::new(dataset, AugmentConfig::default(), config).unwrap();
+        let loader = if deferred { loader.deferred() } else { loader };
+        loader.batches(0, 5).unwrap()
+    }
+
+    fn ahead(bad: usize, deferred: bool) -> DevicePrefetcher {
+        DevicePrefetcher::ahead(batches(bad, deferred), SHAPE, Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn prefetched_batches_equal_batches_on_demand() {
+        let mut host = DevicePrefetcher::on_demand(batches(10, false), SHAPE, Device::Cpu);
+        let mut prefetched = ahead(10, false);
+        for step in 0..5 {
+            let [one, other] = [&mut host, &mut prefetched].map(|source| {
+                let batch = source.next().unwrap().unwrap();
+                assert_eq!(batch.step, step);
+                let views = batch.views().unwrap();
+                assert_eq!(batch.views().unwrap(), views, "views can be taken again");
+                (batch.ids, views)
+            });
+            assert_eq!(one, other);
+        }
+        assert!(prefetched.next().is_none() && prefetched.waited() > 0.0);
+    }
+
+    /// Deferred views travel as bytes; without kernels the error comes when pixels are asked for.
+    #[test]
+    fn deferred_views_are_prefetched() {
+        let mut prefetched = ahead(10, true);
+        let batch = prefetched.next().unwrap().unwrap();
+        let views = simclr_shim::gpu::emulated(simclr_shim::gpu::Order::Rising, || batch.views().unwrap());
+        assert_eq!(views.size(), [8, 3, 4, 4]);
+        assert!(prefetched.next().unwrap().unwrap().views().is_err());
+    }
+
+    #[test]
+    fn a_loader_error_arrives_with_its_failed_images() {
+        let mut prefetched = ahead(0, false);
+        let error = prefetched.next().unwrap().unwrap_err();
+        assert!(matches!(error, TrainError::Data(DataError::EmptyBatch { step: 0, .. })), "{error}");
+        assert_eq!(prefetched.take_failed().len(), 4);
+        assert!(prefetched.next().is_none() && prefetched.take_failed().is_empty());
+    }
+
+    #[test]
+    fn dropping_the_prefetcher_ends_its_thread() {
+        let mut prefetched = ahead(10, false);
+        prefetched.next().unwrap().unwrap();
+        drop(prefetched);
+        drop(ahead(10, false));
+    }
+}

@@ -1,0 +1,106 @@
+//! What is learned: one file per method. A method defines the modules, the loss on the embeddings and the state beyond the
+//! weights; [`crate::exec`] runs the step of any method, because the loss depends on the embeddings only.
+
+mod classifier;
+mod simclr;
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+
+use crate::{
+    CheckpointError, ModelError,
+    encoder::Mode,
+    model::{Model, Stages},
+    nt_xent::AllGather,
+    params::Params,
+};
+
+pub use classifier::Classifier;
+pub use simclr::SimClr;
+
+/// The rows of a batch that this process holds.
+pub struct BatchSlice<'a> {
+    /// Indices in the data set of this process's images. Empty during CUDA graph capture, where they may not matter.
+    pub ids: &'a [usize],
+    /// N, over all processes.
+    pub batch_images: usize,
+    pub group: &'a dyn AllGather,
+}
+
+/// Loss and accuracy of a batch slice; the values of all processes add up to those of the batch.
+#[derive(Debug)]
+pub struct LossOutput {
+    /// `[]`, f32, with gradient.
+    pub loss: Tensor,
+    /// `[]`, in `[0, 1]`, without gradient.
+    pub accuracy: Tensor,
+}
+
+/// What an executor and the reports may assume of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MethodTraits {
+    /// The loss reads nothing but `z`: no labels or other host data, so a step can be captured in a CUDA graph.
+    pub graph_capturable: bool,
+    /// `z` holds pairs of views, so alignment and uniformity are defined.
+    pub has_pairs: bool,
+}
+
+/// A training method.
+pub trait Method: Debug {
+    /// Encoder and head that are trained; evaluation reads the encoder.
+    fn model(&self) -> &Model;
+
+    /// Trained parameters and buffers, as checkpoints name them.
+    fn params(&self) -> &Params {
+        &self.model().params
+    }
+
+    fn traits(&self) -> MethodTraits;
+
+    /// h `[rows, F]` and z `[rows, D]` of views `[rows, C, S, S]`. Called per chunk under gradient caching.
+    ///
+    /// # Errors
+    /// See [`Model::forward`].
+    fn embed(&self, views: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
+        self.model().forward(views, mode)
+    }
+
+    /// [`Method::embed`] as a sequence of stages that another thread can run; `None` if the encoder is a TorchScript module.
+    fn stages(&self) -> Option<Stages> {
+        self.model().stages()
+    }
+
+    /// Loss of this process's embeddings `z`: rows `i` and `i + m` are two views of one image, or one row per image.
+    fn objective(&self, z: &Tensor, slice: &BatchSlice<'_>) -> LossOutput;
+
+    /// Loss of a batch of `images` if all similarities, or all logits, were equal.
+    fn chance_loss(&self, images: usize) -> f64;
+
+    /// The reported loss divided by the mean over anchors.
+    fn loss_scale(&self) -> f64 {
+        1.0
+    }
+
+    /// State that is updated after the optimizer, such as an EMA encoder or a queue. `z` is detached.
+    fn after_step(&mut self, step: u64, z: &Tensor) {
+        let _ = (step, z);
+    }
+
+    /// State beyond parameters and buffers that a checkpoint holds.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    /// Restores [`Method::state`]; `get` returns a tensor by name and shape.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    fn load_state(
+        &mut self,
+        get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let _ = get;
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! `[task]`: which method trains, from which weights, on which images.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `[task]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskConfig {
+    /// Method that trains.
+    pub objective: MethodKind,
+    /// Text file of image names, one per line: train on these only. Unset: all images.
+    #[serde(alias = "images")]
+    pub subset: Option<PathBuf>,
+    /// Train on the validation part of the set, too.
+    #[serde(alias = "validation")]
+    pub include_validation: bool,
+    /// Checkpoint with the initial weights of the encoder and of the head layers that are kept.
+    #[serde(alias = "start")]
+    pub init_from: Option<PathBuf>,
+    /// Supervised: layers of the projection head kept below the classifier (SimCLRv2, arXiv 2006.10029, section 2).
+    #[serde(alias = "keep_head")]
+    pub head_layers: usize,
+    /// Supervised: train the classifier only; the encoder runs in evaluation mode without gradients.
+    pub frozen: bool,
+}
+
+/// `task.objective`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodKind {
+    /// SimCLR: NT-Xent over two views of each image, without labels.
+    #[default]
+    Contrastive,
+    /// Cross entropy of a linear classifier, one view of each labelled image.
+    Supervised,
+}
+
+impl MethodKind {
+    /// Views of each image.
+    pub fn views(self) -> usize {
+        match self {
+            Self::Contrastive => 2,
+            Self::Supervised => 1,
+        }
+    }
+
+    pub fn is_contrastive(self) -> bool {
+        self == Self::Contrastive
+    }
+
+    /// Which accuracy a step reports: `contrastive` (pretext task) or `training` (classifier, on training images).
+    pub fn accuracy_name(self) -> &'static str {
+        match self {
+            Self::Contrastive => "contrastive",
+            Self::Supervised => "training",
+        }
+    }
+}

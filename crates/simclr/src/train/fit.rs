@@ -1,0 +1,317 @@
+//! The life of a run: set-up, steps, and what is due after each step.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use simclr_data::{DataError, Dataset, error::allowed_bad};
+
+use super::{
+    Observer, RunFolder, StepReport,
+    auto_config::{AutoConfigured, auto_configure},
+    clock::Clock,
+    journal::Journal,
+    online_knn::OnlineKnn,
+    setup::{self, Prepared},
+    start,
+    state::{Resumed, broadcast},
+};
+use crate::{
+    Plan, RunConfig, TrainError,
+    config::Written,
+    dist::{BatchShards, GradientBuckets, ProcessGroup, all_ok, all_ok_with},
+    exec::{DevicePrefetcher, Executor, StepId, StepOutput, executor},
+    health::Health,
+    methods::Method,
+    nt_xent::AllGather,
+    optim::Optimizer,
+};
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// `stop` was set: a checkpoint is written, from which the run can be resumed.
+    Stopped,
+}
+
+/// Trains on the images of `data` in one process, from the newest checkpoint of `folder` if it has one. Every key counts as
+/// written.
+///
+/// # Errors
+/// See [`TrainError`]; the last complete checkpoint is kept.
+pub fn pretrain(
+    config: &RunConfig,
+    data: &Path,
+    folder: &RunFolder,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    fit(&ProcessGroup::alone(), (config, &Written::EVERYTHING), data, folder, observer, stop)
+}
+
+/// [`pretrain`] by the processes of `group`, each of which calls this with the same configuration and takes its part of every
+/// batch. Only rank 0 reads and writes `folder` and calls `observer`. Keys that are not written in the configuration are chosen
+/// for the machine.
+///
+/// # Errors
+/// See [`TrainError`]. If one rank fails, all return an error: the lowest failing rank its own, the others
+/// [`TrainError::RemoteRank`].
+pub fn fit(
+    group: &ProcessGroup,
+    (config, written): (&RunConfig, &Written),
+    data: &Path,
+    folder: &RunFolder,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    group.set_timeouts(&config.ranks);
+    let opened = all_ok(group, setup::open(group, config, data))?;
+    let AutoConfigured { config, facts } = auto_configure(group, &opened, written)?;
+    let Prepared { dataset, plan, mut method, mut optimizer } =
+        all_ok(group, setup::prepare(group, &opened, &config))?;
+    let device = method.params().device();
+    let _stream = all_ok(group, setup::stream(&plan, device))?;
+
+    setup::check_ranks_agree(group, &plan)?;
+    let newest = all_ok(group, if group.is_first() { setup::hold(folder) } else { Ok(Default::default()) })?;
+    let plan = setup::keep_augment_device(group, newest.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
+    let resumed = if group.is_first() {
+        setup::resume(folder, newest, (&plan, &*dataset), &mut *method, &mut optimizer)
+    } else {
+        Ok(Resumed::default())
+    };
+    let resumed = broadcast(group, &mut *method, &mut optimizer, all_ok(group, resumed)?);
+
+    let transport = group.connect_gpus(device);
+    if group.is_first() {
+        let own = start::facts(&plan, &dataset, method.model(), &optimizer, device);
+        observer.start(&[own, facts].concat());
+        let transport = transport.map(|how| format!("tensors between processes: {how}"));
+        transport.iter().chain(&resumed.notes).for_each(|text| observer.message(text));
+    }
+    let journal = group.is_first().then(|| Journal::open(folder, &dataset, resumed.step)).transpose();
+    let run = Run {
+        journal: all_ok(group, journal)?,
+        knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
+        clock: Clock::default(),
+        failed: HashSet::new(),
+        gradients: GradientBuckets::new(method.params(), group),
+        plan: &plan,
+        dataset: &dataset,
+        method,
+        optimizer,
+        group,
+    };
+    run.steps(resumed.step, observer, stop)
+}
+
+/// Values of a rank that the other ranks need after a step.
+#[derive(Serialize, Deserialize)]
+struct RankReport {
+    /// Images that failed to decode.
+    failed: Vec<(usize, String)>,
+    /// Seconds waited for data so far.
+    waited: f64,
+}
+
+/// A run between its first and its last step.
+struct Run<'a> {
+    plan: &'a Plan,
+    dataset: &'a Arc<Dataset>,
+    method: Box<dyn Method>,
+    optimizer: Optimizer,
+    group: &'a ProcessGroup,
+    gradients: GradientBuckets,
+    /// On rank 0.
+    journal: Option<Journal<'a>>,
+    /// On rank 0.
+    knn: Option<OnlineKnn>,
+    clock: Clock,
+    /// Images that failed to decode on any rank.
+    failed: HashSet<usize>,
+}
+
+impl Run<'_> {
+    fn steps(
+        mut self,
+        first_step: u64,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Outcome, TrainError> {
+        let total_steps = self.plan.total_steps;
+        let device = self.method.params().device();
+        let batches = setup::batches(self.group, self.plan, self.dataset, device, first_step);
+        let mut batches = all_ok(self.group, batches)?;
+        let passes = self.plan.is_chunked().then_some(self.plan.view_passes);
+        let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
+        let mut executor = executor(&context, passes, self.plan.config.train.record_step);
+        for step in first_step..total_steps {
+            let done = self.step(step, &mut *executor, &mut batches, observer)?;
+            let stop_here = stop.load(Ordering::Relaxed);
+            let (_, stops) = all_ok_with(self.group, done, |()| stop_here.to_string())?;
+            if stops.iter().any(|stop| stop == "true") && step + 1 < total_steps {
+                all_ok(self.group, self.save(step + 1, observer))?;
+                return Ok(Outcome::Stopped);
+            }
+        }
+        all_ok(self.group, self.save(total_steps, observer))?;
+        Ok(Outcome::Finished)
+    }
+
+    /// One update and what is due after it. The outer error is one that all ranks return; the inner one is rank 0's own.
+    fn step(
+        &mut self,
+        step: u64,
+        executor: &mut dyn Executor,
+        batches: &mut DevicePrefetcher,
+        observer: &mut dyn Observer,
+    ) -> Result<Result<(), TrainError>, TrainError> {
+        let output = self.update(step, executor, batches, observer)?;
+        if let Some((what, value)) = output.non_finite() {
+            return all_ok(self.group, Err(self.non_finite(what, value, step, &output.ids)));
+        }
+        let train = &self.plan.config.train;
+        let is_last = step + 1 == self.plan.total_steps;
+        let health_due = is_last || (step + 1).is_multiple_of(train.health_every);
+        let health = (health_due && self.method.traits().has_pairs).then(|| self.health(&output));
+        let report = self.report(step, &output, batches.waited(), health_due);
+        if let Some(journal) = &mut self.journal {
+            journal.last_batch = (step, output.ids);
+        }
+        Ok(self.after_step(&report, health.as_ref(), observer))
+    }
+
+    /// The update of one step, and the images that failed to decode in it.
+    fn update(
+        &mut self,
+        step: u64,
+        executor: &mut dyn Executor,
+        batches: &mut DevicePrefetcher,
+        observer: &mut dyn Observer,
+    ) -> Result<StepOutput, TrainError> {
+        let id = StepId { step, lr: self.plan.schedule.at(step) };
+        let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
+        let output = executor.step(&context, &mut self.optimizer, id, batches);
+        if let Some(notice) = executor.take_notice() {
+            observer.message(&notice);
+        }
+        // An error of the step is one of all ranks, so all ranks come here with or without one.
+        self.record_failed(batches.take_failed(), observer)?;
+        let output = output.inspect_err(|_| drop(self.flush()))?;
+        self.method.after_step(step, &output.z);
+        Ok(output)
+    }
+
+    fn report(&mut self, step: u64, output: &StepOutput, waited: f64, health_due: bool) -> StepReport {
+        // A wait of one rank is a wait of all: the longest counts.
+        let reports = self.all_gather(&RankReport { failed: Vec::new(), waited });
+        let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
+        let images = output.ids.len();
+        let (images_per_second, data_wait) = self.clock.tick(images, waited);
+        StepReport {
+            step,
+            total_steps: self.plan.total_steps,
+            epoch: (step + 1) as f64 / self.plan.steps_per_epoch as f64,
+            loss: output.loss,
+            chance_loss: self.method.chance_loss(images),
+            accuracy: output.accuracy,
+            accuracy_of: self.plan.config.task.objective.accuracy_name(),
+            gradient_norm: output.gradient_norm,
+            trust_ratio: health_due.then(|| self.optimizer.trust_ratio_range()).flatten(),
+            lr: self.plan.schedule.at(step),
+            images_per_second,
+            data_wait,
+        }
+    }
+
+    /// Rank 0's record of a step, online kNN and checkpoint. May fail on rank 0 alone: the next collective is the one that
+    /// compares results.
+    fn after_step(
+        &mut self,
+        report: &StepReport,
+        health: Option<&Health>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.step(report, health, self.plan, observer)?;
+        let steps_done = report.step + 1;
+        let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
+        if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
+            if let Some(accuracy) = knn.accuracy(self.method.model(), self.dataset)? {
+                journal.online_knn(steps_done, accuracy, self.plan, observer)?;
+            }
+            self.clock.restart();
+        }
+        let minutes = self.plan.config.train.checkpoint_minutes;
+        if journal.since_checkpoint() >= Duration::from_secs_f64(60.0 * minutes) {
+            self.save(steps_done, observer)?;
+        }
+        Ok(())
+    }
+
+    /// The value of every rank, by rank.
+    fn all_gather(&self, own: &RankReport) -> Vec<RankReport> {
+        let bytes = serde_json::to_vec(own).expect("numbers and texts are JSON");
+        let parse = |bytes: &Vec<u8>| serde_json::from_slice(bytes).expect("every rank sends a report");
+        self.group.all_gather_bytes(&bytes).iter().map(parse).collect()
+    }
+
+    /// Lists the images that failed to decode on any rank. The limit is on all ranks' images; a loader counts those of its own
+    /// part only.
+    fn record_failed(
+        &mut self,
+        own: Vec<(usize, String)>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let reports = self.all_gather(&RankReport { failed: own, waited: 0.0 });
+        let failed: Vec<_> = reports.into_iter().flat_map(|report| report.failed).collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let listed = self.journal.as_mut().map_or(Ok(()), |journal| journal.failed(&failed, observer));
+        all_ok(self.group, listed)?;
+        self.failed.extend(failed.iter().map(|(id, _)| *id));
+        let allowed = self.plan.config.data.max_bad_share;
+        let seen = self.dataset.len();
+        if self.group.count() == 1 || self.failed.len() <= allowed_bad(allowed, seen) {
+            return Ok(());
+        }
+        let first = failed.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        let bad = self.failed.len();
+        all_ok(self.group, Err(DataError::TooManyBad { bad, seen, allowed, first }.into()))
+    }
+
+    /// Of the embeddings of the whole batch.
+    fn health(&self, output: &StepOutput) -> Health {
+        let h = self.group.all_gather_rows(&output.h);
+        let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
+        Health::of(&h, &z, output.loss / self.method.loss_scale(), output.accuracy)
+    }
+
+    /// On rank 0: writes the checkpoint of `step`.
+    fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.save(step, self.plan, &*self.method, &self.optimizer, observer)
+    }
+
+    fn flush(&mut self) -> Result<(), TrainError> {
+        self.journal.as_mut().map_or(Ok(()), Journal::flush)
+    }
+
+    fn non_finite(&mut self, what: &'static str, value: f64, step: u64, ids: &[usize]) -> TrainError {
+        let Some(journal) = &mut self.journal else {
+            return TrainError::NonFinite { what, value, step, dump: std::path::PathBuf::new() };
+        };
+        journal.last_batch = (step, ids.to_vec());
+        journal.non_finite(what, value).unwrap_or_else(|error| error)
+    }
+}

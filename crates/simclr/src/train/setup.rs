@@ -1,0 +1,248 @@
+//! From a configuration to a run that is ready for its first step: images, plan, method, optimizer, and the state of the newest
+//! checkpoint.
+
+use std::{path::Path, sync::Arc};
+
+use simclr_data::{Chunking, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset};
+use simclr_shim::stream::StreamGuard;
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    RunFolder, images,
+    run_folder::Newest,
+    start,
+    state::{Resumed, augment_device_of, init_from, restore},
+};
+use crate::{
+    ConfigError, DistError, Plan, RunConfig, TrainError,
+    checkpoint::Checkpoint,
+    device::{choose_device, choose_precision},
+    dist::{GradientBuckets, ProcessGroup, all_ok},
+    encoder::BatchNormScope,
+    exec::{DevicePrefetcher, NormConfig, StepContext},
+    methods::{Classifier, Method, SimClr},
+    model::Model,
+    optim::Optimizer,
+    task::MethodKind,
+    views::{AugmentDevice, choose_augment_device},
+};
+
+/// The images of a run and the device that it computes on.
+pub(super) struct OpenedData {
+    /// As written, with the canonical path of the images and their range of values.
+    pub config: RunConfig,
+    pub dataset: Arc<Dataset>,
+    pub device: Device,
+}
+
+/// A process before it communicates with the others.
+pub(super) struct Prepared {
+    pub dataset: Arc<Dataset>,
+    pub plan: Plan,
+    pub method: Box<dyn Method>,
+    pub optimizer: Optimizer,
+}
+
+pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Result<OpenedData, TrainError> {
+    // The configuration names its images from here on, so a resumed run has the same one.
+    let mut config = config.clone();
+    config.data.path = Some(dataset::canonical(data)?);
+    config.data.labels = config.data.labels.canonical()?;
+    let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
+    config.data.range = RangeChoice::Set(range);
+    config.data.pages = dataset.decoding().pages;
+    let device = choose_device(config.train.device, group.local_rank())?;
+    Ok(OpenedData { config, dataset: Arc::new(dataset), device })
+}
+
+pub(super) fn prepare(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    config: &RunConfig,
+) -> Result<Prepared, TrainError> {
+    let dataset = Arc::clone(&opened.dataset);
+    let plan = plan(group, opened, config)?;
+    tch::set_num_threads(plan.torch_threads as i32);
+    let method = method(&plan, &dataset, opened.device)?;
+    if let Some(checkpoint) = &config.task.init_from {
+        init_from(checkpoint, method.model())?;
+    }
+    let optimizer = Optimizer::new(&config.optim, method.params());
+    Ok(Prepared { dataset, plan, method, optimizer })
+}
+
+fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Plan, TrainError> {
+    let shape = (opened.dataset.channels(), config.train.image_size);
+    let augment = choose_augment_device(config.data.views_on, &config.augment, shape, opened.device)?;
+    let precision = choose_precision(config.train.precision, opened.device);
+    Ok(config.resolve(&opened.dataset, precision, augment)?.among(group.count(), group.sharing())?)
+}
+
+fn method(plan: &Plan, dataset: &Dataset, device: Device) -> Result<Box<dyn Method>, TrainError> {
+    let config = &plan.config;
+    let model = Model::for_task(
+        &config.task,
+        plan.classes,
+        &config.encoder,
+        &config.head,
+        (plan.channels as i64, config.train.image_size as i64),
+        config.train.seed,
+        device,
+        plan.precision,
+    )?;
+    Ok(match config.task.objective {
+        MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
+        MethodKind::Supervised => Box::new(Classifier::new(model, labels(dataset)?, dataset.classes().len())),
+    })
+}
+
+/// The label of every image.
+fn labels(dataset: &Dataset) -> Result<Vec<i64>, TrainError> {
+    let missing = || ConfigError::Value {
+        key: "task.objective".into(),
+        value: "supervised".into(),
+        expected: "a data set with a label for every image".into(),
+    };
+    Ok(dataset.labels().ok_or_else(missing)?.into_iter().map(i64::from).collect())
+}
+
+/// The parts of the set at `data` that are trained on.
+fn parts(config: &RunConfig, data: &Path) -> Vec<Split> {
+    if !config.data.parts.is_empty() {
+        return config.data.parts.clone();
+    }
+    let unlabelled =
+        config.task.objective.is_contrastive() && Dataset::splits(data).contains(&Split::Unlabelled);
+    let validation = config.task.include_validation.then_some(Split::Validation);
+    let unlabelled = unlabelled.then_some(Split::Unlabelled);
+    [Some(Split::Train), validation, unlabelled].into_iter().flatten().collect()
+}
+
+/// The images of the parts that are trained on, or those of them that `task.subset` lists.
+fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
+    let (options, parts) = (config.data.open_options(), parts(config, data));
+    let all = match parts[..] {
+        [part] => Dataset::open(data, part, options)?,
+        [Split::Train, Split::Validation] => Dataset::open_with_validation(data, options)?,
+        _ => Dataset::open_parts(data, &parts, options)?,
+    };
+    let all = all.decoded_by(config.transform.jpeg).labelled(&config.data.labels, data, &parts)?;
+    Ok(match &config.task.subset {
+        Some(list) => all.subset(&all.listed(list)?),
+        None => all,
+    })
+}
+
+/// Refuses ranks with other images, another version, precision or augmentation device than rank 0.
+pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(), TrainError> {
+    let own = [
+        ("the images' fingerprints", plan.data_fingerprint.clone()),
+        ("the versions of simclr", env!("CARGO_PKG_VERSION").to_owned()),
+        ("compute precisions", format!("{:?}", plan.precision).to_lowercase()),
+        ("augmentation devices", format!("{:?}", plan.views_on).to_lowercase()),
+    ];
+    let mut result = Ok(());
+    for (what, here) in own {
+        let first = group.broadcast_text(&here);
+        if here != first && result.is_ok() {
+            result = Err(DistError::Differ { what, here, first }.into());
+        }
+    }
+    all_ok(group, result)
+}
+
+/// A resumed run keeps augmentation on the CPU if it started there, even where `auto` now finds a GPU. The other way round is
+/// impossible, and [`restore`] adds a note.
+pub(super) fn keep_augment_device(group: &ProcessGroup, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
+    let was = newest.and_then(augment_device_of);
+    let cpu = group.broadcast_text(&(was == Some(AugmentDevice::Cpu)).to_string()) == "true";
+    if cpu { Plan { views_on: AugmentDevice::Cpu, ..plan } } else { plan }
+}
+
+/// On rank 0: takes the lock of the run folder and finds its newest checkpoint.
+pub(super) fn hold(folder: &RunFolder) -> Result<Newest, TrainError> {
+    let note = folder.hold()?;
+    let (newest, mut notes) = folder.newest_checkpoint()?;
+    notes.extend(note);
+    Ok((newest, notes))
+}
+
+/// On rank 0: restores the newest checkpoint, if there is one, and writes the files of the run folder.
+pub(super) fn resume(
+    folder: &RunFolder,
+    (newest, mut notes): Newest,
+    (plan, dataset): (&Plan, &Dataset),
+    method: &mut dyn Method,
+    optimizer: &mut Optimizer,
+) -> Result<Resumed, TrainError> {
+    let resumed = match &newest {
+        Some((path, checkpoint)) => {
+            let resumed = restore(path, checkpoint, plan, method, optimizer)?;
+            notes.extend(images::check(folder, dataset)?);
+            resumed
+        }
+        None => Resumed::default(),
+    };
+    folder.remove_partial_files()?;
+    start::save(folder, plan, method.params().device())?;
+    notes.extend(resumed.notes);
+    Ok(Resumed { step: resumed.step, notes })
+}
+
+pub(super) fn loader_config(plan: &Plan) -> LoaderConfig {
+    let config = &plan.config;
+    LoaderConfig {
+        views: config.task.objective.views(),
+        batch: config.train.batch,
+        size: config.train.image_size,
+        seed: config.train.seed,
+        threads: plan.data_threads,
+        prefetch: config.data.prefetch,
+        max_bad_share: config.data.max_bad_share,
+    }
+}
+
+pub(super) fn step_context<'a>(
+    plan: &Plan,
+    group: &'a ProcessGroup,
+    method: &'a dyn Method,
+    gradients: &'a GradientBuckets,
+) -> StepContext<'a> {
+    let train = &plan.config.train;
+    let norm = NormConfig { scope: train.batch_norm, momentum: train.batch_norm_momentum };
+    StepContext { method, norm, group, gradients, seed: train.seed }
+}
+
+/// Starts the loader of this rank's part from step `first_step` on. Whole batches are copied to a GPU ahead of the steps; chunks
+/// stay in host memory, because the second pass needs them again.
+pub(super) fn batches(
+    group: &ProcessGroup,
+    plan: &Plan,
+    dataset: &Arc<Dataset>,
+    device: Device,
+    first_step: u64,
+) -> Result<DevicePrefetcher, TrainError> {
+    let mut loader = Loader::new(Arc::clone(dataset), plan.config.augment.clone(), loader_config(plan))?;
+    if plan.is_chunked() {
+        let shuffle_views = plan.config.train.batch_norm == BatchNormScope::ChunkShuffled;
+        loader = loader.chunked(Chunking { images: plan.chunk(), shuffle_views, passes: plan.view_passes });
+    }
+    if plan.views_on == AugmentDevice::Device {
+        loader = loader.deferred();
+    }
+    let batches = loader.part(group.rank(), group.count()).batches(first_step, plan.total_steps)?;
+    let shape = (plan.channels, plan.config.train.image_size);
+    if plan.is_chunked() || !device.is_cuda() {
+        return Ok(DevicePrefetcher::on_demand(batches, shape, device));
+    }
+    DevicePrefetcher::ahead(batches, shape, device)
+}
+
+/// A CUDA stream of this thread's own, where one thread launches all work: the default stream can neither be captured nor overlap
+/// with copies.
+pub(super) fn stream(plan: &Plan, device: Device) -> Result<Option<StreamGuard>, TrainError> {
+    simclr_shim::stream::set_deterministic(plan.config.train.deterministic);
+    let like = Tensor::empty([0], (Kind::Float, device));
+    let single_thread = plan.ranks == 1 && !plan.is_chunked();
+    Ok(single_thread.then(|| StreamGuard::new(&like)).transpose()?)
+}
