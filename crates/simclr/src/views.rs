@@ -19,7 +19,7 @@ use crate::{
     device::{channels_last, has_kernels, pixels_to_device, why_no_kernels},
 };
 
-/// `data.views_on`.
+/// `data.augment_on`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AugmentDeviceChoice {
@@ -58,7 +58,7 @@ pub fn choose_augment_device(
         (AugmentDeviceChoice::Device, None) => Ok(AugmentDevice::Device),
         (AugmentDeviceChoice::Auto, None) if device.is_cuda() => Ok(AugmentDevice::Device),
         (AugmentDeviceChoice::Device, Some(why)) => Err(ConfigError::Value {
-            key: "data.views_on".into(),
+            key: "data.augment_on".into(),
             value: "device".into(),
             expected: format!("cpu or auto: {why}"),
         }),

@@ -413,7 +413,7 @@ fn a_place_that_is_asked_for_is_had_or_missed_with_a_reason() {
     let (plain, noisy) = (AugmentConfig::default(), AugmentConfig { noise: 0.1, ..AugmentConfig::default() });
     assert_eq!(choose(AugmentDeviceChoice::Auto, &plain).unwrap(), AugmentDevice::Cpu);
     let error = choose(AugmentDeviceChoice::Device, &plain).unwrap_err().to_string();
-    assert_eq!(error, "data.views_on = device: expected cpu or auto: the device is the CPU");
+    assert_eq!(error, "data.augment_on = device: expected cpu or auto: the device is the CPU");
     emulated(Order::Rising, || {
         assert_eq!(
             choose(AugmentDeviceChoice::Auto, &plain).unwrap(),
@@ -465,7 +465,7 @@ fn run_config(place: &str, chunk: usize) -> RunConfig {
         "optim.lr=0.001".into(),
         "loss.temperature=0.5".into(),
         format!("train.chunk={chunk}"),
-        format!("data.views_on={place}"),
+        format!("data.augment_on={place}"),
     ];
     RunConfig::load(None, &overrides).unwrap()
 }
@@ -477,7 +477,7 @@ fn run(folder: &RunFolder, data: &Path, config: &RunConfig, stopped: bool) -> (V
     emulated(Order::Falling, || pretrain(config, data, folder, &mut losses, &stop).unwrap());
     let plan = fs_err::read_to_string(folder.path().join("plan.json")).unwrap();
     let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
-    (losses.0, plan["views_on"].as_str().unwrap().to_owned())
+    (losses.0, plan["augment_device"].as_str().unwrap().to_owned())
 }
 
 /// A run whose views the (emulated) device makes goes as one whose views the loader makes, up to the rounding of the resize.
@@ -508,7 +508,7 @@ fn a_resumed_run_keeps_its_views() {
         let run_folder = RunFolder::create(&folder.path().join(began)).unwrap();
         run(&run_folder, &data, &config, true);
         let (path, mut checkpoint) = run_folder.newest_checkpoint().unwrap().0.unwrap();
-        checkpoint.sections.get_mut("state").unwrap()["views_on"] = began.into();
+        checkpoint.sections.get_mut("state").unwrap()["augment_device"] = began.into();
         checkpoint.save(&path).unwrap();
         let (losses, made) = run(&run_folder, &data, &config, false);
         assert_eq!((losses.len(), made.as_str()), (3, began));

@@ -8,23 +8,33 @@ use std::{
 use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
 use toml::{Table, Value};
 
-use super::RunConfig;
+use super::{RunConfig, compat::rename_former_keys};
 use crate::ConfigError;
 
 /// Keys that a default configuration leaves out because they are unset.
-const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.images", "task.start"];
+const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.init_from", "task.subset"];
 /// The keys that a user wrote, in a file or as an override. What a new run chooses for the machine
 /// are others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written(Option<BTreeSet<String>>);
+pub struct Written {
+    /// `None`: all.
+    keys: Option<BTreeSet<String>>,
+    /// About former names of keys.
+    notices: Vec<String>,
+}
 
 impl Written {
     /// All of them: nothing is left to choose.
-    pub const EVERYTHING: Self = Self(None);
+    pub const EVERYTHING: Self = Self { keys: None, notices: Vec::new() };
 
     /// Whether `key`, such as `train.chunk`, was written.
     pub fn has(&self, key: &str) -> bool {
-        self.0.as_ref().is_none_or(|keys| keys.contains(key))
+        self.keys.as_ref().is_none_or(|keys| keys.contains(key))
+    }
+
+    /// Notices about keys that were written under a former name.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 }
 
@@ -46,10 +56,12 @@ impl RunConfig {
     /// As [`RunConfig::load`].
     pub fn load_written(path: Option<&Path>, overrides: &[String]) -> Result<(Self, Written), ConfigError> {
         let table = path.map_or(Ok(Table::new()), read)?;
-        let mut keys = table.clone();
+        let mut written = table.clone();
         let config = Self::of_table(table, path, overrides)?;
-        overrides.iter().try_for_each(|text| set(&mut keys, text))?;
-        Ok((config, Written(Some(leaves(&keys, "").into_iter().collect()))))
+        overrides.iter().try_for_each(|text| set(&mut written, text))?;
+        let notices = rename_former_keys(&mut written);
+        let keys = Some(leaves(&written, "").into_iter().collect());
+        Ok((config, Written { keys, notices }))
     }
 
     /// Reads the `config.toml` of a run. One from before runs recorded what the encoder sees keeps what it had; the sentence
@@ -82,6 +94,7 @@ impl RunConfig {
 
     fn of_table(mut table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
         let place = path.unwrap_or(Path::new("--set")).to_owned();
+        rename_former_keys(&mut table);
         refuse_unknown(&place, &table)?;
         // Reading the file alone first: its errors then carry line and column.
         if let Some(path) = path {
@@ -90,6 +103,7 @@ impl RunConfig {
         for text in overrides {
             set(&mut table, text)?;
         }
+        rename_former_keys(&mut table);
         refuse_unknown(Path::new("--set"), &table)?;
         let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
             ConfigError::Parse { path: PathBuf::from("--set"), message: error.message().to_owned() }

@@ -1,5 +1,6 @@
 //! The configuration as written ([`RunConfig`], TOML) and as run ([`Plan`]): the only place where units convert.
 
+mod compat;
 mod load;
 mod plan;
 pub mod sources;
@@ -83,9 +84,10 @@ pub struct DataConfig {
     pub max_bad_share: f64,
     /// Threads that decode and, unless the device does it, augment; 0 = all processors.
     pub threads: usize,
-    /// Who makes the pixels of views: `auto` (a GPU where it can, else the threads), `cpu` or `device`. Decoding is the threads'
-    /// in any case.
-    pub views_on: AugmentDeviceChoice,
+    /// Where views are augmented: `auto` (on a GPU if its kernels support the configuration, else on the loader's threads), `cpu`
+    /// or `device`. Decoding always runs on the loader's threads.
+    #[serde(alias = "views_on")]
+    pub augment_on: AugmentDeviceChoice,
     /// Batches made ahead.
     pub prefetch: usize,
 }
@@ -117,7 +119,7 @@ impl Default for DataConfig {
             range: RangeChoice::Auto,
             max_bad_share: 0.01,
             threads: 0,
-            views_on: AugmentDeviceChoice::Auto,
+            augment_on: AugmentDeviceChoice::Auto,
             prefetch: 4,
         }
     }
@@ -167,8 +169,9 @@ pub struct TrainConfig {
     /// On a GPU: only algorithms that give the same bits in every run; else cuDNN times its own and takes the fastest. The CPU
     /// always gives the same bits.
     pub deterministic: bool,
-    /// On a GPU: record the step as a CUDA graph where it can be (one process, whole batches, an encoder of ours).
-    pub record_step: bool,
+    /// On a GPU: capture the step in a CUDA graph if possible (one process, whole batches, no TorchScript module).
+    #[serde(alias = "record_step")]
+    pub cuda_graph: bool,
     /// libtorch's threads; 0 = all processors.
     pub threads: usize,
     /// Minutes between checkpoints (one is written at the end and at SIGINT/SIGTERM in any case).
@@ -216,7 +219,7 @@ impl Default for TrainConfig {
             device: DeviceChoice::Auto,
             precision: PrecisionChoice::Auto,
             deterministic: false,
-            record_step: true,
+            cuda_graph: true,
             threads: 0,
             checkpoint_minutes: 10.0,
             keep_checkpoints: 2,

@@ -38,7 +38,8 @@ pub struct Plan {
     /// Compute precision.
     pub precision: Precision,
     /// Where views are made.
-    pub views_on: AugmentDevice,
+    #[serde(alias = "views_on")]
+    pub augment_device: AugmentDevice,
     /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
     pub view_passes: usize,
     /// Threads of the loader.
@@ -58,7 +59,7 @@ impl RunConfig {
         &self,
         dataset: &Dataset,
         precision: Precision,
-        views_on: AugmentDevice,
+        augment_device: AugmentDevice,
     ) -> Result<Plan, ConfigError> {
         let (images, batch) = (dataset.len(), self.train.batch);
         if images < batch {
@@ -83,7 +84,7 @@ impl RunConfig {
             total_steps,
             schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps),
             precision,
-            views_on,
+            augment_device,
             view_passes: self.view_passes(dataset.channels()),
             data_threads: threads(self.data.threads),
             torch_threads: threads(self.train.threads),
@@ -182,7 +183,7 @@ impl Plan {
             total_steps: 1000,
             schedule,
             precision: Precision::F32,
-            views_on: AugmentDevice::Cpu,
+            augment_device: AugmentDevice::Cpu,
             view_passes: 1,
             data_threads: 1,
             torch_threads: 1,

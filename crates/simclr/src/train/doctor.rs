@@ -178,7 +178,7 @@ fn proofs(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Resu
     (small.train.chunk, small.train.batch_norm) = (0, BatchNormScope::Global);
     small.train.precision = PrecisionChoice::F32;
     // Permutations move the pixels of a batch.
-    small.data.views_on = AugmentDeviceChoice::Cpu;
+    small.data.augment_on = AugmentDeviceChoice::Cpu;
     let probe = all_ok(group, EqualityProbe::new(group, opened, &small))?;
     let alone = ProcessGroup::alone();
     let batch = all_ok(group, probe.part(&alone))?;

@@ -96,7 +96,8 @@ pub fn fit(
         let own = start::facts(&plan, &dataset, method.model(), &optimizer, device);
         observer.start(&[own, facts].concat());
         let transport = transport.map(|how| format!("tensors between processes: {how}"));
-        transport.iter().chain(&resumed.notes).for_each(|text| observer.message(text));
+        let messages = transport.iter().chain(&resumed.notes).chain(written.notices());
+        messages.for_each(|text| observer.message(text));
     }
     let journal = group.is_first().then(|| Journal::open(folder, &dataset, resumed.step)).transpose();
     let run = Run {
@@ -153,7 +154,7 @@ impl Run<'_> {
         let mut batches = all_ok(self.group, batches)?;
         let passes = self.plan.is_chunked().then_some(self.plan.view_passes);
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
-        let mut executor = executor(&context, passes, self.plan.config.train.record_step);
+        let mut executor = executor(&context, passes, self.plan.config.train.cuda_graph);
         for step in first_step..total_steps {
             let done = self.step(step, &mut *executor, &mut batches, observer)?;
             let stop_here = stop.load(Ordering::Relaxed);

@@ -73,7 +73,7 @@ pub(super) fn prepare(
 
 fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Plan, TrainError> {
     let shape = (opened.dataset.channels(), config.train.image_size);
-    let augment = choose_augment_device(config.data.views_on, &config.augment, shape, opened.device)?;
+    let augment = choose_augment_device(config.data.augment_on, &config.augment, shape, opened.device)?;
     let precision = choose_precision(config.train.precision, opened.device);
     Ok(config.resolve(&opened.dataset, precision, augment)?.among(group.count(), group.sharing())?)
 }
@@ -139,7 +139,7 @@ pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(),
         ("the images' fingerprints", plan.data_fingerprint.clone()),
         ("the versions of simclr", env!("CARGO_PKG_VERSION").to_owned()),
         ("compute precisions", format!("{:?}", plan.precision).to_lowercase()),
-        ("augmentation devices", format!("{:?}", plan.views_on).to_lowercase()),
+        ("augmentation devices", format!("{:?}", plan.augment_device).to_lowercase()),
     ];
     let mut result = Ok(());
     for (what, here) in own {
@@ -156,7 +156,7 @@ pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(),
 pub(super) fn keep_augment_device(group: &ProcessGroup, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
     let was = newest.and_then(augment_device_of);
     let cpu = group.broadcast_text(&(was == Some(AugmentDevice::Cpu)).to_string()) == "true";
-    if cpu { Plan { views_on: AugmentDevice::Cpu, ..plan } } else { plan }
+    if cpu { Plan { augment_device: AugmentDevice::Cpu, ..plan } } else { plan }
 }
 
 /// On rank 0: takes the lock of the run folder and finds its newest checkpoint.
@@ -227,7 +227,7 @@ pub(super) fn batches(
         let shuffle_views = plan.config.train.batch_norm == BatchNormScope::ChunkShuffled;
         loader = loader.chunked(Chunking { images: plan.chunk(), shuffle_views, passes: plan.view_passes });
     }
-    if plan.views_on == AugmentDevice::Device {
+    if plan.augment_device == AugmentDevice::Device {
         loader = loader.deferred();
     }
     let batches = loader.part(group.rank(), group.count()).batches(first_step, plan.total_steps)?;

@@ -31,7 +31,7 @@ pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), Train
         "device": describe(device),
         "kernels": describe_kernels(device),
         "precision": plan.precision,
-        "views_on": plan.views_on,
+        "augment_device": plan.augment_device,
         "torch_threads": plan.torch_threads,
         "loader_threads": plan.data_threads,
         "started_unix_seconds": started,
@@ -86,7 +86,7 @@ pub fn facts(
         ("groups", optimizer.group_table().to_owned()),
     ];
     if let Some(kernels) = describe_kernels(device) {
-        let views = match plan.views_on {
+        let views = match plan.augment_device {
             AugmentDevice::Cpu => "loader threads",
             AugmentDevice::Device => "the GPU",
         };

@@ -32,7 +32,7 @@ fn facts(plan: &Plan) -> Value {
         "images": plan.images,
         "data_fingerprint": plan.data_fingerprint,
         "precision": plan.precision,
-        "views_on": plan.views_on,
+        "augment_device": plan.augment_device,
         "torch_threads": plan.torch_threads,
         "ranks": plan.ranks,
     })
@@ -41,10 +41,16 @@ fn facts(plan: &Plan) -> Value {
 /// Augmentation device of the run of a checkpoint; the CPU in checkpoints from before there was a choice.
 pub fn augment_device_of(checkpoint: &Checkpoint) -> Option<AugmentDevice> {
     let state = checkpoint.sections.get("state")?;
-    Some(serde_json::from_value(state["views_on"].clone()).unwrap_or(AugmentDevice::Cpu))
+    Some(serde_json::from_value(augment_device(state)).unwrap_or(AugmentDevice::Cpu))
 }
 
-/// The first value of a checkpoint that is not a number: such a state must not replace a good one.
+/// Under its present or its former key.
+fn augment_device(state: &Value) -> Value {
+    let value = |key: &str| state.get(key).cloned();
+    value("augment_device").or_else(|| value("views_on")).unwrap_or_else(|| json!(AugmentDevice::Cpu))
+}
+
+/// The first non-finite value of a checkpoint.
 pub fn first_non_finite(checkpoint: &Checkpoint) -> Option<f64> {
     let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
     let broken = checkpoint.tensors.values().find(|tensor| !finite(tensor))?;
@@ -127,13 +133,13 @@ pub fn init_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
 fn changed(was: &Value, is: &Value) -> Vec<String> {
     let names = [
         ("precision", "compute precision"),
-        ("views_on", "where views are made"),
+        ("augment_device", "augmentation device"),
         ("torch_threads", "libtorch's threads"),
         ("ranks", "processes"),
     ];
-    // Checkpoints from before there was a choice do not say: one process, and views by its loader.
+    // Older checkpoints have neither key: one process, augmentation on the CPU.
     let value = |state: &Value, key: &str| match state[key].is_null() {
-        true if key == "views_on" => json!(AugmentDevice::Cpu),
+        _ if key == "augment_device" => augment_device(state),
         true => json!(1),
         false => state[key].clone(),
     };
@@ -204,13 +210,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_machine_changes_is_said_and_what_an_old_checkpoint_leaves_out_is_known() {
-        let state =
-            |views: &str| json!({ "precision": "f32", "views_on": views, "torch_threads": 2, "ranks": 1 });
+    fn resume_warns_on_machine_change_and_fills_missing_keys() {
+        let state = |views: &str| json!({ "precision": "f32", "augment_device": views, "torch_threads": 2, "ranks": 1 });
         let old = json!({ "precision": "f32", "torch_threads": 2 });
         assert_eq!(changed(&old, &state("cpu")), Vec::<String>::new());
         assert_eq!(changed(&state("device"), &state("device")), Vec::<String>::new());
-        let [said] = &changed(&old, &state("device"))[..] else { panic!("one sentence") };
-        assert!(said.starts_with("where views are made changed from \"cpu\" to \"device\""), "{said}");
+        let [warning] = &changed(&old, &state("device"))[..] else { panic!("one warning") };
+        assert!(warning.starts_with("augmentation device changed from \"cpu\" to \"device\""), "{warning}");
+        let former = json!({ "precision": "f32", "views_on": "device", "torch_threads": 2, "ranks": 1 });
+        assert_eq!(changed(&former, &state("device")), Vec::<String>::new());
     }
 }

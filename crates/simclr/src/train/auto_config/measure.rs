@@ -154,7 +154,7 @@ fn load(ready: &Prepared, images: usize) -> Option<f64> {
     let (dataset, augment) = (Arc::clone(&ready.dataset), ready.plan.config.augment.clone());
     let batch = config.batch;
     let mut loader = Loader::new(dataset, augment, config).ok()?;
-    if ready.plan.views_on == AugmentDevice::Device {
+    if ready.plan.augment_device == AugmentDevice::Device {
         loader = loader.deferred();
     }
     // One chunk, so that a single image is enough.

@@ -233,7 +233,7 @@ impl<'a> Selection<'a> {
     }
 
     fn say_time(&mut self, plan: &Plan, measured: &Measured, way: Way) {
-        let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.views_on);
+        let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.augment_device);
         let Ok(resolved) = resolved else { return };
         let forecast = Forecast::new(&resolved, plan.ranks, measured, way, &self.opened.dataset);
         self.facts.push(("time".into(), forecast.to_string()));

@@ -1,0 +1,73 @@
+//! Former names of configuration keys.
+
+use toml::{Table, Value};
+
+/// Former key and present key. The serde aliases of the fields accept the former ones, too.
+const RENAMED: [(&str, &str); 6] = [
+    ("data.views_on", "data.augment_on"),
+    ("task.images", "task.subset"),
+    ("task.keep_head", "task.head_layers"),
+    ("task.start", "task.init_from"),
+    ("task.validation", "task.include_validation"),
+    ("train.record_step", "train.cuda_graph"),
+];
+
+/// Renames former keys of `table` in place and returns a notice for each. A key that is present under both names keeps the
+/// former one, so that it is refused as unknown.
+pub(super) fn rename_former_keys(table: &mut Table) -> Vec<String> {
+    RENAMED.iter().filter_map(|(former, present)| rename(table, former, present)).collect()
+}
+
+fn rename(table: &mut Table, former: &str, present: &str) -> Option<String> {
+    let (section, old) = former.split_once('.')?;
+    let (new_section, new) = present.split_once('.')?;
+    if table.get(new_section).and_then(|section| section.get(new)).is_some() {
+        return None;
+    }
+    let value = table.get_mut(section)?.as_table_mut()?.remove(old)?;
+    if table.get(section).and_then(Value::as_table).is_some_and(Table::is_empty) {
+        table.remove(section);
+    }
+    let target = table.entry(new_section).or_insert_with(|| Value::Table(Table::new()));
+    target.as_table_mut()?.insert(new.to_owned(), value);
+    Some(format!("`{former}` is now `{present}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RunConfig;
+
+    #[test]
+    fn former_keys_are_renamed_with_a_notice() {
+        let mut table: Table = "[task]\nvalidation = true\n[train]\nbatch = 8".parse().unwrap();
+        let notices = rename_former_keys(&mut table);
+        assert_eq!(notices, ["`task.validation` is now `task.include_validation`"]);
+        assert_eq!(table["task"]["include_validation"], Value::Boolean(true));
+        assert!(rename_former_keys(&mut table).is_empty());
+    }
+
+    #[test]
+    fn a_key_under_both_names_is_refused() {
+        let overrides = ["task.validation=true", "task.include_validation=false"].map(str::to_owned);
+        let error = RunConfig::load(None, &overrides).unwrap_err().to_string();
+        assert!(error.contains("task.validation"), "{error}");
+    }
+
+    /// Every former name is an alias of the field, as checkpoints and `config.toml` of older runs need it.
+    #[test]
+    fn every_present_name_is_a_key_and_every_former_one_an_alias() {
+        for (former, present) in RENAMED {
+            let default = Value::try_from(RunConfig::default()).unwrap();
+            let (section, key) = present.split_once('.').unwrap();
+            let value = default.get(section).and_then(|section| section.get(key)).cloned();
+            let value = value.unwrap_or_else(|| Value::String("x".into()));
+            let (section, key) = former.split_once('.').unwrap();
+            let table = Table::from_iter([(
+                section.to_owned(),
+                Value::Table(Table::from_iter([(key.to_owned(), value)])),
+            )]);
+            assert!(Value::Table(table).try_into::<RunConfig>().is_ok(), "{former}");
+        }
+    }
+}
