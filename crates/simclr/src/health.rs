@@ -8,9 +8,9 @@ use crate::nt_xent::l2_normalize;
 /// Label-free figures of one batch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
-    /// NT-Xent of the batch, per anchor (the paper's scale).
+    /// Mean over anchors (the paper's scale).
     pub loss: f64,
-    /// ln(2N - 1): the loss when all similarities are equal.
+    /// The loss if all similarities were equal, in the same scale; ln(2N - 1) for NT-Xent.
     pub chance_loss: f64,
     /// Share of first views whose nearest second view is their own, `[0, 1]`.
     pub contrastive_accuracy: f64,
@@ -63,7 +63,8 @@ const NARROW_RANK: f64 = 0.05;
 
 impl Health {
     /// Figures of `h` `[2N, F]` and `z` `[2N, D]`, rows i and i + N being views of one image.
-    pub fn of(h: &Tensor, z: &Tensor, loss: f64, contrastive_accuracy: f64) -> Self {
+    /// `loss` and `chance_loss` are means over anchors.
+    pub fn of(h: &Tensor, z: &Tensor, [loss, chance_loss]: [f64; 2], contrastive_accuracy: f64) -> Self {
         tch::no_grad(|| {
             let n = z.size()[0] / 2;
             let unit = l2_normalize(&z.to_kind(Kind::Float));
@@ -72,7 +73,7 @@ impl Health {
             let spread = unit.std_dim([0i64].as_slice(), false, false).mean(Kind::Double);
             Self {
                 loss,
-                chance_loss: ((2 * n - 1) as f64).ln(),
+                chance_loss,
                 contrastive_accuracy,
                 alignment,
                 uniformity: uniformity(&unit, n),
@@ -161,6 +162,11 @@ fn effective_rank(h: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn health(h: &Tensor, z: &Tensor, loss: f64, accuracy: f64) -> Health {
+        let chance = ((z.size()[0] - 1) as f64).ln();
+        Health::of(h, z, [loss, chance], accuracy)
+    }
     use crate::test_normals;
 
     const OPTIONS: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
@@ -193,7 +199,7 @@ mod tests {
             let _ = potentials.diagonal(offset, 0, 1).fill_(0.0);
         }
         let expected = (potentials.sum(Kind::Double).double_value(&[]) / (2 * n * (2 * n - 2)) as f64).ln();
-        let health = Health::of(&z, &z, 1.0, 0.5);
+        let health = health(&z, &z, 1.0, 0.5);
         assert!((health.uniformity - expected).abs() < 1e-5, "{} {expected}", health.uniformity);
         let singular = z.to_kind(Kind::Double).svd(true, false).1;
         let share = &singular / singular.sum(Kind::Double);
@@ -204,7 +210,7 @@ mod tests {
     #[test]
     fn values_that_are_no_numbers_do_not_panic() {
         let h = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::INFINITY]).view([2, 2]);
-        let health = Health::of(&h, &Tensor::eye(2, OPTIONS), 1.0, 0.5);
+        let health = health(&h, &Tensor::eye(2, OPTIONS), 1.0, 0.5);
         assert!(health.effective_rank.is_nan(), "{}", health.effective_rank);
         assert!(!health.verdict().is_empty());
     }
@@ -212,15 +218,14 @@ mod tests {
     #[test]
     fn few_used_dimensions_are_said() {
         let h = test_normals(0, &[64, 2]).matmul(&test_normals(1, &[2, 128]));
-        let health = Health::of(&h, &test_normals(2, &[64, 16]), 1.0, 0.5);
+        let health = health(&h, &test_normals(2, &[64, 16]), 1.0, 0.5);
         assert!(health.effective_rank < 2.001, "{}", health.effective_rank);
         assert!(health.verdict().contains("of 128 dimensions: few"), "{}", health.verdict());
     }
 
     #[test]
     fn equal_projections_are_called_collapsed() {
-        let health =
-            Health::of(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
+        let health = health(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
         assert!(health.alignment.abs() < 1e-6 && health.spread < 1e-3);
         assert!(
             health.uniformity.abs() < 1e-5,
@@ -234,7 +239,7 @@ mod tests {
     #[test]
     fn alignment_and_uniformity_of_a_square() {
         let z = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]).view([4, 2]);
-        let health = Health::of(&z, &z, 0.5, 1.0);
+        let health = health(&z, &z, 0.5, 1.0);
         assert!(health.alignment.abs() < 1e-6);
         assert!((health.uniformity + 4.0).abs() < 1e-5, "{}", health.uniformity);
         assert!((health.chance_loss - 3f64.ln()).abs() < 1e-12);
@@ -254,10 +259,10 @@ mod tests {
     #[test]
     fn verdicts_at_chance_and_far_above_it_differ() {
         let z = test_normals(0, &[64, 16]);
-        let far = Health::of(&z, &z, 576_953.625, 0.03).verdict();
+        let far = health(&z, &z, 576_953.625, 0.03).verdict();
         assert!(far.starts_with("not learning: loss 576953.625 is far above chance"), "{far}");
         assert!(!far.contains("at chance"), "{far}");
-        let health = Health::of(&z, &z, 63f64.ln(), 0.03);
+        let health = health(&z, &z, 63f64.ln(), 0.03);
         assert!(health.verdict().starts_with("not learning yet"), "{}", health.verdict());
         assert!((health.spread - 1.0).abs() < 0.1, "{}", health.spread);
     }

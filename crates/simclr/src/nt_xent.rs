@@ -50,6 +50,15 @@ impl LossConfig {
     pub fn chance(&self, rows: usize) -> f64 {
         self.scale.factor() * ((rows - 1) as f64).ln()
     }
+
+    /// One line for the start of a run over `rows` views.
+    pub fn describe(&self, rows: usize) -> String {
+        let chance = ((rows - 1) as f64).ln();
+        format!(
+            "NT-Xent over {rows} views, temperature {}; at chance ln({rows} - 1) = {chance:.3}",
+            self.temperature
+        )
+    }
 }
 
 /// Those whose views stand against each other: processes that hold a part of the batch each.

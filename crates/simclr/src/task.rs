@@ -46,6 +46,7 @@ impl MethodKind {
         }
     }
 
+    /// Whether labels are unused.
     pub fn is_contrastive(self) -> bool {
         self == Self::Contrastive
     }

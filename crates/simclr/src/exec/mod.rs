@@ -29,9 +29,13 @@ use crate::{
 /// What every step of a run shares.
 #[derive(Clone, Copy)]
 pub struct StepContext<'a> {
+    /// Modules and loss.
     pub method: &'a dyn Method,
+    /// Batch norm in training mode.
     pub norm: NormConfig,
+    /// Processes that hold a part of the batch each.
     pub group: &'a ProcessGroup,
+    /// All-reduce of the gradients, overlapped with the backward pass.
     pub gradients: &'a GradientBuckets,
     /// Seed of the run.
     pub seed: u64,
@@ -40,6 +44,7 @@ pub struct StepContext<'a> {
 /// `train.batch_norm` and `train.batch_norm_momentum`.
 #[derive(Debug, Clone, Copy)]
 pub struct NormConfig {
+    /// Whose activations are normalised together.
     pub scope: BatchNormScope,
     /// Weight of a batch in the running statistics.
     pub momentum: f64,
@@ -50,6 +55,7 @@ pub struct NormConfig {
 pub struct StepId {
     /// From 0.
     pub step: u64,
+    /// After warm-up and schedule.
     pub lr: f64,
 }
 

@@ -25,11 +25,13 @@ type ViewShape = (usize, usize);
 pub struct DeviceBatch {
     /// Step of the run.
     pub step: u64,
+    /// Place in the batch of the step.
     pub chunk: Chunk,
     /// Indices in the data set of the images whose first view is here.
     pub ids: Vec<usize>,
     /// Of those whose second view is here.
     pub second_view_ids: Vec<usize>,
+    /// Rows of `ids`, then of `second_view_ids`.
     pub views: BatchViews,
 }
 

@@ -4,7 +4,7 @@
 use tch::{Kind, Tensor};
 
 use super::{BatchSlice, LossOutput, Method, MethodTraits};
-use crate::model::Model;
+use crate::{RunConfig, model::Model};
 
 /// Encoder under a linear classifier.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub struct Classifier {
 }
 
 impl Classifier {
+    /// `model` ends in `classes` logits; `labels` has the class of every image of the data set.
     pub fn new(model: Model, labels: Vec<i64>, classes: usize) -> Self {
         Self { model, labels, classes }
     }
@@ -28,6 +29,22 @@ impl Method for Classifier {
 
     fn traits(&self) -> MethodTraits {
         MethodTraits { graph_capturable: false, has_pairs: false }
+    }
+
+    fn describe_head(&self, config: &RunConfig) -> String {
+        let task = &config.task;
+        let below = match task.head_layers {
+            0 => String::new(),
+            layers => format!(" on layer {layers} of the projection head"),
+        };
+        let frozen = if task.frozen { ", encoder frozen" } else { "" };
+        format!("linear classifier of {} classes{below}{frozen}", self.classes)
+    }
+
+    fn describe_loss(&self, config: &RunConfig) -> String {
+        let images = config.train.batch;
+        let chance = self.chance_loss(images);
+        format!("cross entropy over {images} images; at chance ln({}) = {chance:.3}", self.classes)
     }
 
     fn objective(&self, logits: &Tensor, slice: &BatchSlice<'_>) -> LossOutput {

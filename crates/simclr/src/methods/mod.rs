@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use tch::Tensor;
 
 use crate::{
-    CheckpointError, ModelError,
+    CheckpointError, ModelError, RunConfig,
     encoder::Mode,
     model::{Model, Stages},
     nt_xent::AllGather,
@@ -25,6 +25,7 @@ pub struct BatchSlice<'a> {
     pub ids: &'a [usize],
     /// N, over all processes.
     pub batch_images: usize,
+    /// All-gather over the processes that share the batch.
     pub group: &'a dyn AllGather,
 }
 
@@ -56,7 +57,14 @@ pub trait Method: Debug {
         &self.model().params
     }
 
+    /// Capabilities that do not change during a run.
     fn traits(&self) -> MethodTraits;
+
+    /// One line about the head, for the start of a run.
+    fn describe_head(&self, config: &RunConfig) -> String;
+
+    /// One line about the loss and its value at chance.
+    fn describe_loss(&self, config: &RunConfig) -> String;
 
     /// h `[rows, F]` and z `[rows, D]` of views `[rows, C, S, S]`. Called per chunk under gradient caching.
     ///

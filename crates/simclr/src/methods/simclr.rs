@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::{BatchSlice, LossOutput, Method, MethodTraits};
 use crate::{
+    RunConfig,
     model::Model,
     nt_xent::{LossConfig, nt_xent_sharded},
 };
@@ -16,6 +17,7 @@ pub struct SimClr {
 }
 
 impl SimClr {
+    /// `model` ends in a projection head.
     pub fn new(model: Model, loss: LossConfig) -> Self {
         Self { model, loss }
     }
@@ -28,6 +30,16 @@ impl Method for SimClr {
 
     fn traits(&self) -> MethodTraits {
         MethodTraits { graph_capturable: true, has_pairs: true }
+    }
+
+    fn describe_head(&self, config: &RunConfig) -> String {
+        let head = &config.head;
+        format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
+            .to_lowercase()
+    }
+
+    fn describe_loss(&self, config: &RunConfig) -> String {
+        self.loss.describe(2 * config.train.batch)
     }
 
     fn objective(&self, z: &Tensor, slice: &BatchSlice<'_>) -> LossOutput {

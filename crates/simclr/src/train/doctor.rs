@@ -28,7 +28,9 @@ use crate::{
 pub struct Finding {
     /// Subject, such as "memory".
     pub name: String,
+    /// Result with its figures.
     pub text: String,
+    /// Whether it passed.
     pub verdict: Verdict,
 }
 
@@ -72,13 +74,8 @@ pub fn examine(
     let AutoConfigured { config, facts: chosen } = auto_configure(group, &opened, written)?;
     let mut own = all_ok(group, prepare(group, &opened, &config))?;
     let carried = group.connect_gpus(own.method.params().device());
-    let facts = start::facts(
-        &own.plan,
-        &own.dataset,
-        own.method.model(),
-        &own.optimizer,
-        own.method.params().device(),
-    );
+    let facts =
+        start::facts(&own.plan, &own.dataset, &*own.method, &own.optimizer, own.method.params().device());
     let mut findings: Vec<Finding> = facts
         .into_iter()
         .chain(chosen)

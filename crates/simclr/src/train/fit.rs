@@ -93,7 +93,7 @@ pub fn fit(
 
     let transport = group.connect_gpus(device);
     if group.is_first() {
-        let own = start::facts(&plan, &dataset, method.model(), &optimizer, device);
+        let own = start::facts(&plan, &dataset, &*method, &optimizer, device);
         observer.start(&[own, facts].concat());
         let transport = transport.map(|how| format!("tensors between processes: {how}"));
         let messages = transport.iter().chain(&resumed.notes).chain(written.notices());
@@ -295,7 +295,9 @@ impl Run<'_> {
     fn health(&self, output: &StepOutput) -> Health {
         let h = self.group.all_gather_rows(&output.h);
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
-        Health::of(&h, &z, output.loss / self.method.loss_scale(), output.accuracy)
+        let losses = [output.loss, self.method.chance_loss(output.ids.len())];
+        let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
+        Health::of(&h, &z, per_anchor, output.accuracy)
     }
 
     /// On rank 0: writes the checkpoint of `step`.

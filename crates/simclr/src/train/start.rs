@@ -12,9 +12,9 @@ use crate::{
     config::StepCount,
     device::{Precision, describe, describe_kernels},
     encoder::BatchNormScope,
-    model::Model,
+    methods::Method,
     optim::{Optimizer, Scaling, ScheduleKind},
-    task::MethodKind,
+    params::Params,
     views::AugmentDevice,
 };
 
@@ -53,7 +53,7 @@ fn libtorch_version() -> String {
 pub fn facts(
     plan: &Plan,
     dataset: &Dataset,
-    model: &Model,
+    method: &dyn Method,
     optimizer: &Optimizer,
     device: Device,
 ) -> Vec<(String, String)> {
@@ -76,9 +76,9 @@ pub fn facts(
             ),
         ),
         ("device", format!("{}, {precision}, {} loader threads", describe(device), plan.data_threads)),
-        ("encoder", model.encoder.describe()),
-        ("head", head(plan)),
-        ("loss", loss(plan)),
+        ("encoder", method.model().encoder.describe()),
+        ("head", method.describe_head(config)),
+        ("loss", method.describe_loss(config)),
         ("batch", batch(plan)),
         ("evaluated on", plan.transform().to_string()),
         ("learning rate", learning_rate(plan)),
@@ -94,54 +94,17 @@ pub fn facts(
     }
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
-    let notes = notes.chain(nothing_to_train(model));
+    let notes = notes.chain(nothing_to_train(method.params()));
     let notes = notes.chain(plan.transform().note_on_shapes(dataset)).chain(dataset.notes().iter().cloned());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A module that was saved for inference may have no parameter left that is trained.
-fn nothing_to_train(model: &Model) -> Option<String> {
-    let params = &model.params;
+fn nothing_to_train(params: &Params) -> Option<String> {
     let trained = params.params().iter().any(|param| param.name.starts_with("encoder."));
     (!trained && !params.frozen().is_empty())
         .then(|| "every parameter of the encoder has requires_grad=False: only the head is trained".into())
-}
-
-fn head(plan: &Plan) -> String {
-    let (head, task) = (&plan.config.head, &plan.config.task);
-    match task.objective {
-        MethodKind::Contrastive => {
-            format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
-                .to_lowercase()
-        }
-        MethodKind::Supervised => {
-            let below = if task.head_layers > 0 {
-                format!(" on layer {} of the projection head", task.head_layers)
-            } else {
-                String::new()
-            };
-            let frozen = if task.frozen { ", encoder frozen" } else { "" };
-            format!("linear classifier of {} classes{below}{frozen}", plan.classes)
-        }
-    }
-}
-
-fn loss(plan: &Plan) -> String {
-    let (loss, train) = (&plan.config.loss, &plan.config.train);
-    let views = plan.config.task.objective.views() * train.batch;
-    match plan.config.task.objective {
-        MethodKind::Contrastive => format!(
-            "NT-Xent over {views} views, temperature {}; at chance ln({views} - 1) = {:.3}",
-            loss.temperature,
-            ((views - 1) as f64).ln()
-        ),
-        MethodKind::Supervised => format!(
-            "cross entropy over {views} images; at chance ln({}) = {:.3}",
-            plan.classes,
-            (plan.classes as f64).ln()
-        ),
-    }
 }
 
 /// How a batch goes through the encoder.
