@@ -17,11 +17,13 @@ pub struct LossConfig {
     pub scale: LossScale,
     /// L2-normalise z; off only for the ablation of Table 5.
     pub normalize: bool,
+    /// Leave the positive out of the denominator: DCL (Yeh et al. 2021, arXiv 2110.06848, equation 4).
+    pub decoupled: bool,
 }
 
 impl Default for LossConfig {
     fn default() -> Self {
-        Self { temperature: 0.1, scale: LossScale::Paper, normalize: true }
+        Self { temperature: 0.1, scale: LossScale::Paper, normalize: true, decoupled: false }
     }
 }
 
@@ -48,15 +50,22 @@ impl LossScale {
 impl LossConfig {
     /// Loss of `rows` views if all similarities were equal.
     pub fn chance(&self, rows: usize) -> f64 {
-        self.scale.factor() * ((rows - 1) as f64).ln()
+        self.scale.factor() * ((rows - self.excluded()) as f64).ln()
+    }
+
+    /// Views that are not in the denominator: the anchor and, decoupled, its positive.
+    fn excluded(&self) -> usize {
+        1 + usize::from(self.decoupled)
     }
 
     /// One line for the start of a run over `rows` views.
     pub fn describe(&self, rows: usize) -> String {
-        let chance = ((rows - 1) as f64).ln();
+        let name = if self.decoupled { "DCL" } else { "NT-Xent" };
+        let excluded = self.excluded();
+        let chance = ((rows - excluded) as f64).ln();
+        let temperature = self.temperature;
         format!(
-            "NT-Xent over {rows} views, temperature {}; at chance ln({rows} - 1) = {chance:.3}",
-            self.temperature
+            "{name} over {rows} views, temperature {temperature}; at chance ln({rows} - {excluded}) = {chance:.3}"
         )
     }
 }
@@ -126,7 +135,7 @@ pub fn nt_xent_sharded(z: &Tensor, config: &LossConfig, group: &dyn AllGather) -
     let z = z.to_kind(Kind::Float); // with graph
     let (loss, accuracy, gradient) = tch::no_grad(|| {
         let rows = UnitRows::new(&z, config.normalize);
-        let contrast = Similarities::new(&rows.unit, group, config.temperature);
+        let contrast = Similarities::new(&rows.unit, group, config);
         let AnchorTerms { sums, loss, right } = contrast.anchors();
         let anchors = contrast.all.size()[0] as f64;
         let scale = config.scale.factor() / anchors;
@@ -185,6 +194,7 @@ struct Similarities {
     first: i64,
     /// Room for two tiles.
     room: [Tensor; 2],
+    decoupled: bool,
 }
 
 /// What the own anchors find.
@@ -216,11 +226,12 @@ struct Tile {
 }
 
 impl Similarities {
-    fn new(own: &Tensor, group: &dyn AllGather, temperature: f64) -> Self {
+    fn new(own: &Tensor, group: &dyn AllGather, config: &LossConfig) -> Self {
         let all = group.all_gather(own);
         let side = TILE.min(all.size()[0] / 2);
         let room = [(); 2].map(|()| Tensor::empty([side * side], (Kind::Float, own.device())));
-        Self { own: own / temperature, all, first: group.first_image(), room }
+        let (own, first) = (own / config.temperature, group.first_image());
+        Self { own, all, first, room, decoupled: config.decoupled }
     }
 
     /// Own images and all images.
@@ -274,19 +285,22 @@ impl Similarities {
         let (partners, others) = (lowest(2 * own), lowest(own));
         for tile in self.tiles() {
             let (logits, spare) = (self.logits(tile), self.room(1, tile));
+            let mut positives = logits.diagonal(tile.partner, 0, 1);
+            if positives.numel() > 0 {
+                let here = |start: i64| partners.narrow(0, start, positives.size()[0]);
+                here(tile.row.0 + (-tile.partner).max(0)).copy_(&positives);
+                if tile.mirrored {
+                    here(tile.column.0 + tile.partner.max(0)).copy_(&positives);
+                }
+            }
+            if self.decoupled {
+                let _ = positives.fill_(f64::NEG_INFINITY);
+            }
             sums.add(&logits, tile.row, 1, &spare);
             if tile.mirrored {
                 sums.add(&logits, tile.column, 0, &spare);
             }
-            let mut met = logits.diagonal(tile.partner, 0, 1);
-            if met.numel() > 0 {
-                let here = |start: i64| partners.narrow(0, start, met.size()[0]);
-                here(tile.row.0 + (-tile.partner).max(0)).copy_(&met);
-                if tile.mirrored {
-                    here(tile.column.0 + tile.partner.max(0)).copy_(&met);
-                }
-                let _ = met.fill_(f64::NEG_INFINITY);
-            }
+            let _ = positives.fill_(f64::NEG_INFINITY);
             if tile.crossed {
                 let mut best = narrow(&others, tile.row);
                 best.copy_(&best.maximum(&logits.amax([1i64].as_slice(), false)));
@@ -313,7 +327,9 @@ impl Similarities {
             let _ = logits.sub_out(&by_row, &down(&own_largest)).exp_();
             let mut weights = logits.g_sub_(&narrow(&all_largest, tile.column)).exp_();
             let _ = weights.g_mul_(&narrow(&all_inverse, tile.column)).addcmul_(&by_row, &down(&own_inverse));
-            let _ = weights.diagonal(tile.partner, 0, 1).g_sub_scalar_(2.0);
+            let mut positives = weights.diagonal(tile.partner, 0, 1);
+            // P of a positive is 0 if decoupled; what was computed there may have overflowed.
+            let _ = if self.decoupled { positives.fill_(-2.0) } else { positives.g_sub_scalar_(2.0) };
             let _ = narrow(&gradient, tile.row).addmm_(&weights, &narrow(&self.all, tile.column));
             if tile.mirrored {
                 let _ = narrow(&gradient, tile.column).addmm_(&weights.tr(), &narrow(&self.all, tile.row));

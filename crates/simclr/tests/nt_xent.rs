@@ -215,7 +215,14 @@ fn whole_matrix(z: &Tensor, config: &LossConfig, kind: Kind) -> (f64, Tensor) {
     let itself = Tensor::eye(rows, (Kind::Bool, leaf.device()));
     let logits = (unit.matmul(&unit.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY);
     let partner = Tensor::arange(rows, (Kind::Int64, leaf.device())).roll([rows / 2], [0]);
-    let mean = logits.cross_entropy_loss(&partner, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0);
+    let mean = if config.decoupled {
+        let is_positive = Tensor::eye(rows, (Kind::Bool, leaf.device())).roll([rows / 2], [1]);
+        let negatives = logits.masked_fill(&is_positive, f64::NEG_INFINITY);
+        let positive = logits.gather(1, &partner.unsqueeze(1), false).squeeze_dim(1);
+        (negatives.logsumexp([1i64].as_slice(), false) - positive).mean(kind)
+    } else {
+        logits.cross_entropy_loss(&partner, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
+    };
     let loss = if config.scale == LossScale::Official { mean * 2.0 } else { mean };
     loss.backward();
     (loss.double_value(&[]), leaf.grad())
@@ -249,7 +256,7 @@ fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
         for (temperature, scale, near) in
             [(0.01, LossScale::Paper, 0.5), (0.1, LossScale::Official, 2.0), (1.0, LossScale::Paper, 2.0)]
         {
-            let config = LossConfig { temperature, scale, normalize: true };
+            let config = LossConfig { temperature, scale, ..LossConfig::default() };
             let first = random_rows(n, d, 1, 1.0);
             let second = &first + random_rows(n, d, 2, near);
             let z = Tensor::cat(&[first, second], 0);
@@ -266,11 +273,38 @@ fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
     }
 }
 
+/// DCL against the formula in f64, loss and gradient, in one tile and across tiles; tau = 0.01 overflows exp at the positives.
+#[test]
+fn decoupled_loss_agrees_with_f64_across_tiles() {
+    for (n, d) in [(3, 4), (37, 16), (1025, 8)] {
+        for (temperature, normalize) in [(0.01, true), (0.1, true), (0.5, true), (1.0, false)] {
+            let config = LossConfig { decoupled: true, normalize, ..config(temperature) };
+            let first = random_rows(n, d, 1, 1.0);
+            let z = Tensor::cat(&[&first, &(&first + random_rows(n, d, 2, 0.7))], 0);
+            let (loss, gradient) = both(&z, &config);
+            let (expected, by_autograd) = whole_matrix(&z, &config, Kind::Double);
+            let case = format!("N = {n}, tau = {temperature}");
+            assert!((loss - expected).abs() <= 1e-4 * expected.abs().max(1e-2), "{case}: {loss} {expected}");
+            let error = relative(&gradient, &by_autograd);
+            assert!(error < 1e-4, "{case}: gradient off by {error:e}");
+        }
+    }
+}
+
+/// Equal rows: every similarity is equal, so the loss is ln of the number of negatives, 2N - 2.
+#[test]
+fn decoupled_loss_of_equal_rows_is_at_chance() {
+    let config = LossConfig { decoupled: true, ..config(0.5) };
+    let loss = nt_xent(&Tensor::ones([8, 3], (Kind::Float, tch::Device::Cpu)), &config).loss;
+    assert!((loss.double_value(&[]) - 6f64.ln()).abs() < 1e-6);
+    assert!((config.chance(8) - 6f64.ln()).abs() < 1e-12);
+}
+
 /// Without normalisation logits are as large as z makes them: hundreds here, where exp alone would overflow.
 #[test]
 fn large_logits_agree_with_f64() {
     for (n, length, temperature) in [(300, 6.0, 0.5), (1100, 10.0, 1.0)] {
-        let config = LossConfig { temperature, scale: LossScale::Paper, normalize: false };
+        let config = LossConfig { normalize: false, ..config(temperature) };
         let first = random_rows(n, 16, 3, length);
         let z = Tensor::cat(&[&first, &(&first + random_rows(n, 16, 4, length))], 0);
         let (loss, gradient) = both(&z, &config);
