@@ -1,12 +1,40 @@
 //! SimCLR (Chen et al. 2020, arXiv 2002.05709): contrastive pretraining of image encoders on libtorch.
 //!
-//! The modules stand in the order in which a batch passes through them. This crate never prints, never reads argv
-//! and never exits; progress goes out through [`train::Observer`].
+//! [`train::pretrain`] trains from a folder of images into a run folder; [`eval`] evaluates the encoder of a run;
+//! [`export`] writes it to safetensors. The parts are usable on their own (`examples/`):
 //!
-//! Dimension alphabet: N images, 2N views, C channels, H height, W width, S side of a view, F features of h,
-//! D dimensions of z.
+//! ```
+//! use simclr::{
+//!     data::rng::Key,
+//!     device::Precision,
+//!     encoder::{EncoderConfig, EncoderName, Mode},
+//!     head::HeadConfig,
+//!     model::Model,
+//!     nt_xent::{LossConfig, nt_xent},
+//!     optim::{OptimConfig, Optimizer},
+//!     tch::{Device, Tensor},
+//! };
+//!
+//! let encoder = EncoderConfig { name: EncoderName::ConvC3, ..EncoderConfig::default() };
+//! let model = Model::new(&encoder, &HeadConfig::default(), (3, 32), 0, Device::Cpu, Precision::F32)?;
+//! let mut optimizer = Optimizer::new(&OptimConfig::default(), &model.params);
+//! let pixels = Key { seed: 0, epoch: 0, image: 0, view: 0 }.stream().normals(8 * 3 * 32 * 32);
+//! let views = Tensor::from_slice(&pixels).view([8, 3, 32, 32]); // rows i and i + 4 are views of one image
+//! let (h, z) = model.forward(&views, &Mode::train())?;
+//! let loss = nt_xent(&z, &LossConfig::default()).loss;
+//! loss.backward();
+//! optimizer.step(&model.params, 0.1);
+//! assert_eq!(h.size()[0], 8);
+//! # Ok::<(), simclr::ModelError>(())
+//! ```
+//!
+//! A module imports only modules that are declared before it: the order in which a batch passes through. This crate never prints,
+//! never reads argv and never exits; progress is reported through [`train::Observer`].
+//!
+//! Dimensions: N images, 2N views, C channels, H height, W width, S side of a view, F features of h, D dimensions of z.
 
 pub use simclr_data as data;
+pub use tch;
 
 pub mod error;
 
