@@ -62,9 +62,9 @@ pub(crate) struct DeferredImage {
 impl DeferredImage {
     pub(crate) fn new(image: Image, mut views: Vec<(usize, ViewParams)>, method: &ViewSpec) -> Self {
         let seen = |(_, params): &(usize, ViewParams)| {
-            params.crop.seen(&image, (method.interpolation, method.antialias), method.size)
+            params.crop.support(&image, (method.interpolation, method.antialias), method.size)
         };
-        let rectangle = views.iter().map(seen).reduce(Crop::around).expect("an image is there for its views");
+        let rectangle = views.iter().map(seen).reduce(Crop::union).expect("an image is there for its views");
         for (_, params) in &mut views {
             params.crop.x -= rectangle.x;
             params.crop.y -= rectangle.y;

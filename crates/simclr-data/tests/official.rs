@@ -41,7 +41,7 @@ fn evaluation_crops_equal_the_official_ones_to_the_pixel() {
     for (height, width, share, side, top, left) in rows {
         let image = Image::new(width, height, 1, vec![0; width * height]);
         let seen = TransformConfig { crop: EvalCrop::Share(share), ..TransformConfig::default() };
-        let crop = seen.to(8, 1).seen(&image);
+        let crop = seen.to(8, 1).region(&image);
         let found = (crop.width, crop.height, crop.y, crop.x);
         assert_eq!(found, (side, side, top, left), "{height} x {width}, {share}");
     }
