@@ -8,7 +8,7 @@ use std::{io::Cursor, time::Instant};
 
 use simclr_data::{
     AugmentConfig, Image,
-    augment::{self, Scratch},
+    augment::{self, AugmentBuffers},
     decode,
     rng::Key,
 };
@@ -41,7 +41,7 @@ fn rate(
     size: usize,
     load: impl Fn(usize) -> Result<Image, Box<dyn std::error::Error>>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
-    let (mut out, mut scratch) = (vec![0.0; 3 * size * size], Scratch::default());
+    let (mut out, mut scratch) = (vec![0.0; 3 * size * size], AugmentBuffers::default());
     let (mut turn, mut start) = (0, Instant::now());
     loop {
         let image = load(turn)?;

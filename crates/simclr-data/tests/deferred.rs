@@ -9,7 +9,7 @@ use std::{
 use simclr_data::{
     AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
     LoaderConfig, Sample, Views,
-    augment::{Interpolation, Scratch, apply},
+    augment::{AugmentBuffers, Interpolation, apply},
     dataset::Source,
     decode::Decoding,
     rng::Key,
@@ -73,7 +73,7 @@ fn view(recipes: &DeferredViews, recipe: &DeferredView) -> Vec<f32> {
     let image = Image::new(recipe.width, recipe.height, 3, recipes.bytes[recipe.at..][..len].to_vec());
     let mut out = vec![f32::NAN; VIEW];
     let augment = augment(recipes.method.interpolation);
-    apply(&image, &recipe.params, &augment, SIZE, &mut out, &mut Scratch::default());
+    apply(&image, &recipe.params, &augment, SIZE, &mut out, &mut AugmentBuffers::default());
     out
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, Brightness, ColorModel, Crop, CropSampler, Jitter, Scratch},
+    augment::{self, AugmentBuffers, Brightness, ColorModel, Crop, CropSampler, Jitter},
     rng::Key,
 };
 
@@ -153,7 +153,7 @@ proptest! {
         let Crop { x, y, width: w, height: h } = params.crop;
         prop_assert!(w >= 1 && h >= 1 && x + w <= width && y + h <= height, "{:?}", params.crop);
         let mut out = vec![f32::NAN; channels * size * size];
-        augment::apply(&picture, &params, &config, size, &mut out, &mut Scratch::default());
+        augment::apply(&picture, &params, &config, size, &mut out, &mut AugmentBuffers::default());
         prop_assert!(out.iter().all(|value| (0.0..=1.0).contains(value)), "{:?}", params);
     }
 }

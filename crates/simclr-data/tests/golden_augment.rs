@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use cases::{Case, goldens};
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, Scratch},
+    augment::{self, AugmentBuffers},
 };
 
 fn view(image: &Image, params: &ViewParams, config: &AugmentConfig, size: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; image.channels * size * size];
-    augment::apply(image, params, config, size, &mut out, &mut Scratch::default());
+    augment::apply(image, params, config, size, &mut out, &mut AugmentBuffers::default());
     out
 }
 

@@ -11,11 +11,11 @@ use std::{
 };
 
 use simclr_data::{
-    AugmentConfig, Batch, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
-    augment::{Scratch, TransformConfig, apply},
+    AugmentConfig, Batch, DataError, Dataset, EvalReader, Image, Loader, LoaderConfig, Sample,
+    augment::{AugmentBuffers, TransformConfig, apply},
     dataset::Source,
     decode::Decoding,
-    loader::{Batches, evaluation_pixels},
+    loader::Batches,
     rng::Key,
 };
 
@@ -121,7 +121,7 @@ fn check_rows(batches: &[Batch]) {
             let key = Key { seed: 5, epoch: batch.epoch, image: id as u64, view: (row / n) as u64 };
             let mut expected = vec![0.0; VIEW];
             let params = augment.draw(key, image.width, image.height);
-            apply(&image, &params, &augment, SIZE, &mut expected, &mut Scratch::default());
+            apply(&image, &params, &augment, SIZE, &mut expected, &mut AugmentBuffers::default());
             assert!(pixels == expected, "step {} row {row}", batch.step);
         }
     }
@@ -227,8 +227,8 @@ fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
     let source = || Noise { bad: [4].into(), ..Noise::default() };
     let wanted = [9, 2, 4, 0, 31, 2];
     let transform = TransformConfig::default().to(SIZE, 3);
-    let one = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 1).unwrap();
-    let three = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 3).unwrap();
+    let one = EvalReader::new(&dataset(32, source()), &transform, 1).unwrap().read(&wanted);
+    let three = EvalReader::new(&dataset(32, source()), &transform, 3).unwrap().read(&wanted);
     assert_eq!(one.ids, [9, 2, 0, 31, 2]);
     assert_eq!((&one.ids, &one.failed), (&three.ids, &three.failed));
     assert!(one.pixels == three.pixels && one.pixels.len() == 5 * VIEW);

@@ -7,7 +7,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, CropSampler, EvalCrop, EvalTransform, Interpolation, Jitter, Scratch, TransformConfig},
+    augment::{
+        self, AugmentBuffers, CropSampler, EvalCrop, EvalTransform, Interpolation, Jitter, TransformConfig,
+    },
     rng::Key,
 };
 
@@ -80,7 +82,7 @@ fn without_antialiasing_resizing_is_tensorflows() {
 
 fn evaluated(image: &Image, transform: EvalTransform) -> Vec<f32> {
     let mut out = vec![f32::NAN; 3 * transform.size * transform.size];
-    transform.apply(image, &mut out, &mut Scratch::default());
+    transform.apply(image, &mut out, &mut AugmentBuffers::default());
     out
 }
 
@@ -92,7 +94,7 @@ fn trained(image: &Image, interpolation: Interpolation, size: usize) -> Vec<f32>
 
 fn view(image: &Image, params: &ViewParams, config: &AugmentConfig, size: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; 3 * size * size];
-    augment::apply(image, params, config, size, &mut out, &mut Scratch::default());
+    augment::apply(image, params, config, size, &mut out, &mut AugmentBuffers::default());
     out
 }
 
@@ -216,7 +218,7 @@ fn the_whole_image_loses_no_pixel() {
         TransformConfig { crop, ..TransformConfig::default() }.to(64, 1).apply(
             &image,
             &mut out,
-            &mut Scratch::default(),
+            &mut AugmentBuffers::default(),
         );
         out.iter().any(|&value| value > 0.1)
     };

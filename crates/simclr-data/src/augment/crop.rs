@@ -6,7 +6,7 @@
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use multiversion::multiversion;
 
-use super::{Crop, Interpolation, Scratch, sample};
+use super::{AugmentBuffers, Crop, Interpolation, sample};
 use crate::Image;
 
 /// Filter of a resize.
@@ -27,7 +27,7 @@ pub fn shrink(image: &Image, size: usize) -> Image {
     let target = (scaled(width), scaled(height));
     let mut data = vec![0; target.0 * target.1 * channels];
     let whole = Crop { x: 0, y: 0, width, height };
-    resize(image, whole, (Interpolation::Bicubic, target), &mut data, &mut Scratch::default());
+    resize(image, whole, (Interpolation::Bicubic, target), &mut data, &mut AugmentBuffers::default());
     Image::new(target.0, target.1, channels, data)
 }
 
@@ -37,17 +37,17 @@ pub(super) fn crop_and_resize(
     crop: Crop,
     (Resampling { interpolation, antialias }, size): (Resampling, usize),
     out: &mut [f32],
-    scratch: &mut Scratch,
+    buffers: &mut AugmentBuffers,
 ) {
     let channels = image.channels;
     if !antialias {
-        return sample::resize(image, crop, (interpolation, size), out, &mut scratch.planes);
+        return sample::resize(image, crop, (interpolation, size), out, &mut buffers.planes);
     }
-    let mut resized = std::mem::take(&mut scratch.resized);
+    let mut resized = std::mem::take(&mut buffers.resized);
     resized.resize(size * size * channels, 0);
-    resize(image, crop, (interpolation, (size, size)), &mut resized, scratch);
+    resize(image, crop, (interpolation, (size, size)), &mut resized, buffers);
     to_planes(&resized, channels, size, out);
-    scratch.resized = resized;
+    buffers.resized = resized;
 }
 
 impl Crop {
@@ -101,10 +101,10 @@ fn pixel_type(channels: usize) -> Option<PixelType> {
 type Target = (Interpolation, (usize, usize));
 
 /// Resizes into `out`, interleaved.
-fn resize(image: &Image, crop: Crop, target: Target, out: &mut [u8], scratch: &mut Scratch) {
+fn resize(image: &Image, crop: Crop, target: Target, out: &mut [u8], buffers: &mut AugmentBuffers) {
     match pixel_type(image.channels) {
-        Some(kind) => resize_pixels(kind, image, &image.data, crop, target, out, &mut scratch.resizer),
-        None => resize_by_channel(image, crop, target, out, scratch),
+        Some(kind) => resize_pixels(kind, image, &image.data, crop, target, out, &mut buffers.resizer),
+        None => resize_by_channel(image, crop, target, out, buffers),
     }
 }
 
@@ -134,10 +134,16 @@ fn resize_pixels(
 }
 
 /// For more than four channels, which `fast_image_resize` does not support: one plane at a time.
-fn resize_by_channel(image: &Image, crop: Crop, target: Target, out: &mut [u8], scratch: &mut Scratch) {
+fn resize_by_channel(
+    image: &Image,
+    crop: Crop,
+    target: Target,
+    out: &mut [u8],
+    buffers: &mut AugmentBuffers,
+) {
     let channels = image.channels;
     let (width, height) = target.1;
-    let Scratch { resizer, source_plane: plane, .. } = scratch;
+    let AugmentBuffers { resizer, source_plane: plane, .. } = buffers;
     let mut small = vec![0; width * height];
     for channel in 0..channels {
         plane.clear();

@@ -30,11 +30,13 @@ pub use crop::shrink;
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 pub use transform::{EvalCrop, EvalTransform, TransformChange, TransformConfig};
 
+use std::cell::RefCell;
+
 use crate::Image;
 
-/// Buffers reused from view to view; one per worker thread.
+/// Buffers reused from view to view.
 #[derive(Default)]
-pub struct Scratch {
+pub struct AugmentBuffers {
     resizer: fast_image_resize::Resizer,
     /// One plane of the source, for channels that are resized one by one.
     source_plane: Vec<u8>,
@@ -42,6 +44,17 @@ pub struct Scratch {
     resized: Vec<u8>,
     /// One or more planes of the view.
     planes: Vec<f32>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<AugmentBuffers> = RefCell::default();
+}
+
+impl AugmentBuffers {
+    /// Runs `work` with the buffers of the current thread.
+    pub(crate) fn with_local<R>(work: impl FnOnce(&mut Self) -> R) -> R {
+        BUFFERS.with_borrow_mut(work)
+    }
 }
 
 /// A view under construction: `channels` planes of `side` x `side` values in `[0, 1]`.
@@ -68,16 +81,16 @@ pub fn apply(
     config: &AugmentConfig,
     size: usize,
     out: &mut [f32],
-    scratch: &mut Scratch,
+    buffers: &mut AugmentBuffers,
 ) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
     let resampling = crop::Resampling { interpolation: config.interpolation, antialias: config.antialias };
-    crop::crop_and_resize(image, params.crop, (resampling, size), out, scratch);
+    crop::crop_and_resize(image, params.crop, (resampling, size), out, buffers);
     let mut view = View { pixels: out, channels: image.channels, side: size };
     if params.flip {
         geometry::flip(&mut view);
     }
-    geometry::rotate(&mut view, params.quarter_turns, &mut scratch.planes);
+    geometry::rotate(&mut view, params.quarter_turns, &mut buffers.planes);
     // The official code clips after every jitter operation and, without jitter, before the blur.
     let rest =
         if config.antialias { &params.jitter[..] } else { apply_first_jitter(&mut view, params, config) };
@@ -86,9 +99,9 @@ pub fn apply(
         clip(&mut view);
     }
     if let Some(sigma) = params.blur {
-        blur::gaussian(&mut view, sigma, params.gray, &mut scratch.planes);
+        blur::gaussian(&mut view, sigma, params.gray, &mut buffers.planes);
     }
-    filters::apply(&mut view, params, &mut scratch.planes);
+    filters::apply(&mut view, params, &mut buffers.planes);
 }
 
 /// After a resize without antialiasing, which may leave `[0, 1]`: applies the first jitter operation, clips, and returns the
@@ -105,3 +118,7 @@ fn apply_first_jitter<'p>(view: &mut View, params: &'p ViewParams, config: &Augm
 fn clip(view: &mut View) {
     view.pixels.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
 }
+
+// Old name, until its callers are renamed.
+#[doc(hidden)]
+pub use AugmentBuffers as Scratch;

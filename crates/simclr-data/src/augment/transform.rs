@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Crop, Interpolation, Scratch, crop};
+use super::{AugmentBuffers, Crop, Interpolation, crop};
 use crate::{DataError, Dataset, Image, ValueRange, decode::Jpeg, range::word};
 
 /// Section `[transform]`: how images outside training become inputs of the encoder.
@@ -144,10 +144,10 @@ impl EvalTransform {
     ///
     /// # Panics
     /// If `out` is not `C * S * S` long.
-    pub fn apply(&self, image: &Image, out: &mut [f32], scratch: &mut Scratch) {
+    pub fn apply(&self, image: &Image, out: &mut [f32], buffers: &mut AugmentBuffers) {
         assert_eq!(out.len(), image.channels * self.size * self.size, "the view fills its slot");
         let resampling = crop::Resampling { interpolation: self.interpolation, antialias: self.antialias };
-        crop::crop_and_resize(image, self.region(image), (resampling, self.size), out, scratch);
+        crop::crop_and_resize(image, self.region(image), (resampling, self.size), out, buffers);
         if !self.antialias {
             // `preprocess_for_eval` clips the cubic's overshoot after the resize.
             out.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));

@@ -1,7 +1,7 @@
 //! Relative paths to splits and classes, alike for folders and for tars of folders.
 //!
 //! `train/<class>/.../x.jpg` and `test/<class>/...`, or `<class>/train/x.jpg` and `<class>/test/x.jpg`, by any of the names in
-//! `split_names`; or `<class>/.../x.jpg` without splits; or images directly in the folder, without labels. Folders around all of
+//! `splits`; or `<class>/.../x.jpg` without splits; or images directly in the folder, without labels. Folders around all of
 //! this, one in the other, are passed through.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use super::{Sample, Split, class_names::ClassNames, split_names::Role};
+use super::{Sample, Split, class_names::ClassNames, splits::Role};
 use crate::DataError;
 
 /// File name endings that may be images; what a file is, is told by its content when it is decoded.

@@ -9,6 +9,7 @@ use crate::{
 };
 
 /// Equal-sized 8-bit images, one after another.
+#[derive(Default)]
 pub struct Raw {
     pub width: usize,
     pub height: usize,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::Dataset;
+use super::{Dataset, notes::list_counts};
 use crate::{DataError, RangeChoice, ValueRange, decode::Raster};
 
 /// Images that are sampled, spread evenly. The first number is for sets of 8-bit images, which have no range to measure.
@@ -252,10 +252,9 @@ impl Survey {
             .collect();
         notes.extend(self.missing.note(self.images));
         if self.kinds.len() > 1 {
-            let kinds: Vec<_> = self.kinds.iter().map(|(kind, images)| format!("{kind} {images}")).collect();
+            let kinds = list_counts(&self.kinds, usize::MAX);
             notes.push(format!(
-                "images hold values of several types ({}); data.range sets one range for all",
-                kinds.join(", ")
+                "images hold values of several types ({kinds}); data.range sets one range for all"
             ));
         }
         notes
@@ -263,7 +262,7 @@ impl Survey {
 
     /// What `range` does to the values.
     fn notes_on(&self, range: &ValueRange) -> Vec<String> {
-        let Some(pairs) = range.of_channels(self.values.len()) else {
+        let Some(pairs) = range.per_channel(self.values.len()) else {
             return note_on_levels(&self.full_levels).into_iter().collect();
         };
         let (mut notes, mut levels) = (Vec::new(), vec![0; 256]);

@@ -23,7 +23,8 @@ use super::{
     json_labels::{self, JsonLabels},
     layout,
     layout::Arranged,
-    split_names,
+    notes::list_counts,
+    splits,
 };
 use crate::{DataError, decode};
 
@@ -83,17 +84,14 @@ impl Listing {
             let kept =
                 is_plain(member) || !labels.contains_key(&sample(member)) || !plain.contains(&sample(member));
             if !kept {
-                *dropped.entry(ending(&member.name).to_owned()).or_default() += 1;
+                *dropped.entry(format!(".{}", ending(&member.name))).or_default() += 1;
             }
             kept
         });
         let total: usize = dropped.values().sum();
-        let kinds: Vec<_> = dropped.iter().map(|(ending, count)| format!(".{ending} {count}")).collect();
         (total > 0).then(|| {
-            format!(
-                "{total} further images of labelled samples are passed over, as masks: {}",
-                kinds.join(", ")
-            )
+            let kinds = list_counts(&dropped, usize::MAX);
+            format!("{total} further images of labelled samples are passed over, as masks: {kinds}")
         })
     }
 }
@@ -177,12 +175,12 @@ fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err
 /// By the folders inside, or else by the names of the shards.
 fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arranged {
     let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
-    if layout::has_splits(&names) || !split_names::have_parts(paths) {
+    if layout::has_splits(&names) || !splits::have_parts(paths) {
         return layout::arrange(&names, split);
     }
     let mut arranged = layout::arrange(&names, Split::Train);
-    let wanted = split_names::shards_of(paths, split);
-    arranged.notes.extend(split_names::note_on_shards(paths).filter(|_| split == Split::Train));
+    let wanted = splits::shards_of(paths, split);
+    arranged.notes.extend(splits::note_on_shards(paths).filter(|_| split == Split::Train));
     arranged.retain(|index| wanted.contains(&paths[listing.members[index].shard]));
     arranged
 }

@@ -137,7 +137,7 @@ impl Raster {
         range: &ValueRange,
     ) -> Result<Image, DataError> {
         let wrong = |reason: String| DataError::Decode { name: name.to_owned(), reason };
-        let Some(range) = range.of_channels(channels) else {
+        let Some(range) = range.per_channel(channels) else {
             let (width, height, have) = (self.width, self.height, self.channels);
             let full = Image::new(width, height, have, self.full_range().map_err(wrong)?);
             return super::to_channels(name, full, channels);

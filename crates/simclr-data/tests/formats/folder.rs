@@ -78,7 +78,7 @@ fn an_archive_next_to_folders_of_images_is_not_the_set() {
     let set = open(root.path(), Split::Train);
     assert_eq!(names(&set), ["a/1.png", "b/1.png"]);
     assert_eq!(set.notes(), ["1 file of another kind is passed over: .tar 1"]);
-    assert!(!Dataset::has_test_split(root.path()));
+    assert!(!Dataset::has_split(root.path(), Split::Test));
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn class_folders_of_any_depth_in_sorted_order() {
         (set.classes(), firsts(&set), set.channels()),
         (&["a".to_owned(), "b".into()][..], vec![3, 1, 2], 3)
     );
-    assert!(!Dataset::has_test_split(root.path()));
+    assert!(!Dataset::has_split(root.path(), Split::Test));
     let error = Dataset::open(root.path(), Split::Test, Channels::Auto).unwrap_err();
     assert!(matches!(error, DataError::Empty { .. }), "{error}");
 }
@@ -73,7 +73,7 @@ fn flat_folders_have_no_labels_and_splits_are_folders() {
         put(root.path(), "train/a/1.png", &png(1));
         put(root.path(), "train/b/1.png", &png(2));
         put(root.path(), &format!("{test}/b/1.png"), &png(3));
-        assert!(Dataset::has_test_split(root.path()));
+        assert!(Dataset::has_split(root.path(), Split::Test));
         assert_eq!(open(root.path(), Split::Train).labels().unwrap(), [0, 1]);
         let set = open(root.path(), Split::Test);
         assert_eq!((set.labels().unwrap(), set.classes().len(), firsts(&set)), (vec![1], 2, vec![3]));
@@ -148,7 +148,7 @@ fn nothing_to_read_is_said_so() {
     for path in [root.path().to_owned(), root.path().join("gone"), root.path().join("notes.txt")] {
         let error = Dataset::open(&path, Split::Train, Channels::Auto).unwrap_err();
         assert!(matches!(error, DataError::Empty { .. }) && error.hint().is_some(), "{error}");
-        assert!(!Dataset::has_test_split(&path));
+        assert!(!Dataset::has_split(&path, Split::Test));
     }
     put(root.path(), "x.png", &png(1));
     let error = Dataset::open(root.path(), Split::Train, Channels::Count(0)).unwrap_err();

@@ -77,7 +77,7 @@ fn a_packed_folder_is_the_folder() {
     let bad: Vec<_> = told.bad.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(bad, ["train/bee/cut.png", "test/ant/empty.jpg"]);
     assert_eq!((told.unlabelled, progress.last()), (1, Some(&(15, 15))));
-    assert!(Dataset::has_test_split(&out));
+    assert!(Dataset::has_split(&out, Split::Test));
     for split in [Split::Train, Split::Test, Split::Unlabelled] {
         for channels in [Channels::Auto, Channels::Count(1), Channels::Count(3)] {
             let [a, b] = [&data, &out].map(|path| Dataset::open(path, split, channels).unwrap());
@@ -126,7 +126,7 @@ fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
     packed(&data, &once, &PLAIN);
     packed(&once, &twice, &PLAIN);
     for file in [&once, &twice] {
-        assert!(!Dataset::has_test_split(file));
+        assert!(!Dataset::has_split(file, Split::Test));
         same(&open(&data, Split::Train), &open(file, Split::Train));
         let error = Dataset::open(file, Split::Test, Channels::Auto).unwrap_err();
         assert!(matches!(error, DataError::Empty { .. }), "{error}");
@@ -205,7 +205,7 @@ fn refused(file: &Path, bytes: &[u8]) -> String {
     let [train, test] =
         [Split::Train, Split::Test].map(|split| Dataset::open(file, split, Channels::Auto).unwrap_err());
     assert_eq!(train.to_string(), test.to_string());
-    assert!(Dataset::has_test_split(file) || matches!(train, DataError::Empty { .. }), "{train}");
+    assert!(Dataset::has_split(file, Split::Test) || matches!(train, DataError::Empty { .. }), "{train}");
     train.to_string()
 }
 

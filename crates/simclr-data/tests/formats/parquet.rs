@@ -46,7 +46,7 @@ fn parquet_as_the_hub_writes_it() {
     assert_eq!((set.classes(), firsts(&set)), (&classes.map(str::to_owned)[..], vec![10, 20, 30]));
     let labels: Vec<_> = set.samples().iter().map(|sample| sample.label).collect();
     assert_eq!(labels, [Some(2), Some(0), None]);
-    assert!(Dataset::has_test_split(root.path()));
+    assert!(Dataset::has_split(root.path(), Split::Test));
     let test = open(root.path(), Split::Test);
     assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![1], vec![40]));
 }

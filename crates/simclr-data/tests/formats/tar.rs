@@ -35,7 +35,7 @@ fn a_tar_of_class_folders_with_splits_and_long_names() {
     let set = open(&path, Split::Train);
     assert_eq!((names(&set), set.labels().unwrap()), (vec!["train/a/1.png", long.as_str()], vec![0, 1]));
     assert_eq!(firsts(&set), [1, 2]);
-    assert!(Dataset::has_test_split(&path));
+    assert!(Dataset::has_split(&path, Split::Test));
     let test = open(&path, Split::Test);
     assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![1], vec![3]));
 }
@@ -109,7 +109,10 @@ fn cut_shards_are_refused_at_any_place() {
             "{error}"
         );
     }
-    assert!(Dataset::has_test_split(&path), "a damaged set must be opened and reported, not passed over");
+    assert!(
+        Dataset::has_split(&path, Split::Test),
+        "a damaged set must be opened and reported, not passed over"
+    );
 }
 
 #[test]

@@ -120,7 +120,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
     let path = path.to_owned();
     let source = Mapped { path, file, state, channels, range, pages, part, extents, checked };
-    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
+    Ok(Opened::new(samples, classes, Box::new(source)))
 }
 
 /// Whether there is such a part; true also for a damaged file, which is reported when it is opened.

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed};
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
+    atomic_file::{self, cannot_write},
     augment::shrink,
     dataset::{Channels, Dataset, Labels, OpenOptions, Split},
     decode::{Jpeg, Pages},
@@ -93,9 +94,9 @@ pub fn pack(
     output::check(out, PACKED_SET, Some(data))?;
     let (train, range) = train.with_range(&options.range)?;
     let (channels, notes) = (train.channels(), train.notes().to_vec());
-    let there = Dataset::splits(data);
+    let splits = Dataset::splits(data);
     let open = |split| labelled(Dataset::open_as(data, split, train.decoding())?, split);
-    let part = |split| there.contains(&split).then(|| open(split)).transpose();
+    let part = |split| splits.contains(&split).then(|| open(split)).transpose();
     let [test, validation, unlabelled] =
         [part(Split::Test)?, part(Split::Validation)?, part(Split::Unlabelled)?];
     let mut writer = PackWriter::new(out, (channels, train.decoding().pages), &range, options)?;
@@ -128,7 +129,6 @@ impl Part {
 
 struct PackWriter {
     path: PathBuf,
-    /// Beside `path`; removed where it is not finished.
     file: BufWriter<tempfile::NamedTempFile>,
     written: u64,
     channels: usize,
@@ -145,9 +145,7 @@ impl PackWriter {
         range: &ValueRange,
         options: &PackOptions,
     ) -> Result<Self, DataError> {
-        let folder = folder_of(path);
-        let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder);
-        let file = BufWriter::with_capacity(1 << 20, file.map_err(|error| cannot_write(path, &error))?);
+        let file = BufWriter::with_capacity(1 << 20, atomic_file::create(path)?);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
         let pool = pool.map_err(std::io::Error::other)?;
         let (size, range) = (options.size, range.clone());
@@ -161,7 +159,7 @@ impl PackWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         self.written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))
+        Ok(self.file.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))?)
     }
 
     /// Writes the pixels of a split; `None` where `stop` was set.
@@ -233,18 +231,9 @@ impl PackWriter {
         let footer = [&start[..], &length, &crc32c::crc32c(&json).to_le_bytes(), MAGIC].concat();
         debug_assert_eq!(footer.len(), FOOTER);
         self.put(&footer)?;
-        let (path, bytes) = (self.path.clone(), self.written);
-        self.persist().map_err(|error| cannot_write(&path, &error))?;
-        Ok(bytes)
-    }
-
-    fn persist(self) -> Result<(), std::io::Error> {
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        make_readable(file.as_file())?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        // The rename is on disk once the folder is.
-        fs_err::File::open(folder_of(&self.path))?.sync_all()
+        let file = self.file.into_inner().map_err(|error| cannot_write(&self.path, error.error()))?;
+        atomic_file::persist(file, &self.path)?;
+        Ok(self.written)
     }
 }
 
@@ -275,18 +264,4 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let id = |path: &Path| fs_err::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     id(a).is_some_and(|found| Some(found) == id(b))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> DataError {
-    std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display())).into()
-}
-
-/// Temporary files are for their owner alone; results are files like any other.
-fn make_readable(file: &std::fs::File) -> Result<(), std::io::Error> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }

@@ -13,7 +13,7 @@ use std::{borrow::Cow, path::PathBuf};
 use bytes::Bytes;
 
 use self::file::File;
-use super::{Opened, Sample, Source, Split, split_names};
+use super::{Opened, Sample, Source, Split, splits};
 use crate::{DataError, decode};
 
 /// Encoded bytes that are kept in memory at most.
@@ -27,7 +27,7 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     // The labels of all files, so that the classes are numbered alike in both splits.
     let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
     let classes = labels::classes(&files)?;
-    let wanted = split_names::shards_of(paths, split);
+    let wanted = splits::shards_of(paths, split);
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
     let first_note = files.iter().find_map(|file| file.note.clone()).filter(|_| split == Split::Train);
     let mut samples = Vec::new();
@@ -51,7 +51,7 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
             .flat_map(|(at, file)| file.rows().map(move |(group, row)| (at, group, row)));
         Box::new(Disk { rows: rows.collect(), files, names })
     };
-    let left = split_names::note_on_shards(paths).filter(|_| split == Split::Train);
+    let left = splits::note_on_shards(paths).filter(|_| split == Split::Train);
     let label_notes = first_note.into_iter().chain(classes.notes()).collect();
     Ok(Opened { samples, notes: left.into_iter().collect(), label_notes, classes: classes.names, source })
 }
