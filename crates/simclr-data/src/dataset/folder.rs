@@ -48,10 +48,10 @@ fn open_listed(root: &Path, listed: Listed, split: Split) -> Result<Opened, Data
     let Listed { mut images, tables, annotations, others } = listed;
     images.sort();
     let (names, files): (Vec<_>, Vec<_>) = images.into_iter().unzip();
-    let (seen_as, tiny) = tiny_imagenet::seen_as(root, &names, &annotations);
-    let arranged = layout::arrange(seen_as.as_ref().unwrap_or(&names), split).checked(root)?;
+    let (renamed, tiny) = tiny_imagenet::as_class_folders(root, &names, &annotations);
+    let arranged = layout::arrange(renamed.as_ref().unwrap_or(&names), split).checked(root)?;
     let Arranged { mut kept, mut classes, notes, .. } = arranged;
-    if seen_as.is_some() {
+    if renamed.is_some() {
         kept.iter_mut().for_each(|(index, sample)| sample.name.clone_from(&names[*index]));
     }
     let (labels, on_tables) = folder_tables::labels(root, &names, tables);

@@ -118,7 +118,7 @@ impl Dataset {
     /// `others` are the further splits of the set.
     fn labelled_among(self, path: &Path, others: &[Self], is_noted: bool) -> Result<Self, DataError> {
         path.metadata().map_err(|error| cannot_open(path, &error))?;
-        let table = Table::read(path, &tables::ANY).map_err(|error| error.of(path))?;
+        let table = Table::read(path, &tables::ANY).map_err(|error| error.into_error(path))?;
         let samples = std::iter::once(&self).chain(others).flat_map(Self::samples);
         let (names, places) = self.file_names(samples);
         let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };

@@ -71,12 +71,13 @@ fn a_packed_folder_is_the_folder() {
     folder(&data);
     put(&data, "unlabeled/x/free.png", &png(3));
     let mut progress = Vec::new();
-    let told = pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
-    let told = told.unwrap().unwrap();
-    assert_eq!((told.train, told.test, told.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
-    let bad: Vec<_> = told.bad.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(bad, ["train/bee/cut.png", "test/ant/empty.jpg"]);
-    assert_eq!((told.unlabelled, progress.last()), (1, Some(&(15, 15))));
+    let packed =
+        pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
+    let packed = packed.unwrap().unwrap();
+    assert_eq!((packed.train, packed.test, packed.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
+    let failed: Vec<_> = packed.failed.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(failed, ["train/bee/cut.png", "test/ant/empty.jpg"]);
+    assert_eq!((packed.unlabelled, progress.last()), (1, Some(&(15, 15))));
     assert!(Dataset::has_split(&out, Split::Test));
     for split in [Split::Train, Split::Test, Split::Unlabelled] {
         for channels in [Channels::Auto, Channels::Count(1), Channels::Count(3)] {
@@ -214,8 +215,8 @@ fn files_that_are_cut_grow_or_come_from_elsewhere() {
     let root = tempfile::tempdir().unwrap();
     let (file, whole) = sample(root.path());
     for length in [8, 12, 43, 44, 500, whole.len() - 28, whole.len() - 1] {
-        let told = refused(&file, &whole[..length]);
-        assert!(told.contains("images.pack") && told.contains("cut short"), "{length}: {told}");
+        let reason = refused(&file, &whole[..length]);
+        assert!(reason.contains("images.pack") && reason.contains("cut short"), "{length}: {reason}");
     }
     for length in [0, 7] {
         assert!(refused(&file, &whole[..length]).contains("no images found"));
@@ -232,8 +233,8 @@ fn files_that_are_cut_grow_or_come_from_elsewhere() {
         let mut damaged = whole.clone();
         let at = damaged.len() - from_end;
         damaged[at] ^= 1;
-        let told = refused(&file, &damaged);
-        assert!(told.contains(part), "{told}");
+        let reason = refused(&file, &damaged);
+        assert!(reason.contains(part), "{reason}");
     }
 }
 
@@ -249,8 +250,8 @@ fn damaged_pixels_are_one_bad_image() {
     let set = open(&damaged, Split::Train);
     assert!(set.decode(0).is_ok() && set.decode(2).is_ok());
     for _ in 0..2 {
-        let told = set.decode(1).unwrap_err().to_string();
-        assert!(told.contains(names(&set)[1]) && told.contains("checksum"), "{told}");
+        let reason = set.decode(1).unwrap_err().to_string();
+        assert!(reason.contains(names(&set)[1]) && reason.contains("checksum"), "{reason}");
     }
 }
 
@@ -283,8 +284,8 @@ fn an_index_that_lies_is_refused() {
         (|index| index["train"] = serde_json::Value::Null, "damaged packed set"),
     ];
     for (lie, part) in lies {
-        let told = refused(&file, &with_index(&whole, lie));
-        assert!(told.contains(part), "expected `{part}` in `{told}`");
+        let reason = refused(&file, &with_index(&whole, lie));
+        assert!(reason.contains(part), "expected `{part}` in `{reason}`");
     }
 }
 
