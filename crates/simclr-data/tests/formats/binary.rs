@@ -74,7 +74,7 @@ fn idx_plain_and_gzipped_with_and_without_labels() {
 }
 
 #[test]
-fn idx_that_contradicts_itself_is_refused() {
+fn contradictory_idx_files_are_refused() {
     let images = [
         idx(&[2, 2, 3], &[0; 11]),
         idx(&[2, 2, 3], &[0; 13]),

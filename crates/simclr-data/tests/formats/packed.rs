@@ -1,4 +1,4 @@
-//! Packed sets: the same to everybody as the set that was packed; cut, foreign and lying files.
+//! Packed sets: equal to the original set; truncated, foreign and contradictory files.
 
 use std::{
     path::{Path, PathBuf},
@@ -57,7 +57,7 @@ fn same(a: &Dataset, b: &Dataset) {
     assert_eq!((a.samples(), a.classes(), a.channels()), (b.samples(), b.classes(), b.channels()));
     assert_eq!(a.fingerprint(), b.fingerprint());
     for index in 0..a.len() {
-        // Twice: the first use of an image also looks at its checksum.
+        // Twice: the first decoding of an image also verifies its checksum.
         for _ in 0..2 {
             assert_eq!(a.decode(index).map_err(reason), b.decode(index).map_err(reason), "{index}");
         }
@@ -65,7 +65,7 @@ fn same(a: &Dataset, b: &Dataset) {
 }
 
 #[test]
-fn a_packed_folder_is_the_folder() {
+fn packed_sets_equal_the_original() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
@@ -91,7 +91,7 @@ fn a_packed_folder_is_the_folder() {
 }
 
 #[test]
-fn batches_of_a_packed_folder_are_those_of_the_folder() {
+fn batches_of_packed_sets_equal_those_of_the_original() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
@@ -117,7 +117,7 @@ fn batches_of_a_packed_folder_are_those_of_the_folder() {
 }
 
 #[test]
-fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
+fn grey_sets_without_test_split_and_repeated_packing() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("idx");
     let pixels: Vec<u8> = (0..4 * 3 * 2).collect();
@@ -136,7 +136,7 @@ fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
 }
 
 #[test]
-fn scaled_sets_keep_small_images_and_say_that_they_differ() {
+fn scaled_sets_keep_small_images_and_differ_in_fingerprint() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("small.pack"));
     folder(&data);
@@ -162,7 +162,7 @@ fn scaled_sets_keep_small_images_and_say_that_they_differ() {
 }
 
 #[test]
-fn an_old_file_is_replaced_by_a_whole_one_or_not_at_all() {
+fn existing_files_are_replaced_atomically() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
@@ -211,7 +211,7 @@ fn refused(file: &Path, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn files_that_are_cut_grow_or_come_from_elsewhere() {
+fn truncated_extended_and_foreign_files_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let (file, whole) = sample(root.path());
     for length in [8, 12, 43, 44, 500, whole.len() - 28, whole.len() - 1] {
@@ -239,7 +239,7 @@ fn files_that_are_cut_grow_or_come_from_elsewhere() {
 }
 
 #[test]
-fn damaged_pixels_are_one_bad_image() {
+fn damaged_pixels_fail_a_single_image() {
     let root = tempfile::tempdir().unwrap();
     let (file, mut bytes) = sample(root.path());
     let before = open(&file, Split::Train).decode(0).unwrap().data.len();
@@ -255,7 +255,7 @@ fn damaged_pixels_are_one_bad_image() {
     }
 }
 
-/// The file with another index, its checksum and place made to fit.
+/// The file with another index of valid checksum and position.
 fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
     let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
     let (start, length) = (number(whole.len() - 28), number(whole.len() - 20));
@@ -267,13 +267,13 @@ fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> 
 }
 
 #[test]
-fn an_index_that_lies_is_refused() {
+fn contradictory_indices_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let (file, whole) = sample(root.path());
     fs_err::write(&file, with_index(&whole, |_| {})).unwrap();
     same(&open(&root.path().join("images"), Split::Test), &open(&file, Split::Test));
     type Change = fn(&mut serde_json::Value);
-    let lies: [(Change, &str); 8] = [
+    let changes: [(Change, &str); 8] = [
         (|index| index["channels"] = 0.into(), "0 channels"),
         (|index| index["channels"] = 4.into(), "promises pixels up to byte"),
         (|index| index["channels"] = u64::MAX.into(), "pixels and 18446744073709551615 channels"),
@@ -283,8 +283,8 @@ fn an_index_that_lies_is_refused() {
         (|index| drop(index["test"]["names"].as_array_mut().unwrap().pop()), "3 names, but columns"),
         (|index| index["train"] = serde_json::Value::Null, "damaged packed set"),
     ];
-    for (lie, part) in lies {
-        let reason = refused(&file, &with_index(&whole, lie));
+    for (change, part) in changes {
+        let reason = refused(&file, &with_index(&whole, change));
         assert!(reason.contains(part), "expected `{part}` in `{reason}`");
     }
 }
@@ -293,7 +293,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_file_makes_it_panic(
+    fn mutated_files_never_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         near_the_end in any::<bool>(), cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

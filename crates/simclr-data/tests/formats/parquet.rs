@@ -36,7 +36,7 @@ pub fn hub_parquet(path: &Path, rows: &[(u8, i64)], names: &[&str]) {
 }
 
 #[test]
-fn parquet_as_the_hub_writes_it() {
+fn parquet_sets_of_the_hub() {
     let root = tempfile::tempdir().unwrap();
     let classes = ["ant", "bee", "cow"];
     hub_parquet(&root.path().join("data/train-00000-of-00002.parquet"), &[(10, 2), (20, 0)], &classes);
@@ -52,7 +52,7 @@ fn parquet_as_the_hub_writes_it() {
 }
 
 #[test]
-fn parquet_that_is_damaged_or_of_another_kind_is_refused() {
+fn damaged_and_other_parquet_files_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("x.parquet");
     hub_parquet(&path, &[(1, 0), (2, 5)], &["only"]);

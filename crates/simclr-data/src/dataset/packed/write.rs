@@ -25,7 +25,7 @@ pub const PACKED_SET: output::Kind = output::Kind { name: "a packed set", is_ear
 const IMAGES_PER_THREAD: usize = 4;
 
 /// Options of [`pack`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PackOptions {
     /// Channels of all images.
     pub channels: Channels,
@@ -39,7 +39,7 @@ pub struct PackOptions {
     pub pages: Pages,
     /// Source of labels.
     pub labels: Labels,
-    /// Decoding threads, at least 1.
+    /// Decoding threads; 0 = 1.
     pub threads: usize,
 }
 
