@@ -38,7 +38,9 @@ fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).fold(String::new(), |all, line| all + line + "\n")
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .fold(String::new(), |all, line| all + line + "\n")
 }
 
 /// Paths of `use` declarations and of inline paths that start at `prefix`, with `{}` groups expanded.
@@ -99,7 +101,8 @@ fn sibling_imports(source: &Path, parent: &[String]) -> BTreeMap<String, BTreeSe
 
 fn children(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let modules = entries.filter(|path| path.join("mod.rs").exists() || path.extension().is_some_and(|e| e == "rs"));
+    let modules =
+        entries.filter(|path| path.join("mod.rs").exists() || path.extension().is_some_and(|e| e == "rs"));
     let names = modules.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned());
     names.filter(|name| !["mod", "lib", "main", "tests"].contains(&name.as_str())).collect()
 }
@@ -109,7 +112,13 @@ fn imports(file: &Path, source: &Path, parent: &[String]) -> BTreeSet<String> {
     let text = code(file);
     let mut found = BTreeSet::new();
     let absolute = paths(&text, "crate::");
-    found.extend(absolute.iter().filter(|path| path.starts_with(parent)).filter_map(|path| path.get(parent.len())).cloned());
+    found.extend(
+        absolute
+            .iter()
+            .filter(|path| path.starts_with(parent))
+            .filter_map(|path| path.get(parent.len()))
+            .cloned(),
+    );
     let module = file.strip_prefix(source).unwrap().with_extension("");
     let mut module: Vec<String> = module.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     if module.last().is_some_and(|last| last == "mod") {
@@ -130,8 +139,11 @@ fn imports(file: &Path, source: &Path, parent: &[String]) -> BTreeSet<String> {
 fn cycle(edges: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     let mut left = edges.clone();
     loop {
-        let free: Vec<String> =
-            left.iter().filter(|(_, imported)| imported.iter().all(|name| !left.contains_key(name))).map(|(name, _)| name.clone()).collect();
+        let free: Vec<String> = left
+            .iter()
+            .filter(|(_, imported)| imported.iter().all(|name| !left.contains_key(name)))
+            .map(|(name, _)| name.clone())
+            .collect();
         if free.is_empty() {
             return (!left.is_empty()).then(|| left.into_keys().collect());
         }
@@ -224,12 +236,17 @@ fn function_lines(text: &str) -> Vec<usize> {
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_function(line)) {
         let indent = line.len() - line.trim_start().len();
-        let is_end = |line: &&str| line.len() > indent && line[indent..].starts_with('}') && line[..indent].trim().is_empty();
-        let is_declaration = |line: &&str| line.trim_end().ends_with(';') && line.len() - line.trim_start().len() == indent;
+        let is_end = |line: &&str| {
+            line.len() > indent && line[indent..].starts_with('}') && line[..indent].trim().is_empty()
+        };
+        let is_declaration =
+            |line: &&str| line.trim_end().ends_with(';') && line.len() - line.trim_start().len() == indent;
         if line.ends_with('}') {
             found.push(1);
-        } else if let Some(length) =
-            lines[at..].iter().position(|line| is_end(line) || is_declaration(line)).filter(|length| is_end(&lines[at + length]))
+        } else if let Some(length) = lines[at..]
+            .iter()
+            .position(|line| is_end(line) || is_declaration(line))
+            .filter(|length| is_end(&lines[at + length]))
         {
             found.push(length + 1);
         }
@@ -247,7 +264,9 @@ fn function_lines_are_counted() {
 fn walk(text: &str, heading: &str) -> Vec<String> {
     let section = text.split(heading).nth(1).unwrap_or_else(|| panic!("ARCHITECTURE.md has no `{heading}`"));
     let section = section.split("\n## ").next().unwrap();
-    let rows = section.lines().filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()));
+    let rows = section
+        .lines()
+        .filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()));
     let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
     quoted.filter(|word| word.starts_with("crates/")).map(str::to_owned).collect()
 }
@@ -255,7 +274,8 @@ fn walk(text: &str, heading: &str) -> Vec<String> {
 #[test]
 fn the_walks_are_short_and_enter_no_file_twice() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    for (heading, most) in ["## The walk of an image", "## The walk of an update"].into_iter().zip(MAX_WALKS) {
+    for (heading, most) in ["## The walk of an image", "## The walk of an update"].into_iter().zip(MAX_WALKS)
+    {
         let files = walk(&text, heading);
         let distinct: BTreeSet<&String> = files.iter().collect();
         assert_eq!(files.len(), distinct.len(), "{heading}: a file is entered twice");
@@ -274,9 +294,8 @@ fn words_to_avoid() -> Vec<String> {
 
 fn contains_word(line: &str, word: &str) -> bool {
     let is_letter = |c: char| c.is_alphanumeric();
-    line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(is_letter) && !line[at + word.len()..].starts_with(is_letter)
-    })
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(is_letter) && !line[at + word.len()..].starts_with(is_letter))
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Microseconds per JPEG of this crate's decoder and of `jpeg-decoder`, taken in turns on one thread.
+//! Microseconds per JPEG of this crate and of `jpeg-decoder`, interleaved on one thread.
 //!
 //! `cargo run --release -p simclr-data --example decode_bench -- FILE.jpg...`
 #![allow(clippy::print_stdout, reason = "the figures are the result")]
@@ -8,7 +8,7 @@ use std::{error::Error, hint::black_box, time::Instant};
 use simclr_data::decode::decode;
 
 const ROUNDS: usize = 9;
-/// Decoded bytes per round, so that small images are repeated and large ones are not.
+/// Decoded bytes per round; determines the number of repetitions.
 const ROUND_BYTES: usize = 200_000_000;
 
 type Decoder = fn(&[u8]) -> Result<usize, Box<dyn Error>>;

@@ -1,4 +1,4 @@
-//! Views per second that a loader delivers from an image set, as a training run asks for them.
+//! Views per second of a loader over an image set.
 //!
 //! usage: loader_bench PATH [SIZE [BATCH [THREADS [SECONDS]]]]
 #![allow(clippy::print_stdout, reason = "the figures are the result")]
@@ -13,16 +13,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let number = |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
     let (size, batch, threads, seconds) = (number(1, 224)?, number(2, 64)?, number(3, 1)?, number(4, 5)?);
     let set = Arc::new(Dataset::open(Path::new(path), Split::Train, Channels::Auto)?);
-    let config = LoaderConfig { views: 2, batch, size, seed: 0, threads, prefetch: 2, max_bad_share: 0.0 };
+    let config =
+        LoaderConfig { batch, size, threads, prefetch: 2, max_bad_share: 0.0, ..LoaderConfig::default() };
     let loader = Loader::new(set, AugmentConfig::default(), config)?;
     let mut batches = loader.batches(0, u64::MAX)?;
-    // The first batches bring everything into its caches.
+    // Warm-up.
     for batch in batches.by_ref().take(4) {
         batch?;
     }
     let (start, mut views) = (Instant::now(), 0);
-    for made in batches.by_ref() {
-        views += 2 * made?.ids.len();
+    for batch in batches.by_ref() {
+        views += 2 * batch?.ids.len();
         if start.elapsed().as_secs() >= seconds as u64 {
             break;
         }

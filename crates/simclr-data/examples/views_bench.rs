@@ -1,5 +1,6 @@
-//! Views per second on one thread, in the two settings of the peer's script: 32 px from memory (s = 0.5, no blur) and 224 px
-//! from a JPEG (decoded once, two views, the full recipe); and the latter from memory. Called by `bench/bench.py`.
+//! Views per second on one thread: 32 px from memory (s = 0.5, no blur), and 224 px from JPEG files (decoded once for two views,
+//! all operators) and from memory. The first two are also measured by the script for other libraries. Called by
+//! `bench/bench.py`.
 //!
 //! usage: views_bench [FILE.jpg ...]
 #![allow(clippy::print_stdout, reason = "the figures are the result")]
@@ -8,12 +9,12 @@ use std::{io::Cursor, time::Instant};
 
 use simclr_data::{
     AugmentConfig, Image,
-    augment::{self, Scratch},
+    augment::{self, AugmentBuffers},
     decode,
     rng::Key,
 };
 
-/// Seconds that each setting runs.
+/// Duration of each measurement.
 const SECONDS: f64 = 3.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,13 +36,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Two views of each image that `load` gives, for a few seconds.
+/// Rate of making two views of each image from `load`.
 fn rate(
     config: &AugmentConfig,
     size: usize,
     load: impl Fn(usize) -> Result<Image, Box<dyn std::error::Error>>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
-    let (mut out, mut scratch) = (vec![0.0; 3 * size * size], Scratch::default());
+    let (mut out, mut scratch) = (vec![0.0; 3 * size * size], AugmentBuffers::default());
     let (mut turn, mut start) = (0, Instant::now());
     loop {
         let image = load(turn)?;
@@ -65,7 +66,7 @@ fn noise(count: usize) -> Vec<u8> {
     (0..count).map(|_| stream.bits() as u8).collect()
 }
 
-/// A 500x375 JPEG, quality 92, of smooth colours with fine noise, as the peer's script makes one.
+/// A 500x375 JPEG, quality 92, of smooth colours with fine noise, as in the script for other libraries.
 fn photo() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut stream = Key { seed: 2, epoch: 0, image: 0, view: 0 }.stream();
     let low = image::RgbImage::from_raw(32, 24, noise(32 * 24 * 3)).ok_or("32 x 24 pixels")?;

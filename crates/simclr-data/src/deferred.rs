@@ -1,58 +1,57 @@
-//! Views that are made elsewhere, on a GPU as a rule: the images as bytes, and for every view its dice.
+//! Inputs for augmentation on another device, usually a GPU: the images as bytes, and the augmentation parameters of every view.
 //!
-//! Of an image only the rectangle is kept that the crops of its views need: what is not looked at is neither copied nor sent
-//! anywhere.
+//! Of each image only the bounding box of its crops is copied.
 
 use rayon::prelude::*;
 
 use crate::{
     Image, ViewParams,
     augment::{ColorModel, Crop, Interpolation},
-    batch::Block,
+    buffer_pool::PooledBuffer,
 };
 
-/// What the rows of a batch are made of.
+/// The inputs of the rows of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeferredViews {
-    /// Images `[H, W, C]` one after the other, each once.
-    pub bytes: Block<u8>,
+    /// Images `[H, W, C]`, concatenated.
+    pub bytes: PooledBuffer<u8>,
     /// In row order.
     pub rows: Vec<DeferredView>,
-    /// What all rows have in common.
+    /// Shared by all rows.
     pub method: ViewSpec,
 }
 
-/// How pixels are made of dice; part of the configuration.
+/// The part of the augmentation that is the same for all views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewSpec {
-    /// C.
+    /// C, see [`Batch`](crate::Batch).
     pub channels: usize,
-    /// S.
+    /// S, the side of a view in pixels.
     pub size: usize,
-    /// How crops are resized.
+    /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Whether all source pixels count where a crop shrinks.
+    /// See [`AugmentConfig::antialias`](crate::AugmentConfig::antialias).
     pub antialias: bool,
-    /// What contrast and saturation mean.
+    /// Definition of contrast and saturation.
     pub color_model: ColorModel,
     /// Whether any view may be blurred.
     pub blurs: bool,
 }
 
-/// One view.
+/// The inputs of one view.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeferredView {
-    /// First byte of its image.
+    /// Offset of its image in [`DeferredViews::bytes`].
     pub at: usize,
     /// Columns of its image.
     pub width: usize,
     /// Rows of its image.
     pub height: usize,
-    /// Its dice; the crop lies in this image, which may be a part of the decoded one.
+    /// Augmentation parameters; the crop is relative to this image, which may be a part of the decoded one.
     pub params: ViewParams,
 }
 
-/// An image, what its views need of it, and its views by row.
+/// An image, the rectangle that its views need, and the parameters of its views by row.
 pub(crate) struct DeferredImage {
     image: Image,
     rectangle: Crop,
@@ -61,16 +60,17 @@ pub(crate) struct DeferredImage {
 
 impl DeferredImage {
     pub(crate) fn new(image: Image, mut views: Vec<(usize, ViewParams)>, method: &ViewSpec) -> Self {
-        let seen = |(_, params): &(usize, ViewParams)| {
-            params.crop.seen(&image, (method.interpolation, method.antialias), method.size)
+        let support = |(_, params): &(usize, ViewParams)| {
+            params.crop.support(&image, (method.interpolation, method.antialias), method.size)
         };
-        let rectangle = views.iter().map(seen).reduce(Crop::around).expect("an image is there for its views");
+        let rectangle =
+            views.iter().map(support).reduce(Crop::union).expect("an image is there for its views");
         for (_, params) in &mut views {
             params.crop.x -= rectangle.x;
             params.crop.y -= rectangle.y;
         }
         let whole = Self { image, rectangle, views };
-        // All images of a batch are held until the size of the block is known; a large one need not be held whole.
+        // All images of a batch are held until the total size is known; of a large one only the rectangle.
         if 2 * whole.len() < whole.image.data.len() { whole.trimmed() } else { whole }
     }
 
@@ -80,14 +80,15 @@ impl DeferredImage {
     }
 
     fn trimmed(self) -> Self {
-        let (channels, mut data) = (self.image.channels, vec![0; self.len()]);
+        let channels = self.image.channels;
+        let mut data = vec![0; self.len()];
         self.write(&mut data);
         let Crop { width, height, .. } = self.rectangle;
         let rectangle = Crop { x: 0, y: 0, width, height };
         Self { image: Image::new(width, height, channels, data), rectangle, views: self.views }
     }
 
-    /// Copies the rectangle.
+    /// Copies the rectangle to `out`.
     fn write(&self, out: &mut [u8]) {
         let (rectangle, stride) = (self.rectangle, self.image.width * self.image.channels);
         let row = rectangle.width * self.image.channels;
@@ -99,21 +100,22 @@ impl DeferredImage {
 }
 
 impl DeferredViews {
-    /// Puts images into `bytes`, which is as long as all of them together, and views into the order of their rows.
-    pub(crate) fn collect(images: Vec<DeferredImage>, mut bytes: Block<u8>, method: ViewSpec) -> Self {
-        let (mut rows, mut copies) = (Vec::new(), Vec::new());
+    /// Concatenates images in `bytes`, which has their total length, and sorts views by row.
+    pub(crate) fn collect(images: Vec<DeferredImage>, mut bytes: PooledBuffer<u8>, method: ViewSpec) -> Self {
+        let mut rows = Vec::new();
+        let mut copies = Vec::new();
         let (mut at, mut rest) = (0, &mut bytes[..]);
         for mut image in images {
             let (width, height) = (image.rectangle.width, image.rectangle.height);
             let views = std::mem::take(&mut image.views).into_iter();
             rows.extend(views.map(|(row, params)| (row, DeferredView { at, width, height, params })));
-            let (place, after) = rest.split_at_mut(image.len());
+            let (slot, after) = rest.split_at_mut(image.len());
             at += image.len();
             rest = after;
-            copies.push((image, place));
+            copies.push((image, slot));
         }
-        copies.into_par_iter().for_each(|(image, place)| image.write(place));
+        copies.into_par_iter().for_each(|(image, slot)| image.write(slot));
         rows.sort_unstable_by_key(|(row, _)| *row);
-        Self { bytes, rows: rows.into_iter().map(|(_, recipe)| recipe).collect(), method }
+        Self { bytes, rows: rows.into_iter().map(|(_, view)| view).collect(), method }
     }
 }

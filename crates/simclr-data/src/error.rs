@@ -1,26 +1,26 @@
-//! What can go wrong between a folder and a batch.
+//! Errors of this crate.
 
 use std::path::PathBuf;
 
-/// Errors of reading images. Messages are lower case and say what, where, expected, got.
+/// Errors of reading images. Messages name what, where, expected, got.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// An operating-system error; `fs_err` puts the path into it.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A path that holds no image set that is read here.
+    /// A path without images in a supported format.
     #[error("`{path}`: no images found: {reason}")]
     Empty {
         /// The path as given.
         path: PathBuf,
-        /// What was looked for.
+        /// What was expected.
         reason: String,
     },
-    /// A data set that contradicts itself (shard, IDX header, parquet column).
+    /// A damaged or contradictory data set (shard, IDX header, parquet column).
     #[error("`{path}`: {reason}")]
     Format {
-        /// The file.
+        /// The damaged file.
         path: PathBuf,
         /// What was expected and what was found.
         reason: String,
@@ -30,14 +30,14 @@ pub enum DataError {
     Decode {
         /// The sample's name (path, or shard and key).
         name: String,
-        /// What the decoder said.
+        /// The decoder's error.
         reason: String,
     },
-    /// More undecodable images than are allowed; see [`allowed_bad`].
+    /// More undecodable images than [`allowed_failures`].
     #[error(
         "{bad} of {seen} images could not be decoded, more than the {} that data.max_bad_share = {allowed} allows; the \
          first: {first}",
-        allowed_bad(*allowed, *seen)
+        allowed_failures(*allowed, *seen)
     )]
     TooManyBad {
         /// Images that failed.
@@ -49,8 +49,7 @@ pub enum DataError {
         /// The first failure, with its reason.
         first: String,
     },
-    /// A batch of which fewer than two images could be decoded: there is nothing to contrast. Likewise a chunk of fewer than
-    /// two views.
+    /// A batch with fewer than two decodable images, which has no negatives, or a chunk with fewer than two views.
     #[error("step {step}: fewer than two images of the batch could be decoded; the first failure: {first}")]
     EmptyBatch {
         /// Step of the run.
@@ -58,49 +57,49 @@ pub enum DataError {
         /// The first failure, with its reason.
         first: String,
     },
-    /// A worker thread ended before its work was done: a bug here or in a decoder.
+    /// A worker thread panicked: a bug here or in a decoder.
     #[error("the loader stopped early, at step {step}")]
     WorkerLost {
-        /// The step that did not come.
+        /// The first missing step.
         step: u64,
     },
-    /// A file that is there already and would be replaced.
+    /// An existing file that an output must not replace.
     #[error("`{path}` exists and is not {kind}")]
     Taken {
-        /// Where the result was to go.
+        /// Path of the output.
         path: PathBuf,
-        /// What would be replaced.
+        /// The only kind of file that may be replaced.
         kind: &'static str,
     },
-    /// A result that would lie among the images that it is made from.
+    /// An output that would become part of its input.
     #[error("`{path}` would become part of the data set `{set}`")]
     IntoSet {
-        /// Where the result was to go.
+        /// Path of the output.
         path: PathBuf,
-        /// The data set.
+        /// Path of the data set.
         set: PathBuf,
     },
-    /// A value of the augmentation or loader configuration that cannot be used.
+    /// An invalid value of the configuration.
     #[error("{key} = {value}: {reason}")]
     Config {
         /// Configuration key.
         key: &'static str,
         /// The value as written.
         value: String,
-        /// What is expected.
+        /// What was expected.
         reason: String,
     },
 }
 
-/// How many of `images` may fail to decode: the `share` of them (`data.max_bad_share`), or 5 where that is fewer, but not more
-/// than a tenth of them. A share of 0 allows none.
-pub fn allowed_bad(share: f64, images: usize) -> usize {
+/// How many of `images` may fail to decode: `share` of them (`data.max_bad_share`), but at least 5 or a tenth of them, whichever is
+/// less. A share of 0 allows none.
+pub fn allowed_failures(share: f64, images: usize) -> usize {
     const FEW: usize = 5;
     if share > 0.0 { ((share * images as f64 + 1e-9) as usize).max(FEW.min(images / 10)) } else { 0 }
 }
 
 impl DataError {
-    /// The way out, for the command line to print after the message.
+    /// What the user can do about the error; printed after the message.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Empty { .. } => Some(
@@ -119,16 +118,20 @@ impl DataError {
     }
 }
 
+// Old name, until its callers are renamed.
+#[doc(hidden)]
+pub use allowed_failures as allowed_bad;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_few_bad_images_of_a_small_set_are_allowed() {
-        assert_eq!(allowed_bad(0.01, 40), 4);
-        assert_eq!(allowed_bad(0.01, 300), 5);
-        assert_eq!(allowed_bad(0.01, 10_000), 100);
-        assert_eq!(allowed_bad(0.5, 24), 12);
-        assert_eq!((allowed_bad(0.0, 1000), allowed_bad(0.01, 9)), (0, 0));
+    fn small_sets_may_have_a_few_failed_images() {
+        assert_eq!(allowed_failures(0.01, 40), 4);
+        assert_eq!(allowed_failures(0.01, 300), 5);
+        assert_eq!(allowed_failures(0.01, 10_000), 100);
+        assert_eq!(allowed_failures(0.5, 24), 12);
+        assert_eq!((allowed_failures(0.0, 1000), allowed_failures(0.01, 9)), (0, 0));
     }
 }

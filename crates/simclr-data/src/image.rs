@@ -19,15 +19,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image over existing pixels.
-    ///
     /// # Panics
-    /// If `data` is not `height * width * channels` long, or a side is zero: decoders check both before.
+    /// If `data` is not `height * width * channels` long, or a dimension is 0; decoders check both.
     pub fn new(width: usize, height: usize, channels: usize, data: Vec<u8>) -> Self {
         Self::over(width, height, channels, Pixels::Own(data))
     }
 
-    /// An image over pixels that somebody else holds: of a packed set only the rows that a crop needs are ever read.
+    /// An image over shared memory: of a memory-mapped file, only the rows that a crop needs are read.
     pub(crate) fn shared(width: usize, height: usize, channels: usize, data: Bytes) -> Self {
         Self::over(width, height, channels, Pixels::Shared(data))
     }
@@ -39,17 +37,17 @@ impl Image {
     }
 }
 
-/// Bytes of an image, its own or shared; a slice to everyone who looks at them.
+/// Bytes of an image, owned or shared.
 #[derive(Debug, Clone)]
 pub enum Pixels {
     /// Decoded into memory.
     Own(Vec<u8>),
-    /// Part of something larger, such as a mapped file; copied when it is written to.
+    /// Part of a larger buffer, such as a mapped file; copied on write.
     Shared(Bytes),
 }
 
 impl Pixels {
-    /// Copies what is shared.
+    /// Copies shared bytes.
     pub(crate) fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Own(data) => data,

@@ -1,24 +1,28 @@
 //! From a folder of images to batches of two augmented views (SimCLR, arXiv 2002.05709, section 2 and appendix A).
 //!
-//! The modules stand in the order in which an image passes through them. Nothing here knows a tensor framework,
-//! and nothing prints. All randomness starts in [`rng`], keyed by (seed, epoch, image, view), so a view does not
-//! depend on threads, on the batch, or on where a run was resumed.
+//! The modules are listed in the order in which an image passes through them. The crate depends on no tensor framework and
+//! never prints. All randomness comes from [`rng`], keyed by (seed, epoch, image, view), so a view depends neither on the number
+//! of threads, nor on the batch, nor on the step at which a run was resumed.
 //!
-//! Dimension alphabet: N images of a batch, 2N views, C channels, H height, W width, S side of a view.
+//! Dimensions: N images of a batch, 2N views, C channels, H height, W width, S side of a view.
 
-pub mod error;
-pub mod image;
-
-pub mod augment; // dice (ViewParams), then pixels
-pub mod batch; // 2N views -> Batch, the row order
-pub mod chunking; // which views go through the encoder together
-pub mod dataset; // what exists: samples, labels, splits
-pub mod decode; // bytes -> Image
-pub mod deferred; // images and dice, for views that are made elsewhere
-pub mod loader; // order, worker threads, prefetch, bad files
-pub mod output; // where results may be written
+pub mod dataset; // a path to samples, labels, splits; stored bytes
+pub mod decode; // bytes -> Raster (stored values) -> Image
+pub mod image; // u8 [H, W, C]
 pub mod range; // which stored values become 0 and 255
-pub mod rng; // (seed, epoch, image, view) -> generator
+
+pub mod augment; // ViewParams (augmentation parameters), then pixels
+pub mod batch; // 2N views -> Batch, the row order
+pub mod buffer_pool; // reused memory of batches
+pub mod chunking; // which views go through the encoder together
+pub mod deferred; // images and parameters, for augmentation on another device
+pub mod eval_reader;
+pub mod loader; // order of an epoch, worker threads, prefetch, failed images
+pub mod rng; // (seed, epoch, image, view) -> random stream // outside training: images in a given order, without randomness
+
+pub mod atomic_file; // write, sync, rename
+pub mod error;
+pub mod output; // which files a command may replace
 
 pub use augment::{AugmentConfig, ViewParams};
 pub use batch::{Batch, Chunk, Views};
@@ -26,6 +30,7 @@ pub use chunking::Chunking;
 pub use dataset::{Dataset, Sample, Split};
 pub use deferred::{DeferredView, DeferredViews, ViewSpec};
 pub use error::DataError;
+pub use eval_reader::{EvalPixels, EvalReader};
 pub use image::Image;
 pub use loader::{Loader, LoaderConfig};
 pub use range::{RangeChoice, ValueRange};

@@ -1,36 +1,35 @@
-//! Where a command may write its result. A file that is there already is replaced only where it is an earlier result of the
-//! same command, which its content tells; an input is never replaced, and no result becomes part of the set that it was made
-//! from.
+//! Protection of existing files. An output replaces only an earlier output of the same command, recognised by its content; it
+//! replaces no input, and does not become part of the data set that it was made from.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::{DataError, dataset};
 
-/// A kind of result.
+/// A kind of output file.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// With its article, as messages name it: `a packed set`.
+    /// With article, for messages: `a packed set`.
     pub name: &'static str,
-    /// Whether the file holds such a result, by its content.
+    /// Whether the content of a file is of this kind.
     pub is_earlier: fn(&Path) -> bool,
 }
 
-/// Refuses to write a result of `kind` to `out` over anything but an earlier one, or where it would become part of the set at
-/// `data` that it is made from. Call it before the work begins.
+/// Checks that an output of `kind` may be written to `out`: only an earlier one may be there, and the set at `data` must not
+/// include it. To be called before the work begins.
 ///
 /// # Errors
 /// [`DataError::Taken`], [`DataError::IntoSet`], or a path that cannot be resolved.
 pub fn check(out: &Path, kind: Kind, data: Option<&Path>) -> Result<(), DataError> {
-    // A set that is missing is reported where it is opened.
+    // A missing set is reported when it is opened.
     for data in data.map(dataset::sources_of).unwrap_or_default() {
         let Ok(set) = fs_err::canonicalize(&data) else { continue };
-        let whole = resolved(out)?;
-        let inside = whole.strip_prefix(&set).ok().filter(|inside| !inside.as_os_str().is_empty());
+        let resolved = resolved(out)?;
+        let inside = resolved.strip_prefix(&set).ok().filter(|inside| !inside.as_os_str().is_empty());
         if inside.is_some_and(dataset::may_be_member) {
             return Err(DataError::IntoSet { path: out.to_owned(), set: data });
         }
     }
-    // A link is looked at, too: it may lead to nothing, and a FIFO would be waited for.
+    // A dangling link counts as an existing file. Other than regular files are not read: a FIFO would block.
     match (fs_err::symlink_metadata(out), fs_err::metadata(out)) {
         (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         (Err(error), _) => Err(error.into()),
@@ -39,18 +38,17 @@ pub fn check(out: &Path, kind: Kind, data: Option<&Path>) -> Result<(), DataErro
     }
 }
 
-/// `path` without links, `.` and `..` in its folders, whether or not they exist. Its last part stays as it is: a rename
-/// replaces a link itself.
+/// `path` with its folder, which need not exist, resolved. The last component is kept, since a rename replaces a link itself.
 ///
 /// # Errors
 /// The operating system's.
 pub fn resolved(path: &Path) -> Result<PathBuf, std::io::Error> {
-    let whole = std::path::absolute(path)?;
-    let folder = whole.parent().unwrap_or(&whole);
-    let name = whole.file_name().unwrap_or_default();
-    let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
-    let mut found = fs_err::canonicalize(there)?;
-    for part in folder.strip_prefix(there).unwrap_or(Path::new("")).components() {
+    let absolute = std::path::absolute(path)?;
+    let folder = absolute.parent().unwrap_or(&absolute);
+    let name = absolute.file_name().unwrap_or_default();
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let mut found = fs_err::canonicalize(existing)?;
+    for part in folder.strip_prefix(existing).unwrap_or(Path::new("")).components() {
         match part {
             Component::ParentDir => drop(found.pop()),
             part => found.push(part),
@@ -69,7 +67,7 @@ mod tests {
     };
 
     #[test]
-    fn only_earlier_results_are_replaced() {
+    fn only_earlier_outputs_are_replaced() {
         let temp = tempfile::tempdir().unwrap();
         let at = |name: &str| temp.path().join(name);
         fs_err::write(at("earlier"), "ours, from yesterday").unwrap();
@@ -91,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_into_the_set_that_is_read() {
+    fn outputs_into_the_input_set_are_refused() {
         let temp = tempfile::tempdir().unwrap();
         let at = |name: &str| temp.path().join(name);
         fs_err::create_dir_all(at("set/class")).unwrap();
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_resolved_up_to_their_last_part() {
+    fn resolved_keeps_the_last_component() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().canonicalize().unwrap();
         fs_err::create_dir_all(root.join("a/b")).unwrap();

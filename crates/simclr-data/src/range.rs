@@ -1,7 +1,7 @@
-//! Which stored values become 0 and 255: `data.range`.
+//! `data.range`: the stored values that become 0 and 255.
 //!
-//! Sensors write 12 bits into 16, reflectance from 300 to 2800, temperatures as floats. Cut to 8 bits by a fixed scale, such
-//! images keep a few levels; views therefore start from 8 bits of the range that the values really cover.
+//! Sensors store 12 bits in 16, reflectance from 300 to 2800, temperatures as floats. A fixed scale would leave such images only
+//! a few of 256 levels; they are therefore scaled by the range of their values.
 
 use std::{fmt, str::FromStr};
 
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
-/// How stored values become 8 bits.
+/// The range of stored values.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ValueRange {
-    /// Each file over what its type holds: 8 bits as they are, 16 bits from 0 to 65535. Other types have no full range.
+    /// The full range of the type: 8 bits unchanged, 16 bits from 0 to 65535. Other types have none.
     #[default]
     #[serde(with = "full")]
     Full,
-    /// These values become 0 and 255 in all channels.
+    /// `[low, high]` of all channels.
     Same([f64; 2]),
-    /// Likewise, channel by channel.
+    /// `[low, high]` of each channel.
     PerChannel(Vec<[f64; 2]>),
 }
 
@@ -27,7 +27,7 @@ pub enum ValueRange {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected `auto`, `full`, [low, high] or one such pair for each channel")]
 pub enum RangeChoice {
-    /// [`ValueRange::Full`] for 8-bit images, for all others what a sample of them covers, channel by channel.
+    /// [`ValueRange::Full`] for 8-bit images, else measured on a sample of the images, per channel.
     #[default]
     #[serde(with = "auto")]
     Auto,
@@ -35,7 +35,7 @@ pub enum RangeChoice {
     Set(ValueRange),
 }
 
-/// A module for `serde(with)` that writes a unit variant of an untagged enum as a word.
+/// Defines a module for `serde(with)` that writes a unit variant of an untagged enum as a string.
 macro_rules! word {
     ($module:ident, $word:literal) => {
         mod $module {
@@ -58,8 +58,8 @@ word!(full, "full");
 word!(auto, "auto");
 
 impl ValueRange {
-    /// Low and high of `channels` channels; none for the full range.
-    pub(crate) fn of_channels(&self, channels: usize) -> Option<Vec<[f64; 2]>> {
+    /// Low and high of `channels` channels; `None` for the full range.
+    pub(crate) fn per_channel(&self, channels: usize) -> Option<Vec<[f64; 2]>> {
         match self {
             Self::Full => None,
             Self::Same(range) => Some(vec![*range; channels]),
@@ -67,12 +67,10 @@ impl ValueRange {
         }
     }
 
-    /// Whether this range is one of images of `channels` channels.
-    ///
     /// # Errors
-    /// Another number of pairs, a low end that is not below its high end, or one that is not finite.
+    /// A number of pairs other than `channels`, a low end that is not below its high end, or a value that is not finite.
     pub fn validate(&self, channels: Option<usize>) -> Result<(), DataError> {
-        let wrong =
+        let invalid =
             |reason: String| Err(DataError::Config { key: "data.range", value: self.to_string(), reason });
         let pairs: &[[f64; 2]] = match self {
             Self::Full => return Ok(()),
@@ -82,25 +80,25 @@ impl ValueRange {
         if let (Self::PerChannel(_), Some(channels)) = (self, channels)
             && pairs.len() != channels
         {
-            return wrong(format!(
+            return invalid(format!(
                 "expected one pair for each of the {channels} channels, got {}",
                 pairs.len()
             ));
         }
-        let fine = |[low, high]: &[f64; 2]| low.is_finite() && high.is_finite() && low < high;
-        match pairs.iter().find(|pair| !fine(pair)) {
+        let is_valid = |[low, high]: &[f64; 2]| low.is_finite() && high.is_finite() && low < high;
+        match pairs.iter().find(|pair| !is_valid(pair)) {
             None if !pairs.is_empty() => Ok(()),
-            None => wrong("expected at least one pair of numbers".into()),
-            Some([low, high]) => wrong(format!("expected a low end below its high end, got [{low}, {high}]")),
+            None => invalid("expected at least one pair of numbers".into()),
+            Some([low, high]) => {
+                invalid(format!("expected a low end below its high end, got [{low}, {high}]"))
+            }
         }
     }
 }
 
 impl RangeChoice {
-    /// See [`ValueRange::validate`]; the number of channels is checked when it is known.
-    ///
     /// # Errors
-    /// Those of [`ValueRange::validate`].
+    /// Those of [`ValueRange::validate`], but for the number of channels.
     pub fn validate(&self) -> Result<(), DataError> {
         match self {
             Self::Auto => Ok(()),
@@ -110,7 +108,7 @@ impl RangeChoice {
 }
 
 impl fmt::Display for ValueRange {
-    /// As it is written in a configuration.
+    /// As in configurations.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pair = |[low, high]: &[f64; 2]| format!("[{low}, {high}]");
         match self {
@@ -126,16 +124,16 @@ impl fmt::Display for ValueRange {
 impl FromStr for RangeChoice {
     type Err = String;
 
-    /// As it is written in a configuration, with or without quotes around the words.
+    /// As in configurations, without quotes.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |_| {
+        let expected = |_| {
             "expected auto, full, [low, high] or one such pair for each channel, as in [[0, 4095], [0, 255]]"
                 .to_owned()
         };
         let choice: Self = match text {
             "auto" => Self::Auto,
             "full" => Self::Set(ValueRange::Full),
-            pairs => Self::Set(serde_json::from_str(pairs).map_err(wrong)?),
+            pairs => Self::Set(serde_json::from_str(pairs).map_err(expected)?),
         };
         choice.validate().map_err(|error| error.to_string())?;
         Ok(choice)
@@ -147,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_are_read_and_written_as_a_configuration_has_them() {
+    fn choices_round_trip() {
         for text in ["auto", "full", "[0.0,4095.0]", "[[0.0,1.5],[-3.0,7.0]]"] {
             let choice: RangeChoice = text.parse().unwrap();
             let written = serde_json::to_string(&choice).unwrap();
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_ranges_are_refused() {
+    fn invalid_ranges_are_refused() {
         for text in ["[2, 1]", "[1, 1]", "[[0, 1], [5, 4]]", "[]", "wide", "[0]", "[0, 1, 2]"] {
             assert!(text.parse::<RangeChoice>().is_err(), "{text}");
         }

@@ -1,36 +1,36 @@
-//! Counter-based randomness: a key names a stream, nothing is shared and nothing is advanced elsewhere.
+//! Counter-based random numbers: every key has a stream of its own, without shared state.
 //!
-//! ChaCha8 in counter mode, its 256-bit key being the four numbers themselves, so no two (seed, epoch, image, view)
-//! share a stream and no state has to be saved for a resumed run.
+//! ChaCha8 in counter mode. Its 256-bit key consists of the four numbers (seed, epoch, image, view), so that no two of them share
+//! a stream and a checkpoint needs no generator state.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-/// What a stream of random numbers belongs to.
+/// Identifies a stream of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// The run's seed.
     pub seed: u64,
     /// Epoch, from 0.
     pub epoch: u64,
-    /// Index of the image in its data set, or another purpose's number (see [`Key::order`] and below).
+    /// Index of the image in its data set; the largest values are reserved for [`Key::order`] and below.
     pub image: u64,
-    /// View of the image, 0 or 1; the step in [`Key::dealing`], the parameter in [`Key::weights`].
+    /// View of the image, 0 or 1; the step for [`Key::chunking`], the parameter for [`Key::weights`].
     pub view: u64,
 }
 
 impl Key {
-    /// The stream that orders the images of an epoch. No image has this index.
+    /// For the order of the images of an epoch.
     pub fn order(seed: u64, epoch: u64) -> Self {
         Self { seed, epoch, image: u64::MAX, view: 0 }
     }
 
-    /// The stream that deals the views of a step's batch to chunks. No image has this index either.
-    pub fn dealing(seed: u64, epoch: u64, step: u64) -> Self {
+    /// For the partition of a step's batch into chunks.
+    pub fn chunking(seed: u64, epoch: u64, step: u64) -> Self {
         Self { seed, epoch, image: u64::MAX - 1, view: step }
     }
 
-    /// The stream of the initial values of a model's parameter of this index. Nor this one.
+    /// For the initial values of a model's parameter.
     pub fn weights(seed: u64, parameter: u64) -> Self {
         Self { seed, epoch: 0, image: u64::MAX - 2, view: parameter }
     }
@@ -55,12 +55,12 @@ impl Stream {
         self.0.next_u64()
     }
 
-    /// Uniform in `[0, 1)`, 24 bits, so that an `f32` holds it exactly.
+    /// Uniform in `[0, 1)` with 24 bits, exact in `f32`.
     pub fn unit(&mut self) -> f32 {
         (self.0.next_u32() >> 8) as f32 * (1.0 / (1 << 24) as f32)
     }
 
-    /// Uniform in `[low, high)`; `low` where both are equal.
+    /// Uniform in `[low, high)`; `low` if both are equal.
     pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.unit()
     }
@@ -79,7 +79,7 @@ impl Stream {
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// A fresh uniform permutation of `0..n` (Fisher-Yates).
+    /// A uniform permutation of `0..n` (Fisher-Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
         for last in (1..n).rev() {
@@ -88,7 +88,7 @@ impl Stream {
         order
     }
 
-    /// Standard normal numbers, two at a time (Box-Muller).
+    /// Two standard normal numbers (Box-Muller).
     pub fn normal_pair(&mut self) -> (f32, f32) {
         // 1 - u lies in (0, 1], so the logarithm is finite.
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
@@ -104,7 +104,7 @@ impl Stream {
         draws
     }
 
-    /// `n` standard normal numbers within two sigma: those outside are drawn again.
+    /// `n` standard normal numbers, truncated at two sigma by rejection.
     pub fn cut_normals(&mut self, n: usize) -> Vec<f32> {
         let pairs = std::iter::repeat_with(|| <[f32; 2]>::from(self.normal_pair()));
         pairs.flatten().filter(|draw| draw.abs() <= 2.0).take(n).collect()

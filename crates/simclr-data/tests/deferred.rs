@@ -1,4 +1,4 @@
-//! Batches of recipes are those of pixels: the same images, dice and order, whatever fails and however the batch is parted.
+//! Deferred views equal the loader's pixels: the same images, parameters and order, also with failures, chunks and parts.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use simclr_data::{
     AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
     LoaderConfig, Sample, Views,
-    augment::{Interpolation, Scratch, apply},
+    augment::{AugmentBuffers, Interpolation, apply},
     dataset::Source,
     decode::Decoding,
     rng::Key,
@@ -60,43 +60,43 @@ fn augment(interpolation: Interpolation) -> AugmentConfig {
     AugmentConfig { interpolation, ..AugmentConfig::default() }
 }
 
-fn recipes(batch: &Batch) -> &DeferredViews {
+fn deferred_views(batch: &Batch) -> &DeferredViews {
     match &batch.views {
-        Views::Deferred(recipes) => recipes,
+        Views::Deferred(views) => views,
         Views::Pixels(_) => panic!("pixels"),
     }
 }
 
-/// The pixels of a row, from nothing but what the batch holds.
-fn view(recipes: &DeferredViews, recipe: &DeferredView) -> Vec<f32> {
-    let len = recipe.width * recipe.height * 3;
-    let image = Image::new(recipe.width, recipe.height, 3, recipes.bytes[recipe.at..][..len].to_vec());
+/// The pixels of a row, from the batch only.
+fn pixels_of(views: &DeferredViews, row: &DeferredView) -> Vec<f32> {
+    let len = row.width * row.height * 3;
+    let image = Image::new(row.width, row.height, 3, views.bytes[row.at..][..len].to_vec());
     let mut out = vec![f32::NAN; VIEW];
-    let augment = augment(recipes.method.interpolation);
-    apply(&image, &recipe.params, &augment, SIZE, &mut out, &mut Scratch::default());
+    let augment = augment(views.method.interpolation);
+    apply(&image, &row.params, &augment, SIZE, &mut out, &mut AugmentBuffers::default());
     out
 }
 
-/// Row for row, bit for bit, over two epochs: a rectangle of an image gives the same pixels as the image.
+/// All rows are identical over two epochs: the bounding box of the crops gives the same pixels as the whole image.
 #[track_caller]
-fn same(pixels: &Loader, recipes_of: &Loader) {
+fn same(pixels: &Loader, deferred: &Loader) {
     let pixels: Vec<_> = pixels.batches(0, 8).unwrap().map(Result::unwrap).collect();
-    let made: Vec<_> = recipes_of.batches(0, 8).unwrap().map(Result::unwrap).collect();
-    assert_eq!(pixels.len(), made.len());
-    for (pixels, made) in pixels.iter().zip(&made) {
+    let deferred: Vec<_> = deferred.batches(0, 8).unwrap().map(Result::unwrap).collect();
+    assert_eq!(pixels.len(), deferred.len());
+    for (pixels, batch) in pixels.iter().zip(&deferred) {
         let place = |batch: &Batch| (batch.step, batch.epoch, batch.chunk, batch.failed.clone());
-        assert_eq!(place(pixels), place(made));
-        assert_eq!((&pixels.ids, &pixels.second_view_ids), (&made.ids, &made.second_view_ids));
-        let recipes = recipes(made);
-        assert_eq!(recipes.rows.len() * VIEW, pixels.pixels().len());
-        for (recipe, expected) in recipes.rows.iter().zip(pixels.pixels().chunks_exact(VIEW)) {
-            assert!(view(recipes, recipe) == expected, "{recipe:?}");
+        assert_eq!(place(pixels), place(batch));
+        assert_eq!((&pixels.ids, &pixels.second_view_ids), (&batch.ids, &batch.second_view_ids));
+        let views = deferred_views(batch);
+        assert_eq!(views.rows.len() * VIEW, pixels.pixels().len());
+        for (row, expected) in views.rows.iter().zip(pixels.pixels().chunks_exact(VIEW)) {
+            assert!(pixels_of(views, row) == expected, "{row:?}");
         }
     }
 }
 
 #[test]
-fn recipes_are_the_pixels_to_be() {
+fn deferred_views_equal_pixels() {
     for how in [Interpolation::Bicubic, Interpolation::Bilinear] {
         same(&loader(how, &[]), &loader(how, &[]).deferred());
         same(&loader(how, &[3, 17, 31]), &loader(how, &[3, 17, 31]).deferred());
@@ -104,7 +104,7 @@ fn recipes_are_the_pixels_to_be() {
 }
 
 #[test]
-fn chunks_parts_and_passes_are_those_of_pixels() {
+fn chunks_parts_and_passes_equal_those_of_pixels() {
     let both = |with: &dyn Fn(Loader) -> Loader| {
         let plain = || loader(Interpolation::Bicubic, &[3, 17]);
         same(&with(plain()), &with(plain().deferred()));
@@ -119,35 +119,33 @@ fn chunks_parts_and_passes_are_those_of_pixels() {
     both(&|loader| loader.part(0, 2));
 }
 
-/// Each image once, and of it what its views look at.
 #[test]
-fn an_image_is_there_once_and_no_more_of_it_than_is_seen() {
+fn batches_hold_the_needed_part_of_each_image_once() {
     let batches = loader(Interpolation::Bicubic, &[]).deferred().batches(0, 4).unwrap();
     let (mut held, mut whole) = (0, 0);
     for batch in batches.map(Result::unwrap) {
-        let recipes = recipes(&batch);
+        let views = deferred_views(&batch);
         let mut places = HashMap::new();
-        for (id, recipe) in batch.ids.iter().chain(&batch.second_view_ids).zip(&recipes.rows) {
-            let place = (recipe.at, recipe.width, recipe.height);
+        for (id, row) in batch.ids.iter().chain(&batch.second_view_ids).zip(&views.rows) {
+            let place = (row.at, row.width, row.height);
             assert_eq!(*places.entry(*id).or_insert(place), place);
-            let crop = recipe.params.crop;
-            assert!(crop.x + crop.width <= recipe.width && crop.y + crop.height <= recipe.height);
+            let crop = row.params.crop;
+            assert!(crop.x + crop.width <= row.width && crop.y + crop.height <= row.height);
         }
         let bytes: usize = places.values().map(|(_, width, height)| width * height * 3).sum();
-        assert_eq!(bytes, recipes.bytes.len());
+        assert_eq!(bytes, views.bytes.len());
         held += bytes;
         whole += batch.ids.iter().map(|id| (7 + 37 * (id % 5)) * (5 + 29 * (id % 3)) * 3).sum::<usize>();
     }
     assert!(4 * held < 3 * whole, "{held} of {whole} bytes");
 }
 
-/// As with pixels, the memory of a batch goes from one to a later one.
 #[test]
-fn memory_comes_back() {
+fn memory_is_reused() {
     let loader = loader(Interpolation::Bicubic, &[]).deferred();
     let mut places = HashSet::new();
     for batch in loader.batches(0, 60).unwrap().map(Result::unwrap) {
-        places.insert(recipes(&batch).bytes.as_ptr() as usize);
+        places.insert(deferred_views(&batch).bytes.as_ptr() as usize);
     }
     assert!(places.len() < 30, "{} blocks for 60 batches", places.len());
 }

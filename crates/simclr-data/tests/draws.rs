@@ -1,4 +1,4 @@
-//! The statistics of the draws, and what holds for every view.
+//! Statistics of augmentation parameters, and invariants of all views.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, Brightness, ColorModel, Crop, CropSampler, Jitter, Scratch},
+    augment::{self, AugmentBuffers, Brightness, ColorModel, Crop, CropSampler, Jitter},
     rng::Key,
 };
 
@@ -18,7 +18,7 @@ fn draws(config: &AugmentConfig, (width, height): (usize, usize), count: u64) ->
     (0..count).map(|image| config.draw(key(image, 0), width, height)).collect()
 }
 
-/// Five standard errors of a share.
+/// Allows five standard errors.
 #[track_caller]
 fn share(found: usize, of: usize, expected: f64) {
     let error = (expected * (1.0 - expected) / of as f64).sqrt();
@@ -41,9 +41,9 @@ fn probabilities_of_the_paper() {
     assert_eq!(count(&off), 0);
 }
 
-/// Bug 21 of the field: a fixed order.
+/// A fixed order is a common bug.
 #[test]
-fn all_24_orders_of_the_jitter_come_up_alike() {
+fn all_24_jitter_orders_are_equally_likely() {
     let mut orders: HashMap<Vec<std::mem::Discriminant<Jitter>>, usize> = HashMap::new();
     let config = AugmentConfig { jitter: 1.0, ..AugmentConfig::default() };
     for params in draws(&config, (32, 32), 24_000) {
@@ -54,7 +54,7 @@ fn all_24_orders_of_the_jitter_come_up_alike() {
 }
 
 #[test]
-fn strengths_scale_with_s_and_brightness_goes_by_name() {
+fn strengths_scale_with_s_and_brightness_by_configuration() {
     let config = AugmentConfig { jitter: 1.0, color: 0.5, ..AugmentConfig::default() };
     let range = |pick: &dyn Fn(&Jitter) -> Option<f32>| {
         let drawn = draws(&config, (32, 32), 4000);
@@ -79,7 +79,7 @@ fn strengths_scale_with_s_and_brightness_goes_by_name() {
 }
 
 #[test]
-fn crop_areas_are_uniform_in_one_sampler_and_small_ones_likelier_in_the_other() {
+fn crop_areas_are_uniform_for_torchvision_and_skewed_for_tensorflow() {
     let below = |crop_sampler, area: f64| {
         let config = AugmentConfig { crop_sampler, ..AugmentConfig::default() };
         let areas = draws(&config, (400, 400), 20_000);
@@ -100,9 +100,9 @@ fn crop_areas_are_uniform_in_one_sampler_and_small_ones_likelier_in_the_other() 
     assert!(tiny as f64 > 0.35 * small as f64, "{tiny} of {small}");
 }
 
-/// Bug 28 of the field, and the base of every paired comparison.
+/// The basis of paired comparisons.
 #[test]
-fn a_view_depends_on_its_key_alone_and_operators_do_not_shift_each_other() {
+fn views_depend_only_on_their_key_and_operators_are_independent() {
     let config = AugmentConfig::default();
     assert_eq!(config.draw(key(5, 0), 50, 40), config.draw(key(5, 0), 50, 40));
     assert_ne!(config.draw(key(5, 0), 50, 40), config.draw(key(5, 1), 50, 40));
@@ -138,7 +138,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn any_image_gives_values_between_0_and_1(
+    fn views_of_any_image_are_within_0_and_1(
         width in 1usize..60, height in 1usize..60, channels in 1usize..6, image in any::<u64>(), size in 8usize..40,
         level in prop_oneof![Just(None), Just(Some(0u8)), Just(Some(255))], tensorflow in any::<bool>(),
     ) {
@@ -153,7 +153,7 @@ proptest! {
         let Crop { x, y, width: w, height: h } = params.crop;
         prop_assert!(w >= 1 && h >= 1 && x + w <= width && y + h <= height, "{:?}", params.crop);
         let mut out = vec![f32::NAN; channels * size * size];
-        augment::apply(&picture, &params, &config, size, &mut out, &mut Scratch::default());
+        augment::apply(&picture, &params, &config, size, &mut out, &mut AugmentBuffers::default());
         prop_assert!(out.iter().all(|value| (0.0..=1.0).contains(value)), "{:?}", params);
     }
 }

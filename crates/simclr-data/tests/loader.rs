@@ -1,5 +1,4 @@
-//! The loader's promises: a batch is a function of (data, seed, step), whatever the threads; bad images are left out and
-//! named; nothing hangs.
+//! The loader: batches are a function of (data, seed, step), not of threads; failed images are left out and listed; nothing hangs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -11,18 +10,18 @@ use std::{
 };
 
 use simclr_data::{
-    AugmentConfig, Batch, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
-    augment::{Scratch, TransformConfig, apply},
+    AugmentConfig, Batch, DataError, Dataset, EvalReader, Image, Loader, LoaderConfig, Sample,
+    augment::{AugmentBuffers, TransformConfig, apply},
     dataset::Source,
     decode::Decoding,
-    loader::{Batches, evaluation_pixels},
+    loader::Batches,
     rng::Key,
 };
 
 const SIZE: usize = 8;
 const VIEW: usize = 3 * SIZE * SIZE;
 
-/// Random pixels of a size of their own per image; some images fail, one may make its decoder panic.
+/// Random pixels, with a size by image; some images fail, one may panic.
 #[derive(Default)]
 struct Noise {
     bad: HashSet<usize>,
@@ -70,7 +69,7 @@ fn all(batches: Batches) -> Vec<Batch> {
 }
 
 #[test]
-fn threads_change_nothing() {
+fn batches_do_not_depend_on_threads() {
     let [one, four] =
         [1, 4].map(|threads| all(loader(50, Noise::default(), config(threads)).batches(0, 12).unwrap()));
     assert_eq!(one.len(), 12);
@@ -78,7 +77,7 @@ fn threads_change_nothing() {
 }
 
 #[test]
-fn a_stream_that_starts_later_is_the_tail_of_one_that_starts_at_0() {
+fn later_start_steps_give_the_tail_of_the_stream() {
     let loader = loader(50, Noise::default(), config(2));
     assert_eq!(loader.steps_per_epoch(), 6, "the last, smaller batch is dropped");
     let whole = all(loader.batches(0, 20).unwrap());
@@ -90,7 +89,7 @@ fn a_stream_that_starts_later_is_the_tail_of_one_that_starts_at_0() {
 }
 
 #[test]
-fn an_epoch_holds_every_image_once_in_an_order_of_its_own() {
+fn epochs_hold_every_image_once_in_different_orders() {
     let order = |seed| {
         let batches =
             all(loader(48, Noise::default(), LoaderConfig { seed, ..config(2) }).batches(0, 12).unwrap());
@@ -109,7 +108,7 @@ fn an_epoch_holds_every_image_once_in_an_order_of_its_own() {
     assert_ne!(first, order(6)[0], "seeds differ");
 }
 
-/// Every row of every batch against the augmentation called by hand.
+/// Compares every row with a direct call of the augmentation.
 fn check_rows(batches: &[Batch]) {
     let augment = AugmentConfig::default();
     for batch in batches {
@@ -121,7 +120,7 @@ fn check_rows(batches: &[Batch]) {
             let key = Key { seed: 5, epoch: batch.epoch, image: id as u64, view: (row / n) as u64 };
             let mut expected = vec![0.0; VIEW];
             let params = augment.draw(key, image.width, image.height);
-            apply(&image, &params, &augment, SIZE, &mut expected, &mut Scratch::default());
+            apply(&image, &params, &augment, SIZE, &mut expected, &mut AugmentBuffers::default());
             assert!(pixels == expected, "step {} row {row}", batch.step);
         }
     }
@@ -144,7 +143,7 @@ fn rows_i_and_i_plus_n_are_the_two_views_of_image_i() {
 }
 
 #[test]
-fn bad_images_are_left_out_and_named_and_rows_still_fit_ids() {
+fn failed_images_are_left_out_and_listed() {
     let source = Noise { bad: [3, 4, 17].into(), ..Noise::default() };
     let batches = all(loader(24, source, config(3)).batches(0, 6).unwrap());
     check_rows(&batches);
@@ -161,7 +160,7 @@ fn bad_images_are_left_out_and_named_and_rows_still_fit_ids() {
 }
 
 #[test]
-fn too_many_bad_images_end_the_stream_and_are_named() {
+fn too_many_failed_images_end_the_stream() {
     let bad: HashSet<usize> = [3, 4, 17].into();
     let stream = |max_bad_share| {
         let source = Noise { bad: bad.clone(), ..Noise::default() };
@@ -183,7 +182,7 @@ fn too_many_bad_images_end_the_stream_and_are_named() {
 }
 
 #[test]
-fn a_batch_of_fewer_than_two_images_is_an_error() {
+fn batches_of_fewer_than_two_images_are_errors() {
     let source = Noise { bad: (0..24).collect(), ..Noise::default() };
     let mut batches =
         loader(24, source, LoaderConfig { max_bad_share: 1.0, ..config(2) }).batches(0, 3).unwrap();
@@ -194,41 +193,41 @@ fn a_batch_of_fewer_than_two_images_is_an_error() {
 }
 
 #[test]
-fn a_panic_in_a_worker_is_an_error_not_a_hang() {
+fn worker_panics_are_errors() {
     let source = Noise { panics: Some(11), ..Noise::default() };
     let results: Vec<_> = loader(24, source, config(2)).batches(0, 3).unwrap().collect();
     let lost = results.iter().filter(|result| matches!(result, Err(DataError::WorkerLost { .. })));
-    assert_eq!(lost.count(), 1, "one epoch meets every image once");
+    assert_eq!(lost.count(), 1, "every image is decoded once per epoch");
     assert!(results.last().unwrap().is_err(), "nothing follows it");
 }
 
 #[test]
-fn a_dropped_stream_ends_its_workers() {
+fn dropped_streams_end_their_workers() {
     let decoded = Arc::new(AtomicUsize::new(0));
     let source = Noise { decoded: Arc::clone(&decoded), ..Noise::default() };
     let mut batches = loader(80, source, config(2)).batches(0, 1_000_000).unwrap();
     batches.next().unwrap().unwrap();
     drop(batches);
     let at_drop = decoded.load(Ordering::SeqCst);
-    // One taken, `prefetch` waiting, one at the full channel's door, one in the making.
+    // One received, `prefetch` in the channel, one waiting to be sent, one in progress.
     assert!((8..=8 * 5).contains(&at_drop), "{at_drop} images");
     assert_eq!(Arc::strong_count(&decoded), 1, "the workers hold the data no more");
 }
 
 #[test]
-fn a_batch_larger_than_the_set_is_refused() {
+fn batches_larger_than_the_set_are_refused() {
     let result = Loader::new(dataset(7, Noise::default()), AugmentConfig::default(), config(1));
     let Err(error) = result else { panic!("8 images of 7 were accepted") };
     assert!(error.to_string().contains("train.batch = 8"), "{error}");
 }
 
 #[test]
-fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
+fn eval_reader_keeps_the_order_and_lists_failed_images() {
     let source = || Noise { bad: [4].into(), ..Noise::default() };
     let wanted = [9, 2, 4, 0, 31, 2];
     let transform = TransformConfig::default().to(SIZE, 3);
-    let one = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 1).unwrap();
-    let three = evaluation_pixels(&dataset(32, source()), &wanted, &transform, 3).unwrap();
+    let one = EvalReader::new(&dataset(32, source()), &transform, 1).unwrap().read(&wanted);
+    let three = EvalReader::new(&dataset(32, source()), &transform, 3).unwrap().read(&wanted);
     assert_eq!(one.ids, [9, 2, 0, 31, 2]);
     assert_eq!((&one.ids, &one.failed), (&three.ids, &three.failed));
     assert!(one.pixels == three.pixels && one.pixels.len() == 5 * VIEW);
@@ -238,7 +237,7 @@ fn evaluation_keeps_the_order_asked_for_and_names_bad_images() {
     assert_eq!(one.failed[0].0, 4);
 }
 
-/// With labels one view of each image is trained on: the first of the two that a contrastive run would see.
+/// Training with labels uses the first of the two views of a contrastive run.
 #[test]
 fn one_view_is_the_first_of_two() {
     let batches = |views| {
@@ -252,7 +251,7 @@ fn one_view_is_the_first_of_two() {
 }
 
 #[test]
-fn a_subset_is_its_images_under_new_numbers() {
+fn subsets_renumber_images() {
     let source = Noise { bad: HashSet::from([4]), ..Noise::default() };
     let whole = dataset(10, source);
     let part = whole.subset(&[7, 2, 4]).subset(&[1, 2, 0]);
@@ -265,7 +264,7 @@ fn a_subset_is_its_images_under_new_numbers() {
 }
 
 #[test]
-fn a_list_names_images_in_full_or_by_their_last_part() {
+fn lists_name_images_in_full_or_by_their_last_component() {
     let names = ["a/1.png", "a/2.png", "b/2.png", "#odd.png"];
     let samples = names.map(|name| Sample { name: name.into(), label: None }).to_vec();
     let set = Dataset::from_source(samples, Vec::new(), 3, Box::new(Noise::default()));

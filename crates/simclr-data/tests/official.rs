@@ -1,4 +1,4 @@
-//! Crops, resizing and random crops against numbers of the official TF2 code (`reference/official_pixels.py`).
+//! Crops and resizes against the official TF2 code (`reference/official_pixels.py`).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
@@ -7,7 +7,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{self, CropSampler, EvalCrop, EvalTransform, Interpolation, Jitter, Scratch, TransformConfig},
+    augment::{
+        self, AugmentBuffers, CropSampler, EvalCrop, EvalTransform, Interpolation, Jitter, TransformConfig,
+    },
     rng::Key,
 };
 
@@ -19,7 +21,7 @@ fn crops() -> Value {
     serde_json::from_slice(&file("official_crops.json")).unwrap()
 }
 
-/// `image` of the reference script.
+/// As `image` in the reference script.
 fn image(width: usize, height: usize) -> Image {
     let byte = |at: usize| {
         let (y, x, c) = ((at / 3 / width) as u32, (at / 3 % width) as u32, (at % 3) as u32);
@@ -34,24 +36,24 @@ fn transform(crop: EvalCrop, interpolation: Interpolation, size: usize) -> EvalT
 }
 
 #[test]
-fn evaluation_crops_equal_the_official_ones_to_the_pixel() {
+fn evaluation_crops_equal_the_official_ones() {
     let table = crops()["evaluation"].clone();
     let rows: Vec<(usize, usize, f64, usize, usize, usize)> = serde_json::from_value(table).unwrap();
     assert!(rows.len() >= 20);
     for (height, width, share, side, top, left) in rows {
         let image = Image::new(width, height, 1, vec![0; width * height]);
         let seen = TransformConfig { crop: EvalCrop::Share(share), ..TransformConfig::default() };
-        let crop = seen.to(8, 1).seen(&image);
+        let crop = seen.to(8, 1).region(&image);
         let found = (crop.width, crop.height, crop.y, crop.x);
         assert_eq!(found, (side, side, top, left), "{height} x {width}, {share}");
     }
 }
 
-/// f32 sums of four products in another order.
+/// For f32 sums of four products in another order.
 const ROUNDING: f32 = 2e-6;
 
 #[test]
-fn without_antialiasing_resizing_is_tensorflows() {
+fn resize_without_antialiasing_equals_tensorflow() {
     let bytes = file("official_pixels.safetensors");
     let goldens = SafeTensors::deserialize(&bytes).unwrap();
     let mut seen = 0;
@@ -80,11 +82,11 @@ fn without_antialiasing_resizing_is_tensorflows() {
 
 fn evaluated(image: &Image, transform: EvalTransform) -> Vec<f32> {
     let mut out = vec![f32::NAN; 3 * transform.size * transform.size];
-    transform.apply(image, &mut out, &mut Scratch::default());
+    transform.apply(image, &mut out, &mut AugmentBuffers::default());
     out
 }
 
-/// A view of the whole image with no operator.
+/// A view of the whole image without other operators.
 fn trained(image: &Image, interpolation: Interpolation, size: usize) -> Vec<f32> {
     let config = AugmentConfig { interpolation, antialias: false, ..AugmentConfig::nothing() };
     view(image, &config.draw(key(0), image.width, image.height), &config, size)
@@ -92,7 +94,7 @@ fn trained(image: &Image, interpolation: Interpolation, size: usize) -> Vec<f32>
 
 fn view(image: &Image, params: &ViewParams, config: &AugmentConfig, size: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; 3 * size * size];
-    augment::apply(image, params, config, size, &mut out, &mut Scratch::default());
+    augment::apply(image, params, config, size, &mut out, &mut AugmentBuffers::default());
     out
 }
 
@@ -101,7 +103,7 @@ fn key(image: u64) -> Key {
 }
 
 #[test]
-fn antialiasing_by_name_changes_only_what_shrinks() {
+fn antialiasing_affects_only_shrinking() {
     let image = image(60, 60);
     let soft = TransformConfig::default();
     let sharp = TransformConfig { antialias: false, ..soft };
@@ -113,9 +115,9 @@ fn antialiasing_by_name_changes_only_what_shrinks() {
     assert!(kept[0].iter().zip(&kept[1]).all(|(a, b)| (a - b).abs() < 1e-6));
 }
 
-/// TensorFlow keeps the cubic's overshoot up to the first operation, then clips after each.
+/// TensorFlow clips after each jitter operation, but not after the resize.
 #[test]
-fn the_overshoot_reaches_the_first_operation() {
+fn bicubic_overshoot_is_clipped_after_the_first_jitter_operation() {
     // A bright square on a dark ground, enlarged: the cubic rises above 1 along the edges.
     let mut image = Image::new(12, 12, 3, vec![0; 12 * 12 * 3]);
     for y in 4..8 {
@@ -135,7 +137,7 @@ fn the_overshoot_reaches_the_first_operation() {
 }
 
 #[test]
-fn random_crops_are_distributed_as_the_official_samplers() {
+fn random_crops_have_the_distribution_of_the_official_samplers() {
     const DRAWS: usize = 20_000;
     let config = AugmentConfig { crop_sampler: CropSampler::Tensorflow, ..AugmentConfig::default() };
     for official in crops()["random"].as_array().unwrap() {
@@ -172,7 +174,7 @@ fn random_crops_are_distributed_as_the_official_samplers() {
     assert!(distance(&areas, &quantiles) > 0.08);
 }
 
-/// How far the shares below the quantiles at 1 to 99 % are from these; a value may be that of many draws.
+/// Largest distance of the empirical distribution to quantiles at 1 to 99 %; values may be tied.
 fn distance(values: &[f64], quantiles: &[f64]) -> f64 {
     let share = |count: usize| count as f64 / values.len() as f64;
     let each = quantiles.iter().enumerate().map(|(at, quantile)| {
@@ -187,7 +189,7 @@ fn distance(values: &[f64], quantiles: &[f64]) -> f64 {
 }
 
 #[test]
-fn a_transform_is_written_and_read_by_name() {
+fn transforms_round_trip() {
     let whole = TransformConfig::default();
     let official = TransformConfig { crop: EvalCrop::Share(0.875), antialias: false, ..whole };
     for config in [whole, official] {
@@ -204,9 +206,8 @@ fn a_transform_is_written_and_read_by_name() {
     assert_eq!(official.to(224, 3).to_string(), text);
 }
 
-/// What the outermost pixels hold reaches the encoder, unless a share is asked for.
 #[test]
-fn the_whole_image_loses_no_pixel() {
+fn whole_image_transforms_use_the_outermost_pixels() {
     let mut image = Image::new(100, 80, 1, vec![0; 8000]);
     for y in 0..80 {
         image.data[y * 100] = 255;
@@ -216,7 +217,7 @@ fn the_whole_image_loses_no_pixel() {
         TransformConfig { crop, ..TransformConfig::default() }.to(64, 1).apply(
             &image,
             &mut out,
-            &mut Scratch::default(),
+            &mut AugmentBuffers::default(),
         );
         out.iter().any(|&value| value > 0.1)
     };

@@ -3,10 +3,11 @@
 //! The sections, a format version and a checksum over all that is meant lie in the `__metadata__` of the safetensors
 //! header, so any safetensors reader can open a checkpoint.
 
-use std::{borrow::Cow, collections::BTreeMap, io::Write, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
+pub use simclr_data::atomic_file::{PARTIAL_PREFIX, write as write_atomically};
 use tch::{Device, Kind, Tensor};
 
 use crate::CheckpointError;
@@ -16,9 +17,6 @@ const VERSION: &str = "1";
 const VERSION_KEY: &str = "simclr.version";
 const CHECKSUM_KEY: &str = "simclr.crc32c";
 const SECTION_PREFIX: &str = "simclr.section.";
-
-/// Files that are being written have names that begin so; one that stays was left by a killed process.
-pub const PARTIAL_PREFIX: &str = ".partial-";
 
 /// What a checkpoint file holds.
 #[derive(Debug, Default)]
@@ -213,31 +211,6 @@ impl View for Stored {
     fn data_len(&self) -> usize {
         self.bytes.len()
     }
-}
-
-/// Writes `bytes` to `path` atomically: temporary sibling, fsync, rename, fsync of the folder. Whatever fails, a file
-/// that was there is still there, whole.
-///
-/// # Errors
-/// The operating system's, with the path.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), std::io::Error> {
-    let with_path = |error: std::io::Error| {
-        std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
-    };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(folder).map_err(with_path)?;
-    file.write_all(bytes).map_err(with_path)?;
-    file.as_file().sync_all().map_err(with_path)?;
-    make_readable(file.as_file()).map_err(with_path)?;
-    file.persist(path).map_err(|error| with_path(error.error))?;
-    // The rename is on disk once the folder is.
-    fs_err::File::open(folder).and_then(|folder| folder.sync_all()).map_err(with_path)
-}
-
-/// Temporary files are for their owner alone; results are files like any other.
-fn make_readable(file: &std::fs::File) -> Result<(), std::io::Error> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let Some(packed) = pack(&data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
-    let Packed { train, test, validation, unlabelled, bytes, bad, range, notes } = packed;
+    let Packed { train, test, validation, unlabelled, bytes, failed, range, notes } = packed;
     notes.iter().for_each(|note| stages.show(&format!("note: {note}")));
     let parts = [("validation", validation), ("unlabelled", unlabelled)];
     let more: String = parts
@@ -44,7 +44,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         .filter(|(_, images)| *images > 0)
         .map(|(part, images)| format!(", {images} {part} images"))
         .collect();
-    for (name, reason) in &bad {
+    for (name, reason) in &failed {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
     let scaled = if range == ValueRange::Full { String::new() } else { format!(", values {range}") };
@@ -52,7 +52,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     terminal::result(&format!(
         "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB{scaled}, fingerprint {fingerprint}",
         arguments.out.display(),
-        bad.len(),
+        failed.len(),
         bytes as f64 / 1e6,
     ));
     Ok(ExitCode::SUCCESS)

@@ -12,9 +12,8 @@ use image::RgbImage;
 use serde_json::{Value, json};
 use simclr::{
     RunConfig,
-    checkpoint::write_atomically,
     data::{
-        Dataset, Split, ValueRange, ViewParams,
+        Dataset, Split, ValueRange, ViewParams, atomic_file,
         augment::{self, EvalTransform, Scratch},
         dataset::as_one_path,
         output,
@@ -144,7 +143,7 @@ impl Table {
             Ok(())
         })?;
         let png = encode(&sheet.image).map_err(|error| Failure::user(error.to_string(), None))?;
-        write_atomically(out, &png)?;
+        atomic_file::write(out, &png)?;
         self.write_parameters(out, made_by)
     }
 
@@ -161,7 +160,7 @@ impl Table {
         let transform = self.transform();
         let shape = [self.rows, self.views + 1, transform.channels, transform.size, transform.size];
         let text = json!({ "shape": shape, "augment": self.config.augment, "rows": rows });
-        Ok(write_atomically(&parameters_file(out), format!("{text:#}\n").as_bytes())?)
+        Ok(atomic_file::write(&parameters_file(out), format!("{text:#}\n").as_bytes())?)
     }
 
     /// A row of `C * S * S` numbers for each original and each view.
@@ -178,7 +177,7 @@ impl Table {
             Format::Safetensors => safetensors_of_views(&values, width)?,
             Format::Npy | Format::Picture => npy_of(&values, width)?,
         };
-        write_atomically(out, &bytes)?;
+        atomic_file::write(out, &bytes)?;
         self.write_parameters(out, made_by)
     }
 }

@@ -1,11 +1,11 @@
-//! Gaussian blur: separable, zero padding at the edges, which darken (google-research/simclr `data_util.py`
-//! `gaussian_blur`; spec 5.4). The official code draws one sigma per device batch; here every view has its own.
+//! Separable Gaussian blur with zero padding, which darkens the edges (google-research/simclr `data_util.py`
+//! `gaussian_blur`). The official code draws one sigma per device batch; here every view has its own.
 
 use multiversion::multiversion;
 
 use super::View;
 
-/// Normalised weights of a Gaussian for a view of `side` pixels: size 2 r + 1, r = (side / 10) / 2, at least 1.
+/// Normalised weights for a view of `side` pixels: 2 r + 1 of them, with r = (side / 10) / 2, at least 1.
 ///
 /// 224 px: 23 weights; 32 and 28 px: 3.
 pub fn kernel(side: usize, sigma: f32) -> Vec<f32> {
@@ -15,14 +15,14 @@ pub fn kernel(side: usize, sigma: f32) -> Vec<f32> {
     (-radius..=radius).map(|x| (weight(x) / sum) as f32).collect()
 }
 
-/// Weights below this change no value of `[0, 1]` by more than a fiftieth of an `f32`'s rounding step at 1: the outer taps
-/// of a narrow Gaussian, which make up half of the work.
+/// Smaller weights are left out: they change values in `[0, 1]` by less than a fiftieth of the `f32` epsilon. Narrow Gaussians
+/// have many of them, on average half of the work.
 const NEGLIGIBLE: f32 = 1e-9;
-/// Values that are summed side by side.
+/// Width of the vectorised sums.
 const LANES: usize = 32;
 
-/// Blurs every plane; `buffer` holds the rows between the two passes. `alike`: all planes hold the same (a grey view), so
-/// one is blurred and copied.
+/// Blurs every plane; `buffer` holds the rows between the two passes. With `alike` all planes are equal (a grey view): one is
+/// blurred and copied.
 pub fn gaussian(view: &mut View, sigma: f32, alike: bool, buffer: &mut Vec<f32>) {
     let (side, area) = (view.side, view.area());
     let kernel = kernel(side, sigma);
@@ -37,12 +37,12 @@ pub fn gaussian(view: &mut View, sigma: f32, alike: bool, buffer: &mut Vec<f32>)
     rest.chunks_exact_mut(area).for_each(|plane| plane.copy_from_slice(first));
 }
 
-/// Both passes in one walk over the plane: as soon as a row has been blurred along itself, the row `radius` above has all
-/// that it needs, and the rows between are still in the nearest cache.
+/// Both passes in one walk: after the horizontal pass of a row, the row `radius` above has all its inputs for the vertical
+/// pass, still in the L1 cache.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blur(plane: &mut [f32], side: usize, kernel: &[f32], buffer: &mut Vec<f32>) {
     let (radius, width) = (kernel.len() / 2, side.next_multiple_of(LANES));
-    // One row of the plane between zeros, then all rows after the first pass, also between zeros.
+    // One zero-padded row of the plane, then all rows after the horizontal pass, zero-padded above and below.
     buffer.resize((width + 2 * radius) + (side + 2 * radius) * width, 0.0);
     let (padded, rows) = buffer.split_at_mut(width + 2 * radius);
     padded.fill(0.0);
@@ -64,7 +64,7 @@ fn blur(plane: &mut [f32], side: usize, kernel: &[f32], buffer: &mut Vec<f32>) {
     }
 }
 
-/// Sum over the weights k of `values[k * step..]`, side by side.
+/// Weighted sum of `values[k * step..][..LANES]` over the taps k.
 #[inline(always)]
 fn weighted(values: &[f32], step: usize, kernel: &[f32]) -> [f32; LANES] {
     let mut sums = [0.0; LANES];
@@ -80,7 +80,6 @@ fn weighted(values: &[f32], step: usize, kernel: &[f32]) -> [f32; LANES] {
 mod tests {
     use super::*;
 
-    /// Kernel checks of spec 5.4.
     #[test]
     fn published_weights_and_sizes() {
         for (sigma, expected) in [
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_keeps_a_constant_and_edges_darken() {
+    fn constant_images_keep_their_value_but_for_darkened_edges() {
         let mut pixels = vec![0.5; 64];
         gaussian(&mut View { pixels: &mut pixels, channels: 1, side: 8 }, 1.0, false, &mut Vec::new());
         assert!((pixels[8 * 4 + 4] - 0.5).abs() < 1e-6);

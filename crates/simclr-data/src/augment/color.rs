@@ -1,32 +1,39 @@
-//! Colour operators on planes, clipped to `[0, 1]` after each (google-research/simclr `data_util.py`; spec 5.3).
+//! Colour jitter and grayscale on planes, clipped to `[0, 1]` after each operation (google-research/simclr `data_util.py`).
 
 use multiversion::multiversion;
 
 use super::{ColorModel, Jitter, View};
 
-/// Weights of red, green and blue in the grey value (ITU-R BT.601, as TensorFlow rounds them).
+/// Weights of red, green and blue in the luma (ITU-R BT.601, as rounded by TensorFlow).
 pub const LUMA: [f32; 3] = [0.2989, 0.5870, 0.1140];
 
-/// Pixels that go through all operators before the next ones do, so that they are still in the nearest cache.
+/// Pixels per tile; all operators run on a tile before the next one, so that it stays in the L1 cache.
 const TILE: usize = 512;
 
-/// An operator on the three channels of one pixel, all of whose numbers are known.
+/// An operator on the three channels of one pixel.
 #[derive(Debug, Clone, Copy)]
 enum PixelOp {
-    /// x * factor + shift, with a shift for each channel.
-    Affine { factor: f32, shifts: [f32; 3] },
-    /// Scales the distance of every channel from the largest one, which is what a change of S in HSV does with V and H
-    /// kept: S' = min(S f, 1), and S' / S = min(f, V / C) with the chroma C = max - min.
-    Saturation { factor: f32 },
-    /// f x + (1 - f) gray, torchvision's saturation.
-    Blend { factor: f32 },
-    /// Shifts the hue by a share of a turn.
-    Hue { turns: f32 },
-    /// Copies the grey value to every channel.
+    /// x * factor + shift, one shift per channel.
+    Affine {
+        factor: f32,
+        shifts: [f32; 3],
+    },
+    /// Scales the distance of every channel from the largest one. Equals HSV with S' = min(S f, 1) at constant V and H, since
+    /// S' / S = min(f, V / C) with the chroma C = max - min.
+    Saturation {
+        factor: f32,
+    },
+    /// f x + (1 - f) gray: torchvision's saturation.
+    Blend {
+        factor: f32,
+    },
+    Hue {
+        turns: f32,
+    },
     Gray,
 }
 
-/// Applies the jitter in the order of its operations, then drops the colour where `drop_color`.
+/// Applies the jitter operations in order, then grayscale if `drop_color`.
 pub fn distort(view: &mut View, jitter: &[Jitter], drop_color: bool, model: ColorModel) {
     if view.channels == 3 {
         return distort_rgb(view, jitter, drop_color, model);
@@ -39,8 +46,8 @@ pub fn distort(view: &mut View, jitter: &[Jitter], drop_color: bool, model: Colo
     }
 }
 
-/// Three channels: one walk over the pixels up to the contrast, which needs the means of what comes before it, and one
-/// over the rest.
+/// Three channels in two passes over the pixels: up to the contrast, which needs the channel means at that point, and the
+/// rest.
 fn distort_rgb(view: &mut View, jitter: &[Jitter], drop_color: bool, model: ColorModel) {
     let mut pending = Vec::with_capacity(jitter.len() + 1);
     for &op in jitter {
@@ -68,7 +75,7 @@ fn distort_rgb(view: &mut View, jitter: &[Jitter], drop_color: bool, model: Colo
     apply(view, &pending, false);
 }
 
-/// Applies `ops` to every pixel; the means of the channels afterwards where they are asked for, else 0.
+/// Applies `ops` to every pixel; returns the channel means of the result if `means`, else zeros.
 fn apply(view: &mut View, ops: &[PixelOp], means: bool) -> [f32; 3] {
     let area = view.area();
     let (red, rest) = view.pixels.split_at_mut(area);
@@ -141,33 +148,32 @@ fn each(red: &mut [f32], green: &mut [f32], blue: &mut [f32], op: impl Fn([f32; 
     }
 }
 
-/// The smaller one; unlike `f32::min` it does not look for NaN, so that it is one instruction.
+/// One instruction, unlike `f32::min`, which handles NaN.
 #[inline(always)]
-fn least(a: f32, b: f32) -> f32 {
+fn min(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// The larger one.
 #[inline(always)]
-fn most(a: f32, b: f32) -> f32 {
+fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
 #[inline(always)]
 fn saturated([r, g, b]: [f32; 3], factor: f32) -> [f32; 3] {
-    let value = most(most(r, g), b);
-    let chroma = value - least(least(r, g), b);
+    let value = max(max(r, g), b);
+    let chroma = value - min(min(r, g), b);
     let ratio = if chroma * factor > value { value / chroma } else { factor };
-    [r, g, b].map(|x| most(value - (value - x) * ratio, 0.0))
+    [r, g, b].map(|x| max(value - (value - x) * ratio, 0.0))
 }
 
-/// RGB to HSV, H + shift, back, without branches. With H in sixths of a turn a channel is V - C f, where f is 0 over the two
-/// sixths around the channel's own hue, 1 around the opposite one, and linear between.
+/// RGB to HSV, H + shift, and back, without branches. With H in sixths of a turn a channel is V - C f: f is 0 over the two
+/// sixths around the channel's own hue, 1 around the opposite one, and linear between them.
 #[inline(always)]
 fn turned([r, g, b]: [f32; 3], shift: f32) -> [f32; 3] {
-    let value = most(most(r, g), b);
-    let chroma = value - least(least(r, g), b);
-    // Grey has no hue: any finite number will do, since the chroma that multiplies it is 0.
+    let value = max(max(r, g), b);
+    let chroma = value - min(min(r, g), b);
+    // Grey has no hue; its chroma is 0, so any finite value will do.
     let inverse = if chroma > 0.0 { 1.0 / chroma } else { 0.0 };
     let (from, difference) = if value == r {
         (0.0, g - b)
@@ -176,16 +182,16 @@ fn turned([r, g, b]: [f32; 3], shift: f32) -> [f32; 3] {
     } else {
         (4.0, r - g)
     };
-    // In [-1 - 3, 5 + 3] before it is brought into one turn.
+    // In [-1 - 3, 5 + 3] before the wrap to [0, 6).
     let hue = difference * inverse + from + shift;
     let hue = if hue < 0.0 { hue + 6.0 } else { hue };
     let hue = if hue >= 6.0 { hue - 6.0 } else { hue };
-    let unit = |x| most(least(x, 1.0), 0.0);
+    let unit = |x| max(min(x, 1.0), 0.0);
     let f = [2.0 - (hue - 3.0).abs(), (hue - 2.0).abs() - 1.0, (hue - 4.0).abs() - 1.0];
     f.map(|f| value - chroma * unit(f))
 }
 
-/// Sum of values: 16 running sums, so that the loop vectorises and rounding stays small.
+/// Sums in 16 accumulators, so that the loop vectorises and rounding errors stay small.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn sum(values: &[f32]) -> f32 {
     let mut sums = [0.0f32; 16];
@@ -198,7 +204,7 @@ fn sum(values: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-/// One operation on any number of channels.
+/// Applies one operation to any number of channels.
 fn distort_any(view: &mut View, op: Jitter, model: ColorModel) {
     match (op, model) {
         (Jitter::Brightness(factor), _) => affine(view.pixels, factor, 0.0),
@@ -207,7 +213,7 @@ fn distort_any(view: &mut View, op: Jitter, model: ColorModel) {
         (Jitter::Saturation(_), _) if view.channels == 1 => {}
         (Jitter::Saturation(factor), ColorModel::Tensorflow) => saturation(view, factor),
         (Jitter::Saturation(factor), ColorModel::Torchvision) => blend_with_gray(view, factor),
-        // A notion of three primaries.
+        // Hue is defined for RGB only.
         (Jitter::Hue(_), _) => {}
     }
 }
@@ -222,7 +228,7 @@ fn affine(pixels: &mut [f32], factor: f32, shift: f32) {
 
 fn contrast(view: &mut View, factor: f32, model: ColorModel) {
     let (area, channels) = (view.area(), view.channels as f32);
-    // A plane's values are summed in tiles, as those of three channels are.
+    // Summed in tiles as in `apply`, for the same rounding.
     let mean = |plane: &[f32]| plane.chunks(TILE).map(sum).sum::<f32>() / area as f32;
     let gray = view.pixels.chunks_exact(area).map(mean).sum::<f32>() / channels;
     for plane in view.pixels.chunks_exact_mut(area) {
@@ -254,7 +260,7 @@ fn blend_with_gray(view: &mut View, factor: f32) {
     }
 }
 
-/// Copies the grey value to every channel: luma of three channels, else the mean of the channels.
+/// Replaces every channel by the grey value: the luma of three channels, else the mean of all.
 pub fn gray(view: &mut View) {
     let area = view.area();
     match view.channels {
@@ -290,7 +296,6 @@ mod tests {
         assert!(!far, "{got:?}, expected {expected:?}");
     }
 
-    /// The test pixel of spec 5.3.
     #[test]
     fn published_values_of_one_pixel() {
         close(pixel(Jitter::Saturation(1.5), ColorModel::Tensorflow), [0.0, 0.3, 0.6]);
@@ -302,24 +307,24 @@ mod tests {
     }
 
     #[test]
-    fn brightness_by_factor_and_by_shift_clip() {
+    fn brightness_is_clipped() {
         close(pixel(Jitter::Brightness(2.0), ColorModel::Tensorflow), [0.4, 0.8, 1.0]);
         close(pixel(Jitter::BrightnessShift(-0.3), ColorModel::Tensorflow), [0.0, 0.1, 0.3]);
     }
 
     #[test]
-    fn contrast_means_differ_between_the_models() {
+    fn color_models_differ_in_the_mean_of_contrast() {
         let mut planes = [0.0, 1.0, 0.2, 0.4];
         contrast(&mut View { pixels: &mut planes[..], channels: 1, side: 2 }, 0.5, ColorModel::Tensorflow);
         let expected = [0.2, 0.7, 0.3, 0.4];
         assert!(planes.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{planes:?}");
-        // One pixel: its own mean per channel, so nothing changes; the grey mean pulls all channels.
+        // One pixel is its own channel mean, so that only torchvision's grey mean has an effect.
         close(pixel(Jitter::Contrast(0.5), ColorModel::Tensorflow), [0.2, 0.4, 0.6]);
         close(pixel(Jitter::Contrast(0.5), ColorModel::Torchvision), [0.281_49, 0.381_49, 0.481_49]);
     }
 
     #[test]
-    fn hue_keeps_grey_and_comes_round_after_a_full_turn() {
+    fn hue_keeps_grey_and_is_periodic() {
         let mut grey = [0.3, 0.3, 0.3];
         let hue = |pixels: &mut [f32]| {
             distort(

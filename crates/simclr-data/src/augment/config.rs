@@ -1,25 +1,25 @@
-//! The augmentation as configured, section `[augment]` (spec 5; google-research/simclr `data_util.py`).
+//! Configuration section `[augment]` (google-research/simclr `data_util.py`).
 
 use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
-/// Which operators run, how often and how strongly. Probabilities are per view.
+/// Probabilities and strengths of the operators. Probabilities are per view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
-    /// Random crop; off: the whole image is resized.
+    /// Random crop; if off, the whole image is resized.
     pub crop: bool,
-    /// Share of the image's area that a crop covers, from and to (paper: 0.08 to 1).
+    /// Area of a crop as a share of the image's, minimum and maximum (paper: 0.08 to 1).
     pub crop_scale: [f32; 2],
-    /// Aspect ratio of a crop, width / height, from and to (paper: 3/4 to 4/3).
+    /// Aspect ratio of a crop, width / height, minimum and maximum (paper: 3/4 to 4/3).
     pub crop_ratio: [f32; 2],
-    /// How crops are drawn.
+    /// Distribution of crops.
     pub crop_sampler: CropSampler,
-    /// How crops are resized.
+    /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Whether all source pixels count where a crop shrinks (Pillow, torchvision), or four of them in each direction
-    /// (`tf.image.resize` as the official code calls it).
+    /// Whether a crop that shrinks is averaged over all its source pixels (Pillow, torchvision) or over four per direction
+    /// (`tf.image.resize` in the official code).
     pub antialias: bool,
     /// Probability of a left-right flip (paper: 0.5).
     pub flip: f32,
@@ -37,11 +37,11 @@ pub struct AugmentConfig {
     pub gray: f32,
     /// Probability of a Gaussian blur (paper: 0.5 on ImageNet, 0 on CIFAR-10).
     pub blur: f32,
-    /// Standard deviation of the blur in pixels of the view, from and to (paper: 0.1 to 2).
+    /// Standard deviation of the blur in pixels of the view, minimum and maximum (paper: 0.1 to 2).
     pub blur_sigma: [f32; 2],
-    /// Probability of solarization: values above the threshold are inverted.
+    /// Probability of solarization.
     pub solarize: f32,
-    /// Its threshold.
+    /// Values from here on are inverted by solarization.
     pub solarize_threshold: f32,
     /// Probability of a rotation by 0, 90, 180 or 270 degrees.
     pub rotate: f32,
@@ -49,7 +49,7 @@ pub struct AugmentConfig {
     pub cutout: f32,
     /// Probability of Gaussian noise.
     pub noise: f32,
-    /// Its largest standard deviation; each view draws its own from 0 up to this.
+    /// Maximal standard deviation of the noise; each view draws its own, uniform from 0.
     pub noise_sigma: f32,
     /// Probability of the Sobel filter.
     pub sobel: f32,
@@ -61,7 +61,7 @@ pub struct AugmentConfig {
 pub enum CropSampler {
     /// torchvision's `RandomResizedCrop`.
     Torchvision,
-    /// TensorFlow's `sample_distorted_bounding_box`, as the official code calls it.
+    /// TensorFlow's `sample_distorted_bounding_box` with the arguments of the official code.
     Tensorflow,
 }
 
@@ -97,7 +97,7 @@ pub enum Brightness {
     Additive,
 }
 
-/// `augment.color_model` (spec 5.3).
+/// `augment.color_model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ColorModel {
@@ -138,15 +138,15 @@ impl Default for AugmentConfig {
 }
 
 impl AugmentConfig {
-    /// Nothing but a resize: every operator off.
+    /// All operators off but the resize.
     pub fn nothing() -> Self {
         Self { crop: false, flip: 0.0, color: 0.0, jitter: 0.0, gray: 0.0, blur: 0.0, ..Self::default() }
     }
 
-    /// Checks ranges.
+    /// Checks the ranges of all values.
     ///
     /// # Errors
-    /// The key, its value and the accepted range.
+    /// [`DataError::Config`].
     pub fn validate(&self) -> Result<(), DataError> {
         let probabilities = [
             ("augment.flip", self.flip),
@@ -167,31 +167,18 @@ impl AugmentConfig {
             let fine = strength.is_finite() && strength >= 0.0;
             check(fine, "augment.jitter_strengths", strength, "numbers of at least 0")?;
         }
-        check(
-            (0.0..=10.0).contains(&self.color),
-            "augment.color",
-            self.color,
-            "a strength between 0 and 10",
-        )?;
-        let hue = self.jitter_strengths[3] * self.color;
-        check(
-            hue <= 0.5,
-            "augment.color",
-            self.color,
-            "a strength that shifts the hue by at most half a turn",
-        )?;
-        check(
-            (0.0..=1.0).contains(&self.noise_sigma),
-            "augment.noise_sigma",
-            self.noise_sigma,
-            "between 0 and 1",
-        )?;
+        let color = self.color;
+        check((0.0..=10.0).contains(&color), "augment.color", color, "a strength between 0 and 10")?;
+        let hue = self.jitter_strengths[3] * color;
+        check(hue <= 0.5, "augment.color", color, "a strength that shifts the hue by at most half a turn")?;
+        let sigma = self.noise_sigma;
+        check((0.0..=1.0).contains(&sigma), "augment.noise_sigma", sigma, "between 0 and 1")?;
         range("augment.crop_scale", self.crop_scale, 1.0)?;
         range("augment.crop_ratio", self.crop_ratio, 100.0)?;
         range("augment.blur_sigma", self.blur_sigma, 100.0)
     }
 
-    /// What the colour operators do to images that do not have three channels, for the start of a run.
+    /// Notes on the effect of the colour operators on images without three channels, for the start of a run.
     pub fn notes(&self, channels: usize) -> Vec<String> {
         let jitters = self.jitter > 0.0 && self.color > 0.0;
         match channels {
@@ -219,10 +206,10 @@ fn check(fine: bool, key: &'static str, value: f32, expected: &str) -> Result<()
     Err(DataError::Config { key, value: value.to_string(), reason: format!("expected {expected}") })
 }
 
-fn range(key: &'static str, [low, high]: [f32; 2], most: f32) -> Result<(), DataError> {
-    if 0.0 < low && low <= high && high <= most {
+fn range(key: &'static str, [low, high]: [f32; 2], max: f32) -> Result<(), DataError> {
+    if 0.0 < low && low <= high && high <= max {
         return Ok(());
     }
-    let reason = format!("expected two numbers above 0, the first not above the second, at most {most}");
+    let reason = format!("expected two numbers above 0, the first not above the second, at most {max}");
     Err(DataError::Config { key, value: format!("[{low}, {high}]"), reason })
 }

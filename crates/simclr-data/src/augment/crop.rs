@@ -1,23 +1,22 @@
-//! Crop, resize and flip: from interleaved `u8` to planar `f32` in `[0, 1]`.
+//! Crop and resize: from interleaved `u8` to planar `f32` in `[0, 1]`.
 //!
-//! With antialiasing the resize runs on `u8` with SIMD (`fast_image_resize`), so a value may be off by half a level of 255
-//! against an exact computation; it averages over all source pixels where a crop shrinks, as PIL and torchvision's
-//! `antialias` do. Without, it is TensorFlow's (`sample`).
+//! With antialiasing, a crop that shrinks is averaged over all its source pixels, as by Pillow and torchvision. That resize
+//! runs on `u8` (`fast_image_resize`, SIMD) and rounds to half a level of 255. Without antialiasing see `sample`.
 
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use multiversion::multiversion;
 
-use super::{Crop, Interpolation, Scratch, sample};
+use super::{AugmentBuffers, Crop, Interpolation, sample};
 use crate::Image;
 
-/// How pixels of a view come from those of a crop.
+/// Filter of a resize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Resampling {
     pub(super) interpolation: Interpolation,
     pub(super) antialias: bool,
 }
 
-/// The whole image with a shorter side of `size` pixels, both sides scaled alike, bicubic.
+/// Scales the whole image so that its shorter side has `size` pixels: bicubic, same aspect ratio.
 ///
 /// # Panics
 /// If `size` is 0.
@@ -28,39 +27,33 @@ pub fn shrink(image: &Image, size: usize) -> Image {
     let target = (scaled(width), scaled(height));
     let mut data = vec![0; target.0 * target.1 * channels];
     let whole = Crop { x: 0, y: 0, width, height };
-    resize(image, whole, (Interpolation::Bicubic, target), &mut data, &mut Scratch::default());
+    resize(image, whole, (Interpolation::Bicubic, target), &mut data, &mut AugmentBuffers::default());
     Image::new(target.0, target.1, channels, data)
 }
 
-/// Resizes `crop` of `image` to `size` x `size`, mirrored if `flip`, into planes. Without antialiasing a cubic may leave
-/// `[0, 1]`.
+/// Resizes `crop` of `image` to planes of `size` x `size`. Without antialiasing, bicubic values may leave `[0, 1]`.
 pub(super) fn crop_and_resize(
     image: &Image,
     crop: Crop,
-    flip: bool,
     (Resampling { interpolation, antialias }, size): (Resampling, usize),
     out: &mut [f32],
-    scratch: &mut Scratch,
+    buffers: &mut AugmentBuffers,
 ) {
     let channels = image.channels;
     if !antialias {
-        sample::resize(image, crop, (interpolation, size), out, &mut scratch.planes);
-        if flip {
-            mirror(out, size);
-        }
-        return;
+        return sample::resize(image, crop, (interpolation, size), out, &mut buffers.planes);
     }
-    let mut resized = std::mem::take(&mut scratch.resized);
+    let mut resized = std::mem::take(&mut buffers.resized);
     resized.resize(size * size * channels, 0);
-    resize(image, crop, (interpolation, (size, size)), &mut resized, scratch);
-    to_planes(&resized, channels, size, flip, out);
-    scratch.resized = resized;
+    resize(image, crop, (interpolation, (size, size)), &mut resized, buffers);
+    to_planes(&resized, channels, size, out);
+    buffers.resized = resized;
 }
 
 impl Crop {
-    /// What a resize of this crop to `size` x `size` looks at: with antialiasing its filter reaches beyond the crop, where the
-    /// image goes on.
-    pub(crate) fn seen(
+    /// The source pixels that a resize of this crop to `size` x `size` reads. With antialiasing the filter's support extends
+    /// beyond the crop, up to the border of the image.
+    pub(crate) fn support(
         self,
         image: &Image,
         (interpolation, antialias): (Interpolation, bool),
@@ -69,24 +62,24 @@ impl Crop {
         if !antialias {
             return self;
         }
-        let support = match interpolation {
+        let radius = match interpolation {
             Interpolation::Bicubic => 2.0,
             Interpolation::Bilinear => 1.0,
         };
         let along = |from: usize, length: usize, all: usize| {
             let scale = length as f64 / size as f64;
-            // From the centre of the first pixel, half a pixel of the view inside; 1 more, so that no rounding matters.
-            let beyond = (support * scale.max(1.0) - scale / 2.0).max(0.0).ceil() as usize + 1;
+            // Counted from the centre of the first output pixel; 1 more guards against rounding.
+            let beyond = (radius * scale.max(1.0) - scale / 2.0).max(0.0).ceil() as usize + 1;
             let start = from.saturating_sub(beyond);
             (start, (from + length + beyond).min(all) - start)
         };
-        let ((x, width), (y, height)) =
-            (along(self.x, self.width, image.width), along(self.y, self.height, image.height));
+        let (x, width) = along(self.x, self.width, image.width);
+        let (y, height) = along(self.y, self.height, image.height);
         Self { x, y, width, height }
     }
 
-    /// The smallest crop that holds both.
-    pub(crate) fn around(self, other: Self) -> Self {
+    /// Bounding box of both.
+    pub(crate) fn union(self, other: Self) -> Self {
         let (x, y) = (self.x.min(other.x), self.y.min(other.y));
         let width = (self.x + self.width).max(other.x + other.width) - x;
         let height = (self.y + self.height).max(other.y + other.height) - y;
@@ -104,14 +97,14 @@ fn pixel_type(channels: usize) -> Option<PixelType> {
     }
 }
 
-/// How a crop is resized: filter, and width and height of the result.
-type How = (Interpolation, (usize, usize));
+/// Filter, and width and height of the result.
+type Target = (Interpolation, (usize, usize));
 
 /// Resizes into `out`, interleaved.
-fn resize(image: &Image, crop: Crop, how: How, out: &mut [u8], scratch: &mut Scratch) {
+fn resize(image: &Image, crop: Crop, target: Target, out: &mut [u8], buffers: &mut AugmentBuffers) {
     match pixel_type(image.channels) {
-        Some(kind) => resize_pixels(kind, image, &image.data, crop, how, out, &mut scratch.resizer),
-        None => resize_by_channel(image, crop, how, out, scratch),
+        Some(kind) => resize_pixels(kind, image, &image.data, crop, target, out, &mut buffers.resizer),
+        None => resize_by_channel(image, crop, target, out, buffers),
     }
 }
 
@@ -120,7 +113,7 @@ fn resize_pixels(
     image: &Image,
     data: &[u8],
     crop: Crop,
-    (interpolation, (width, height)): How,
+    (interpolation, (width, height)): Target,
     out: &mut [u8],
     resizer: &mut Resizer,
 ) {
@@ -140,38 +133,37 @@ fn resize_pixels(
     resized.expect("the crop lies inside the image and both images have one pixel type");
 }
 
-/// More than four channels: one plane at a time.
-fn resize_by_channel(image: &Image, crop: Crop, how: How, out: &mut [u8], scratch: &mut Scratch) {
-    let (channels, (width, height)) = (image.channels, how.1);
-    let Scratch { resizer, source_plane: plane, .. } = scratch;
+/// For more than four channels, which `fast_image_resize` does not support: one plane at a time.
+fn resize_by_channel(
+    image: &Image,
+    crop: Crop,
+    target: Target,
+    out: &mut [u8],
+    buffers: &mut AugmentBuffers,
+) {
+    let channels = image.channels;
+    let (width, height) = target.1;
+    let AugmentBuffers { resizer, source_plane: plane, .. } = buffers;
     let mut small = vec![0; width * height];
     for channel in 0..channels {
         plane.clear();
         plane.extend(image.data.iter().skip(channel).step_by(channels));
-        resize_pixels(PixelType::U8, image, plane, crop, how, &mut small, resizer);
+        resize_pixels(PixelType::U8, image, plane, crop, target, &mut small, resizer);
         for (slot, &value) in out.iter_mut().skip(channel).step_by(channels).zip(&small) {
             *slot = value;
         }
     }
 }
 
-/// Interleaved bytes to planes in `[0, 1]`, rows mirrored if `flip`.
-fn to_planes(bytes: &[u8], channels: usize, size: usize, flip: bool, out: &mut [f32]) {
+/// Interleaved bytes to planes in `[0, 1]`.
+fn to_planes(bytes: &[u8], channels: usize, size: usize, out: &mut [f32]) {
     if channels == 3 {
-        rgb_to_planes(bytes, out);
-    } else {
-        for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
-            let values = bytes.iter().skip(channel).step_by(channels);
-            plane.iter_mut().zip(values).for_each(|(slot, &byte)| *slot = level(byte));
-        }
+        return rgb_to_planes(bytes, out);
     }
-    if flip {
-        mirror(out, size);
+    for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+        let values = bytes.iter().skip(channel).step_by(channels);
+        plane.iter_mut().zip(values).for_each(|(slot, &byte)| *slot = level(byte));
     }
-}
-
-fn mirror(planes: &mut [f32], size: usize) {
-    planes.chunks_exact_mut(size).for_each(<[f32]>::reverse);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
@@ -183,8 +175,8 @@ fn rgb_to_planes(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// byte / 255, correctly rounded, without the slow division: 1 / 255 in two parts, of which the first has so few bits that
-/// its product is exact.
+/// byte / 255, correctly rounded, without a division: 1 / 255 is split into two terms, and the product with the first, which
+/// has few bits, is exact.
 #[inline(always)]
 fn level(byte: u8) -> f32 {
     const HIGH: f32 = 257.0 / 65_536.0;
@@ -198,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_the_rounded_quotients() {
+    fn level_equals_the_correctly_rounded_quotient() {
         for byte in 0..=u8::MAX {
             assert_eq!(level(byte), f32::from(byte) / 255.0, "{byte}");
         }

@@ -1,8 +1,8 @@
-//! The two-view augmentation: dice first ([`ViewParams`]), then pixels (one file per family of operators).
+//! The two-view augmentation: [`AugmentConfig::draw`] samples the parameters of a view, [`apply`] computes its pixels.
 //!
-//! Order: crop and resize, flip, rotation, colour jitter, grayscale, blur, then the operators of the composition
-//! study (solarize, Sobel, noise, cutout). The first six follow the official code (google-research/simclr
-//! `data_util.py` `preprocess_for_train`, blur in `model.py`); the paper gives no order for the rest.
+//! Order of operators: crop and resize (`crop`), flip, rotation (`geometry`), colour jitter, grayscale (`color`), blur
+//! (`blur`), then solarize, Sobel, noise, cutout (`filters`). Crop, flip, jitter, grayscale and blur follow the official code
+//! (google-research/simclr `data_util.py` `preprocess_for_train`, blur in `model.py`); the paper gives no order for the rest.
 //!
 //! On C channels:
 //!
@@ -12,16 +12,17 @@
 //! | brightness | each channel alike | same | same |
 //! | contrast | about each channel's mean (`tensorflow`), the grey mean (`torchvision`) | same | grey = mean of channels |
 //! | saturation | HSV (`tensorflow`), blend with grey (`torchvision`) | changes nothing | distance from the largest channel; grey = mean of channels |
-//! | hue | HSV rotation | changes nothing | changes nothing: hue is a notion of three primaries |
+//! | hue | HSV rotation | changes nothing | changes nothing: hue is defined for RGB only |
 //! | grayscale, luma of Sobel | .2989 R + .5870 G + .1140 B | changes nothing | mean of channels |
 
 mod blur;
 mod color;
 mod config;
 mod crop;
+mod filters;
+mod geometry;
 mod params;
 mod sample;
-mod study;
 mod transform;
 
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
@@ -29,13 +30,15 @@ pub use crop::shrink;
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
 pub use transform::{EvalCrop, EvalTransform, TransformChange, TransformConfig};
 
+use std::cell::RefCell;
+
 use crate::Image;
 
-/// Buffers that views reuse; one per worker thread.
+/// Buffers reused from view to view.
 #[derive(Default)]
-pub struct Scratch {
+pub struct AugmentBuffers {
     resizer: fast_image_resize::Resizer,
-    /// One image plane of the source, where channels are resized one by one.
+    /// One plane of the source, for channels that are resized one by one.
     source_plane: Vec<u8>,
     /// The resized crop, interleaved.
     resized: Vec<u8>,
@@ -43,7 +46,18 @@ pub struct Scratch {
     planes: Vec<f32>,
 }
 
-/// A view while operators work on it: `channels` planes of `side` x `side`, values in `[0, 1]`.
+thread_local! {
+    static BUFFERS: RefCell<AugmentBuffers> = RefCell::default();
+}
+
+impl AugmentBuffers {
+    /// Runs `work` with the buffers of the current thread.
+    pub(crate) fn with_local<R>(work: impl FnOnce(&mut Self) -> R) -> R {
+        BUFFERS.with_borrow_mut(work)
+    }
+}
+
+/// A view under construction: `channels` planes of `side` x `side` values in `[0, 1]`.
 struct View<'a> {
     pixels: &'a mut [f32],
     channels: usize,
@@ -51,13 +65,13 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Values of a plane.
+    /// Number of values in a plane.
     fn area(&self) -> usize {
         self.side * self.side
     }
 }
 
-/// Makes one view: `out` receives `[C, size, size]` planar `f32` in `[0, 1]`.
+/// Computes one view into `out`: `[C, size, size]`, planar `f32` in `[0, 1]`.
 ///
 /// # Panics
 /// If `out` is not `C * size * size` long.
@@ -67,29 +81,32 @@ pub fn apply(
     config: &AugmentConfig,
     size: usize,
     out: &mut [f32],
-    scratch: &mut Scratch,
+    buffers: &mut AugmentBuffers,
 ) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
-    let how = crop::Resampling { interpolation: config.interpolation, antialias: config.antialias };
-    crop::crop_and_resize(image, params.crop, params.flip, (how, size), out, scratch);
+    let resampling = crop::Resampling { interpolation: config.interpolation, antialias: config.antialias };
+    crop::crop_and_resize(image, params.crop, (resampling, size), out, buffers);
     let mut view = View { pixels: out, channels: image.channels, side: size };
-    study::rotate(&mut view, params.quarter_turns, &mut scratch.planes);
-    // The official code clips after every operation of the jitter and, where there is none, before the blur.
+    if params.flip {
+        geometry::flip(&mut view);
+    }
+    geometry::rotate(&mut view, params.quarter_turns, &mut buffers.planes);
+    // The official code clips after every jitter operation and, without jitter, before the blur.
     let rest =
-        if config.antialias { &params.jitter[..] } else { clipped_by_first(&mut view, params, config) };
+        if config.antialias { &params.jitter[..] } else { apply_first_jitter(&mut view, params, config) };
     color::distort(&mut view, rest, params.gray, config.color_model);
     if !config.antialias && params.jitter.is_empty() {
         clip(&mut view);
     }
     if let Some(sigma) = params.blur {
-        blur::gaussian(&mut view, sigma, params.gray, &mut scratch.planes);
+        blur::gaussian(&mut view, sigma, params.gray, &mut buffers.planes);
     }
-    study::study_operators(&mut view, params, &mut scratch.planes);
+    filters::apply(&mut view, params, &mut buffers.planes);
 }
 
-/// Applies the first operation of the jitter to values that a resize without antialiasing left outside `[0, 1]`, clips, and
-/// returns the operations to come. Brightness and contrast clip anyway.
-fn clipped_by_first<'p>(view: &mut View, params: &'p ViewParams, config: &AugmentConfig) -> &'p [Jitter] {
+/// After a resize without antialiasing, which may leave `[0, 1]`: applies the first jitter operation, clips, and returns the
+/// remaining operations. Brightness and contrast clip by themselves and are left to the caller.
+fn apply_first_jitter<'p>(view: &mut View, params: &'p ViewParams, config: &AugmentConfig) -> &'p [Jitter] {
     let Some((first @ (Jitter::Saturation(_) | Jitter::Hue(_)), rest)) = params.jitter.split_first() else {
         return &params.jitter;
     };
@@ -101,3 +118,7 @@ fn clipped_by_first<'p>(view: &mut View, params: &'p ViewParams, config: &Augmen
 fn clip(view: &mut View) {
     view.pixels.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
 }
+
+// Old name, until its callers are renamed.
+#[doc(hidden)]
+pub use AugmentBuffers as Scratch;

@@ -1,7 +1,7 @@
-//! Every random choice of a view, as plain data, before any pixel is touched.
+//! The sampled augmentation parameters of a view, as plain data.
 //!
-//! Draws have a fixed order and are made whether they are used or not, so two configurations that differ in one
-//! operator still share all other choices (paired comparisons). The crop, whose number of draws varies, comes last.
+//! Parameters are drawn in a fixed order, also those of operators that do not run, so two configurations that differ in one
+//! operator share all other parameters (paired comparisons). The crop, which takes a variable number of draws, comes last.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct Crop {
     pub height: usize,
 }
 
-/// One colour operation of the jitter.
+/// An operation of the colour jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Jitter {
     /// Multiply by a factor (SimCLR v2).
@@ -36,16 +36,16 @@ pub enum Jitter {
     Hue(f32),
 }
 
-/// Gaussian noise.
+/// Parameters of the Gaussian noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoiseSeed {
     /// Standard deviation in millionths of the value range: an integer, so that parameters compare exactly.
     pub sigma_millionths: u32,
-    /// Seed of the noise's own stream.
+    /// Seed of the noise, see [`Key`].
     pub seed: u64,
 }
 
-/// A filled square.
+/// Position of the grey square.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Cutout {
     /// Centre column as a share of the side, in `[0, 1)`.
@@ -54,16 +54,16 @@ pub struct Cutout {
     pub y: f32,
 }
 
-/// All draws of one view. `None` and `false` mean that the operator does not run.
+/// The augmentation parameters of one view. `None` and `false` disable an operator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ViewParams {
-    /// What is resized to the view; the whole image where there is no crop.
+    /// The region that is resized to the view; the whole image if cropping is off.
     pub crop: Crop,
     /// Mirror left and right.
     pub flip: bool,
     /// Quarter turns anticlockwise, 0 to 3.
     pub quarter_turns: u8,
-    /// Colour jitter in the order of application; empty where it does not run.
+    /// Operations in the order of application; empty if the jitter does not run.
     pub jitter: Vec<Jitter>,
     /// Drop the colour.
     pub gray: bool,
@@ -80,27 +80,27 @@ pub struct ViewParams {
 }
 
 impl AugmentConfig {
-    /// Draws the view `key` of an image of `width` x `height` pixels.
+    /// Samples the view `key` of an image of `width` x `height` pixels.
     pub fn draw(&self, key: Key, width: usize, height: usize) -> ViewParams {
-        let mut dice = key.stream();
-        let flip = dice.chance(self.flip);
-        let rotated = dice.chance(self.rotate);
-        let turns = dice.below(4) as u8;
-        let jittered = dice.chance(self.jitter);
-        let jitter = self.draw_jitter(&mut dice);
-        let gray = dice.chance(self.gray);
-        let blurred = dice.chance(self.blur);
-        let sigma = dice.uniform(self.blur_sigma[0], self.blur_sigma[1]);
-        let solarized = dice.chance(self.solarize);
-        let sobel = dice.chance(self.sobel);
-        let noisy = dice.chance(self.noise);
-        let noise_sigma = dice.uniform(0.0, self.noise_sigma);
-        let noise_seed = dice.bits();
-        let cut = dice.chance(self.cutout);
-        let centre = Cutout { x: dice.unit(), y: dice.unit() };
+        let mut stream = key.stream();
+        let flip = stream.chance(self.flip);
+        let rotated = stream.chance(self.rotate);
+        let turns = stream.below(4) as u8;
+        let jittered = stream.chance(self.jitter);
+        let jitter = self.draw_jitter(&mut stream);
+        let gray = stream.chance(self.gray);
+        let blurred = stream.chance(self.blur);
+        let sigma = stream.uniform(self.blur_sigma[0], self.blur_sigma[1]);
+        let solarized = stream.chance(self.solarize);
+        let sobel = stream.chance(self.sobel);
+        let noisy = stream.chance(self.noise);
+        let noise_sigma = stream.uniform(0.0, self.noise_sigma);
+        let noise_seed = stream.bits();
+        let cut = stream.chance(self.cutout);
+        let centre = Cutout { x: stream.unit(), y: stream.unit() };
         let whole = Crop { x: 0, y: 0, width, height };
         ViewParams {
-            crop: if self.crop { self.draw_crop(&mut dice, width, height) } else { whole },
+            crop: if self.crop { self.draw_crop(&mut stream, width, height) } else { whole },
             flip,
             quarter_turns: if rotated { turns } else { 0 },
             jitter: if jittered { jitter } else { Vec::new() },
@@ -114,43 +114,43 @@ impl AugmentConfig {
         }
     }
 
-    /// The four operations in a fresh random order, as the official code does (`data_util.py` `color_jitter_rand`).
-    fn draw_jitter(&self, dice: &mut Stream) -> Vec<Jitter> {
+    /// The four operations in random order, as in the official code (`data_util.py` `color_jitter_rand`).
+    fn draw_jitter(&self, stream: &mut Stream) -> Vec<Jitter> {
         let [brightness, contrast, saturation, hue] =
             self.jitter_strengths.map(|strength| strength * self.color);
-        // A factor below 0 would invert: the official code clamps the lower end at 0.
-        let mut factor = |strength: f32| dice.uniform((1.0 - strength).max(0.0), 1.0 + strength);
-        let (scale, contrast, saturation) = (factor(brightness), factor(contrast), factor(saturation));
-        let shift = dice.uniform(-brightness, brightness);
-        let hue = dice.uniform(-hue, hue);
+        // The official code clamps the lower end at 0: a negative factor would invert.
+        let mut factor = |strength: f32| stream.uniform((1.0 - strength).max(0.0), 1.0 + strength);
+        let [scale, contrast, saturation] = [brightness, contrast, saturation].map(&mut factor);
+        let shift = stream.uniform(-brightness, brightness);
+        let hue = stream.uniform(-hue, hue);
         let brightness = match self.brightness {
             Brightness::Multiplicative => Jitter::Brightness(scale),
             Brightness::Additive => Jitter::BrightnessShift(shift),
         };
         let ops = [brightness, Jitter::Contrast(contrast), Jitter::Saturation(saturation), Jitter::Hue(hue)];
-        let order = dice.permutation(4);
+        let order = stream.permutation(4);
         if self.color == 0.0 { Vec::new() } else { order.into_iter().map(|op| ops[op]).collect() }
     }
 
-    fn draw_crop(&self, dice: &mut Stream, width: usize, height: usize) -> Crop {
+    fn draw_crop(&self, stream: &mut Stream, width: usize, height: usize) -> Crop {
         match self.crop_sampler {
-            CropSampler::Torchvision => self.torchvision_crop(dice, width, height),
-            CropSampler::Tensorflow => self.tensorflow_crop(dice, width, height),
+            CropSampler::Torchvision => self.torchvision_crop(stream, width, height),
+            CropSampler::Tensorflow => self.tensorflow_crop(stream, width, height),
         }
     }
 
-    /// `RandomResizedCrop`: area uniform, aspect log-uniform, ten attempts, then the central crop whose aspect is
-    /// clamped (spec 5.1).
-    fn torchvision_crop(&self, dice: &mut Stream, width: usize, height: usize) -> Crop {
+    /// `RandomResizedCrop`: area uniform, aspect ratio log-uniform, ten attempts, then the central crop with the aspect ratio
+    /// clamped.
+    fn torchvision_crop(&self, stream: &mut Stream, width: usize, height: usize) -> Crop {
         let [low, high] = self.crop_ratio;
         let area = (width * height) as f32;
         for _ in 0..10 {
-            let target = area * dice.uniform(self.crop_scale[0], self.crop_scale[1]);
-            let aspect = dice.uniform(low.ln(), high.ln()).exp();
-            let (w, h) =
-                ((target * aspect).sqrt().round() as usize, (target / aspect).sqrt().round() as usize);
+            let target = area * stream.uniform(self.crop_scale[0], self.crop_scale[1]);
+            let aspect = stream.uniform(low.ln(), high.ln()).exp();
+            let w = (target * aspect).sqrt().round() as usize;
+            let h = (target / aspect).sqrt().round() as usize;
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
-                let (x, y) = (dice.below(width - w + 1), dice.below(height - h + 1));
+                let (x, y) = (stream.below(width - w + 1), stream.below(height - h + 1));
                 return Crop { x, y, width: w, height: h };
             }
         }
@@ -164,19 +164,19 @@ impl AugmentConfig {
         Crop { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
     }
 
-    /// `sample_distorted_bounding_box`: aspect uniform, height uniform, at least 10 % of the image covered, a
-    /// hundred attempts, then the whole image (spec 5.1; `sample_distorted_bounding_box_op.cc`).
-    fn tensorflow_crop(&self, dice: &mut Stream, width: usize, height: usize) -> Crop {
-        /// `min_object_covered` of the official call, the object being the whole image.
+    /// `sample_distorted_bounding_box`: aspect ratio uniform, height uniform, at least 10 % of the image covered, a hundred
+    /// attempts, then the whole image (`sample_distorted_bounding_box_op.cc`).
+    fn tensorflow_crop(&self, stream: &mut Stream, width: usize, height: usize) -> Crop {
+        /// `min_object_covered` of the official call; the object is the whole image.
         const MIN_COVERED: f32 = 0.1;
         let area = (width * height) as f32;
         let (min_area, max_area) = (self.crop_scale[0] * area, self.crop_scale[1] * area);
         for _ in 0..100 {
-            let aspect = dice.uniform(self.crop_ratio[0], self.crop_ratio[1]);
+            let aspect = stream.uniform(self.crop_ratio[0], self.crop_ratio[1]);
             let lowest = (min_area / aspect).sqrt().round_ties_even() as usize;
             let fitting = ((width as f32 + 0.5 - 1e-7) / aspect) as usize;
             let highest = ((max_area / aspect).sqrt().round_ties_even() as usize).min(height).min(fitting);
-            let mut h = lowest.min(highest) + dice.below(highest - lowest.min(highest) + 1);
+            let mut h = lowest.min(highest) + stream.below(highest - lowest.min(highest) + 1);
             let mut w = (h as f32 * aspect).round_ties_even() as usize;
             if ((w * h) as f32) < min_area {
                 h += 1;
@@ -189,8 +189,8 @@ impl AugmentConfig {
             let covered = (w * h) as f32;
             let fits = (1..=width).contains(&w) && (1..=height).contains(&h);
             if fits && (min_area..=max_area).contains(&covered) && covered >= MIN_COVERED * area {
-                // The upper end is exclusive in the official sampler: the last offset is never drawn.
-                let (x, y) = (dice.below((width - w).max(1)), dice.below((height - h).max(1)));
+                // As in the official sampler, the upper end is exclusive: the last offset is never drawn.
+                let (x, y) = (stream.below((width - w).max(1)), stream.below((height - h).max(1)));
                 return Crop { x, y, width: w, height: h };
             }
         }

@@ -1,18 +1,18 @@
-//! Resizing without antialiasing, as `tf.image.resize` of the official code does it (`antialias=False`): four or two source
-//! pixels in each direction make one of the view, however much it shrinks, computed in `f32` and not clipped.
+//! Resize without antialiasing, as by `tf.image.resize(antialias=False)` in the official code: four (bicubic) or two (bilinear)
+//! source pixels per direction, whatever the scale, computed in `f32` and not clipped.
 
 use multiversion::multiversion;
 
 use super::{Crop, Interpolation};
 use crate::Image;
 
-/// Source pixels of one pixel of the view in one direction.
+/// Index and weight of the source pixels of one output pixel, in one direction.
 type Taps = [(usize, f32); 4];
 
-/// TensorFlow reads the cubic's weights from a table of this many steps a pixel (`resize_bicubic_op.cc` `kTableSize`).
+/// TensorFlow looks up bicubic weights in a table with this resolution (`resize_bicubic_op.cc` `kTableSize`).
 const STEPS_PER_PIXEL: f32 = 1024.0;
 
-/// Resizes `crop` of `image` to `size` x `size` planes; what lies outside the crop does not count.
+/// Resizes `crop` of `image` to planes of `size` x `size`; pixels outside the crop are not read.
 pub(super) fn resize(
     image: &Image,
     crop: Crop,
@@ -46,11 +46,11 @@ fn blend([a, b, c, d]: [&[u8]; 4], weights: [f32; 4], out: &mut [f32]) {
     }
 }
 
-/// The taps of all `to` pixels over `from` source pixels, by half-pixel centres. Pixels beyond the edge weigh nothing, the
-/// others sum to 1 (`image_resizer_state.h`, `resize_bicubic_op.cc` `GetWeightsAndIndices`).
+/// The taps of all `to` output pixels over `from` source pixels, with half-pixel centres. Pixels beyond the edge have weight
+/// 0, the other weights are normalised to 1 (`image_resizer_state.h`, `resize_bicubic_op.cc` `GetWeightsAndIndices`).
 fn taps(from: usize, to: usize, interpolation: Interpolation) -> Vec<Taps> {
     let scale = from as f32 / to as f32;
-    let of = |pixel: usize| {
+    let taps = |pixel: usize| {
         let centre = (pixel as f32 + 0.5) * scale - 0.5;
         let first = centre.floor();
         let weights = match interpolation {
@@ -63,12 +63,12 @@ fn taps(from: usize, to: usize, interpolation: Interpolation) -> Vec<Taps> {
         let sum: f32 = kept.iter().sum();
         [0, 1, 2, 3].map(|tap| (places[tap].clamp(0, from as i64 - 1) as usize, kept[tap] / sum))
     };
-    (0..to).map(of).collect()
+    (0..to).map(taps).collect()
 }
 
-/// Keys' cubic, a = -0.5, for a pixel `beyond` the second of its four source pixels.
-fn cubic(beyond: f32) -> [f32; 4] {
-    let step = (beyond * STEPS_PER_PIXEL).round_ties_even() / STEPS_PER_PIXEL;
+/// Weights of Keys' cubic, a = -0.5, at `offset` pixels after the second of four source pixels.
+fn cubic(offset: f32) -> [f32; 4] {
+    let step = (offset * STEPS_PER_PIXEL).round_ties_even() / STEPS_PER_PIXEL;
     let near = |x: f32| (1.5 * x - 2.5) * x * x + 1.0;
     let far = |x: f32| ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0;
     [far(1.0 + step), near(step), near(1.0 - step), far(2.0 - step)]

@@ -1,28 +1,28 @@
-//! What the encoder sees of an image outside training: one declared transform without randomness (spec 5.6).
+//! The deterministic transform of images outside training (evaluation, export), as declared in `[transform]`.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Crop, Interpolation, Scratch, crop};
+use super::{AugmentBuffers, Crop, Interpolation, crop};
 use crate::{DataError, Dataset, Image, ValueRange, decode::Jpeg, range::word};
 
-/// Section `[transform]`: how an image becomes what the encoder is judged by and used on.
+/// Section `[transform]`: how images outside training become inputs of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransformConfig {
     /// `"whole"` (squeezed to a square), or the share of the shorter side that a central square covers, such as 0.875.
     pub crop: EvalCrop,
-    /// How it is resized.
+    /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Whether all source pixels count where the image shrinks, as in Pillow; the official code does without.
+    /// Whether an image that shrinks is averaged over all source pixels, as by Pillow; not so in the official code.
     pub antialias: bool,
-    /// The decoder of JPEG files, in training as well.
+    /// The decoder of JPEG files, also for training images.
     pub jpeg: Jpeg,
 }
 
 impl Default for TransformConfig {
-    /// No pixel is lost.
+    /// Resizes the whole image, antialiased.
     fn default() -> Self {
         Self {
             crop: EvalCrop::Whole,
@@ -46,16 +46,16 @@ pub enum EvalCrop {
 
 word!(whole, "whole");
 
-/// A [`TransformConfig`] with the size of its result.
+/// A [`TransformConfig`] with the shape of its result and the range of stored values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalTransform {
     /// S: the result is `[C, S, S]` in `[0, 1]`.
     pub size: usize,
-    /// C.
+    /// C, see `size`.
     pub channels: usize,
-    /// What is cut out.
+    /// The region of the image that is resized.
     pub crop: EvalCrop,
-    /// How it is resized.
+    /// Filter of the resize.
     pub interpolation: Interpolation,
     /// See [`TransformConfig::antialias`].
     pub antialias: bool,
@@ -72,13 +72,13 @@ impl TransformConfig {
     /// `CROP_PROPORTION`).
     pub const OFFICIAL_SHARE: f64 = 0.875;
 
-    /// What every run used before runs recorded a transform.
+    /// The transform of runs that recorded none, by the first versions of this program.
     pub fn of_an_older_run(image_size: usize) -> Self {
         let crop = if image_size <= 32 { EvalCrop::Whole } else { EvalCrop::Share(Self::OFFICIAL_SHARE) };
         Self { crop, ..Self::default() }
     }
 
-    /// With the values of `change`.
+    /// Overrides the fields that `change` sets.
     #[must_use]
     pub fn changed(self, change: &TransformChange) -> Self {
         Self {
@@ -89,16 +89,16 @@ impl TransformConfig {
         }
     }
 
-    /// To `[channels, size, size]`, over the full range of values.
+    /// With the shape of the result; values over the full range.
     pub fn to(self, size: usize, channels: usize) -> EvalTransform {
         let Self { crop, interpolation, antialias, jpeg } = self;
         EvalTransform { size, channels, crop, interpolation, antialias, jpeg, range: ValueRange::Full }
     }
 
-    /// Checks ranges.
+    /// Checks the ranges of all values.
     ///
     /// # Errors
-    /// The key, its value and the accepted range.
+    /// [`DataError::Config`].
     pub fn validate(&self) -> Result<(), DataError> {
         match self.crop {
             EvalCrop::Share(share) if !(share > 0.0 && share <= 1.0) => Err(DataError::Config {
@@ -111,7 +111,7 @@ impl TransformConfig {
     }
 }
 
-/// What a command does otherwise than the run's configuration says.
+/// Overrides of a run's [`TransformConfig`] for one command; `None` keeps the run's value.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct TransformChange {
     /// See [`TransformConfig::crop`].
@@ -134,38 +134,38 @@ impl FromStr for EvalCrop {
 }
 
 impl EvalTransform {
-    /// The same of values that were scaled by `range`.
+    /// For images with stored values in `range`.
     #[must_use]
     pub fn of_range(self, range: ValueRange) -> Self {
         Self { range, ..self }
     }
 
-    /// Makes `[C, S, S]` of `image`.
+    /// Computes `[C, S, S]` into `out`.
     ///
     /// # Panics
     /// If `out` is not `C * S * S` long.
-    pub fn apply(&self, image: &Image, out: &mut [f32], scratch: &mut Scratch) {
+    pub fn apply(&self, image: &Image, out: &mut [f32], buffers: &mut AugmentBuffers) {
         assert_eq!(out.len(), image.channels * self.size * self.size, "the view fills its slot");
-        let how = crop::Resampling { interpolation: self.interpolation, antialias: self.antialias };
-        crop::crop_and_resize(image, self.seen(image), false, (how, self.size), out, scratch);
+        let resampling = crop::Resampling { interpolation: self.interpolation, antialias: self.antialias };
+        crop::crop_and_resize(image, self.region(image), (resampling, self.size), out, buffers);
         if !self.antialias {
             // `preprocess_for_eval` clips the cubic's overshoot after the resize.
             out.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
         }
     }
 
-    /// The part of `image` that is resized: the official `_compute_crop_shape` and `center_crop` for a square.
-    pub fn seen(&self, image: &Image) -> Crop {
+    /// The region of `image` that is resized: the official `_compute_crop_shape` and `center_crop` for a square.
+    pub fn region(&self, image: &Image) -> Crop {
         let (width, height) = (image.width, image.height);
         let EvalCrop::Share(share) = self.crop else { return Crop { x: 0, y: 0, width, height } };
         let shorter = width.min(height);
-        // In f32, as there: 0.9 of 5 px is another number in f64.
+        // In f32 as in the official code: 0.9 of 5 px rounds differently in f64.
         let side = ((share as f32 * shorter as f32).round_ties_even() as usize).clamp(1, shorter);
         Crop { x: (width - side).div_ceil(2), y: (height - side).div_ceil(2), width: side, height: side }
     }
 
-    /// The transfer protocol (paper B.8.1) resizes the shorter side to S and cuts out the central square: of a share, all of
-    /// the shorter side.
+    /// For the transfer protocol (paper B.8.1), which resizes the shorter side to S and crops the central square: a share
+    /// becomes 1.
     #[must_use]
     pub fn of_the_transfer_protocol(self) -> Self {
         let crop = match self.crop {
@@ -175,15 +175,15 @@ impl EvalTransform {
         Self { crop, ..self }
     }
 
-    /// A sentence where images of very different shapes are squeezed to one square. Looks at a few images, spread evenly.
+    /// A warning if whole images of very different aspect ratios are squeezed to squares, judged by evenly spaced samples.
     pub fn note_on_shapes(&self, set: &Dataset) -> Option<String> {
-        const LOOKED_AT: usize = 24;
-        /// Between 3:2 and 1:1, or 4:3 and its portrait: such shapes usually mix in one set of photographs.
+        const SAMPLES: usize = 24;
+        /// Ratio of the widest to the narrowest aspect ratio, such as 3:2 to 1:1; common within sets of photographs.
         const DIFFERENT: f64 = 1.5;
         if self.crop != EvalCrop::Whole {
             return None;
         }
-        let count = LOOKED_AT.min(set.len());
+        let count = SAMPLES.min(set.len());
         let images = (0..count).filter_map(|at| set.decode(at * set.len() / count).ok());
         let ratios = images.map(|image| image.width as f64 / image.height as f64);
         let (low, high) = ratios

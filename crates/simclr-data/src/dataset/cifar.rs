@@ -1,5 +1,4 @@
-//! CIFAR-10 and CIFAR-100 in their binary form: records of one label byte (CIFAR-100: coarse, then fine) and three
-//! 32x32 planes.
+//! CIFAR-10 and CIFAR-100 binary files: records of one label byte (CIFAR-100: coarse, then fine) and three 32x32 planes.
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +8,11 @@ use crate::DataError;
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// Whether these `.bin` files are named as CIFAR's are.
+/// By the names of `.bin` files.
 pub fn is_cifar(files: &[PathBuf]) -> bool {
     files.iter().any(|file| is_train(file) || is_test(file))
 }
 
-/// Whether the test file is there.
 pub fn has_test(files: &[PathBuf]) -> bool {
     files.iter().any(|file| is_test(file))
 }
@@ -39,7 +37,9 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
         Split::Test => is_test(file),
         Split::Validation | Split::Unlabelled => false,
     });
-    let (mut samples, mut pixels, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    let mut samples = Vec::new();
+    let mut pixels = Vec::new();
+    let mut states = Vec::new();
     for file in wanted {
         let state = FileState::of(file);
         let bytes = fs_err::read(file)?;
@@ -66,10 +66,10 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
     }
     let source =
         Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels: pixels.into(), files: states };
-    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
+    Ok(Opened::new(samples, classes, Box::new(source)))
 }
 
-/// Names from the text file that comes with the set, else numbers.
+/// Names from the text file of the published set, else numbers.
 fn class_names(folder: &Path, count: usize) -> Vec<String> {
     let file = folder.join(if count == 10 { "batches.meta.txt" } else { "fine_label_names.txt" });
     let text = fs_err::read_to_string(file).unwrap_or_default();

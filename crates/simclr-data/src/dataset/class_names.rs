@@ -1,5 +1,5 @@
-//! Names of classes: their order, and which spellings are one name. File systems keep an accented letter as one code point
-//! (NFC, usual on Linux and Windows) or as a letter and an accent (NFD, as macOS archives have it); both are one class.
+//! Class names in label order, up to Unicode equivalence: file systems store an accented letter as one code point (NFC, usual on
+//! Linux and Windows) or as letter and accent (NFD, in archives from macOS).
 
 use std::{
     borrow::Cow,
@@ -12,12 +12,12 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 pub struct ClassNames {
     pub names: Vec<String>,
     labels: HashMap<String, u32>,
-    /// Spellings that are no class of their own, each with the one that is.
+    /// Pairs of the spelling that names a class and an equivalent one.
     twins: Vec<[String; 2]>,
 }
 
 impl ClassNames {
-    /// Of `spellings` in label order, each once; of several that are one name the first counts.
+    /// From `spellings` in label order; of equivalent ones the first counts.
     pub fn of(spellings: impl IntoIterator<Item = String>) -> Self {
         let mut found = Self { names: Vec::new(), labels: HashMap::new(), twins: Vec::new() };
         for spelling in spellings {
@@ -32,13 +32,13 @@ impl ClassNames {
         found
     }
 
-    /// Names of numbered labels, as many as there are numbers, whether or not some are alike.
+    /// For numbered labels; equal names remain separate classes.
     pub fn numbered(names: Vec<String>) -> Self {
         let labels = names.iter().map(|name| composed(name).into_owned()).zip(0..).collect();
         Self { names, labels, twins: Vec::new() }
     }
 
-    /// By value where names are numbers (`10` after `9`), else by name.
+    /// Sorted: numbers by value (`10` after `9`), then names.
     pub fn sorted(spellings: impl Iterator<Item = String>) -> Self {
         let number = |name: String| (name.parse().unwrap_or(i64::MAX), name);
         let spellings: BTreeSet<(i64, String)> = spellings.map(number).collect();
@@ -49,16 +49,16 @@ impl ClassNames {
         self.labels.get(&*composed(spelling)).copied()
     }
 
-    /// Calls classes otherwise, at the same labels; classes that `names` leaves out keep their names.
+    /// Renames classes by `names`; labels stay the same.
     pub fn rename(&mut self, names: &HashMap<String, String>) {
         for name in &mut self.names {
-            if let Some(better) = names.get(name) {
-                name.clone_from(better);
+            if let Some(new) = names.get(name) {
+                name.clone_from(new);
             }
         }
     }
 
-    /// A sentence for each class with several spellings.
+    /// A note for each pair of spellings of one class.
     pub fn notes(&self) -> Vec<String> {
         let note = |[one, other]: &[String; 2]| {
             let (a, b) = (escaped(one), escaped(other));
@@ -67,7 +67,7 @@ impl ClassNames {
         self.twins.iter().map(note).collect()
     }
 
-    /// Two of `spellings` that are one class, if there are any.
+    /// The first pair of equivalent `spellings`, if any.
     pub fn first_twins<'a>(&self, spellings: impl Iterator<Item = &'a str>) -> Option<[String; 2]> {
         if self.twins.is_empty() {
             return None;
@@ -86,7 +86,7 @@ fn composed(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Shows forms that look alike apart.
+/// Makes the difference of equivalent spellings visible.
 fn escaped(name: &str) -> String {
     name.escape_default().to_string()
 }

@@ -1,4 +1,4 @@
-//! Image files in a folder, any depth, sorted by path.
+//! Folders of image files of any depth, sorted by path.
 
 use std::{
     borrow::Cow,
@@ -11,13 +11,14 @@ use bytes::Bytes;
 use walkdir::WalkDir;
 
 use super::{
-    Opened, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged, tiny_imagenet,
+    Opened, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged, notes::list_counts,
+    tiny_imagenet,
 };
 use crate::{DataError, decode};
 
 struct Folder {
     files: Vec<PathBuf>,
-    /// Asked for once: sizes and stamps of a set are of one moment, before its images are read.
+    /// Read once, so that sizes and stamps are of one moment, before the images are read.
     states: Vec<OnceLock<FileState>>,
 }
 
@@ -36,7 +37,7 @@ pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
     open_listed(root, list(root)?, split)
 }
 
-/// Opens these files, below `root`, as if they were all that is there.
+/// Opens `files` as if they were the only ones below `root`.
 pub fn open_files(root: &Path, files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let mut listed = Listed::default();
     files.iter().for_each(|file| listed.add(root, file));
@@ -47,10 +48,10 @@ fn open_listed(root: &Path, listed: Listed, split: Split) -> Result<Opened, Data
     let Listed { mut images, tables, annotations, others } = listed;
     images.sort();
     let (names, files): (Vec<_>, Vec<_>) = images.into_iter().unzip();
-    let (seen_as, tiny) = tiny_imagenet::seen_as(root, &names, &annotations);
-    let arranged = layout::arrange(seen_as.as_ref().unwrap_or(&names), split).checked(root)?;
+    let (renamed, tiny) = tiny_imagenet::as_class_folders(root, &names, &annotations);
+    let arranged = layout::arrange(renamed.as_ref().unwrap_or(&names), split).checked(root)?;
     let Arranged { mut kept, mut classes, notes, .. } = arranged;
-    if seen_as.is_some() {
+    if renamed.is_some() {
         kept.iter_mut().for_each(|(index, sample)| sample.name.clone_from(&names[*index]));
     }
     let (labels, on_tables) = folder_tables::labels(root, &names, tables);
@@ -94,14 +95,13 @@ impl Listed {
 
 fn list(root: &Path) -> Result<Listed, DataError> {
     let mut listed = Listed::default();
-    // Links are followed; walkdir reports a loop as an error, which is passed over like any folder that cannot be read
-    // only if it is a loop.
+    // Links are followed. A loop, which walkdir reports as an error, is skipped; a folder that cannot be read is an error.
     for entry in WalkDir::new(root).follow_links(true) {
         match entry {
             Ok(entry) if entry.file_type().is_file() => listed.add(root, entry.path()),
             Ok(_) => {}
             Err(error) if error.loop_ancestor().is_some() => {}
-            // A dangling link is listed as an image that cannot be read: reported, counted and skipped with the others.
+            // A dangling link is listed as an image that cannot be read; it is reported, counted and skipped later.
             Err(error) => match error.path().filter(|path| path.is_symlink()) {
                 Some(path) => listed.add(root, path),
                 None => return Err(DataError::Io(error.into())),
@@ -111,7 +111,7 @@ fn list(root: &Path) -> Result<Listed, DataError> {
     Ok(listed)
 }
 
-/// Whether an image lies in a folder below `root`.
+/// Whether a folder below `root` has an image.
 pub fn has_images_below(root: &Path) -> bool {
     let files = WalkDir::new(root).min_depth(2).follow_links(true).into_iter().filter_map(Result::ok);
     files
@@ -119,13 +119,13 @@ pub fn has_images_below(root: &Path) -> bool {
         .any(|entry| relative(root, entry.path()).is_some_and(|name| layout::is_image(&name)))
 }
 
-/// The name of a file relative to the root, with `/` on every system.
+/// The path of a file relative to the root, with `/` on every system.
 fn relative(root: &Path, path: &Path) -> Option<String> {
     let parts = path.strip_prefix(root).ok()?.components();
     Some(parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/"))
 }
 
-/// Files that are no images, by their ending.
+/// Numbers of files that are not images, by extension.
 #[derive(Default)]
 struct Others(BTreeMap<String, usize>);
 
@@ -139,7 +139,7 @@ impl Others {
         *self.0.entry(ending.unwrap_or_else(|| "without an ending".into())).or_default() += 1;
     }
 
-    /// A sentence on them, once for a set.
+    /// A note on them, for the training split only.
     fn note(self, split: Split) -> Option<String> {
         const NAMED: usize = 6;
         let total: usize = self.0.values().sum();
@@ -148,26 +148,23 @@ impl Others {
         }
         let mut kinds: Vec<(String, usize)> = self.0.into_iter().collect();
         kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let more = if kinds.len() > NAMED { ", ..." } else { "" };
-        let listed: Vec<_> =
-            kinds.iter().take(NAMED).map(|(ending, count)| format!("{ending} {count}")).collect();
         let files = if total == 1 {
             "1 file of another kind is"
         } else {
             &format!("{total} files of other kinds are")
         };
-        Some(format!("{files} passed over: {}{more}", listed.join(", ")))
+        Some(format!("{files} passed over: {}", list_counts(kinds, NAMED)))
     }
 }
 
 impl Source for Folder {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let path = &self.files[index];
-        let wrong = |reason: String| DataError::Decode { name: path.display().to_string(), reason };
+        let failed = |reason: String| DataError::Decode { name: path.display().to_string(), reason };
         if fs_err::metadata(path).is_ok_and(|now| now.len() > decode::MAX_BYTES) {
-            return Err(wrong("the file is larger than any image that is decoded".into()));
+            return Err(failed("the file is larger than any image that is decoded".into()));
         }
-        Ok(fs_err::read(path).map_err(|error| wrong(io_reason(&error)))?.into())
+        Ok(fs_err::read(path).map_err(|error| failed(io_reason(&error)))?.into())
     }
 
     fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
@@ -188,7 +185,7 @@ impl Source for Folder {
     }
 }
 
-/// The operating system's reason without the path, which the message names already.
+/// The reason without the path, which is part of the message already.
 fn io_reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => "no permission to read it".into(),

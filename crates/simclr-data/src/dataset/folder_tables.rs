@@ -1,5 +1,5 @@
-//! Tables of labels among the images of a folder, found by their names: the metadata of Hugging Face image folders, and
-//! `labels.csv`. Image names in a table are relative to its folder.
+//! Tables of labels within a folder of images: metadata of Hugging Face image folders, and `labels.csv`. Image names in a table
+//! are relative to its folder.
 
 use std::path::Path;
 
@@ -10,38 +10,38 @@ use super::{
     tables::{self, Matches, Table, Unusable},
 };
 
-/// Of several in one folder the first that gives labels counts.
+/// In order of precedence within a folder.
 const FILES: [&str; 4] = ["metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv"];
-/// Tables without labels that notes name at most.
+/// Maximal number of tables in notes.
 const NOTED: usize = 5;
 
 /// Labels of all images of a folder.
 pub struct Labels {
-    /// By the index of the image.
+    /// By image.
     pub of: Vec<Option<u32>>,
     pub classes: ClassNames,
 }
 
-/// Whether a file is one by its name.
+/// By the name of a file.
 pub fn is_table(path: &Path) -> bool {
     path.file_name().is_some_and(|name| FILES.iter().any(|table| name == *table))
 }
 
 /// A table that gives labels.
 struct Used {
-    /// With the `/` behind it; empty for the root.
+    /// With a trailing `/`; empty for the root.
     folder: String,
     name: String,
     table: Table,
-    /// Index of the first image in the folder; they are sorted.
+    /// Index of the first image in the folder; images are sorted.
     first: usize,
     found: Matches,
 }
 
-/// Labels of the images `names`, which are sorted, by the tables `files`; none where no table gives any. The sentences say which
-/// tables do, and why others do not.
+/// Labels of the images `names`, which must be sorted, from the tables `files`; `None` if no table gives any. Also notes on
+/// the tables that do and that do not.
 pub fn labels(root: &Path, names: &[String], mut files: Vec<String>) -> (Option<Labels>, Vec<String>) {
-    // Outer folders first, so that a table that is nearer to an image is the one that counts.
+    // Outer folders first, so that tables nearer to an image take precedence.
     files.sort_by_key(|file| (file.matches('/').count(), folder_of(file).to_owned(), rank(file)));
     let (mut used, mut notes): (Vec<Used>, Vec<String>) = (Vec::new(), Vec::new());
     for name in files {
@@ -54,7 +54,7 @@ pub fn labels(root: &Path, names: &[String], mut files: Vec<String>) -> (Option<
             Ok(found) => used.push(found),
             Err(Unusable::OtherColumns(reason)) => notes.push(format!("`{name}` gives no labels: {reason}")),
             Err(Unusable::Damaged(reason)) => {
-                // Other labels in place of those that it was to give would be wrong without a sign of it.
+                // Falling back to class folders would silently give other labels.
                 let none = Labels { of: vec![None; names.len()], classes: ClassNames::of([]) };
                 return (
                     Some(none),
@@ -95,13 +95,13 @@ fn read(root: &Path, names: &[String], name: &str, folder: String) -> Result<Use
     Ok(Used { folder, name: name.to_owned(), table, first, found })
 }
 
-/// All tables as one.
+/// Merges all tables.
 fn combined(names: &[String], used: &[Used], notes: &mut Vec<String>) -> Labels {
-    // The table and the row of each image.
+    // Table and row of each image.
     let mut rows: Vec<Option<(usize, usize)>> = vec![None; names.len()];
     for (at, Used { first, found, .. }) in used.iter().enumerate() {
-        for (place, row) in rows[*first..].iter_mut().zip(&found.rows) {
-            *place = row.map(|row| (at, row)).or(*place);
+        for (slot, row) in rows[*first..].iter_mut().zip(&found.rows) {
+            *slot = row.map(|row| (at, row)).or(*slot);
         }
     }
     let label = |place: &Option<(usize, usize)>| {

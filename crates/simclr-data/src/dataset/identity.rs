@@ -1,9 +1,9 @@
-//! Whether the images of a set are still those of an earlier time, whatever their names and sizes.
+//! Fingerprints of a set, and the detection of images that changed under the same name and size.
 //!
-//! Two values are kept for each image. Its *stamp* (inode, size, times of modification and of status change of its file, from
-//! the `stat` that sizes need anyway) is free and differs after every write, but also after a copy or a `touch`. Its *content*
-//! (checksum of the stored bytes) is recorded when the image is first read and says which of the two it was. The status-change
-//! time cannot be set by a program, so a copy that preserves modification times is noticed, too.
+//! Two values are recorded for each image. Its *stamp* (inode, size, modification and status-change time of its file, from the
+//! `stat` call that reads the size) costs nothing and differs after every write, but also after a copy or a `touch`. Its
+//! *content* (checksum of the stored bytes), recorded when the image is first read, distinguishes the two cases. Programs
+//! cannot set the status-change time, so a copy that preserves modification times is detected as well.
 
 use std::{
     fs::Metadata,
@@ -16,10 +16,10 @@ use std::{
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::{Dataset, Fnv, Source};
+use super::{Dataset, Source};
 use crate::DataError;
 
-/// Stamp of a file that is not there.
+/// Stamp of a missing file.
 const NO_FILE: u64 = 1;
 /// Content of an image that has not been read.
 const UNKNOWN: u64 = 0;
@@ -27,12 +27,12 @@ const UNKNOWN: u64 = 0;
 const UNREADABLE: u64 = 1;
 /// Set in every checksum of stored bytes, and in no other content.
 const STORED_BYTES: u64 = 1 << 63;
-/// How far apart two writes may be and still get one time: kernels advance file times by the tick (10 ms at most), some file
-/// systems in whole seconds or two.
+/// Resolution of file times: kernels advance them by the tick (10 ms at most), some file systems by one or two seconds. Two
+/// writes within this span may get the same time.
 const TICK: Duration = Duration::from_millis(20);
 const COARSE: Duration = Duration::from_secs(3);
 
-/// What the operating system reports of a file.
+/// Size and stamp of a file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FileState {
     pub bytes: u64,
@@ -58,19 +58,19 @@ impl From<&Metadata> for FileState {
     }
 }
 
-/// Whether a later write may get the time of this one, so that the time proves nothing.
+/// Whether a later write could still get the same time, so that equal times prove nothing.
 fn is_recent(seconds: i64, nanoseconds: i64) -> bool {
-    let apart = if nanoseconds == 0 { COARSE } else { TICK };
+    let resolution = if nanoseconds == 0 { COARSE } else { TICK };
     let written = Duration::new(seconds.max(0) as u64, nanoseconds as u32);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now < written + apart
+    now < written + resolution
 }
 
 /// Checksums of stored bytes by index in the source, filled in as images are read.
 pub struct Contents(Vec<AtomicU64>);
 
 impl Contents {
-    /// Of `count` images; those that the format records are known.
+    /// For `count` images, with the checksums that the format records.
     pub fn of(source: &dyn Source, count: usize) -> Self {
         let recorded = |index| AtomicU64::new(source.recorded_content(index).unwrap_or(UNKNOWN));
         Self((0..count).map(recorded).collect())
@@ -93,7 +93,7 @@ impl Contents {
     }
 }
 
-/// 63 bits of BLAKE3: that two versions of an image agree in them by chance is out of the question.
+/// 63 bits of BLAKE3.
 fn content(stored: &Result<Bytes, DataError>) -> u64 {
     let Ok(bytes) = stored else { return UNREADABLE };
     let hash = blake3::hash(bytes);
@@ -104,32 +104,32 @@ fn content(stored: &Result<Bytes, DataError>) -> u64 {
 /// Stamps and contents of the images of a set at one time, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// See the module; 0 = unknown.
+    /// 0 = unknown.
     pub stamps: Vec<u64>,
-    /// See the module; 0 = not read yet.
+    /// 0 = not read yet.
     pub contents: Vec<u64>,
 }
 
-/// How the images of a set differ from an earlier observation; indices in the set, ascending.
+/// Difference of a set to an earlier observation; indices in the set, ascending.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Other content.
+    /// Images with other content.
     pub changed: Vec<usize>,
-    /// Their files may have changed, and their earlier content was never read.
+    /// Images that may have changed: their stamps differ, and their earlier content was never read.
     pub unknown: Vec<usize>,
-    /// Images whose content was compared, as their stamps differ.
+    /// Number of images that were read and compared because their stamps differ.
     pub compared: usize,
 }
 
 impl Changes {
-    /// Whether every image is known to be what it was.
+    /// Whether every image is known to be unchanged.
     pub fn is_none(&self) -> bool {
         self.changed.is_empty() && self.unknown.is_empty()
     }
 }
 
 impl Dataset {
-    /// Stamps of now (of the first call, in a folder of files) and the contents that are known so far.
+    /// Current stamps (for a folder of files: those at the first call) and the contents known so far.
     pub fn observed(&self) -> Observed {
         let stored = (0..self.len()).map(|index| self.stored(index));
         let (stamps, contents) =
@@ -157,7 +157,7 @@ impl Dataset {
         Changes { changed, unknown, compared: known.len() }
     }
 
-    /// The content of an image, read where it is not known.
+    /// The content of an image, which is read if necessary.
     fn read_content(&self, index: usize) -> u64 {
         let stored = self.stored(index);
         if !self.contents.is_known(stored) {
@@ -166,13 +166,13 @@ impl Dataset {
         self.contents.get(stored)
     }
 
-    /// The content of an image that has been read.
+    /// The content of an image, if it has been read.
     pub(super) fn content(&self, index: usize) -> Option<u64> {
         Some(self.contents.get(self.stored(index))).filter(|&content| content != UNKNOWN)
     }
 
-    /// 32 hex digits over the contents of all images: equal sets have equal ones wherever they lie, packed or not. None until
-    /// every image has been read once, and for packed sets that record only their pixels.
+    /// 32 hex digits over the contents of all images, equal for a set and its packed copy. `None` until every image has been
+    /// read once, and for packed sets that record checksums of pixels only.
     pub fn content_digest(&self) -> Option<String> {
         let mut hash = blake3::Hasher::new();
         for index in 0..self.len() {
@@ -182,13 +182,42 @@ impl Dataset {
         Some(hash.finalize().to_hex()[..32].to_owned())
     }
 
-    /// What figures on these images are kept under: the fingerprint, unless [`Dataset::set_identity`] has replaced it.
+    /// 16 hex digits over names, labels and stored sizes; they identify the data of a result.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Fnv::default();
+        for (index, sample) in self.samples.iter().enumerate() {
+            hash.add(sample.name.as_bytes());
+            hash.add(&[0]);
+            hash.add(&sample.label.map_or(u64::MAX, u64::from).to_le_bytes());
+            hash.add(&self.stored_bytes(index).to_le_bytes());
+        }
+        format!("{:016x}", hash.0)
+    }
+
+    /// The key under which results on these images are cached: the fingerprint, unless [`Dataset::set_identity`] replaced it.
     pub fn identity(&self) -> String {
         self.identity.clone().unwrap_or_else(|| self.fingerprint())
     }
 
-    /// Tells these images from others with the same fingerprint.
+    /// Distinguishes these images from others with the same fingerprint.
     pub fn set_identity(&mut self, identity: String) {
         self.identity = Some(identity);
+    }
+}
+
+/// FNV-1a, 64 bits: the same on every platform and version; not cryptographic.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! IDX files as MNIST introduced them (`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`), plain or
-//! gzipped. Header: two zero bytes, type 8 (unsigned byte), number of dimensions, then each dimension big-endian.
+//! IDX files of MNIST and its successors (`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`), plain or gzipped.
+//! Header: two zero bytes, type 8 (unsigned byte), number of dimensions, then the dimensions, big-endian.
 
 use std::{
     io::Read,
@@ -11,10 +11,10 @@ use flate2::read::GzDecoder;
 use super::{Opened, Sample, Split, identity::FileState, raw::Raw};
 use crate::DataError;
 
-/// Bytes of pixels that a file may unpack to: the largest set of this kind (EMNIST) has 0.6 GB, a gzip bomb far more.
+/// Maximal unpacked size, against gzip bombs; the largest published set (EMNIST) has 0.6 GB.
 const MAX_BYTES: usize = 1 << 34;
 
-/// Whether one of the files holds IDX images.
+/// By the names of files.
 pub fn is_idx(files: &[PathBuf]) -> bool {
     files.iter().any(|file| is_images(file))
 }
@@ -23,7 +23,7 @@ fn is_images(file: &Path) -> bool {
     name(file).contains("images-idx3-ubyte")
 }
 
-/// The images file of the split; a lone file of another name is a training set.
+/// The images file of the split; a single file of any name is the training split.
 pub fn find(files: &[PathBuf], split: Split) -> Option<&PathBuf> {
     let images: Vec<_> = files.iter().filter(|file| is_images(file)).collect();
     let is_test = |file: &Path| name(file).starts_with("t10k") || name(file).starts_with("test");
@@ -52,28 +52,18 @@ pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
         name: format!("{stem}{index:05}"),
         label: labels.as_ref().map(|labels| u32::from(labels[index])),
     };
-    Ok(Opened {
-        samples: (0..count).map(sample).collect(),
-        classes: (0..classes).map(|class| class.to_string()).collect(),
-        source: Box::new(Raw {
-            width,
-            height,
-            channels: 1,
-            planar: false,
-            pixels: pixels.into(),
-            files: vec![(count, state)],
-        }),
-        notes: Vec::new(),
-        label_notes: Vec::new(),
-    })
+    let files = vec![(count, state)];
+    let source = Raw { width, height, channels: 1, planar: false, pixels: pixels.into(), files };
+    let samples = (0..count).map(sample).collect();
+    let classes = (0..classes).map(|class| class.to_string()).collect();
+    Ok(Opened::new(samples, classes, Box::new(source)))
 }
 
-/// Over both splits, so that they number the classes alike. A labels file that cannot be read is reported where its split is
-/// opened.
+/// Over both splits, which must number the classes alike. A damaged labels file is reported when its split is opened.
 fn class_count(files: &[PathBuf]) -> usize {
     let labels = [Split::Train, Split::Test].iter().filter_map(|&split| labels_file(find(files, split)?));
-    let most = labels.filter_map(|file| read(&file).ok()?.1.into_iter().max());
-    most.max().map_or(0, |most| usize::from(most) + 1)
+    let largest = labels.filter_map(|file| read(&file).ok()?.1.into_iter().max()).max();
+    largest.map_or(0, |label| usize::from(label) + 1)
 }
 
 fn read_labels(path: &Path, count: usize) -> Result<Vec<u8>, DataError> {
@@ -87,7 +77,7 @@ fn read_labels(path: &Path, count: usize) -> Result<Vec<u8>, DataError> {
     Ok(labels)
 }
 
-/// The labels that belong to an images file, gzipped or not.
+/// The labels file of an images file, gzipped or not.
 fn labels_file(images: &Path) -> Option<PathBuf> {
     let labels = name(images).replace("images-idx3", "labels-idx1");
     let plain = labels.trim_end_matches(".gz");

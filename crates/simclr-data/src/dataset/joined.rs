@@ -1,61 +1,61 @@
-//! Several sets as one: the parts of a set that are trained on together, or the sources that a data path stands for.
+//! Concatenation of splits, or of the sets that a data path with several sources denotes.
 
 use std::{borrow::Cow, path::Path};
 
 use bytes::Bytes;
 
-use super::{Dataset, Format, OpenOptions, Opened, Source, Split, class_names::ClassNames};
+use super::{Dataset, Location, OpenOptions, Opened, Source, Split, class_names::ClassNames};
 use crate::{
     DataError, Image, ValueRange,
     decode::{Decoding, Pages},
 };
 
 impl Dataset {
-    /// The images of the training part, then those of the validation part, with the training part's classes and channels.
+    /// The images of the training split, then those of the validation split, with the training split's classes.
     ///
     /// # Errors
-    /// See [`Dataset::open`]; a validation class that the training part does not have.
+    /// Those of [`Dataset::open`]; a class that only the validation split has.
     pub fn open_with_validation(path: &Path, options: impl Into<OpenOptions>) -> Result<Self, DataError> {
-        let (parts, options) = ([Split::Train, Split::Validation], options.into());
-        let [train, validation] = parts.map(|split| opened(path, split, options.pages));
-        let (train, validation) = (train?, validation?);
-        if let Some(name) = validation.classes.iter().find(|name| !train.classes.contains(name)) {
+        let options = options.into();
+        let sets = opened(path, &[Split::Train, Split::Validation], options)?;
+        if let Some(name) = sets[1].classes.iter().find(|name| !sets[0].classes.contains(name)) {
             let reason = format!("class `{name}` of the validation part is not in the training part");
             return Err(DataError::Format { path: path.to_owned(), reason });
         }
-        let classes = ClassNames::of(train.classes.iter().cloned());
-        Ok(Self::from_opened(joined(vec![train, validation], classes), options))
+        Ok(Self::concatenated(sets, options))
     }
 
-    /// The images of `parts`, one part after another, with the classes of all of them.
+    /// The images of `parts`, one split after another, with the classes of all of them.
     ///
     /// # Errors
-    /// See [`Dataset::open`].
+    /// Those of [`Dataset::open`].
     pub fn open_parts(
         path: &Path,
         parts: &[Split],
         options: impl Into<OpenOptions>,
     ) -> Result<Self, DataError> {
         let options = options.into();
-        let sets = parts.iter().map(|&split| opened(path, split, options.pages));
-        let sets = sets.collect::<Result<Vec<_>, _>>()?;
-        // Sets of all formats number the classes of their parts alike, so the first part with classes has them all or most.
+        Ok(Self::concatenated(opened(path, parts, options)?, options))
+    }
+
+    fn concatenated(sets: Vec<Opened>, options: OpenOptions) -> Self {
+        // The splits of a set number their classes alike, so that the first split with classes has nearly all of them.
         let mut names: Vec<String> = Vec::new();
         for name in sets.iter().flat_map(|set| &set.classes) {
             if !names.contains(name) {
                 names.push(name.clone());
             }
         }
-        Ok(Self::from_opened(joined(sets, ClassNames::of(names)), options))
+        Self::from_opened(joined(sets, ClassNames::of(names)), options)
     }
 }
 
-fn opened(path: &Path, split: Split, pages: Pages) -> Result<Opened, DataError> {
-    let set = Format::of(path)?.open(path, split, pages)?;
-    if set.samples.is_empty() { Err(super::no_such_part(path, split)) } else { Ok(set) }
+fn opened(path: &Path, parts: &[Split], options: OpenOptions) -> Result<Vec<Opened>, DataError> {
+    let location = Location::of(path)?;
+    parts.iter().map(|&split| location.require(split, options.pages)).collect()
 }
 
-/// The images of `sets` one after another, labelled by the names of their classes among `classes`.
+/// Concatenates `sets`, with labels by class name among `classes`.
 pub(super) fn joined(sets: Vec<Opened>, classes: ClassNames) -> Opened {
     let (mut samples, mut notes, mut label_notes) = (Vec::new(), Vec::new(), Vec::new());
     let mut source = Joined { sources: Vec::new(), ends: Vec::new() };
@@ -73,15 +73,15 @@ pub(super) fn joined(sets: Vec<Opened>, classes: ClassNames) -> Opened {
     Opened { samples, classes: classes.names, source: Box::new(source), notes, label_notes }
 }
 
-/// The pixels of several sets, one after another.
+/// Several sources, one after another.
 struct Joined {
     sources: Vec<Box<dyn Source>>,
-    /// Number of images up to the end of each.
+    /// Cumulative number of images.
     ends: Vec<usize>,
 }
 
 impl Joined {
-    fn of(&self, index: usize) -> (&dyn Source, usize) {
+    fn locate(&self, index: usize) -> (&dyn Source, usize) {
         let at = self.ends.partition_point(|&end| end <= index);
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
         (&*self.sources[at], index - start)
@@ -90,51 +90,51 @@ impl Joined {
 
 impl Source for Joined {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.read(index)
     }
 
     fn decode_stored(&self, index: usize, stored: Bytes, how: &Decoding) -> Result<Image, DataError> {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.decode_stored(index, stored, how)
     }
 
     fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.file_name(index)
     }
 
-    /// Of the first one that has any; all must have been packed with the same.
+    /// Of the first source with a recorded range; packed sets with different ranges cannot be joined.
     fn recorded_range(&self) -> Option<&ValueRange> {
         self.sources.iter().find_map(|source| source.recorded_range())
     }
 
-    /// Likewise.
+    /// As for the range.
     fn recorded_pages(&self) -> Option<Pages> {
         self.sources.iter().find_map(|source| source.recorded_pages())
     }
 
     fn page(&self, index: usize) -> Option<usize> {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.page(index)
     }
 
     fn stamp(&self, index: usize) -> u64 {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.stamp(index)
     }
 
     fn recorded_content(&self, index: usize) -> Option<u64> {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.recorded_content(index)
     }
 
     fn stored_bytes(&self, index: usize) -> u64 {
-        let (source, index) = self.of(index);
+        let (source, index) = self.locate(index);
         source.stored_bytes(index)
     }
 
-    /// Grey sets become RGB next to others.
+    /// The maximum: grey sets are converted to RGB next to others.
     fn native_channels(&self) -> usize {
         self.sources.iter().map(|source| source.native_channels()).max().unwrap_or(3)
     }

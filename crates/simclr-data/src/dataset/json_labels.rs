@@ -1,14 +1,14 @@
-//! Labels in the `.json` members of WebDataset samples: under the first of the keys `label`, `class`, `cls` and `class_id` that
-//! has an integer, a text, `true` or `false`. A text under `class_name` or `label_name` names that class, or is the label
-//! where there is no other.
+//! Labels in the `.json` members of WebDataset samples: an integer, text, `true` or `false` under the first of the keys `label`,
+//! `class`, `cls` and `class_id`. A text under `class_name` or `label_name` is the name of that class, or the label if there is
+//! no other.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::{labelled::few, tables::plain};
+use super::{labelled::NAMED, notes::list_names, tables::plain};
 
-/// Largest member that is read: larger ones describe a set, not a sample.
+/// Maximal size of a member that is read; larger ones describe a set, not a sample.
 pub const MAX_BYTES: u64 = 1 << 20;
 const LABELS: [&str; 4] = ["label", "class", "cls", "class_id"];
 const NAMES: [&str; 2] = ["class_name", "label_name"];
@@ -16,18 +16,18 @@ const NAMES: [&str; 2] = ["class_name", "label_name"];
 /// Shard and key of a sample.
 type Sample = (usize, String);
 
-/// What the members of all shards hold.
+/// The labels in the members of all shards.
 #[derive(Default)]
 pub struct JsonLabels {
     found: Vec<(Sample, String, Option<String>)>,
-    /// Samples and members with such a key that gives no label.
+    /// Samples and members with a label key but no usable label.
     unusable: Vec<(Sample, String)>,
 }
 
 impl JsonLabels {
     /// Reads the member `name` of `sample`.
     pub fn add(&mut self, sample: Sample, name: &str, bytes: &[u8]) {
-        // Most members of large sets hold captions and addresses: they are not parsed.
+        // Members of most large sets hold captions and URLs only and need not be parsed.
         if !mentions_label(bytes) {
             return;
         }
@@ -46,28 +46,30 @@ impl JsonLabels {
         }
     }
 
-    /// Labels of the samples that are `wanted`; class names by label, where each label has one name and each name one label;
-    /// and a sentence on members that give none.
+    /// Labels of the samples that are `wanted`; class names by label, if the relation is one to one; and a note on members
+    /// without a usable label.
     pub fn into_labels(
         self,
         wanted: impl Fn(&Sample) -> bool,
     ) -> (Vec<(Sample, String)>, HashMap<String, String>, Option<String>) {
         let found: Vec<_> = self.found.into_iter().filter(|(sample, ..)| wanted(sample)).collect();
         let (mut names, mut labels) = (HashMap::new(), HashMap::new());
-        let mut is_clear = true;
+        let mut is_one_to_one = true;
         for (_, label, class) in &found {
             let Some(class) = class else { continue };
-            is_clear &= names.insert(label.clone(), class.clone()).is_none_or(|earlier| earlier == *class);
-            is_clear &= labels.insert(class, label).is_none_or(|earlier| earlier == label);
+            is_one_to_one &=
+                names.insert(label.clone(), class.clone()).is_none_or(|earlier| earlier == *class);
+            is_one_to_one &= labels.insert(class, label).is_none_or(|earlier| earlier == label);
         }
         let unusable = self.unusable.iter().filter(|(sample, _)| wanted(sample));
         let unusable: Vec<&str> = unusable.map(|(_, name)| name.as_str()).collect();
         let note = (!unusable.is_empty()).then(|| {
-            let (count, named) = (unusable.len(), few(&unusable));
-            format!("{count} .json members hold no integer or text as label and are passed over: {named}")
+            let names = list_names(&unusable, NAMED);
+            let count = unusable.len();
+            format!("{count} .json members hold no integer or text as label and are passed over: {names}")
         });
         let labels = found.into_iter().map(|(sample, label, _)| (sample, label)).collect();
-        (labels, if is_clear { names } else { HashMap::new() }, note)
+        (labels, if is_one_to_one { names } else { HashMap::new() }, note)
     }
 }
 

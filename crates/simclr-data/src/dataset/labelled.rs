@@ -1,4 +1,4 @@
-//! Where the labels of a set come from, where that is not left to its format: from a table, or from nowhere.
+//! Labels from another source than the format of the set: from a table, or none.
 
 use std::{
     convert::Infallible,
@@ -10,23 +10,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Dataset, OpenOptions, Sample, Split,
+    format::Location,
     list::Names,
-    note_on_unlabelled, pages,
+    notes::list_names,
+    pages,
     tables::{self, Matches, Table},
 };
 use crate::{DataError, decode::Pages};
 
-/// Names that a note lists at most.
-const NAMED: usize = 3;
+/// Maximal number of names in a note.
+pub(super) const NAMED: usize = 3;
 
-/// `data.labels`: where labels come from.
+/// `data.labels`: the source of labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum Labels {
-    /// `auto`: what the set holds.
+    /// `auto`: the set itself.
     #[default]
     Auto,
-    /// `none`: nowhere. Folders are not classes.
+    /// `none`: no labels; folders are not classes.
     None,
     /// Any other text: a CSV, JSON lines or parquet table of images and labels.
     Table(PathBuf),
@@ -61,7 +63,7 @@ impl FromStr for Labels {
 }
 
 impl Labels {
-    /// With the whole path of a table, so that it is found from any working folder.
+    /// With the absolute path of a table.
     ///
     /// # Errors
     /// A table that does not exist.
@@ -74,29 +76,27 @@ impl Labels {
 }
 
 impl Dataset {
-    /// The same images, without labels and classes.
+    /// Removes all labels and classes.
     #[must_use]
     pub fn without_labels(self) -> Self {
-        let without = |sample| Sample { label: None, ..sample };
-        self.relabelled(Vec::new(), |samples| samples.into_iter().map(without).collect(), Vec::new())
+        self.relabelled(Vec::new(), |_| None, Vec::new())
     }
 
-    /// The same images with the labels of a table, which take the place of the set's own; images that it does not name have
-    /// none. The table is CSV (separated by commas, semicolons or tabs), JSON lines or parquet. Image names are in its column
-    /// `path`, `file`, `file_name`, `filename`, `image` or `id`, labels in `label`, `class`, `category` or `target`; a CSV
-    /// table of two columns needs no header. A name is that of an image in the set, or its last part, with or without ending,
-    /// where only one image has it. Pages that are images of their own have the label of their file.
+    /// Replaces all labels by those of a table; images that it does not name get none. The table is CSV (separated by commas,
+    /// semicolons or tabs), JSON lines or parquet. Image names are in its column `path`, `file`, `file_name`, `filename`,
+    /// `image` or `id`, labels in `label`, `class`, `category` or `target`; a CSV table of two columns needs no header. A name
+    /// is that of an image in the set, or its last component, with or without extension, if that is unique. Pages of TIFF
+    /// files that are images get the label of their file.
     ///
     /// # Errors
-    /// A table that cannot be read, has other columns, names no image of the set, means several images by one name, or has
-    /// two labels for one image.
+    /// A table that cannot be read, has other columns, names no image of the set, has an ambiguous name, or two labels for one
+    /// image.
     pub fn labelled_from(self, table: &Path) -> Result<Self, DataError> {
         self.labelled_among(table, &[], true)
     }
 
-    /// As `labels` says. `path` and `parts` are where this set was opened, and as which parts: of a table, names are
-    /// looked up in all parts of a set, so that one that images of two parts share is refused. What of the table is not used
-    /// is noted with the training part.
+    /// Applies `labels`. This set must be the splits `parts` of the set at `path`: names in a table are looked up in all
+    /// splits, so that names shared by images of two splits are refused. The training split gets the notes on unused rows.
     ///
     /// # Errors
     /// Those of [`Dataset::labelled_from`].
@@ -105,44 +105,41 @@ impl Dataset {
             Labels::Auto => Ok(self),
             Labels::None => Ok(self.without_labels()),
             Labels::Table(table) => {
-                let (splits, options) = (Self::splits(path), OpenOptions::from(self.decoding()));
-                let others = splits.into_iter().filter(|split| !parts.contains(split));
-                let others = others.map(|split| Self::open(path, split, options));
+                let location = Location::of(path)?;
+                let options = OpenOptions::from(self.decoding());
+                let others = location.splits().into_iter().filter(|split| !parts.contains(split));
+                let others = others.map(|split| Self::open_at(&location, split, options));
                 let others = others.collect::<Result<Vec<_>, _>>()?;
                 self.labelled_among(table, &others, parts.contains(&Split::Train))
             }
         }
     }
 
-    /// `others` are the further parts of the set.
+    /// `others` are the further splits of the set.
     fn labelled_among(self, path: &Path, others: &[Self], is_noted: bool) -> Result<Self, DataError> {
         path.metadata().map_err(|error| cannot_open(path, &error))?;
-        let table = Table::read(path, &tables::ANY).map_err(|error| error.of(path))?;
+        let table = Table::read(path, &tables::ANY).map_err(|error| error.into_error(path))?;
         let samples = std::iter::once(&self).chain(others).flat_map(Self::samples);
         let (names, places) = self.file_names(samples);
-        let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
+        let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
         let found = table.matches(&Names::of(names.iter().copied().enumerate()), names.len());
-        let found = found.map_err(wrong)?;
+        let found = found.map_err(invalid)?;
         if found.rows.iter().all(Option::is_none) {
-            return Err(wrong(no_image_in(&table, &names)));
+            return Err(invalid(no_image_in(&table, &names)));
         }
         let label = |row: &Option<usize>| row.and_then(|row| table.rows[row].label.as_deref());
         let classes = tables::classes(&table.class_names, found.rows.iter().filter_map(label));
-        let number = |&place: &usize| label(&found.rows[place]).and_then(|label| classes.label(label));
-        let labels: Vec<Option<u32>> = places[..self.len()].iter().map(number).collect();
+        let class_of = |place: usize| label(&found.rows[place]).and_then(|label| classes.label(label));
+        let labels: Vec<Option<u32>> = places[..self.len()].iter().map(|&place| class_of(place)).collect();
         let unnamed: Vec<&str> = unnamed(&found.rows, &names).collect();
-        let (file, unknown) = (path.display().to_string(), unknown(&[(&table, &found)]));
+        let unknown = unknown(&[(&table, &found)]);
+        let file = path.display().to_string();
         let note = is_noted.then(|| note_on_tables(&[&file], (&unnamed, names.len()), &unknown));
         let notes = note.into_iter().chain(classes.notes()).collect();
-        let with = |(sample, label)| Sample { label, ..sample };
-        Ok(self.relabelled(
-            classes.names,
-            |samples| samples.into_iter().zip(labels).map(with).collect(),
-            notes,
-        ))
+        Ok(self.relabelled(classes.names, |index| labels[index], notes))
     }
 
-    /// The names that a table labels, and the place among them of each of `samples`: pages of a file share its name.
+    /// The file names of `samples`, and each sample's index among them: pages of a file share its name.
     fn file_names<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> (Vec<&'a str>, Vec<usize>) {
         let is_paged = self.decoding.pages == Pages::Images;
         let (mut names, mut places) = (Vec::new(), Vec::new());
@@ -159,20 +156,20 @@ impl Dataset {
     fn relabelled(
         self,
         classes: Vec<String>,
-        samples: impl FnOnce(Vec<Sample>) -> Vec<Sample>,
+        label: impl Fn(usize) -> Option<u32>,
         label_notes: Vec<String>,
     ) -> Self {
-        let Self { samples: before, mut notes, label_notes: earlier, .. } = self;
+        let Self { mut samples, mut notes, label_notes: earlier, .. } = self;
+        samples.iter_mut().enumerate().for_each(|(index, sample)| sample.label = label(index));
         notes.truncate(notes.len() - earlier);
-        let samples = samples(before);
-        let label_notes: Vec<_> = label_notes.into_iter().chain(note_on_unlabelled(&samples)).collect();
-        let count = label_notes.len();
-        notes.extend(label_notes);
-        Self { samples, classes, notes, label_notes: count, identity: None, ..self }
+        let others = notes.len();
+        notes.extend(label_notes.into_iter().chain(note_on_unlabelled(&samples)));
+        let label_notes = notes.len() - others;
+        Self { samples, classes, notes, label_notes, identity: None, ..self }
     }
 }
 
-/// A word that is misspelt is taken as a path.
+/// For misspelt words as well, which are taken as paths.
 fn cannot_open(path: &Path, error: &std::io::Error) -> DataError {
     let reason = format!("expected auto, none or the path of a table of images and labels: {error}");
     DataError::Config { key: "data.labels", value: format!("`{}`", path.display()), reason }
@@ -186,12 +183,12 @@ fn no_image_in(table: &Table, names: &[&str]) -> String {
     )
 }
 
-/// Images without a row.
+/// Names of the images without a row.
 pub(super) fn unnamed<'a>(rows: &[Option<usize>], names: &[&'a str]) -> impl Iterator<Item = &'a str> {
     rows.iter().zip(names).filter(|(row, _)| row.is_none()).map(|(_, name)| *name)
 }
 
-/// Names in rows of no image, and the number of all rows.
+/// Names in rows that match no image, and the number of all rows.
 pub(super) fn unknown<'a>(tables: &[(&'a Table, &Matches)]) -> (Vec<&'a str>, usize) {
     let names = tables
         .iter()
@@ -199,25 +196,36 @@ pub(super) fn unknown<'a>(tables: &[(&'a Table, &Matches)]) -> (Vec<&'a str>, us
     (names.collect(), tables.iter().map(|(table, _)| table.rows.len()).sum())
 }
 
-/// From which tables labels are, which of `images` these do not name, and which of their rows name no image.
+/// A note on the tables that give labels, on the `unnamed` of `images`, and on the `unknown` names in their rows.
 pub(super) fn note_on_tables(
     tables: &[&str],
     (unnamed, images): (&[&str], usize),
     (unknown, rows): &(Vec<&str>, usize),
 ) -> String {
-    let mut note = format!("labels are those of {}", few(tables));
+    let mut note = format!("labels are those of {}", list_names(tables, NAMED));
     if !unnamed.is_empty() {
-        note += &format!("; {} of {images} images are not named there: {}", unnamed.len(), few(unnamed));
+        note += &format!(
+            "; {} of {images} images are not named there: {}",
+            unnamed.len(),
+            list_names(unnamed, NAMED)
+        );
     }
     if !unknown.is_empty() {
-        note += &format!("; {} of {rows} rows name no image: {}", unknown.len(), few(unknown));
+        note += &format!("; {} of {rows} rows name no image: {}", unknown.len(), list_names(unknown, NAMED));
     }
     note
 }
 
-/// "`a`, `b`, `c`, ...".
-pub(super) fn few(names: &[&str]) -> String {
-    let listed: Vec<_> = names.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
-    let more = if names.len() > NAMED { ", ..." } else { "" };
-    format!("{}{more}", listed.join(", "))
+/// A note on images without a label next to labelled ones.
+pub(super) fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
+    let unlabelled: Vec<&Sample> = samples.iter().filter(|sample| sample.label.is_none()).collect();
+    if unlabelled.is_empty() || unlabelled.len() == samples.len() {
+        return None;
+    }
+    let names = list_names(unlabelled.iter().map(|sample| &sample.name), NAMED);
+    Some(format!(
+        "{} of {} images have no label; whatever needs labels leaves them out: {names}",
+        unlabelled.len(),
+        samples.len()
+    ))
 }

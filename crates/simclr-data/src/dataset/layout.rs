@@ -1,28 +1,28 @@
-//! Relative paths to splits and classes, alike for folders and for tars of folders.
+//! Splits and classes from relative paths, for folders and for tars of folders.
 //!
 //! `train/<class>/.../x.jpg` and `test/<class>/...`, or `<class>/train/x.jpg` and `<class>/test/x.jpg`, by any of the names in
-//! `split_names`; or `<class>/.../x.jpg` without splits; or images directly in the folder, without labels. Folders around all of
-//! this, one in the other, are passed through.
+//! `splits`; or `<class>/.../x.jpg` without splits; or images directly in the folder, without labels. Folders that hold only one
+//! of these layouts are skipped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
-use super::{Sample, Split, class_names::ClassNames, split_names::Role};
+use super::{Sample, Split, class_names::ClassNames, splits::Role};
 use crate::DataError;
 
-/// File name endings that may be images; what a file is, is told by its content when it is decoded.
+/// Extensions of files that may be images; the decoder goes by the content.
 const EXTENSIONS: [&str; 13] =
     ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jfif", "jpe", "gif", "ppm", "pgm", "pnm"];
 
-/// Whether a path looks like an image and no part of it is hidden.
+/// By the extension of a path without hidden components.
 pub fn is_image(path: &str) -> bool {
     let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     is_visible(path) && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
-/// Whether no part of a path is hidden.
+/// Whether no component of a path is hidden.
 pub fn is_visible(path: &str) -> bool {
     path.split('/').all(|part| !part.starts_with('.'))
 }
@@ -33,21 +33,22 @@ pub struct Arranged {
     pub kept: Vec<(usize, Sample)>,
     /// Of all splits, sorted.
     pub classes: ClassNames,
-    /// Two class folders of this split that are one class.
+    /// Two class folders of this split with Unicode-equivalent names.
     twins: Option<[String; 2]>,
-    /// See `Dataset::notes`; of the training part.
+    /// See `Dataset::notes`; for the training split only.
     pub notes: Vec<String>,
 }
 
 impl Arranged {
-    /// Keeps the images with an index that `is_kept`, as a split recognised by the names of shards.
+    /// Keeps the images with an index that `is_kept`, for splits by the names of shards.
     pub fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
         self.kept.retain(|(index, _)| is_kept(*index));
-        // They may be in two splits; a note names them in any case.
+        // The two folders may be in different splits now; a note lists them in any case.
         self.twins = None;
     }
 
-    /// Refuses two class folders with one name below `root`.
+    /// # Errors
+    /// Two class folders with Unicode-equivalent names below `root`.
     pub fn checked(self, root: &Path) -> Result<Self, DataError> {
         let Some([one, other]) = &self.twins else { return Ok(self) };
         let reason = format!("two class folders have one name in two Unicode forms: `{one}` and `{other}`");
@@ -60,7 +61,7 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let Layout { split_at, class_at, around } = Layout::of(&parts);
     let roles: Vec<Option<Role>> = parts.iter().map(|parts| role(parts, split_at?)).collect();
-    // A class is a folder: the last part of a path is the file. Folders outside of the labelled parts are no classes.
+    // The last component is the file, so that a class needs another one. Unlabelled parts have no classes.
     let has_classes =
         |role: &Option<Role>| split_at.is_none() || role.is_some_and(|role| role != Role::Unlabelled);
     let class = |(parts, role): (&Vec<&str>, &Option<Role>)| {
@@ -72,7 +73,8 @@ pub fn arrange(paths: &[String], split: Split) -> Arranged {
         None => split == Split::Train,
         Some(_) => role.is_some_and(|role| role.is(split, has_test)),
     };
-    let (mut kept, mut used) = (Vec::new(), BTreeSet::new());
+    let mut kept = Vec::new();
+    let mut used = BTreeSet::new();
     for (index, (parts, role)) in parts.iter().zip(&roles).enumerate().filter(|(_, (_, role))| inside(role)) {
         let class = (parts.len() > class_at + 1 && has_classes(role)).then(|| parts[class_at]);
         let label = class.and_then(|name| {
@@ -92,11 +94,11 @@ pub fn has_splits(paths: &[String]) -> bool {
     Layout::of(&paths.iter().map(|path| path.split('/').collect()).collect::<Vec<_>>()).split_at.is_some()
 }
 
-/// At which depth a path names its split and its class.
+/// Depths of the path components that denote the split and the class.
 struct Layout {
     split_at: Option<usize>,
     class_at: usize,
-    /// A sentence where the only folder of the set is called as a part.
+    /// A note if the only folder of the set has the name of a split.
     around: Option<String>,
 }
 
@@ -131,19 +133,19 @@ impl Layout {
     }
 }
 
-/// A training part with a test or validation part, or alone. A folder `train` among other folders is a class (COCO has one).
+/// A training part alone, or with a test or validation part. A folder `train` among other folders is a class (as in COCO).
 fn are_parts(folders: &BTreeSet<&str>) -> bool {
     let roles: Vec<_> = folders.iter().map(|name| Role::of_folder(name)).collect();
-    let judged = roles.iter().flatten().any(|role| *role != Role::Train);
-    roles.contains(&Some(Role::Train)) && (folders.len() == 1 || judged)
+    let has_others = roles.iter().flatten().any(|role| *role != Role::Train);
+    roles.contains(&Some(Role::Train)) && (folders.len() == 1 || has_others)
 }
 
-/// By the folder at depth `at`.
+/// By the name of the folder at depth `at`.
 fn role(parts: &[&str], at: usize) -> Option<Role> {
     (parts.len() > at + 1).then(|| Role::of_folder(parts[at]))?
 }
 
-/// A sentence on images outside of the parts.
+/// A note on images outside the parts.
 fn note_on_outside(parts: &[Vec<&str>], roles: &[Option<Role>], at: usize) -> Option<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for (parts, _) in parts.iter().zip(roles).filter(|(_, role)| role.is_none()) {
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn val_beside_test_is_the_part_to_choose_by() {
+    fn val_next_to_test_is_the_validation_split() {
         let paths = ["train/a/1.png", "val/a/2.png", "test/a/3.png"];
         assert_eq!(names(&paths, Split::Test), [("test/a/3.png".into(), Some(0))]);
         assert_eq!(names(&paths, Split::Validation), [("val/a/2.png".into(), Some(0))]);
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn without_splits_all_is_training_and_flat_has_no_labels() {
+    fn sets_without_splits_are_training_splits_and_flat_ones_have_no_labels() {
         assert_eq!(
             names(&["1.jpg", "2.jpg"], Split::Train),
             [("1.jpg".into(), None), ("2.jpg".into(), None)]
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_around_the_set_are_passed_through() {
+    fn folders_around_the_set_are_skipped() {
         let deep = ["archive/data/Train/a/1.png", "archive/data/Valid/a/2.png", "archive/data/Train/b/3.png"];
         assert_eq!(
             names(&deep, Split::Train),
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlabelled_part_has_no_classes() {
+    fn unlabelled_parts_have_no_classes() {
         let paths = ["train/a/1.png", "test/a/2.png", "unlabeled/x/3.png", "unlabeled/4.png"];
         let found = names(&paths, Split::Unlabelled);
         assert_eq!(found, [("unlabeled/x/3.png".into(), None), ("unlabeled/4.png".into(), None)]);
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_decided_without_being_asked_is_noted() {
+    fn unused_images_and_renamed_splits_are_noted() {
         let notes = |paths: &[&str]| {
             let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
             arrange(&paths, Split::Train).notes
@@ -266,13 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn a_class_that_only_the_training_part_has_keeps_its_place() {
+    fn classes_are_numbered_over_all_splits() {
         let paths = ["train/a/1.png", "train/b/1.png", "test/b/2.png"];
         assert_eq!(names(&paths, Split::Test), [("test/b/2.png".into(), Some(1))]);
     }
 
     #[test]
-    fn hidden_files_and_other_endings_are_no_images() {
+    fn hidden_files_and_other_extensions_are_not_images() {
         assert!(is_image("a/b.JPG") && is_image("x.tiff"));
         assert!(
             !is_image(".x.jpg") && !is_image("a/.hidden/x.jpg") && !is_image("x.txt") && !is_image("jpg")

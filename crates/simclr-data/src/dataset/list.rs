@@ -1,4 +1,4 @@
-//! A text file of image names to their indices in a set: which images carry labels, or belong to a part.
+//! Lookup of images by name: lists in text files, and rows of tables.
 
 use std::{cell::OnceCell, collections::HashMap, path::Path};
 
@@ -6,38 +6,38 @@ use super::{Dataset, layout};
 use crate::DataError;
 
 impl Dataset {
-    /// The images that `list` names, one per line, in ascending order. A line is an image's name in the set or only its
-    /// last part (`n01440764_10026.JPEG`, as in google-research/simclr `imagenet_subsets/`); empty lines and lines that
-    /// begin with `#` are passed over.
+    /// Indices, in ascending order, of the images in a text file of one name per line. A name is that of an image in the set
+    /// or its last component (`n01440764_10026.JPEG`, as in google-research/simclr `imagenet_subsets/`); empty lines and lines
+    /// that begin with `#` are skipped.
     ///
     /// # Errors
-    /// A list that cannot be read or is empty, a name that is not in the set, or one that several images end with.
+    /// A list that cannot be read or is empty, or a name that is unknown or ambiguous.
     pub fn listed(&self, list: &Path) -> Result<Vec<usize>, DataError> {
         let text = fs_err::read_to_string(list)?;
-        let wrong = |reason: String| DataError::Format { path: list.to_owned(), reason };
+        let invalid = |reason: String| DataError::Format { path: list.to_owned(), reason };
         let names = Names::of(self.samples().iter().map(|sample| sample.name.as_str()).enumerate());
         let comment = |line: &str| line.starts_with('#') && !names.whole.contains_key(line);
         let lines = text.lines().filter(|line| !line.trim().is_empty() && !comment(line));
         let found = lines.map(|line| names.find(line).map_err(|missed| missed.reason(line)));
-        let mut indices = found.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        let mut indices = found.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
         indices.sort_unstable();
         indices.dedup();
         if indices.is_empty() {
-            return Err(wrong("it names no image".into()));
+            return Err(invalid("it names no image".into()));
         }
         Ok(indices)
     }
 }
 
-/// Indices by whole name, and by last part; none where several images share it.
+/// Indices of images by name and by last component; `None` for ambiguous ones.
 pub struct Names<'a> {
     whole: HashMap<&'a str, Option<usize>>,
     last: HashMap<&'a str, Option<usize>>,
-    /// By last part without its ending, made when it is first asked for.
+    /// By last component without its extension.
     stems: OnceCell<HashMap<&'a str, Option<usize>>>,
 }
 
-/// Why a name is not that of one image.
+/// Why a name denotes no single image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missed {
     Unknown,
@@ -67,8 +67,8 @@ impl<'a> Names<'a> {
         one(self.whole.get(name).or_else(|| self.last.get(name)))
     }
 
-    /// As [`Names::find`], of a table's cell: also with `./` before it, with `\` between its parts, or as the last part without
-    /// an ending (`ISIC_0000000`).
+    /// As [`Names::find`], for a cell of a table: also with a leading `./`, with `\` as separator, or as the last component
+    /// without extension (`ISIC_0000000`).
     pub fn find_cell(&self, cell: &str) -> Result<usize, Missed> {
         let slashes = cell.replace('\\', "/");
         let name = slashes.trim_start_matches("./");

@@ -1,8 +1,8 @@
-//! Pages of TIFF files as images of their own: `data.pages = "images"`.
+//! Pages of TIFF files as images: `data.pages = "images"`.
 //!
-//! They follow each other in the order of the file and are called `stack.tif#0`, `stack.tif#1`, ...: the number of the page in
-//! the file, as Pillow's `seek` and tifffile's `key` count. Reduced copies and masks are counted and left out, so that numbers
-//! may be missing. A file of one such page keeps its name. Every page has the label of its file.
+//! The pages of `stack.tif` become the images `stack.tif#0`, `stack.tif#1`, ..., numbered as by Pillow's `seek` and tifffile's
+//! `key`. Reduced copies and masks are counted but left out, so that numbers may be missing. A file with a single page keeps its
+//! name. Pages have the label of their file.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::{
     decode::{self, Decoding, Pages},
 };
 
-/// The rule for a set: `wanted`, or where that is left open the one that a packed set was written with.
+/// The rule for a set: `wanted`; for `Auto` the rule with which a packed set was written.
 ///
 /// # Errors
 /// A packed set of TIFF files that was written with another rule.
@@ -36,10 +36,10 @@ pub(super) fn resolved(
     }
 }
 
-/// `opened` with the pages of its files as images, where `rule` is so; every file that may be TIFF is then read once.
+/// Replaces files by their pages if `rule` is `Images`, which reads every file that may be TIFF once.
 ///
 /// # Errors
-/// A file of more pages than are looked at.
+/// A file with more than the maximal number of pages.
 pub(super) fn expanded(opened: Opened, rule: Pages) -> Result<Opened, DataError> {
     if rule != Pages::Images {
         return Ok(opened);
@@ -51,7 +51,9 @@ pub(super) fn expanded(opened: Opened, rule: Pages) -> Result<Opened, DataError>
     if stacks == 0 {
         return Ok(Opened { samples, source, notes, ..opened });
     }
-    let (files, mut images, mut origins) = (samples.len(), Vec::new(), Vec::new());
+    let files = samples.len();
+    let mut images = Vec::new();
+    let mut origins = Vec::new();
     for (file, (sample, pages)) in samples.into_iter().zip(&found).enumerate() {
         let named = |page: &usize| Sample { name: format!("{}#{page}", sample.name), ..sample.clone() };
         images.extend(pages.iter().map(named));
@@ -68,13 +70,13 @@ pub(super) fn expanded(opened: Opened, rule: Pages) -> Result<Opened, DataError>
     Ok(Opened { samples: images, source: Box::new(Paged { source, origins }), notes, ..opened })
 }
 
-/// The pages of image file `index` that are images of their own; none where the file is one image or cannot be read.
+/// The pages of image file `index`; empty if it has only one or cannot be read.
 fn pages_of(source: &dyn Source, index: usize) -> Result<Vec<usize>, DataError> {
     let Some(name) = source.file_name(index).map(Cow::into_owned) else { return Ok(Vec::new()) };
     if layout::is_image(&name) && !is_tiff(&name) {
         return Ok(Vec::new());
     }
-    // What cannot be read is reported when it is decoded.
+    // Reported when it is decoded.
     let Ok(bytes) = source.read(index) else { return Ok(Vec::new()) };
     match decode::pages(&bytes) {
         Ok(pages) => Ok(pages),
@@ -87,20 +89,20 @@ fn is_tiff(name: &str) -> bool {
     ending.is_some_and(|ending| ["tif", "tiff"].iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
-/// The name of the file that an image of this name is a page of; `name` itself where it is no page.
+/// The file of a page by the image's name; `name` itself for other images.
 pub(super) fn file_of(name: &str) -> &str {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     name.rsplit_once('#').filter(|(_, page)| is_number(page)).map_or(name, |(file, _)| file)
 }
 
-/// Where an image is stored.
+/// Location of an image.
 struct Origin {
     file: usize,
-    /// None: the whole file.
+    /// `None` for the whole file.
     page: Option<usize>,
 }
 
-/// A source with the pages of its files as images.
+/// A source of images that are pages of the files of another source.
 struct Paged {
     source: Box<dyn Source>,
     origins: Vec<Origin>,
@@ -146,7 +148,7 @@ impl Source for Paged {
         self.source.recorded_content(self.origins[index].file)
     }
 
-    /// Of the whole file: pages of one file have names of their own, which tell them apart.
+    /// Size of the whole file; the fingerprint distinguishes pages by name.
     fn stored_bytes(&self, index: usize) -> u64 {
         self.source.stored_bytes(self.origins[index].file)
     }

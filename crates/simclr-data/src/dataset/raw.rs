@@ -1,4 +1,4 @@
-//! Images that are stored as plain pixels of one size, kept in memory: IDX and CIFAR binary.
+//! Uncompressed images of one size, in memory: IDX and CIFAR binary.
 
 use bytes::Bytes;
 
@@ -9,6 +9,7 @@ use crate::{
 };
 
 /// Equal-sized 8-bit images, one after another.
+#[derive(Default)]
 pub struct Raw {
     pub width: usize,
     pub height: usize,
@@ -16,7 +17,7 @@ pub struct Raw {
     /// Whether channels are planes (CIFAR) or interleaved.
     pub planar: bool,
     pub pixels: Bytes,
-    /// Of the files that the pixels were read from, with the number of images up to the end of each.
+    /// Cumulative number of images, and state, of each file.
     pub files: Vec<(usize, FileState)>,
 }
 

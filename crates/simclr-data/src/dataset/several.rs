@@ -1,21 +1,26 @@
-//! A data path that stands for several: braces as a shell expands them (`shards/train-{000..099}.tar`, `{a,b}/images`), or a
-//! text file with a path on each line.
+//! Data paths with several sources: brace patterns as in a shell (`shards/train-{000..099}.tar`, `{a,b}/images`), or a text file
+//! with a path on each line.
 //!
-//! Files of one kind (tar shards, parquet, images) are one set, as if they lay in one folder. Anything else is opened one by
-//! one, and the sets follow each other: names begin with that of their source, classes of one name are one class, and each
-//! part consists of those parts of all sources.
+//! Files of one kind (tar shards, parquet, images) are read as one set, as if they were in one folder. Any other sources are
+//! opened one by one and concatenated split by split; sample names get the source's name as prefix, and classes are merged by
+//! name.
 
 use std::path::{Path, PathBuf};
 
 use super::{
-    Format, Opened, Split, class_names::ClassNames, folder, joined::joined, layout, tar, with_extension,
+    Location, Opened, Split,
+    class_names::ClassNames,
+    folder,
+    format::{Format, with_extension},
+    joined::joined,
+    layout, tar,
 };
 use crate::{DataError, decode::Pages};
 
-/// Paths that one path may stand for.
-const MOST: usize = 1 << 20;
+/// Maximal number of paths that a pattern may expand to.
+const MAX_PATHS: usize = 1 << 20;
 
-/// One path for several, in braces: itself where it is one.
+/// One brace pattern for all `paths`; a single path is returned as it is.
 ///
 /// # Errors
 /// No path, or one that braces cannot hold.
@@ -25,7 +30,7 @@ pub fn as_one_path(paths: &[PathBuf]) -> Result<PathBuf, DataError> {
     }
     let mut whole = Vec::new();
     for path in paths {
-        // A pattern in braces begins with no folder, so it would not be found from another one.
+        // A pattern must not depend on the working directory, which may be another one on resume.
         let text = std::path::absolute(path)?.to_string_lossy().into_owned();
         if text.contains(['{', '}', ',']) {
             let reason =
@@ -37,38 +42,37 @@ pub fn as_one_path(paths: &[PathBuf]) -> Result<PathBuf, DataError> {
     Ok(format!("{{{}}}", whole.join(",")).into())
 }
 
-/// The path as it is found from any folder.
+/// The path, absolute.
 ///
 /// # Errors
-/// [`DataError::Empty`] where nothing is there.
+/// [`DataError::Empty`] if it does not exist.
 pub fn canonical(path: &Path) -> Result<PathBuf, DataError> {
     if path.exists() {
         return Ok(fs_err::canonicalize(path)?);
     }
     let sources = sources(path)?.ok_or_else(|| no_such(path))?;
-    let is_whole = sources.iter().all(|source| source.is_absolute());
-    Ok(if is_whole { path.to_owned() } else { std::path::absolute(path)? })
+    let is_absolute = sources.iter().all(|source| source.is_absolute());
+    Ok(if is_absolute { path.to_owned() } else { std::path::absolute(path)? })
 }
 
-/// What a path stands for; none where it is a set of its own.
+/// The sources of a pattern or list; `None` for the path of a single set.
 pub fn sources(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
-    let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
+    let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
     let is_list = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("txt"));
     if path.is_file() && is_list {
         let folder = path.parent().unwrap_or(Path::new(""));
         let text = fs_err::read_to_string(path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let found: Vec<PathBuf> = lines.map(|line| folder.join(line)).collect();
-        return if found.is_empty() { Err(wrong("it names no path".into())) } else { Ok(Some(found)) };
+        return if found.is_empty() { Err(invalid("it names no path".into())) } else { Ok(Some(found)) };
     }
     let text = path.to_string_lossy();
     if path.exists() || !text.contains('{') {
         return Ok(None);
     }
-    let expanded = expanded(&text).map_err(wrong)?;
-    let missing = expanded.iter().find(|source| !Path::new(source).exists());
-    match missing {
-        Some(source) => Err(wrong(format!(
+    let expanded = expanded(&text).map_err(invalid)?;
+    match expanded.iter().find(|source| !Path::new(source).exists()) {
+        Some(source) => Err(invalid(format!(
             "`{source}`, one of the {} paths that it stands for, does not exist",
             expanded.len()
         ))),
@@ -76,7 +80,7 @@ pub fn sources(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
     }
 }
 
-/// Every path that is read from, the file of a list included.
+/// `path` itself, and the sources of a pattern or list.
 pub(crate) fn sources_of(path: &Path) -> Vec<PathBuf> {
     let sources = sources(path).ok().flatten().unwrap_or_default();
     std::iter::once(path.to_owned()).chain(sources).collect()
@@ -86,7 +90,7 @@ pub fn no_such(path: &Path) -> DataError {
     DataError::Empty { path: path.to_owned(), reason: "no such file or folder".into() }
 }
 
-/// Every text that `pattern` stands for, in the order of its alternatives.
+/// The expansions of `pattern`, in the order of its alternatives.
 fn expanded(pattern: &str) -> Result<Vec<String>, String> {
     let Some(open) = pattern.find('{') else { return Ok(vec![pattern.to_owned()]) };
     let close = closing(&pattern[open..]).ok_or("a brace that is not closed")? + open;
@@ -101,8 +105,8 @@ fn expanded(pattern: &str) -> Result<Vec<String>, String> {
         }
     }
     let rest = expanded(after)?;
-    if middle.len().saturating_mul(rest.len()) > MOST {
-        return Err(format!("it stands for more than {MOST} paths"));
+    if middle.len().saturating_mul(rest.len()) > MAX_PATHS {
+        return Err(format!("it stands for more than {MAX_PATHS} paths"));
     }
     Ok(middle
         .iter()
@@ -110,7 +114,7 @@ fn expanded(pattern: &str) -> Result<Vec<String>, String> {
         .collect())
 }
 
-/// Where the brace that `text` begins with is closed.
+/// Position of the brace that closes the one at the start of `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     text.char_indices().find_map(|(at, letter)| {
@@ -123,7 +127,7 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
-/// Split at the commas that no inner brace holds.
+/// Splits at the commas outside inner braces.
 fn alternatives(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut found) = (0, 0, Vec::new());
     for (at, letter) in text.char_indices() {
@@ -141,7 +145,7 @@ fn alternatives(text: &str) -> Vec<&str> {
     found
 }
 
-/// `000..099`, both ends included, with as many digits as the first number has.
+/// Numbers of `000..099`, inclusive, padded to the digits of the first one.
 fn range(text: &str) -> Option<Result<Vec<String>, String>> {
     let (first, last) = text.split_once("..")?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -151,14 +155,15 @@ fn range(text: &str) -> Option<Result<Vec<String>, String>> {
     let (Ok(from), Ok(to)) = (first.parse::<usize>(), last.parse::<usize>()) else {
         return Some(Err(format!("`{text}`: numbers too large")));
     };
-    if from > to || to - from >= MOST {
-        return Some(Err(format!("`{text}`: expected a rising range of at most {MOST} numbers")));
+    if from > to || to - from >= MAX_PATHS {
+        let reason = format!("`{text}`: expected a rising range of at most {MAX_PATHS} numbers");
+        return Some(Err(reason));
     }
     let digits = if first.starts_with('0') { first.len() } else { 1 };
     Some(Ok((from..=to).map(|number| format!("{number:0digits$}")).collect()))
 }
 
-/// The format of files of one kind; none for anything else.
+/// The common format of files of one kind; `None` for anything else.
 pub fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
     let all = |extension: &str| with_extension(paths, extension).len() == paths.len();
     if !paths.iter().all(|path| path.is_file()) {
@@ -178,23 +183,21 @@ pub fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
     }
 }
 
-/// The images of `split` in every source that has it.
+/// The images of `split` in all sources that have it.
 pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, DataError> {
     let mut sets = Vec::new();
     for path in paths {
-        let format = Format::of(path)?;
-        if matches!(format, Format::Several(_)) {
+        let location = Location::of(path)?;
+        if location.is_several() {
             let reason = "it stands for several sets, and is one of several itself".into();
             return Err(DataError::Format { path: path.clone(), reason });
         }
-        if split == Split::Train || format.has_split(path, split) {
-            let mut set = format.open(path, split, pages)?;
+        if split == Split::Train || location.has_split(split) {
+            let mut set = location.open(split, pages)?;
             let prefix = prefix(path, paths);
             set.samples.iter_mut().for_each(|sample| sample.name = format!("{prefix}/{}", sample.name));
-            set.notes
-                .iter_mut()
-                .chain(&mut set.label_notes)
-                .for_each(|note| *note = format!("`{prefix}`: {note}"));
+            let notes = set.notes.iter_mut().chain(&mut set.label_notes);
+            notes.for_each(|note| *note = format!("`{prefix}`: {note}"));
             sets.push(set);
         }
     }
@@ -202,22 +205,19 @@ pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, Dat
     Ok(joined(sets, classes))
 }
 
-/// The last part of a path, or the whole of it where another source ends alike.
+/// The last component of a path, or the whole path if another source has the same.
 fn prefix(path: &Path, paths: &[PathBuf]) -> String {
     let alike = paths.iter().filter(|other| other.file_name() == path.file_name()).count();
     let name = path.file_name().filter(|_| alike == 1).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| path.display().to_string())
 }
 
-/// See [`open`].
 pub fn has_split(paths: &[PathBuf], split: Split) -> bool {
-    let has = |path: &PathBuf, format: Format| {
-        !matches!(format, Format::Several(_)) && format.has_split(path, split)
-    };
-    paths.iter().any(|path| Format::of(path).is_ok_and(|format| has(path, format)))
+    let has = |location: Location<'_>| !location.is_several() && location.has_split(split);
+    paths.iter().any(|path| Location::of(path).is_ok_and(has))
 }
 
-/// Image files at any places; their folders below the one that holds them all are classes and parts, as in a folder.
+/// Image files, with the folders below their common folder as classes and splits.
 pub fn open_files(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let root = common_folder(paths);
     folder::open_files(&root, paths, split)
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn several_paths_are_one_pattern_that_stands_for_them() {
+    fn several_paths_become_one_pattern() {
         let folder = tempfile::tempdir().unwrap();
         let paths = ["a", "b"].map(|name| folder.path().join(name));
         paths.iter().for_each(|path| fs_err::create_dir(path).unwrap());

@@ -1,53 +1,53 @@
-//! What the stored values of a set are, by a sample of its images: the basis of `data.range = "auto"`.
+//! Statistics of the stored values of a set, on a sample of its images: the basis of `data.range = "auto"`.
 
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::Dataset;
+use super::{Dataset, notes::list_counts};
 use crate::{DataError, RangeChoice, ValueRange, decode::Raster};
 
-/// Images that are sampled, spread evenly. The first number is for sets of 8-bit images, which have no range to measure.
+/// Number of sampled images: for sets of 8-bit images, which need no range, and for others.
 const IMAGES: [usize; 2] = [8, 64];
-/// Pixels of an image that are sampled.
+/// Sampled pixels per image.
 const PIXELS: usize = 4096;
-/// Share of the values at either end that lie outside of a measured range.
+/// Share of the values outside a measured range, at each end.
 const TAIL: f64 = 0.001;
-/// Of 16 bits' 65536 values; a set that uses this many in every channel keeps its full range, and so its colour balance.
-const MUCH_OF_16_BITS: f64 = 32_768.0;
-/// More than this share of the values in this many neighbouring levels of 256 is hardly an image.
-const FEW_LEVELS: (f64, usize) = (0.95, 16);
-/// More than this share of a channel's values outside of the range is worth a note.
-const MUCH_CUT: f64 = 0.01;
+/// A 16-bit set that covers this many of 65536 values in every channel keeps the full range, and so its colour balance.
+const WIDE_16_BITS: f64 = 32_768.0;
+/// A note is due if more than this share of the values is in this many adjacent levels of 256.
+const LOW_CONTRAST: (f64, usize) = (0.95, 16);
+/// A note is due if more than this share of a channel's values is outside the range.
+const CLIPPED_SHARE: f64 = 0.01;
 
-/// Values of a channel.
+/// Quantiles of a channel's values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ChannelValues {
-    /// Least value.
+    /// Minimum.
     pub lowest: f64,
-    /// One in a thousand values is less.
+    /// The 0.1 % quantile.
     pub low: f64,
-    /// One in a thousand values is greater.
+    /// The 99.9 % quantile.
     pub high: f64,
-    /// Greatest value.
+    /// Maximum.
     pub highest: f64,
 }
 
-/// Values that are no measurements: NaN, infinite, or a file's no-data value.
+/// Number of invalid values: NaN, infinite, or a file's no-data value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// Images with any.
+    /// Images with invalid values.
     pub images: usize,
-    /// Their number.
+    /// Invalid values.
     pub values: usize,
-    /// Of so many.
+    /// All values.
     pub of: usize,
-    /// Name of the first such image.
+    /// Name of the first image with invalid values.
     pub first: String,
 }
 
 impl Missing {
-    /// Counts those of one image.
+    /// Adds the counts of one image.
     pub fn add(&mut self, name: &str, raster: &Raster) {
         let (values, of) = (raster.missing(), raster.len());
         let first = if values > 0 { name.to_owned() } else { String::new() };
@@ -63,12 +63,12 @@ impl Missing {
         self.of += other.of;
     }
 
-    /// A sentence, where there are any among `looked_at` images.
-    pub fn note(&self, looked_at: usize) -> Option<String> {
+    /// A note if any of `examined` images has invalid values.
+    pub fn note(&self, examined: usize) -> Option<String> {
         let share = 100.0 * self.values as f64 / self.of.max(1) as f64;
         (self.images > 0).then(|| {
             format!(
-                "{} of {looked_at} images hold NaN, infinite or no-data values ({share:.2} % of all values), which become 0; \
+                "{} of {examined} images hold NaN, infinite or no-data values ({share:.2} % of all values), which become 0; \
                  the first: `{}`",
                 self.images, self.first
             )
@@ -79,32 +79,32 @@ impl Missing {
 /// A sample of the values of a set.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
-    /// Images that were looked at and could be decoded.
+    /// Decoded images of the sample.
     pub images: usize,
-    /// Images by the type of their values, such as `uint16`.
+    /// Number of images by value type, such as `uint16`.
     pub kinds: BTreeMap<&'static str, usize>,
-    /// In the images that were looked at.
+    /// In the decoded images.
     pub missing: Missing,
-    /// What of a file is not used, and in how many images.
-    failed_images: BTreeMap<String, usize>,
+    /// Notes of the decoder, such as on unused pages, and their numbers of images.
+    decoder_notes: BTreeMap<String, usize>,
     /// Sorted values of each channel.
     values: Vec<Vec<f64>>,
-    /// Sampled values by their level over the full range.
+    /// Histogram of the sampled values over the full range.
     full_levels: Levels,
 }
 
-/// Values by level.
+/// Histogram over 256 levels.
 type Levels = Vec<u64>;
 
 impl Dataset {
-    /// Samples the values of the set.
+    /// Collects statistics on a sample of the images.
     pub fn survey(&self) -> Survey {
         let first = self.survey_of(IMAGES[0]);
         if first.kinds.keys().all(|&kind| kind == "uint8") { first } else { self.survey_of(IMAGES[1]) }
     }
 
-    /// Decodes image `index` as training does, and counts its missing values; the type of its values, and what of its file is
-    /// not used or used in a way of its own.
+    /// Decodes image `index` as for training and counts its invalid values in `missing`. Returns the type of its values and the
+    /// decoder's note.
     ///
     /// # Errors
     /// Those of [`Dataset::decode`].
@@ -125,7 +125,7 @@ impl Dataset {
     fn survey_of(&self, images: usize) -> Survey {
         let count = images.min(self.len());
         let indices: Vec<usize> = (0..count).map(|at| at * self.len() / count).collect();
-        let looked = indices.par_iter().filter_map(|&index| {
+        let sampled = indices.par_iter().filter_map(|&index| {
             let raster = self.stored_values(index).ok()?;
             let pixels = raster.sample(PIXELS, self.channels()).ok()?;
             let name = &self.samples()[index].name;
@@ -138,14 +138,14 @@ impl Dataset {
             full_levels: vec![0; 256],
             ..Survey::default()
         };
-        for (kind, note, missing, pixels) in looked.collect::<Vec<_>>() {
+        for (kind, note, missing, pixels) in sampled.collect::<Vec<_>>() {
             survey.add(kind, note, missing, &pixels);
         }
         survey.values.par_iter_mut().for_each(|values| values.sort_by(f64::total_cmp));
         survey
     }
 
-    /// The set with `choice` resolved and applied, and the range; [`Dataset::notes`] then has what a user must know of it.
+    /// Resolves and applies `choice`; returns the range as well. Adds notes to [`Dataset::notes`].
     ///
     /// # Errors
     /// Those of [`Dataset::scaled_to`].
@@ -154,7 +154,7 @@ impl Dataset {
         self.with_range_of(choice, &survey)
     }
 
-    /// As [`Dataset::with_range`], by a survey of this set that was made before.
+    /// As [`Dataset::with_range`], with an earlier survey of this set.
     ///
     /// # Errors
     /// Those of [`Dataset::scaled_to`].
@@ -165,7 +165,7 @@ impl Dataset {
     ) -> Result<(Self, ValueRange), DataError> {
         let range = self.range_of(choice, survey);
         let notes = self.notes_on_values(survey, choice, &range);
-        // Notes on labels stay the last ones.
+        // Notes on labels must stay the last ones.
         let at = self.notes.len() - self.label_notes;
         self.notes.splice(at..at, notes);
         Ok((self.scaled_to(&range)?, range))
@@ -193,7 +193,7 @@ impl Survey {
         self.images += 1;
         *self.kinds.entry(kind).or_default() += 1;
         if let Some(note) = note {
-            *self.failed_images.entry(note).or_default() += 1;
+            *self.decoder_notes.entry(note).or_default() += 1;
         }
         self.missing.merge(missing);
         let full = match kind {
@@ -211,9 +211,9 @@ impl Survey {
         }
     }
 
-    /// Values of each channel; none where all are missing.
+    /// Quantiles of each channel; `None` without valid values.
     pub fn channels(&self) -> Vec<Option<ChannelValues>> {
-        let of = |values: &Vec<f64>| {
+        let quantiles = |values: &Vec<f64>| {
             let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
             (!values.is_empty()).then(|| ChannelValues {
                 lowest: at(0.0),
@@ -222,15 +222,14 @@ impl Survey {
                 highest: at(1.0),
             })
         };
-        self.values.iter().map(of).collect()
+        self.values.iter().map(quantiles).collect()
     }
 
-    /// What `data.range = "auto"` stands for.
+    /// The range for `data.range = "auto"`.
     pub fn range(&self) -> ValueRange {
         let channels = self.channels();
         let is_full_16_bits = || {
-            let wide =
-                |found: &Option<ChannelValues>| found.is_some_and(|f| f.high - f.low >= MUCH_OF_16_BITS);
+            let wide = |found: &Option<ChannelValues>| found.is_some_and(|f| f.high - f.low >= WIDE_16_BITS);
             self.kinds.keys().all(|&kind| kind == "uint16") && channels.iter().all(wide)
         };
         if self.images == 0 || self.kinds.contains_key("uint8") || is_full_16_bits() {
@@ -244,33 +243,32 @@ impl Survey {
         ValueRange::PerChannel(channels.iter().map(pair).collect())
     }
 
-    /// What was found shuffle_views from any range.
+    /// Notes that do not depend on the range.
     fn notes(&self) -> Vec<String> {
-        let failed_images = self.failed_images.iter();
-        let mut notes: Vec<String> = failed_images
-            .map(|(what, images)| format!("{images} of {} images: {what}", self.images))
+        let decoder_notes = self.decoder_notes.iter();
+        let mut notes: Vec<String> = decoder_notes
+            .map(|(note, images)| format!("{images} of {} images: {note}", self.images))
             .collect();
         notes.extend(self.missing.note(self.images));
         if self.kinds.len() > 1 {
-            let kinds: Vec<_> = self.kinds.iter().map(|(kind, images)| format!("{kind} {images}")).collect();
+            let kinds = list_counts(&self.kinds, usize::MAX);
             notes.push(format!(
-                "images hold values of several types ({}); data.range sets one range for all",
-                kinds.join(", ")
+                "images hold values of several types ({kinds}); data.range sets one range for all"
             ));
         }
         notes
     }
 
-    /// What `range` does to the values.
+    /// Notes on the effect of `range`.
     fn notes_on(&self, range: &ValueRange) -> Vec<String> {
-        let Some(pairs) = range.of_channels(self.values.len()) else {
+        let Some(pairs) = range.per_channel(self.values.len()) else {
             return note_on_levels(&self.full_levels).into_iter().collect();
         };
         let (mut notes, mut levels) = (Vec::new(), vec![0; 256]);
         for (channel, (values, [low, high])) in self.values.iter().zip(pairs).enumerate() {
             let outside = values.iter().filter(|&&value| value < low || value > high).count();
             let share = outside as f64 / values.len().max(1) as f64;
-            if share > MUCH_CUT {
+            if share > CLIPPED_SHARE {
                 let percent = 100.0 * share;
                 notes.push(format!(
                     "{percent:.1} % of the values of channel {channel} lie outside of data.range and become its ends"
@@ -285,34 +283,31 @@ impl Survey {
     }
 }
 
-/// A cast of floats saturates.
+/// Rounds and saturates.
 fn level(value: f64) -> usize {
     usize::from((value + 0.5) as u8)
 }
 
-/// Four digits of the span, so that a range reads well; both ends move outward.
+/// Rounds both ends outward to four digits of the span, for readability.
 fn rounded_outward(low: f64, high: f64) -> [f64; 2] {
     let digits = 3 - (high - low).log10().floor() as i32;
-    // A power of ten below 1 is not exact, so it is divided by.
+    // Negative powers of ten are not exact, so that they are divided by.
     let scale = 10f64.powi(digits.abs());
     let (up, down) = if digits >= 0 { (scale, 1.0) } else { (1.0, scale) };
     [(low * up / down).floor() * down / up, (high * up / down).ceil() * down / up]
 }
 
-/// A sentence where nearly all values fall into a few neighbouring levels.
+/// A note if nearly all values are in a few adjacent levels.
 fn note_on_levels(levels: &Levels) -> Option<String> {
-    let (share, width) = FEW_LEVELS;
+    let (share, width) = LOW_CONTRAST;
     let all: u64 = levels.iter().sum();
-    let (at, most) = levels
-        .windows(width)
-        .map(|window| window.iter().sum::<u64>())
-        .enumerate()
-        .max_by_key(|(_, sum)| *sum)?;
-    (most as f64 > share * all as f64).then(|| {
+    let sums = levels.windows(width).map(|window| window.iter().sum::<u64>());
+    let (at, largest) = sums.enumerate().max_by_key(|(_, sum)| *sum)?;
+    (largest as f64 > share * all as f64).then(|| {
         format!(
             "{:.1} % of the values fall into {width} of 256 levels ({at} to {}): the images have hardly any contrast; \
              data.range sets which values become 0 and 255",
-            100.0 * most as f64 / all as f64,
+            100.0 * largest as f64 / all as f64,
             at + width - 1
         )
     })

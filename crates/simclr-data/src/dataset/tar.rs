@@ -1,8 +1,8 @@
 //! Tar shards: tars of class folders, and WebDataset (`key.jpg` with its label in `key.cls`, or else in `key.json`, see
 //! `json_labels`).
 //!
-//! A shard is listed once; images are then read at their offsets, from any thread, without a lock. All shards are
-//! listed for either split, so that both number the classes alike.
+//! A shard is listed once; images are then read at their offsets, from any thread, without a lock. All shards are listed for
+//! every split, so that all splits number the classes alike.
 
 use std::{
     borrow::Cow,
@@ -23,20 +23,21 @@ use super::{
     json_labels::{self, JsonLabels},
     layout,
     layout::Arranged,
-    split_names,
+    notes::list_counts,
+    splits,
 };
 use crate::{DataError, decode};
 
-/// Shards that are kept open; of larger sets each read opens its shard, for the usual limit is 1024 open files.
+/// Maximal number of shards that are kept open (the usual limit is 1024 files); in larger sets each read opens its shard.
 const MAX_OPEN: usize = 256;
-/// A tar consists of blocks; at least one of zeros marks its end.
+/// Block size of tar; at least one block of zeros marks the end.
 const BLOCK: u64 = 512;
-/// Longest class name in a `.cls` member.
+/// Maximal size of a `.cls` member.
 const MAX_LABEL: u64 = 1024;
 
 struct Shards {
     paths: Vec<PathBuf>,
-    /// One per path; none where there are more than [`MAX_OPEN`].
+    /// One per path; empty for more than [`MAX_OPEN`].
     files: Vec<fs_err::File>,
     /// One per path.
     states: Vec<FileState>,
@@ -53,14 +54,14 @@ struct Member {
 #[derive(Default)]
 struct Listing {
     members: Vec<Member>,
-    /// Contents of `.cls` members by shard and key, and labels of `.json` members where there is no `.cls`.
+    /// By shard and key: contents of `.cls` members, or labels of `.json` members without `.cls`.
     labels: HashMap<(usize, String), String>,
     json: JsonLabels,
 }
 
 impl Listing {
-    /// Takes labels from `.json` members for images that have none from `.cls` members; others describe no sample. Returns
-    /// class names of these labels where they have some, and a sentence on members that cannot be used.
+    /// Adds the labels in `.json` members of images without `.cls` member. Returns class names of these labels, if any, and a
+    /// note on unusable members.
     fn take_json(&mut self) -> (HashMap<String, String>, Option<String>) {
         let images: HashSet<_> =
             self.members.iter().map(|member| (member.shard, key(&member.name))).collect();
@@ -71,8 +72,8 @@ impl Listing {
         (names, note)
     }
 
-    /// A labelled WebDataset sample is one image: where `key.jpg` exists, `key.seg.png` is its mask or another member with a name
-    /// of its own. Returns a sentence on what is dropped.
+    /// A labelled WebDataset sample is one image: next to `key.jpg`, `key.seg.png` is a mask or similar. Returns a note on the
+    /// dropped members.
     fn drop_masks(&mut self) -> Option<String> {
         let sample = |member: &Member| (member.shard, key(&member.name));
         let is_plain = |member: &Member| !ending(&member.name).contains('.');
@@ -83,24 +84,22 @@ impl Listing {
             let kept =
                 is_plain(member) || !labels.contains_key(&sample(member)) || !plain.contains(&sample(member));
             if !kept {
-                *dropped.entry(ending(&member.name).to_owned()).or_default() += 1;
+                *dropped.entry(format!(".{}", ending(&member.name))).or_default() += 1;
             }
             kept
         });
         let total: usize = dropped.values().sum();
-        let kinds: Vec<_> = dropped.iter().map(|(ending, count)| format!(".{ending} {count}")).collect();
         (total > 0).then(|| {
-            format!(
-                "{total} further images of labelled samples are passed over, as masks: {}",
-                kinds.join(", ")
-            )
+            let kinds = list_counts(&dropped, usize::MAX);
+            format!("{total} further images of labelled samples are passed over, as masks: {kinds}")
         })
     }
 }
 
 pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let mut listing = Listing::default();
-    let (mut files, mut states) = (Vec::new(), Vec::new());
+    let mut files = Vec::new();
+    let mut states = Vec::new();
     for (shard, path) in paths.iter().enumerate() {
         let mut file = fs_err::File::open(path)?;
         states.push(FileState::from(&file.metadata()?));
@@ -136,7 +135,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     Ok(Opened { samples, notes, label_notes, classes: classes.names, source: Box::new(source) })
 }
 
-/// Whether a file is a tar shard by its name.
+/// By the name of a file.
 pub fn is_shard(path: &Path) -> bool {
     is_compressed(path) || path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar"))
 }
@@ -146,13 +145,13 @@ fn is_compressed(path: &Path) -> bool {
     name.ends_with(".tar.gz") || name.ends_with(".tgz")
 }
 
-/// The shard in a nameless temporary file: images are read at their offsets, which a compressed file does not have. A shard is
-/// opened several times, for each of its parts, and unpacked once in the life of the process.
+/// The shard, decompressed into an anonymous temporary file, since images are read at offsets. A process decompresses each
+/// shard once, although every split opens it.
 fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err::File, DataError> {
     static UNPACKED: Mutex<Vec<(PathBuf, u64, fs_err::File)>> = Mutex::new(Vec::new());
-    let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
+    let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
     if shards > MAX_OPEN {
-        return Err(wrong(format!(
+        return Err(invalid(format!(
             "one of {shards} compressed shards, at most {MAX_OPEN} are read: unpack them"
         )));
     }
@@ -161,88 +160,88 @@ fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err
     let found = known.iter().find(|(of, at, _)| of == path && *at == stamp && stamp != 0);
     if let Some((_, _, whole)) = found {
         let mut whole = whole.try_clone()?;
-        // Listing begins where the handles' common position is.
+        // The handles share one position.
         whole.rewind()?;
         return Ok(whole);
     }
     let mut whole = tempfile::tempfile()?;
     std::io::copy(&mut MultiGzDecoder::new(&mut file), &mut whole)
-        .map_err(|error| wrong(format!("cannot be unpacked into a temporary file: {error}")))?;
+        .map_err(|error| invalid(format!("cannot be unpacked into a temporary file: {error}")))?;
     let mut whole = fs_err::File::from_parts(whole, path);
     whole.rewind()?;
     known.push((path.to_owned(), stamp, whole.try_clone()?));
     Ok(whole)
 }
 
-/// By the folders inside, or else by the names of the shards.
+/// The members of a split, by the folders inside the shards, or else by the names of the shards.
 fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arranged {
     let names: Vec<_> = listing.members.iter().map(|member| member.name.clone()).collect();
-    if layout::has_splits(&names) || !split_names::have_parts(paths) {
+    if layout::has_splits(&names) || !splits::have_parts(paths) {
         return layout::arrange(&names, split);
     }
     let mut arranged = layout::arrange(&names, Split::Train);
-    let wanted = split_names::shards_of(paths, split);
-    arranged.notes.extend(split_names::note_on_shards(paths).filter(|_| split == Split::Train));
+    let wanted = splits::shards_of(paths, split);
+    arranged.notes.extend(splits::note_on_shards(paths).filter(|_| split == Split::Train));
     arranged.retain(|index| wanted.contains(&paths[listing.members[index].shard]));
     arranged
 }
 
-/// Where the images of a shard lie, and its labels.
+/// Adds the images and labels of a shard to `listing`.
 fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -> Result<(), DataError> {
-    let wrong = |reason: String| DataError::Format {
+    let damaged = |reason: String| DataError::Format {
         path: path.to_owned(),
         reason: format!("damaged tar: {reason}"),
     };
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file.file());
     let mut end = 0;
-    for entry in archive.entries_with_seek().map_err(|error| wrong(error.to_string()))? {
-        let mut entry = entry.map_err(|error| wrong(error.to_string()))?;
-        let name = entry.path().map_err(|error| wrong(error.to_string()))?;
+    for entry in archive.entries_with_seek().map_err(|error| damaged(error.to_string()))? {
+        let mut entry = entry.map_err(|error| damaged(error.to_string()))?;
+        let name = entry.path().map_err(|error| damaged(error.to_string()))?;
         let name = name.to_string_lossy().trim_start_matches("./").to_owned();
         let (offset, size) = (entry.raw_file_position(), entry.size());
         end = offset.saturating_add(size);
         if end > length {
-            return Err(wrong(format!("`{name}` is cut, the file ends {} bytes early", end - length)));
+            return Err(damaged(format!("`{name}` is cut, the file ends {} bytes early", end - length)));
         }
         if !entry.header().entry_type().is_file() {
             continue;
         }
         if name.ends_with(".cls") && size <= MAX_LABEL {
             let mut text = String::new();
-            entry.read_to_string(&mut text).map_err(|error| wrong(format!("`{name}`: {error}")))?;
+            entry.read_to_string(&mut text).map_err(|error| damaged(format!("`{name}`: {error}")))?;
             listing.labels.insert((shard, key(&name)), text.trim().to_owned());
         } else if name.ends_with(".json") && size <= json_labels::MAX_BYTES {
             let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).map_err(|error| wrong(format!("`{name}`: {error}")))?;
+            entry.read_to_end(&mut bytes).map_err(|error| damaged(format!("`{name}`: {error}")))?;
             listing.json.add((shard, key(&name)), &name, &bytes);
         } else if layout::is_image(&name) {
             listing.members.push(Member { shard, offset, size, name });
         }
     }
-    // A shard that was cut between two members reads like a whole one, but for the end mark.
+    // Only the end mark distinguishes a whole shard from one truncated between two members.
     let mut mark = [1; BLOCK as usize];
     match file.file().read_exact_at(&mut mark, end.next_multiple_of(BLOCK)) {
         Ok(()) if mark.iter().all(|&byte| byte == 0) => Ok(()),
-        _ => Err(wrong(format!(
+        _ => Err(damaged(format!(
             "no end mark after its last member, the file of {length} bytes was cut or overwritten"
         ))),
     }
 }
 
-/// WebDataset's key: the path up to the first dot of the file name.
+/// The WebDataset key: the path up to the first dot of the file name.
 fn key(name: &str) -> String {
     let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
     format!("{folder}/{}", file.split('.').next().unwrap_or_default())
 }
 
-/// What follows WebDataset's key, without its dot.
+/// The part of the file name after the WebDataset key and a dot.
 fn ending(name: &str) -> &str {
     let file = name.rsplit('/').next().unwrap_or(name);
     file.split_once('.').map_or("", |(_, ending)| ending)
 }
 
-/// Labels from `.cls` and `.json` members; returns the classes of all shards.
+/// Labels samples by the `.cls` and `.json` members; returns the classes of all shards.
 fn label_by_key(samples: &mut [Sample], order: &[usize], listing: &Listing) -> ClassNames {
     let classes = ClassNames::sorted(listing.labels.values().cloned());
     for (sample, &index) in samples.iter_mut().zip(order) {
@@ -278,9 +277,9 @@ impl Source for Shards {
 
 impl Shards {
     fn bytes(&self, member: &Member) -> Result<Vec<u8>, DataError> {
-        let wrong = |reason: String| DataError::Decode { name: member.name.clone(), reason };
+        let failed = |reason: String| DataError::Decode { name: member.name.clone(), reason };
         if member.size > decode::MAX_BYTES {
-            return Err(wrong("the member is larger than any image that is decoded".into()));
+            return Err(failed("the member is larger than any image that is decoded".into()));
         }
         let mut bytes = vec![0; member.size as usize];
         let read = match self.files.get(member.shard) {
@@ -288,7 +287,7 @@ impl Shards {
             None => fs_err::File::open(&self.paths[member.shard])
                 .and_then(|file| file.file().read_exact_at(&mut bytes, member.offset)),
         };
-        read.map_err(|error| wrong(error.to_string()))?;
+        read.map_err(|error| failed(error.to_string()))?;
         Ok(bytes)
     }
 }

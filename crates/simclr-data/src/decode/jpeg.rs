@@ -1,4 +1,4 @@
-//! JPEG, by one of three decoders.
+//! JPEG with the choice of three decoders, and detection of truncated files.
 
 mod layout;
 mod libjpeg;
@@ -21,7 +21,7 @@ pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
-/// Straight to grey or RGB. Size and orientation are read by `zune-jpeg` for both decoders; it converts CMYK and YCCK, which
+/// Decodes to grey or RGB. `zune-jpeg` reads size and orientation for all decoders; it also converts CMYK and YCCK, which
 /// libjpeg refuses.
 // zune 9, jpeg-decoder 24, turbojpeg 7-9 us per 32 px JPEG; 0.73, 0.94, 0.56 ms at 500x375. turbojpeg needs cmake and nasm;
 // mozjpeg is the same decoder built by a C compiler alone, without SIMD.
@@ -37,7 +37,7 @@ pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster
     let (width, height) = decoder.dimensions().ok_or("a JPEG without dimensions")?;
     check_size(width as u64, height as u64)?;
     let grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    let want = if grey && channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
+    let target = if grey && channels == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
     if jpeg != Jpeg::Zune && matches!(decoder.input_colorspace(), Some(ColorSpace::CMYK | ColorSpace::YCCK)) {
         return Err(
             "the JPEG is CMYK, which libjpeg does not convert to RGB; transform.jpeg = \"zune\" does".into(),
@@ -48,15 +48,15 @@ pub(super) fn decode(bytes: &[u8], channels: usize, jpeg: Jpeg) -> Result<Raster
     }
     let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
     let data = match jpeg {
-        Jpeg::Zune => by_zune(&mut decoder, bytes, want, layout.as_ref()),
-        Jpeg::Libjpeg => by_libjpeg(bytes, want, DctMethod::IntegerSlow),
-        Jpeg::LibjpegFast => by_libjpeg(bytes, want, DctMethod::IntegerFast),
+        Jpeg::Zune => by_zune(&mut decoder, bytes, target, layout.as_ref()),
+        Jpeg::Libjpeg => by_libjpeg(bytes, target, DctMethod::IntegerSlow),
+        Jpeg::LibjpegFast => by_libjpeg(bytes, target, DctMethod::IntegerFast),
     };
     let data = data.map_err(|error| format!("damaged JPEG: {error}"))?;
     if let Some(layout) = layout.filter(|layout| ends_in_foreign_zeros(bytes, layout)) {
         return Err(format!("damaged JPEG: its last {} bytes of pixel data are zeros", layout.zeros));
     }
-    let found = if want == ColorSpace::Luma { 1 } else { 3 };
+    let found = if target == ColorSpace::Luma { 1 } else { 3 };
     if data.len() != width * height * found {
         return Err(format!("damaged JPEG: {} bytes for {width}x{height} pixels", data.len()));
     }
@@ -67,16 +67,16 @@ fn options() -> DecoderOptions {
     DecoderOptions::default().set_max_width(1 << 16).set_max_height(1 << 16)
 }
 
-/// `zune-jpeg` makes up what is missing. Where [`Layout`] guards the data, its strict mode makes an error of that; what it
-/// refuses (some whole files too) and what ends in zeros (they may hide restart markers) libjpeg checks, and `zune-jpeg` then
-/// reads leniently.
+/// `zune-jpeg` silently fills in missing data. If [`Layout`] guards the data, its strict mode reports that as an error. Files that
+/// it refuses (including some valid ones) and files that end in zeros (which may hide restart markers) are checked by libjpeg,
+/// then decoded leniently.
 fn by_zune(
     decoder: &mut JpegDecoder<ZCursor<&[u8]>>,
     bytes: &[u8],
-    want: ColorSpace,
+    target: ColorSpace,
     layout: Option<&Layout>,
 ) -> Result<Vec<u8>, String> {
-    let options = decoder.options().jpeg_set_out_colorspace(want);
+    let options = decoder.options().jpeg_set_out_colorspace(target);
     decoder.set_options(options.set_strict_mode(layout.is_some()));
     let strict = decoder.decode();
     if strict.is_ok() && layout.is_some_and(|layout| layout.zeros < 2) {
@@ -93,19 +93,19 @@ fn by_zune(
         .map_err(|error| error.to_string())
 }
 
-fn by_libjpeg(bytes: &[u8], want: ColorSpace, method: DctMethod) -> Result<Vec<u8>, String> {
-    let want = if want == ColorSpace::Luma { JCS_GRAYSCALE } else { JCS_RGB };
-    libjpeg::decode(bytes, want, method).map_err(Failure::reason)
+fn by_libjpeg(bytes: &[u8], target: ColorSpace, method: DctMethod) -> Result<Vec<u8>, String> {
+    let target = if target == ColorSpace::Luma { JCS_GRAYSCALE } else { JCS_RGB };
+    libjpeg::decode(bytes, target, method).map_err(Failure::reason)
 }
 
-/// Whether zeros replaced the last pixel data: more than one zero byte was read as codes, and at least one is left. Zeros
-/// that only pad are not read, and flat areas that are coded as zeros leave none.
+/// Whether zeros replaced the last pixel data: more than one zero byte was read as codes, and at least one was not. Padding is
+/// not read at all, and flat areas coded as zeros are read completely.
 fn ends_in_foreign_zeros(bytes: &[u8], layout: &Layout) -> bool {
-    let whole_without = |lost| libjpeg::check(&layout.without(bytes, lost)).is_ok();
-    layout.zeros > 1 && whole_without(1) && !whole_without(layout.zeros - 1)
+    let is_whole_without = |bytes_lost| libjpeg::check(&layout.without(bytes, bytes_lost)).is_ok();
+    layout.zeros > 1 && is_whole_without(1) && !is_whole_without(layout.zeros - 1)
 }
 
-/// Whether the end-of-image marker comes after the start of the pixel data; a thumbnail inside the metadata has one too.
+/// Whether an end-of-image marker follows the start of the pixel data. One before may be that of a thumbnail.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4).and_then(|b| b.first_chunk::<4>()) {

@@ -1,7 +1,7 @@
-//! Encoded bytes to an upright image: the values as stored ([`Raster`]), then 8 bits of them ([`Image`]).
+//! Encoded bytes to an upright image: first the stored values ([`Raster`]), then 8 bits ([`Image`]) by a [`ValueRange`].
 //!
-//! EXIF orientation is applied, palettes are expanded, CMYK becomes RGB. Transparency is dropped, not blended: PIL's
-//! `convert("RGB")`, through which the peers read, does the same. What becomes 0 and 255 is [`ValueRange`]'s to say.
+//! EXIF orientation is applied, palettes are expanded, CMYK is converted to RGB. Alpha is dropped, not blended, as by PIL's
+//! `convert("RGB")`, which other implementations use.
 
 mod jpeg;
 mod raster;
@@ -17,27 +17,27 @@ use raster::Values;
 
 use crate::{DataError, Image, ValueRange};
 
-/// Largest decoded image, in pixels: a bomb of a few kilobytes may not take the machine's memory.
+/// Maximal number of pixels of a decoded image, against decompression bombs.
 pub const MAX_PIXELS: u64 = 1 << 27;
 
-/// Largest encoded image, in bytes: [`MAX_PIXELS`] of 16-bit RGBA, stored plainly.
+/// Maximal size of an encoded image: [`MAX_PIXELS`] of uncompressed 16-bit RGBA.
 pub(crate) const MAX_BYTES: u64 = MAX_PIXELS * 8;
 
-/// Weights of red, green and blue in a grey value, in 2^-16 (ITU-R BT.601, spec 5.3; they sum to 2^16).
+/// Weights of red, green and blue in the luma, times 2^16 (ITU-R BT.601).
 const LUMA: [u32; 3] = [19_595, 38_470, 7_471];
 
-/// `transform.jpeg`: the decoder of JPEG files. Decoders differ by a level or two in places where the inverse DCT and the
-/// upsampling of chroma round, and more in the last columns of odd widths.
+/// `transform.jpeg`: the decoder of JPEG files. Decoders differ by one or two levels, due to rounding in the inverse DCT and in
+/// chroma upsampling, and by more in the last columns of odd widths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Jpeg {
-    /// The Rust decoder.
+    /// `zune-jpeg`, in Rust.
     #[default]
     Zune,
-    /// libjpeg-turbo with the accurate DCT (ISLOW), byte for byte Pillow's and torchvision's result.
+    /// libjpeg-turbo with the accurate DCT (ISLOW): identical to Pillow and torchvision.
     Libjpeg,
-    /// libjpeg-turbo with the fast DCT (IFAST), byte for byte the result of TensorFlow's `decode_jpeg` by default, and so of
-    /// the official SimCLR code.
+    /// libjpeg-turbo with the fast DCT (IFAST): identical to the default of TensorFlow's `decode_jpeg`, as in the official
+    /// SimCLR code.
     LibjpegFast,
 }
 
@@ -54,23 +54,22 @@ impl FromStr for Jpeg {
     }
 }
 
-/// `data.pages`: what the pages of a TIFF file are. Reduced copies of other pages and transparency masks are left out in any
-/// case.
+/// `data.pages`: how pages of TIFF files are read. Reduced copies and transparency masks are always left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pages {
-    /// Pages of one band and of the first one's size and type are channels of one image; other further pages are left out, with
-    /// a note.
+    /// Single-band pages with the size and type of the first page are channels of one image; other pages are left out, with a
+    /// note.
     #[default]
     Auto,
-    /// Channels of one image; a file of pages that cannot be cannot be decoded.
+    /// Channels of one image; files with other pages are decode errors.
     Channels,
-    /// Images of their own.
+    /// Every page is an image.
     Images,
 }
 
 impl Pages {
-    /// As it is written in configurations.
+    /// Spelling in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -79,7 +78,7 @@ impl Pages {
         }
     }
 
-    /// For fields that are left out where they have their default.
+    /// For `skip_serializing_if`.
     pub(crate) fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
@@ -100,36 +99,36 @@ impl FromStr for Pages {
     }
 }
 
-/// To what an image is decoded, and by what.
+/// Options of decoding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoding {
-    /// 1 = luma, 3 = RGB, any other number must be what the file holds.
+    /// 1 = luma, 3 = RGB; any other number must be that of the file.
     pub channels: usize,
-    /// Of JPEG files.
+    /// Decoder of JPEG files.
     pub jpeg: Jpeg,
-    /// Which values become 0 and 255.
+    /// Stored values that become 0 and 255.
     pub range: ValueRange,
-    /// Of TIFF files.
+    /// How pages of TIFF files are read.
     pub pages: Pages,
 }
 
 impl From<usize> for Decoding {
-    /// With the default decoder, over the full range.
+    /// With default options for the given number of channels.
     fn from(channels: usize) -> Self {
         Self { channels, jpeg: Jpeg::default(), range: ValueRange::default(), pages: Pages::default() }
     }
 }
 
-/// Decodes JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame), PPM or PGM bytes (recognised by content, not by name).
+/// Decodes JPEG, PNG, WebP, BMP, TIFF, GIF (first frame), PPM or PGM, recognised by content. `name` is for messages.
 ///
 /// # Errors
-/// [`DataError::Decode`] with `name` and the decoder's reason.
+/// [`DataError::Decode`].
 pub fn decode(name: &str, bytes: &[u8], how: impl Into<Decoding>) -> Result<Image, DataError> {
     let how = how.into();
     stored(name, bytes, &how, None)?.into_image(name, how.channels, &how.range)
 }
 
-/// Decodes to the values as stored, of a TIFF file page `page` alone where that is given; `how.range` does not matter.
+/// Decodes to stored values, regardless of `how.range`; with `page` only that page of a TIFF file.
 ///
 /// # Errors
 /// Those of [`decode`].
@@ -147,28 +146,27 @@ pub(crate) fn stored(
     raster.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })
 }
 
-/// Channels of a file that is neither grey nor RGB; 3 for everything else, also for what cannot be read.
+/// Channels of a multi-band file; 3 for grey, RGB and unreadable files.
 pub fn native_channels(bytes: &[u8]) -> usize {
     native_channels_of(bytes, None)
 }
 
-/// As [`native_channels`], of page `page` of a TIFF file where that is given.
+/// As [`native_channels`]; with `page` of that page of a TIFF file.
 pub(crate) fn native_channels_of(bytes: &[u8], page: Option<usize>) -> usize {
     let channels = tiff::is_tiff(bytes).then(|| tiff::channels(bytes, page)).flatten().unwrap_or(3);
     if channels == 1 { 3 } else { channels }
 }
 
-/// Numbers, from 0, of the pages that are images of their own where a TIFF file has several; else none. Likewise for a file
-/// that cannot be read.
+/// Page numbers, from 0, of a TIFF file with several pages; empty for other files.
 ///
 /// # Errors
-/// A file of more pages than are looked at.
+/// A file with more than the maximal number of pages.
 pub(crate) fn pages(bytes: &[u8]) -> Result<Vec<usize>, String> {
     let found = if tiff::is_tiff(bytes) { tiff::full_size_pages(bytes)? } else { Vec::new() };
     Ok(if found.len() > 1 { found } else { Vec::new() })
 }
 
-/// Converts to 1 (luma) or 3 (copies) channels; any other number must be there already.
+/// Converts between 1 (luma) and 3 channels (copies); other conversions are errors.
 pub fn to_channels(name: &str, image: Image, channels: usize) -> Result<Image, DataError> {
     let data = match (image.channels, channels) {
         (have, want) if have == want => return Ok(image),
@@ -187,7 +185,7 @@ fn luma(rgb: &[u8]) -> u8 {
     ((sum + (1 << 15)) >> 16) as u8
 }
 
-/// `how.channels` of 4 keeps transparency.
+/// Formats other than JPEG. Alpha is kept if `how.channels` is 4.
 fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, String> {
     if tiff::is_tiff(bytes) {
         if page.is_some() || !tiff::is_cmyk(bytes) {
@@ -200,7 +198,7 @@ fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, St
         _ => "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM image".to_owned(),
     })?;
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    // The limit on pixels is checked below, before anything is allocated.
+    // The limit on pixels is checked below, before the allocation.
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits);
@@ -213,7 +211,7 @@ fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, St
     Ok(Raster::new((width as usize, height as usize), kept, values, kind).upright(orientation))
 }
 
-/// Grey, RGB or, where `alpha` is asked for and there, RGBA.
+/// Grey, RGB or, if the image has alpha and `alpha` is set, RGBA.
 fn kept_channels(decoded: DynamicImage, alpha: bool) -> (usize, Values, &'static str) {
     let color = decoded.color();
     let is_16_bit = color.bytes_per_pixel() / color.channel_count() == 2;

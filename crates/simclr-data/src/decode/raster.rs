@@ -1,11 +1,11 @@
-//! An image in the values that its file stores, and how they become 8 bits.
+//! Images of stored values, and their conversion to 8 bits.
 
 use image::metadata::Orientation;
 
 use super::LUMA;
 use crate::{DataError, Image, ValueRange};
 
-/// Values as stored, exactly: smaller types are widened, 64-bit integers beyond 2^53 are rounded.
+/// Stored values. Smaller types are widened; only 64-bit integers beyond 2^53 are rounded.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Values {
     U8(Vec<u8>),
@@ -14,7 +14,7 @@ pub(crate) enum Values {
     F64(Vec<f64>),
 }
 
-/// Rows from the top, channels interleaved.
+/// An image of stored values: rows from the top, channels interleaved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Raster {
     pub(crate) width: usize,
@@ -23,13 +23,13 @@ pub struct Raster {
     pub(crate) values: Values,
     /// The type that the file declares, such as `int16`.
     pub(crate) kind: &'static str,
-    /// A value that stands for "not measured" (GDAL's tag).
+    /// Value of invalid pixels (GDAL's no-data tag).
     pub(crate) no_data: Option<f64>,
-    /// What of the file is not in here.
+    /// A note for the user, such as on unused pages.
     pub(crate) note: Option<String>,
 }
 
-/// Runs `$then` on the values, of whatever type.
+/// Runs `$then` on values of any type.
 macro_rules! each_type {
     ($values:expr, $data:ident => $then:expr) => {
         match $values {
@@ -41,7 +41,7 @@ macro_rules! each_type {
     };
 }
 
-/// Runs `$then` on the values, of whatever type; the result has the same type.
+/// Runs `$then` on values of any type; the result has the same type.
 macro_rules! same_type {
     ($values:expr, $data:ident => $then:expr) => {
         match $values {
@@ -82,12 +82,12 @@ impl Raster {
         self.kind
     }
 
-    /// What of the file was left out, such as further pages.
+    /// A note for the user, such as on unused pages.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 
-    /// Values that are NaN, infinite or the file's no-data value; they become 0. Of 8-bit images over the full range none.
+    /// Number of values that are NaN, infinite or the file's no-data value; they become 0.
     pub fn missing(&self) -> usize {
         match &self.values {
             Values::U8(_) if self.no_data.is_none() => 0,
@@ -99,12 +99,12 @@ impl Raster {
         values.iter().filter(|&&value| self.is_missing(value.into())).count()
     }
 
-    /// Number of values.
+    /// Number of values of all channels.
     pub fn len(&self) -> usize {
         self.width * self.height * self.channels
     }
 
-    /// Whether there is no value; a decoded image has at least one.
+    /// Never true for a decoded image.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -113,7 +113,7 @@ impl Raster {
         !value.is_finite() || self.no_data == Some(value)
     }
 
-    /// Up to `count` pixels, evenly spread, each as `channels` values; NaN where one is missing.
+    /// Up to `count` evenly spaced pixels of `channels` values each; invalid values are NaN.
     pub(crate) fn sample(&self, count: usize, channels: usize) -> Result<Vec<Vec<f64>>, String> {
         let area = self.width * self.height;
         let count = count.min(area);
@@ -123,33 +123,33 @@ impl Raster {
             if self.is_missing(value) { f64::NAN } else { value }
         };
         let pixel = |at: usize| {
-            let place = at * area / count * self.channels;
-            convert.pixel((place..place + self.channels).map(stored), channels)
+            let first = at * area / count * self.channels;
+            convert.pixel((first..first + self.channels).map(stored), channels)
         };
         Ok((0..count).map(pixel).collect())
     }
 
-    /// 8 bits of `channels` channels (see [`super::to_channels`]) in which `range` goes from 0 to 255.
+    /// Converts to `channels` channels (see [`super::to_channels`]) of 8 bits; the ends of `range` become 0 and 255.
     pub(crate) fn into_image(
         self,
         name: &str,
         channels: usize,
         range: &ValueRange,
     ) -> Result<Image, DataError> {
-        let wrong = |reason: String| DataError::Decode { name: name.to_owned(), reason };
-        let Some(range) = range.of_channels(channels) else {
+        let failed = |reason: String| DataError::Decode { name: name.to_owned(), reason };
+        let Some(range) = range.per_channel(channels) else {
             let (width, height, have) = (self.width, self.height, self.channels);
-            let full = Image::new(width, height, have, self.full_range().map_err(wrong)?);
+            let full = Image::new(width, height, have, self.full_range().map_err(failed)?);
             return super::to_channels(name, full, channels);
         };
-        self.check(&range, channels).map_err(wrong)?;
-        let convert = Conversion::between(self.channels, channels).map_err(wrong)?;
+        self.check(&range, channels).map_err(failed)?;
+        let convert = Conversion::between(self.channels, channels).map_err(failed)?;
         let scale: Vec<Scale> = range.into_iter().map(|pair| Scale::new(pair, self.no_data)).collect();
         let data = each_type!(&self.values, data => scaled(data, self.channels, convert, &scale));
         Ok(Image::new(self.width, self.height, channels, data))
     }
 
-    /// A range is measured on other images as well; only 8 bits show that it cannot be meant for this one.
+    /// The range was measured on other images. A range beyond 255 cannot apply to 8-bit values.
     fn check(&self, range: &[[f64; 2]], channels: usize) -> Result<(), String> {
         if range.len() != channels {
             return Err(format!("data.range has {} pairs for {channels} channels", range.len()));
@@ -162,7 +162,7 @@ impl Raster {
         }
     }
 
-    /// 8 bits over what the type holds.
+    /// 8 bits over the full range of the type.
     fn full_range(self) -> Result<Vec<u8>, String> {
         match self.values {
             Values::U8(data) if self.kind == "uint8" => Ok(data),
@@ -173,7 +173,7 @@ impl Raster {
         }
     }
 
-    /// Turns and mirrors as the camera noted.
+    /// Applies the EXIF orientation.
     pub(crate) fn upright(self, orientation: Option<Orientation>) -> Self {
         let size = (self.width, self.height);
         let Some((turned, stored_at)) = orientation.and_then(stored_at) else { return self };
@@ -187,11 +187,11 @@ fn number<T: Copy + Into<f64>>(values: &[T], at: usize) -> f64 {
     values[at].into()
 }
 
-/// How the channels of a pixel come from those of a file.
+/// Conversion between numbers of channels.
 #[derive(Clone, Copy)]
 enum Conversion {
     Same,
-    /// Grey to three equal ones.
+    /// Grey to three equal channels.
     Copies,
     /// RGB to luma.
     Luma,
@@ -218,7 +218,7 @@ impl Conversion {
     }
 }
 
-/// From a stored value to a level.
+/// Linear map from stored values to 8 bits.
 #[derive(Clone, Copy)]
 struct Scale {
     low: f64,
@@ -231,13 +231,13 @@ impl Scale {
         Self { low, span: high - low, no_data: no_data.unwrap_or(f64::NAN) }
     }
 
-    /// Values outside of the range become its ends; missing ones become 0.
+    /// Clips to the range; invalid values become 0.
     #[inline(always)]
     fn level(self, value: f64) -> u8 {
         if !value.is_finite() || value == self.no_data {
             return 0;
         }
-        // A cast of floats saturates.
+        // The cast saturates.
         ((value - self.low) * 255.0 / self.span + 0.5) as u8
     }
 }
@@ -261,10 +261,10 @@ fn scaled<T: Copy + Into<f64>>(values: &[T], have: usize, convert: Conversion, s
     }
 }
 
-/// Row and column of the upright image, width and height of the stored one: where its pixel is stored (row, column).
+/// Maps row and column in the upright image, and width and height of the stored one, to row and column in the stored one.
 type StoredAt = fn(usize, usize, usize, usize) -> (usize, usize);
 
-/// Whether width and height change places, and where pixels come from; none where they stay.
+/// Whether width and height are swapped, and the map of pixels; `None` for the identity.
 fn stored_at(orientation: Orientation) -> Option<(bool, StoredAt)> {
     Some(match orientation {
         Orientation::NoTransforms => return None,
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_a_range_become_the_first_and_the_last_level() {
+    fn ends_of_the_range_become_0_and_255() {
         let image = |raster: Raster, range| raster.into_image("x", 1, &ValueRange::Same(range)).unwrap().data;
         assert_eq!(
             image(raster(Values::U16(vec![300, 1550, 2800]), "uint16"), [300.0, 2800.0]),
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_values_are_counted_and_become_zero() {
+    fn invalid_values_are_counted_and_become_0() {
         let values = Values::F32(vec![f32::NAN, -9999.0, 2.0]);
         let raster = Raster { no_data: Some(-9999.0), ..raster(values, "float32") };
         assert_eq!(raster.missing(), 2);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn types_without_a_full_range_ask_for_one() {
+    fn types_without_a_full_range_are_refused() {
         let float = raster(Values::F32(vec![0.0; 3]), "float32");
         let refused = float.into_image("x", 1, &ValueRange::Full).unwrap_err().to_string();
         assert!(refused.contains("float32 values have no full range"), "{refused}");
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_converted_before_they_are_scaled() {
+    fn channels_are_converted_before_scaling() {
         let range = ValueRange::PerChannel(vec![[0.0, 10.0], [0.0, 20.0], [0.0, 40.0]]);
         let copies = raster(Values::U16(vec![10, 0, 5]), "uint16").into_image("x", 3, &range).unwrap();
         assert_eq!(copies.data, [255, 128, 64, 0, 0, 0, 128, 64, 32]);

@@ -1,13 +1,13 @@
-//! TIFF as cameras, scanners, GDAL and ImageJ write it: any number of bands, integers and floats, palettes, pages.
+//! TIFF of cameras, scanners, GDAL and ImageJ: any number of bands, integers and floats, palettes, pages.
 //!
 //! | file | image |
 //! | --- | --- |
 //! | grey, RGB | 1, 3 channels |
-//! | other numbers of bands; RGB with bands beyond alpha | all bands; an alpha band comes last and is left out |
+//! | other numbers of bands; RGB with bands beyond alpha | all bands but a last one that is alpha |
 //! | palette, YCbCr | RGB |
 //! | pages that are marked as reduced copies or masks | left out |
-//! | further pages of one band and of the first one's size and type | a stack: one channel each |
-//! | any other further pages | left out, with a note |
+//! | further single-band pages with the size and type of the first | a stack: one channel each |
+//! | other further pages | left out, with a note |
 //!
 //! The last two rows are `data.pages = "auto"`; for the other rules see [`Pages`].
 
@@ -25,7 +25,7 @@ use super::{
     raster::{Raster, Values, same_type},
 };
 
-/// Pages that are looked at; a file may have more.
+/// Maximal number of pages that are read.
 const MAX_PAGES: usize = 4096;
 
 const BLACK_IS_ZERO: u16 = 1;
@@ -41,7 +41,7 @@ pub(super) fn is_tiff(bytes: &[u8]) -> bool {
     [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|start| bytes.starts_with(*start))
 }
 
-/// Channels of the image, or of page `page` alone; none for what cannot be read.
+/// Channels of the image, or only of page `page`; `None` for unreadable files.
 pub(super) fn channels(bytes: &[u8], page: Option<usize>) -> Option<usize> {
     let mut reader = open(bytes).ok()?;
     let used = Used::of(&mut reader, Pages::Auto, page).ok()?.pages;
@@ -50,14 +50,14 @@ pub(super) fn channels(bytes: &[u8], page: Option<usize>) -> Option<usize> {
     Some(if matches!(page.photometric, PALETTE | YCBCR | CMYK) { 3 } else { page.kept * used.len() })
 }
 
-/// The pages that are neither reduced copies nor masks, by their numbers in the file, from 0.
+/// Numbers, from 0, of the pages that are neither reduced copies nor masks.
 pub(super) fn full_size_pages(bytes: &[u8]) -> Result<Vec<usize>, String> {
     let mut reader = open(bytes).map_err(reason)?;
     let (pages, is_whole) = full_size(&mut reader).map_err(reason)?;
     if is_whole { Ok(pages.into_iter().map(|(at, _)| at).collect()) } else { Err(too_many()) }
 }
 
-/// Whether the image crate reads this file: it converts CMYK.
+/// CMYK files are left to the `image` crate, which converts them.
 pub(super) fn is_cmyk(bytes: &[u8]) -> bool {
     open(bytes)
         .ok()
@@ -65,7 +65,8 @@ pub(super) fn is_cmyk(bytes: &[u8]) -> bool {
         .is_some_and(|page| page.photometric == CMYK)
 }
 
-/// Whether the pages of the file are what `rule` expects.
+/// # Errors
+/// Pages that `rule` does not allow.
 pub(super) fn check_pages(bytes: &[u8], rule: Pages) -> Result<(), String> {
     if rule == Pages::Auto {
         return Ok(());
@@ -73,7 +74,7 @@ pub(super) fn check_pages(bytes: &[u8], rule: Pages) -> Result<(), String> {
     Used::of(&mut open(bytes).map_err(reason)?, rule, None).map(drop)
 }
 
-/// The whole file, or page `page` alone. `how.channels` that are those of the file, alpha included, keep it.
+/// Decodes the whole file, or only page `page`. Alpha is kept if `how.channels` includes it.
 pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, String> {
     let mut reader = open(bytes).map_err(reason)?;
     let used = Used::of(&mut reader, how.pages, page)?;
@@ -86,7 +87,7 @@ pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Resul
         reader.seek_to_image(at).map_err(reason)?;
         let mut page = Page::of(&mut reader).map_err(reason)?;
         if page.photometric == CMYK {
-            return Err(format!("page {at} is CMYK, which is read of files of one page alone"));
+            return Err(format!("page {at} is CMYK, which is supported only in files of one page"));
         }
         if page.stored == how.channels {
             page.kept = how.channels;
@@ -98,10 +99,11 @@ pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Resul
     Ok(Raster { no_data, note: used.note, ..stacked(rasters)? }.upright(first.orientation))
 }
 
-/// Room for the largest image in one piece; its size is checked before it is read.
+/// Raises the decoder's limits to the largest image; sizes are checked before decoding.
 fn open(bytes: &[u8]) -> Result<Reader<'_>, TiffError> {
     let mut limits = Limits::default();
-    (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (MAX_BYTES as usize, MAX_BYTES as usize);
+    limits.decoding_buffer_size = MAX_BYTES as usize;
+    limits.intermediate_buffer_size = MAX_BYTES as usize;
     Ok(Decoder::new(Cursor::new(bytes))?.with_limits(limits))
 }
 
@@ -109,7 +111,7 @@ fn reason(error: TiffError) -> String {
     error.to_string()
 }
 
-/// Pages that are neither reduced copies nor masks, with their numbers in the file; false where the file has more than
+/// Pages that are neither reduced copies nor masks, with their numbers in the file; `false` if the file has more than
 /// [`MAX_PAGES`].
 fn full_size(reader: &mut Reader<'_>) -> Result<(Vec<(usize, Page)>, bool), TiffError> {
     let mut found: Vec<(usize, Page)> = Vec::new();
@@ -131,9 +133,9 @@ fn too_many() -> String {
     format!("it has more than {MAX_PAGES} pages")
 }
 
-/// Which pages make the image.
+/// The pages of an image.
 struct Used {
-    /// At least one; more are a stack.
+    /// At least one; several are a stack.
     pages: Vec<usize>,
     note: Option<String>,
 }
@@ -149,7 +151,7 @@ impl Used {
         }
         let Some((_, first)) = found.first() else { return Ok(Self { pages: vec![0], note: None }) };
         let is_stack = first.stored == 1 && first.photometric != PALETTE;
-        let belongs = |(at, page): &(usize, Page)| *at == found[0].0 || is_stack && page.is_like(first);
+        let belongs = |(at, page): &(usize, Page)| *at == found[0].0 || is_stack && page.matches(first);
         if let Some(other) = found.iter().find(|&page| !belongs(page)).filter(|_| rule == Pages::Channels) {
             return Err(not_channels(&found, other));
         }
@@ -162,7 +164,7 @@ impl Used {
         let pages: Vec<usize> = found.iter().filter(|&page| belongs(page)).map(|(at, _)| *at).collect();
         let note = match (found.len() - pages.len(), pages.len()) {
             (0, 1) => None,
-            (0, pages) => Some(format!("{pages} pages are so many channels (data.pages = {rule})")),
+            (0, pages) => Some(format!("{pages} pages are read as channels (data.pages = {rule})")),
             (others, _) => {
                 Some(format!("{others} of {} pages are not used (data.pages = {rule})", found.len()))
             }
@@ -180,7 +182,7 @@ fn not_channels(found: &[(usize, Page)], (at, page): &(usize, Page)) -> String {
     )
 }
 
-/// What the tags of a page declare.
+/// The tags of a page.
 struct Page {
     width: u32,
     height: u32,
@@ -189,7 +191,7 @@ struct Page {
     /// 1 = unsigned, 2 = signed, 3 = floating point.
     format: u16,
     stored: usize,
-    /// Without alpha, which comes last.
+    /// Bands without alpha, which is the last one.
     kept: usize,
     /// A reduced copy of another page, or a transparency mask (NewSubfileType, bits 0 and 2).
     is_copy_or_mask: bool,
@@ -203,13 +205,12 @@ impl Page {
             Ok::<_, TiffError>(reader.find_tag_unsigned_vec::<u16>(tag)?.and_then(|v| v.first().copied()))
         };
         let stored = usize::from(number(Tag::SamplesPerPixel)?.unwrap_or(1));
-        let (bits, format) =
-            (number(Tag::BitsPerSample)?.unwrap_or(1), number(Tag::SampleFormat)?.unwrap_or(1));
+        let bits = number(Tag::BitsPerSample)?.unwrap_or(1);
+        let format = number(Tag::SampleFormat)?.unwrap_or(1);
         let photometric = number(Tag::PhotometricInterpretation)?.unwrap_or(BLACK_IS_ZERO);
         let orientation = number(Tag::Orientation)?.and_then(|turned| Orientation::from_exif(turned as u8));
         let subfile = reader.find_tag_unsigned::<u32>(Tag::NewSubfileType)?.unwrap_or(0);
-        // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is a band of any other meaning, such as near
-        // infrared with RGB.
+        // TIFF 6.0, ExtraSamples: 1 and 2 are associated and unassociated alpha, 0 is any other band, such as near infrared.
         let extra = reader.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples)?;
         let alpha = stored > 1 && extra.is_some_and(|kinds| matches!(kinds.last(), Some(1 | 2)));
         let kept = stored - usize::from(alpha);
@@ -217,7 +218,7 @@ impl Page {
         Ok(Self { width, height, photometric, bits, format, stored, kept, is_copy_or_mask, orientation })
     }
 
-    /// For messages.
+    /// Description for messages.
     fn layout(&self) -> String {
         let Self { width, height, stored, bits, photometric, .. } = self;
         let kind = if *photometric == PALETTE { " of a palette" } else { "" };
@@ -225,15 +226,15 @@ impl Page {
     }
 
     /// Whether two pages can be channels of one image.
-    fn is_like(&self, other: &Self) -> bool {
+    fn matches(&self, other: &Self) -> bool {
         let layout =
             |page: &Self| (page.width, page.height, page.stored, page.bits, page.format, page.photometric);
         layout(self) == layout(other)
     }
 
-    /// Reads this page, number `at` of the file, which `reader` is at.
+    /// Reads this page, number `at` of the file, at which `reader` is positioned.
     fn read(&self, reader: &mut Reader<'_>, (bytes, at): (&[u8], usize)) -> Result<Raster, String> {
-        // The decoder refuses palettes and keeps three bands of RGB. Declared as grey, all bands come as they are stored.
+        // The decoder refuses palettes and drops further bands of RGB. Declared as grey, all bands are returned as stored.
         let as_stored = self.photometric == PALETTE || self.photometric == RGB && self.kept > 3;
         let (data, layout) = if as_stored {
             let directory = reader.ifd_pointer().ok_or("a TIFF without a directory")?.0;
@@ -268,7 +269,7 @@ impl Page {
         ))
     }
 
-    /// Values of fewer than 8 bits in bytes of their own, grey ones from 0 to 255.
+    /// Unpacks values of fewer than 8 bits to bytes, grey ones scaled to 0 to 255.
     fn unpacked(&self, values: Values, layout: &BufferLayoutPreference) -> Values {
         let Values::U8(packed) = values else { return values };
         if self.bits >= 8 {
@@ -289,14 +290,14 @@ impl Page {
     }
 }
 
-/// All samples of the page that `reader` is at.
+/// All samples of the current page.
 fn samples(reader: &mut Reader<'_>) -> Result<(DecodingResult, BufferLayoutPreference), String> {
     let mut data = DecodingResult::U8(Vec::new());
     let layout = reader.read_image_to_buffer(&mut data).map_err(reason)?;
     Ok((data, layout))
 }
 
-/// The samples in the smallest type of ours that holds them, and the name of their own.
+/// The samples in the smallest type of [`Values`] that represents them, and the name of the stored type.
 fn exact(data: DecodingResult) -> (Values, &'static str) {
     match data {
         DecodingResult::U8(data) => (Values::U8(data), "uint8"),
@@ -333,11 +334,11 @@ fn first_bands(values: Values, stored: usize, kept: usize) -> Values {
     if stored == kept { values } else { same_type!(&values, data => keep(data, stored, kept)) }
 }
 
-/// Colours of indices.
+/// Replaces palette indices by RGB.
 fn through_palette(reader: &mut Reader<'_>, values: &Values) -> Result<Values, String> {
     let map = reader.get_tag_u16_vec(Tag::ColorMap).map_err(reason)?;
     let entries = map.len() / 3;
-    // Some writers leave 8-bit colours in the 16-bit entries; libtiff tells them the same way.
+    // Some writers store 8-bit colours in the 16-bit entries; libtiff uses the same heuristic.
     let is_8_bit = map.iter().all(|&value| value < 256);
     let level = |value: u16| if is_8_bit { value as u8 } else { ((u32::from(value) + 128) / 257) as u8 };
     let indices: Vec<usize> = match values {
@@ -352,7 +353,7 @@ fn through_palette(reader: &mut Reader<'_>, values: &Values) -> Result<Values, S
     Ok(Values::U8(indices.iter().flat_map(colour).collect()))
 }
 
-/// The JPEG convention (full range, ITU-R BT.601), which is also TIFF's default.
+/// By the JPEG convention (full range, ITU-R BT.601), the default of TIFF.
 fn rgb_of_ycbcr(values: &Values, stored: usize) -> Result<Values, String> {
     let Values::U8(data) = values else { return Err("YCbCr of other than 8 bits".into()) };
     if stored < 3 {
@@ -362,13 +363,13 @@ fn rgb_of_ycbcr(values: &Values, stored: usize) -> Result<Values, String> {
         let [luma, blue, red] = [0, 1, 2].map(|band| f32::from(pixel[band]));
         let (blue, red) = (blue - 128.0, red - 128.0);
         let rgb = [luma + 1.402 * red, luma - 0.344_136 * blue - 0.714_136 * red, luma + 1.772 * blue];
-        // A cast of floats saturates.
+        // The cast saturates.
         rgb.map(|value| (value + 0.5) as u8)
     };
     Ok(Values::U8(data.chunks_exact(stored).flat_map(rgb).collect()))
 }
 
-/// Pages of one size as channels of one image.
+/// Combines pages of one size as channels of one image.
 fn stacked(mut pages: Vec<Raster>) -> Result<Raster, String> {
     let count = pages.len();
     let mut first = pages.remove(0);
@@ -395,7 +396,7 @@ fn extended<T: Copy>(all: &mut Vec<T>, page: &[T]) -> bool {
     true
 }
 
-/// The file with another colour space in the directory at byte `directory`, of classic TIFF and BigTIFF.
+/// The file with another colour space in the directory at byte `directory`; classic TIFF and BigTIFF.
 fn with_photometric(bytes: &[u8], directory: u64, photometric: u16) -> Option<Vec<u8>> {
     let big_endian = bytes.starts_with(b"MM");
     let number = |at: usize, length: usize| {
@@ -403,7 +404,7 @@ fn with_photometric(bytes: &[u8], directory: u64, photometric: u16) -> Option<Ve
         let joined = |sum: u64, digit: u64| sum << 8 | digit;
         Some(if big_endian { digits.fold(0, joined) } else { digits.rev().fold(0, joined) })
     };
-    // Bytes of the number of entries, of an entry, and from an entry's start to its value.
+    // Size of the entry count, size of an entry, offset of the value within an entry.
     let (count, size, value) = if number(2, 2)? == 43 { (8, 20, 12) } else { (2, 12, 8) };
     let directory = usize::try_from(directory).ok()?;
     let entries = usize::try_from(number(directory, count)?).ok()?;

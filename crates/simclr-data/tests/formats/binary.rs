@@ -37,7 +37,7 @@ fn cifar_10_and_100_binaries() {
     put(hundred.path(), "train.bin", &cifar(&[&[7, 42]]));
     let set = open(hundred.path(), Split::Train);
     assert_eq!((set.labels().unwrap(), set.classes().len()), (vec![42], 100));
-    assert!(!Dataset::has_test_split(hundred.path()));
+    assert!(!Dataset::has_split(hundred.path(), Split::Test));
     for wrong in [cifar(&[&[1]])[1..].to_vec(), cifar(&[&[11]])] {
         put(root.path(), "data_batch_2.bin", &wrong);
         let error = Dataset::open(root.path(), Split::Train, Channels::Auto).unwrap_err();
@@ -74,7 +74,7 @@ fn idx_plain_and_gzipped_with_and_without_labels() {
 }
 
 #[test]
-fn idx_that_contradicts_itself_is_refused() {
+fn contradictory_idx_files_are_refused() {
     let images = [
         idx(&[2, 2, 3], &[0; 11]),
         idx(&[2, 2, 3], &[0; 13]),

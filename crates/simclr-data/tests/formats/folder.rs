@@ -1,11 +1,11 @@
-//! Folders as people keep them: parts by many names, other files among the images.
+//! Folders with various names of splits and with other files among the images.
 
 use simclr_data::{Dataset, Split};
 
 use super::{firsts, names, open, png, put};
 
 #[test]
-fn parts_by_the_names_that_people_use() {
+fn common_names_of_split_folders() {
     for [train, test] in [
         ["Train", "Test"],
         ["train", "valid"],
@@ -31,7 +31,7 @@ fn parts_by_the_names_that_people_use() {
 }
 
 #[test]
-fn what_is_not_read_is_noted_with_counts() {
+fn skipped_files_are_noted_with_counts() {
     let root = tempfile::tempdir().unwrap();
     for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png", "extra/1.png", "extra/2.png"] {
         put(root.path(), name, &png(1));
@@ -51,7 +51,7 @@ fn what_is_not_read_is_noted_with_counts() {
 }
 
 #[test]
-fn an_image_without_a_label_is_named() {
+fn images_without_a_label_are_noted() {
     let root = tempfile::tempdir().unwrap();
     for name in ["a/1.png", "b/1.png", "views.png"] {
         put(root.path(), name, &png(1));
@@ -65,7 +65,7 @@ fn an_image_without_a_label_is_named() {
 }
 
 #[test]
-fn an_archive_next_to_folders_of_images_is_not_the_set() {
+fn archives_next_to_folders_of_images_are_skipped() {
     let root = tempfile::tempdir().unwrap();
     put(root.path(), "a/1.png", &png(1));
     put(root.path(), "b/1.png", &png(2));
@@ -78,7 +78,7 @@ fn an_archive_next_to_folders_of_images_is_not_the_set() {
     let set = open(root.path(), Split::Train);
     assert_eq!(names(&set), ["a/1.png", "b/1.png"]);
     assert_eq!(set.notes(), ["1 file of another kind is passed over: .tar 1"]);
-    assert!(!Dataset::has_test_split(root.path()));
+    assert!(!Dataset::has_split(root.path(), Split::Test));
 }
 
 #[test]

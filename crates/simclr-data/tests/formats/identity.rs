@@ -1,4 +1,4 @@
-//! A changed pixel under an unchanged name and size is noticed in every stored form; a copy or a `touch` is no change.
+//! Changed pixels under the same name and size are detected in all formats; a copy or a `touch` is no change.
 
 use std::{
     path::Path,
@@ -7,14 +7,13 @@ use std::{
 };
 
 use simclr_data::{
-    Dataset, RangeChoice, Split,
-    dataset::{Labels, PackOptions, pack},
-    decode::{Jpeg, Pages},
+    Dataset, Split,
+    dataset::{PackOptions, pack},
 };
 
 use super::{binary, open, parquet::hub_parquet, png, put, tar::tar_of};
 
-/// Writes a set of two images in one form at a path; the argument is the value of the second image's pixels.
+/// Writes a set of two images to a path; the number is the value of the second image's pixels.
 type Form = fn(&Path, u8);
 
 const FORMS: [(&str, Form); 7] = [
@@ -34,17 +33,7 @@ const FORMS: [(&str, Form); 7] = [
     ("packed", |path, value| {
         let folder = path.with_extension("folder");
         FORMS[0].1(&folder, value);
-        let channels = simclr_data::dataset::Channels::Auto;
-        let options = PackOptions {
-            channels,
-            size: None,
-            jpeg: Jpeg::Zune,
-            range: RangeChoice::Auto,
-            pages: Pages::Auto,
-            labels: Labels::Auto,
-            threads: 1,
-        };
-        pack(&folder, path, &options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
+        pack(&folder, path, &PackOptions::default(), &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
     }),
     ("gzipped idx", |path, value| {
         let bytes = binary::gzip(&binary::idx(&[2, 1, 2], &[10, 10, value, 30]));
@@ -64,7 +53,7 @@ fn decoded(path: &Path) -> Dataset {
 }
 
 #[test]
-fn a_changed_pixel_under_the_same_name_and_size_is_noticed_in_every_form() {
+fn changed_pixels_under_the_same_name_and_size_are_detected() {
     let root = tempfile::tempdir().unwrap();
     for (form, write) in FORMS {
         let path = path_of(root.path(), form);
@@ -85,7 +74,7 @@ fn a_changed_pixel_under_the_same_name_and_size_is_noticed_in_every_form() {
 }
 
 #[test]
-fn rewritten_with_the_same_bytes_a_set_is_the_same() {
+fn rewriting_the_same_bytes_is_no_change() {
     let root = tempfile::tempdir().unwrap();
     for (form, write) in FORMS {
         let path = path_of(root.path(), form);
@@ -99,9 +88,9 @@ fn rewritten_with_the_same_bytes_a_set_is_the_same() {
     }
 }
 
-/// As `rsync --times` and `cp --preserve` leave it.
+/// As after `rsync --times` or `cp --preserve`.
 #[test]
-fn a_restored_modification_time_hides_no_change() {
+fn changes_with_a_restored_modification_time_are_detected() {
     let root = tempfile::tempdir().unwrap();
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     let write = |value| {
@@ -116,7 +105,7 @@ fn a_restored_modification_time_hides_no_change() {
 }
 
 #[test]
-fn images_that_were_never_read_cannot_be_compared() {
+fn images_never_read_are_unknown() {
     let root = tempfile::tempdir().unwrap();
     FORMS[0].1(root.path(), 20);
     let before = open(root.path(), Split::Train);
@@ -129,7 +118,7 @@ fn images_that_were_never_read_cannot_be_compared() {
 }
 
 #[test]
-fn a_packed_set_has_the_content_of_what_was_packed() {
+fn packed_sets_have_the_content_digest_of_the_original() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("packed.set");
     FORMS[5].1(&path, 20);
@@ -139,7 +128,7 @@ fn a_packed_set_has_the_content_of_what_was_packed() {
 }
 
 #[test]
-fn class_folders_in_two_unicode_forms_are_one_class_or_refused() {
+fn unicode_equivalent_class_folders_are_merged_over_splits_and_refused_within_one() {
     let (composed, decomposed) = ("caf\u{e9}", "cafe\u{301}");
     let root = tempfile::tempdir().unwrap();
     for (name, value) in [("train/bar/1.png", 1), ("test/bar/1.png", 2)] {

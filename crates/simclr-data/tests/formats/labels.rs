@@ -1,4 +1,4 @@
-//! Labels by tables: found in the folder, given, inside of shards and columns; and what is noted of them.
+//! Labels from tables in the folder, given tables, shards and columns, with their notes.
 
 use std::{path::Path, sync::Arc};
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{firsts, names, open, png, put, tar::tar_of};
 
-/// A folder of images with these names, and of text files.
+/// A folder with images and text files.
 fn folder(images: &[&str], texts: &[(&str, &str)]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     images.iter().for_each(|name| put(root.path(), name, &png(name.len() as u8)));
@@ -45,7 +45,7 @@ fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>, names: Option<(&str, &[&
 }
 
 #[test]
-fn metadata_of_image_folders_gives_labels_in_any_of_its_forms() {
+fn metadata_of_image_folders_in_all_formats() {
     let images = ["pictures/1.png", "pictures/2.png", "pictures/3.png"];
     let csv = "file_name,text,label\npictures/1.png,x,dog\npictures/2.png,y,cat\npictures/3.png,z,dog\n";
     let lines: String = [("1", "dog"), ("2", "cat"), ("3", "dog")]
@@ -73,7 +73,7 @@ fn metadata_of_image_folders_gives_labels_in_any_of_its_forms() {
 }
 
 #[test]
-fn a_table_in_each_part_numbers_the_classes_alike() {
+fn tables_in_several_splits_number_classes_alike() {
     let root = folder(
         &["train/1.png", "train/2.png", "test/1.png"],
         &[
@@ -89,7 +89,7 @@ fn a_table_in_each_part_numbers_the_classes_alike() {
 }
 
 #[test]
-fn a_table_wins_over_class_folders_and_what_it_leaves_out_is_named() {
+fn tables_take_precedence_over_class_folders() {
     let rows = "x/1.png,cat\nx/2.png,dog\nz/9.png,dog\nx/8.png,cat\n";
     let root = folder(&["x/1.png", "x/2.png", "y/3.png"], &[("labels.csv", rows)]);
     let set = open(root.path(), Split::Train);
@@ -105,7 +105,7 @@ fn a_table_wins_over_class_folders_and_what_it_leaves_out_is_named() {
 }
 
 #[test]
-fn a_table_of_something_else_leaves_class_folders_as_they_are() {
+fn tables_without_labels_are_ignored() {
     for (name, text, part) in [
         ("metadata.csv", "file_name,text\na/1.png,a photo\n", "its columns are file_name, text"),
         ("metadata.csv", "id,label\n1,cat\n", "expected a column of image names (file_name)"),
@@ -120,7 +120,7 @@ fn a_table_of_something_else_leaves_class_folders_as_they_are() {
 }
 
 #[test]
-fn a_damaged_table_gives_no_labels_at_all_and_is_noted() {
+fn damaged_tables_remove_all_labels_with_a_note() {
     for (text, part) in [
         ("path,label\na/1.png,cat\nb/2.png\n", "line 3: 1 fields, expected 2"),
         ("path,label\na/1.png,cat\na/1.png,dog\n", "`a/1.png` has two labels, `cat` and `dog`"),
@@ -135,7 +135,7 @@ fn a_damaged_table_gives_no_labels_at_all_and_is_noted() {
 }
 
 #[test]
-fn the_nearest_table_counts_and_one_in_a_folder() {
+fn the_nearest_table_takes_precedence() {
     let root = folder(
         &["1.png", "deep/1.png", "deep/2.png"],
         &[
@@ -150,7 +150,7 @@ fn the_nearest_table_counts_and_one_in_a_folder() {
 }
 
 #[test]
-fn tiny_imagenet_has_the_classes_of_its_validation_part_in_a_table() {
+fn tiny_imagenet_annotations() {
     let root = folder(
         &[
             "t/train/n1/images/n1_0.JPEG",
@@ -190,7 +190,7 @@ fn labels_can_be_switched_off() {
 }
 
 #[test]
-fn a_given_table_takes_the_place_of_all_labels() {
+fn given_tables_replace_all_labels() {
     let root = folder(&["a/1.png", "a/2.png", "b/x/3.png"], &[]);
     let table = |text: &str| {
         let elsewhere = folder(&[], &[("t.csv", text)]);
@@ -216,7 +216,7 @@ fn a_given_table_takes_the_place_of_all_labels() {
 }
 
 #[test]
-fn names_of_a_given_table_are_looked_up_in_all_parts() {
+fn names_in_given_tables_are_looked_up_in_all_splits() {
     let root = folder(&["train/1.png", "train/2.png", "test/1.png", "test/3.png"], &[]);
     let labelled = |text: &str, split: Split| {
         let elsewhere = folder(&[], &[("t.csv", text)]);
@@ -234,7 +234,7 @@ fn names_of_a_given_table_are_looked_up_in_all_parts() {
 }
 
 #[test]
-fn json_members_of_webdataset_give_labels_where_there_is_no_cls() {
+fn json_members_of_webdataset_give_labels() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("train-0.tar");
     let images = [1, 2, 3].map(png);
@@ -277,7 +277,7 @@ fn json_members_of_webdataset_give_labels_where_there_is_no_cls() {
 }
 
 #[test]
-fn columns_of_labels_of_every_plain_type() {
+fn label_columns_of_all_types() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("x.parquet");
     let pngs = [1, 2, 3].map(png);
@@ -320,7 +320,7 @@ fn columns_of_labels_of_every_plain_type() {
 }
 
 #[test]
-fn where_labels_come_from_is_a_word_or_a_path() {
+fn label_options_round_trip() {
     for (text, labels) in [
         ("auto", Labels::Auto),
         ("none", Labels::None),
@@ -338,7 +338,7 @@ proptest! {
 
     /// A folder with a table is the set that the table describes, in whichever of the forms, found or given.
     #[test]
-    fn a_table_gives_each_image_its_label(labels in proptest::collection::vec("[a-e]|[0-9]{1,2}", 1..12)) {
+    fn any_table_labels_its_images(labels in proptest::collection::vec("[a-e]|[0-9]{1,2}", 1..12)) {
         let images: Vec<String> = (0..labels.len()).map(|at| format!("{at:02}.png")).collect();
         let rows: String = images.iter().zip(&labels).map(|(image, label)| format!("{image},{label}\n")).collect();
         let csv = format!("file_name,label\n{rows}");

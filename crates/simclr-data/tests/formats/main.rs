@@ -1,4 +1,4 @@
-//! Each stored form of an image set, written by the test and read back: order, labels, splits, pixels.
+//! All formats of image sets, written by the tests and read back: order, labels, splits, pixels.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -43,7 +43,7 @@ fn firsts(set: &Dataset) -> Vec<u8> {
 }
 
 #[test]
-fn class_folders_of_any_depth_in_sorted_order() {
+fn class_folders_of_any_depth_are_sorted() {
     let root = tempfile::tempdir().unwrap();
     for (name, value) in [("b/2.png", 2), ("b/1.PNG", 1), ("a/deep/er/3.jpeg", 3), ("b/.hidden.png", 9)] {
         put(root.path(), name, &png(value));
@@ -57,13 +57,13 @@ fn class_folders_of_any_depth_in_sorted_order() {
         (set.classes(), firsts(&set), set.channels()),
         (&["a".to_owned(), "b".into()][..], vec![3, 1, 2], 3)
     );
-    assert!(!Dataset::has_test_split(root.path()));
+    assert!(!Dataset::has_split(root.path(), Split::Test));
     let error = Dataset::open(root.path(), Split::Test, Channels::Auto).unwrap_err();
     assert!(matches!(error, DataError::Empty { .. }), "{error}");
 }
 
 #[test]
-fn flat_folders_have_no_labels_and_splits_are_folders() {
+fn flat_folders_have_no_labels_and_split_folders_are_found() {
     let root = tempfile::tempdir().unwrap();
     put(root.path(), "x.png", &png(4));
     let set = open(root.path(), Split::Train);
@@ -73,7 +73,7 @@ fn flat_folders_have_no_labels_and_splits_are_folders() {
         put(root.path(), "train/a/1.png", &png(1));
         put(root.path(), "train/b/1.png", &png(2));
         put(root.path(), &format!("{test}/b/1.png"), &png(3));
-        assert!(Dataset::has_test_split(root.path()));
+        assert!(Dataset::has_split(root.path(), Split::Test));
         assert_eq!(open(root.path(), Split::Train).labels().unwrap(), [0, 1]);
         let set = open(root.path(), Split::Test);
         assert_eq!((set.labels().unwrap(), set.classes().len(), firsts(&set)), (vec![1], 2, vec![3]));
@@ -81,7 +81,7 @@ fn flat_folders_have_no_labels_and_splits_are_folders() {
 }
 
 #[test]
-fn training_and_validation_part_are_one_set_on_demand() {
+fn training_and_validation_split_can_be_joined() {
     let root = tempfile::tempdir().unwrap();
     for (name, value) in [("train/a/1.png", 1), ("train/b/1.png", 2), ("val/b/1.png", 3), ("test/a/1.png", 4)]
     {
@@ -98,7 +98,7 @@ fn training_and_validation_part_are_one_set_on_demand() {
 }
 
 #[test]
-fn links_are_followed_and_circles_end() {
+fn links_are_followed_and_loops_skipped() {
     let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     put(elsewhere.path(), "real.png", &png(7));
     put(root.path(), "a/1.png", &png(1));
@@ -113,7 +113,7 @@ fn links_are_followed_and_circles_end() {
 }
 
 #[test]
-fn order_and_fingerprint_do_not_depend_on_where_or_when_a_set_was_written() {
+fn order_and_fingerprint_do_not_depend_on_the_file_system() {
     let write = |order: &[&str], class: &str| {
         let root = tempfile::tempdir().unwrap();
         for name in order {
@@ -130,7 +130,7 @@ fn order_and_fingerprint_do_not_depend_on_where_or_when_a_set_was_written() {
 }
 
 #[test]
-fn the_fingerprint_knows_labels_and_sizes() {
+fn fingerprints_depend_on_labels_and_sizes() {
     let root = tempfile::tempdir().unwrap();
     let print = |label: u8, width: u32| {
         put(root.path(), "train-images-idx3-ubyte", &binary::idx(&[1, 1, width], &vec![0; width as usize]));
@@ -142,13 +142,13 @@ fn the_fingerprint_knows_labels_and_sizes() {
 }
 
 #[test]
-fn nothing_to_read_is_said_so() {
+fn paths_without_images_are_refused() {
     let root = tempfile::tempdir().unwrap();
     put(root.path(), "notes.txt", b"text");
     for path in [root.path().to_owned(), root.path().join("gone"), root.path().join("notes.txt")] {
         let error = Dataset::open(&path, Split::Train, Channels::Auto).unwrap_err();
         assert!(matches!(error, DataError::Empty { .. }) && error.hint().is_some(), "{error}");
-        assert!(!Dataset::has_test_split(&path));
+        assert!(!Dataset::has_split(&path, Split::Test));
     }
     put(root.path(), "x.png", &png(1));
     let error = Dataset::open(root.path(), Split::Train, Channels::Count(0)).unwrap_err();

@@ -1,4 +1,4 @@
-//! Packed sets: the same to everybody as the set that was packed; cut, foreign and lying files.
+//! Packed sets: equal to the original set; truncated, foreign and contradictory files.
 
 use std::{
     path::{Path, PathBuf},
@@ -57,7 +57,7 @@ fn same(a: &Dataset, b: &Dataset) {
     assert_eq!((a.samples(), a.classes(), a.channels()), (b.samples(), b.classes(), b.channels()));
     assert_eq!(a.fingerprint(), b.fingerprint());
     for index in 0..a.len() {
-        // Twice: the first use of an image also looks at its checksum.
+        // Twice: the first decoding of an image also verifies its checksum.
         for _ in 0..2 {
             assert_eq!(a.decode(index).map_err(reason), b.decode(index).map_err(reason), "{index}");
         }
@@ -65,19 +65,20 @@ fn same(a: &Dataset, b: &Dataset) {
 }
 
 #[test]
-fn a_packed_folder_is_the_folder() {
+fn packed_sets_equal_the_original() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
     put(&data, "unlabeled/x/free.png", &png(3));
     let mut progress = Vec::new();
-    let told = pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
-    let told = told.unwrap().unwrap();
-    assert_eq!((told.train, told.test, told.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
-    let bad: Vec<_> = told.bad.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(bad, ["train/bee/cut.png", "test/ant/empty.jpg"]);
-    assert_eq!((told.unlabelled, progress.last()), (1, Some(&(15, 15))));
-    assert!(Dataset::has_test_split(&out));
+    let packed =
+        pack(&data, &out, &PLAIN, &mut |done, of| progress.push((done, of)), &AtomicBool::new(false));
+    let packed = packed.unwrap().unwrap();
+    assert_eq!((packed.train, packed.test, packed.bytes), (10, 4, fs_err::metadata(&out).unwrap().len()));
+    let failed: Vec<_> = packed.failed.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(failed, ["train/bee/cut.png", "test/ant/empty.jpg"]);
+    assert_eq!((packed.unlabelled, progress.last()), (1, Some(&(15, 15))));
+    assert!(Dataset::has_split(&out, Split::Test));
     for split in [Split::Train, Split::Test, Split::Unlabelled] {
         for channels in [Channels::Auto, Channels::Count(1), Channels::Count(3)] {
             let [a, b] = [&data, &out].map(|path| Dataset::open(path, split, channels).unwrap());
@@ -90,7 +91,7 @@ fn a_packed_folder_is_the_folder() {
 }
 
 #[test]
-fn batches_of_a_packed_folder_are_those_of_the_folder() {
+fn batches_of_packed_sets_equal_those_of_the_original() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
@@ -116,7 +117,7 @@ fn batches_of_a_packed_folder_are_those_of_the_folder() {
 }
 
 #[test]
-fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
+fn grey_sets_without_test_split_and_repeated_packing() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("idx");
     let pixels: Vec<u8> = (0..4 * 3 * 2).collect();
@@ -126,7 +127,7 @@ fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
     packed(&data, &once, &PLAIN);
     packed(&once, &twice, &PLAIN);
     for file in [&once, &twice] {
-        assert!(!Dataset::has_test_split(file));
+        assert!(!Dataset::has_split(file, Split::Test));
         same(&open(&data, Split::Train), &open(file, Split::Train));
         let error = Dataset::open(file, Split::Test, Channels::Auto).unwrap_err();
         assert!(matches!(error, DataError::Empty { .. }), "{error}");
@@ -135,7 +136,7 @@ fn sets_of_one_channel_without_test_part_and_a_packed_set_packed_again() {
 }
 
 #[test]
-fn scaled_sets_keep_small_images_and_say_that_they_differ() {
+fn scaled_sets_keep_small_images_and_differ_in_fingerprint() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("small.pack"));
     folder(&data);
@@ -161,7 +162,7 @@ fn scaled_sets_keep_small_images_and_say_that_they_differ() {
 }
 
 #[test]
-fn an_old_file_is_replaced_by_a_whole_one_or_not_at_all() {
+fn existing_files_are_replaced_atomically() {
     let root = tempfile::tempdir().unwrap();
     let (data, out) = (root.path().join("images"), root.path().join("images.pack"));
     folder(&data);
@@ -205,17 +206,17 @@ fn refused(file: &Path, bytes: &[u8]) -> String {
     let [train, test] =
         [Split::Train, Split::Test].map(|split| Dataset::open(file, split, Channels::Auto).unwrap_err());
     assert_eq!(train.to_string(), test.to_string());
-    assert!(Dataset::has_test_split(file) || matches!(train, DataError::Empty { .. }), "{train}");
+    assert!(Dataset::has_split(file, Split::Test) || matches!(train, DataError::Empty { .. }), "{train}");
     train.to_string()
 }
 
 #[test]
-fn files_that_are_cut_grow_or_come_from_elsewhere() {
+fn truncated_extended_and_foreign_files_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let (file, whole) = sample(root.path());
     for length in [8, 12, 43, 44, 500, whole.len() - 28, whole.len() - 1] {
-        let told = refused(&file, &whole[..length]);
-        assert!(told.contains("images.pack") && told.contains("cut short"), "{length}: {told}");
+        let reason = refused(&file, &whole[..length]);
+        assert!(reason.contains("images.pack") && reason.contains("cut short"), "{length}: {reason}");
     }
     for length in [0, 7] {
         assert!(refused(&file, &whole[..length]).contains("no images found"));
@@ -232,13 +233,13 @@ fn files_that_are_cut_grow_or_come_from_elsewhere() {
         let mut damaged = whole.clone();
         let at = damaged.len() - from_end;
         damaged[at] ^= 1;
-        let told = refused(&file, &damaged);
-        assert!(told.contains(part), "{told}");
+        let reason = refused(&file, &damaged);
+        assert!(reason.contains(part), "{reason}");
     }
 }
 
 #[test]
-fn damaged_pixels_are_one_bad_image() {
+fn damaged_pixels_fail_a_single_image() {
     let root = tempfile::tempdir().unwrap();
     let (file, mut bytes) = sample(root.path());
     let before = open(&file, Split::Train).decode(0).unwrap().data.len();
@@ -249,12 +250,12 @@ fn damaged_pixels_are_one_bad_image() {
     let set = open(&damaged, Split::Train);
     assert!(set.decode(0).is_ok() && set.decode(2).is_ok());
     for _ in 0..2 {
-        let told = set.decode(1).unwrap_err().to_string();
-        assert!(told.contains(names(&set)[1]) && told.contains("checksum"), "{told}");
+        let reason = set.decode(1).unwrap_err().to_string();
+        assert!(reason.contains(names(&set)[1]) && reason.contains("checksum"), "{reason}");
     }
 }
 
-/// The file with another index, its checksum and place made to fit.
+/// The file with another index of valid checksum and position.
 fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
     let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
     let (start, length) = (number(whole.len() - 28), number(whole.len() - 20));
@@ -266,13 +267,13 @@ fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> 
 }
 
 #[test]
-fn an_index_that_lies_is_refused() {
+fn contradictory_indices_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let (file, whole) = sample(root.path());
     fs_err::write(&file, with_index(&whole, |_| {})).unwrap();
     same(&open(&root.path().join("images"), Split::Test), &open(&file, Split::Test));
     type Change = fn(&mut serde_json::Value);
-    let lies: [(Change, &str); 8] = [
+    let changes: [(Change, &str); 8] = [
         (|index| index["channels"] = 0.into(), "0 channels"),
         (|index| index["channels"] = 4.into(), "promises pixels up to byte"),
         (|index| index["channels"] = u64::MAX.into(), "pixels and 18446744073709551615 channels"),
@@ -282,9 +283,9 @@ fn an_index_that_lies_is_refused() {
         (|index| drop(index["test"]["names"].as_array_mut().unwrap().pop()), "3 names, but columns"),
         (|index| index["train"] = serde_json::Value::Null, "damaged packed set"),
     ];
-    for (lie, part) in lies {
-        let told = refused(&file, &with_index(&whole, lie));
-        assert!(told.contains(part), "expected `{part}` in `{told}`");
+    for (change, part) in changes {
+        let reason = refused(&file, &with_index(&whole, change));
+        assert!(reason.contains(part), "expected `{part}` in `{reason}`");
     }
 }
 
@@ -292,7 +293,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_file_makes_it_panic(
+    fn mutated_files_never_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         near_the_end in any::<bool>(), cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

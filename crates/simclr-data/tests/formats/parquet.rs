@@ -36,7 +36,7 @@ pub fn hub_parquet(path: &Path, rows: &[(u8, i64)], names: &[&str]) {
 }
 
 #[test]
-fn parquet_as_the_hub_writes_it() {
+fn parquet_sets_of_the_hub() {
     let root = tempfile::tempdir().unwrap();
     let classes = ["ant", "bee", "cow"];
     hub_parquet(&root.path().join("data/train-00000-of-00002.parquet"), &[(10, 2), (20, 0)], &classes);
@@ -46,13 +46,13 @@ fn parquet_as_the_hub_writes_it() {
     assert_eq!((set.classes(), firsts(&set)), (&classes.map(str::to_owned)[..], vec![10, 20, 30]));
     let labels: Vec<_> = set.samples().iter().map(|sample| sample.label).collect();
     assert_eq!(labels, [Some(2), Some(0), None]);
-    assert!(Dataset::has_test_split(root.path()));
+    assert!(Dataset::has_split(root.path(), Split::Test));
     let test = open(root.path(), Split::Test);
     assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![1], vec![40]));
 }
 
 #[test]
-fn parquet_that_is_damaged_or_of_another_kind_is_refused() {
+fn damaged_and_other_parquet_files_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("x.parquet");
     hub_parquet(&path, &[(1, 0), (2, 5)], &["only"]);

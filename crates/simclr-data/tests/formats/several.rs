@@ -20,7 +20,7 @@ fn two_sets(root: &Path) -> [std::path::PathBuf; 2] {
 }
 
 #[test]
-fn sets_follow_each_other_and_classes_of_one_name_are_one() {
+fn sets_are_concatenated_and_classes_merged_by_name() {
     let root = tempfile::tempdir().unwrap();
     let path = as_one_path(&two_sets(root.path())).unwrap();
     let set = open(&path, Split::Train);
@@ -36,7 +36,7 @@ fn sets_follow_each_other_and_classes_of_one_name_are_one() {
 }
 
 #[test]
-fn a_list_names_sets_or_images() {
+fn lists_of_sets_or_images() {
     let root = tempfile::tempdir().unwrap();
     two_sets(root.path());
     let list = root.path().join("sets.txt");
@@ -54,7 +54,7 @@ fn a_list_names_sets_or_images() {
 }
 
 #[test]
-fn shards_by_a_range_are_one_set_compressed_or_not() {
+fn brace_patterns_of_shards_are_one_set_also_compressed() {
     let root = tempfile::tempdir().unwrap();
     for shard in 0..3u8 {
         let path = root.path().join(format!("s-{shard:03}.tar"));

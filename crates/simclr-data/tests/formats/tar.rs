@@ -1,4 +1,4 @@
-//! Tars of class folders and WebDataset shards, whole and cut.
+//! Tars of class folders and WebDataset shards, valid and truncated.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub fn tar_of(path: &Path, members: &[(&str, &[u8])]) {
 }
 
 #[test]
-fn a_tar_of_class_folders_with_splits_and_long_names() {
+fn tars_of_class_folders_with_splits_and_long_names() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("set.tar");
     let long = format!("train/b/{}.png", "n".repeat(150));
@@ -35,13 +35,13 @@ fn a_tar_of_class_folders_with_splits_and_long_names() {
     let set = open(&path, Split::Train);
     assert_eq!((names(&set), set.labels().unwrap()), (vec!["train/a/1.png", long.as_str()], vec![0, 1]));
     assert_eq!(firsts(&set), [1, 2]);
-    assert!(Dataset::has_test_split(&path));
+    assert!(Dataset::has_split(&path, Split::Test));
     let test = open(&path, Split::Test);
     assert_eq!((test.labels().unwrap(), firsts(&test)), (vec![1], vec![3]));
 }
 
 #[test]
-fn webdataset_shards_number_their_classes_alike_in_both_splits() {
+fn webdataset_shards_number_classes_alike_in_all_splits() {
     let root = tempfile::tempdir().unwrap();
     let images = [1, 2, 3, 4].map(png);
     let shard = |name: &str| root.path().join(name);
@@ -60,7 +60,7 @@ fn webdataset_shards_number_their_classes_alike_in_both_splits() {
 }
 
 #[test]
-fn masks_of_webdataset_samples_are_no_images() {
+fn masks_of_webdataset_samples_are_skipped() {
     let root = tempfile::tempdir().unwrap();
     let images = [1, 2, 3].map(png);
     let path = root.path().join("train-0.tar");
@@ -78,11 +78,11 @@ fn masks_of_webdataset_samples_are_no_images() {
     assert_eq!((names(&set), set.labels().unwrap()), (vec!["000.png", "001.rgb.png"], vec![1, 0]));
     assert_eq!(set.notes(), ["1 further images of labelled samples are passed over, as masks: .seg.png 1"]);
     tar_of(&path, &[("photo.png", &images[0]), ("photo.v2.png", &images[1])]);
-    assert_eq!(open(&path, Split::Train).len(), 2, "without labels nothing says what a sample is");
+    assert_eq!(open(&path, Split::Train).len(), 2, "members of unlabelled samples are images");
 }
 
 #[test]
-fn shards_with_tables_of_their_samples_are_the_shards() {
+fn tables_of_img2dataset_shards_are_ignored() {
     let root = tempfile::tempdir().unwrap();
     tar_of(&root.path().join("00000.tar"), &[("000000000.png", &png(5))]);
     fs_err::write(
@@ -94,7 +94,7 @@ fn shards_with_tables_of_their_samples_are_the_shards() {
 }
 
 #[test]
-fn cut_shards_are_refused_at_any_place() {
+fn truncated_shards_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("set.tar");
     tar_of(&path, &[("a/1.png", &png(1)), ("a/2.png", &png(2))]);
@@ -109,7 +109,10 @@ fn cut_shards_are_refused_at_any_place() {
             "{error}"
         );
     }
-    assert!(Dataset::has_test_split(&path), "a damaged set must be opened and reported, not passed over");
+    assert!(
+        Dataset::has_split(&path, Split::Test),
+        "a damaged set must be opened and reported, not passed over"
+    );
 }
 
 #[test]

@@ -1,10 +1,9 @@
-//! What the values of a set are scaled by: `data.range`.
+//! The range of stored values: `data.range`.
 
 use image::{ImageBuffer, Luma, Rgb};
 use simclr_data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{Channels, Labels, PackOptions, pack},
-    decode::{Jpeg, Pages},
+    dataset::{Channels, PackOptions, pack},
 };
 
 fn put_16_bit(path: &std::path::Path, values: impl Fn(u32, u32) -> u16) {
@@ -25,7 +24,7 @@ fn open(path: &std::path::Path) -> Dataset {
 }
 
 #[test]
-fn values_of_16_bits_are_scaled_by_what_they_cover() {
+fn values_of_16_bits_are_scaled_by_their_measured_range() {
     let folder = tempfile::tempdir().unwrap();
     twelve_bits(folder.path());
     let (set, range) = open(folder.path()).with_range(&RangeChoice::Auto).unwrap();
@@ -41,7 +40,7 @@ fn values_of_16_bits_are_scaled_by_what_they_cover() {
 }
 
 #[test]
-fn the_full_range_is_kept_where_it_is_used_and_said_to_be_empty_where_it_is_not() {
+fn wide_16_bit_values_keep_the_full_range_and_low_contrast_is_noted() {
     let folder = tempfile::tempdir().unwrap();
     put_16_bit(&folder.path().join("1.png"), |x, y| (x * 2000 + y * 64) as u16);
     assert_eq!(open(folder.path()).survey().range(), ValueRange::Full);
@@ -52,7 +51,7 @@ fn the_full_range_is_kept_where_it_is_used_and_said_to_be_empty_where_it_is_not(
 }
 
 #[test]
-fn images_of_8_bits_stay_as_they_are() {
+fn images_of_8_bits_are_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let image = ImageBuffer::from_fn(8, 8, |x, y| Rgb([(x * 30) as u8, (y * 30) as u8, 40]));
     image.save(folder.path().join("1.png")).unwrap();
@@ -64,7 +63,7 @@ fn images_of_8_bits_stay_as_they_are() {
 }
 
 #[test]
-fn values_outside_of_a_range_are_noted() {
+fn clipped_values_are_noted() {
     let folder = tempfile::tempdir().unwrap();
     twelve_bits(folder.path());
     let range = RangeChoice::Set(ValueRange::Same([300.0, 1550.0]));
@@ -74,19 +73,11 @@ fn values_outside_of_a_range_are_noted() {
 }
 
 #[test]
-fn a_packed_set_keeps_the_range_that_it_was_written_with() {
+fn packed_sets_record_their_range() {
     let folder = tempfile::tempdir().unwrap();
     twelve_bits(folder.path());
     let out = folder.path().join("set.pack");
-    let options = PackOptions {
-        channels: Channels::Auto,
-        size: None,
-        jpeg: Jpeg::Zune,
-        range: RangeChoice::Auto,
-        pages: Pages::Auto,
-        labels: Labels::Auto,
-        threads: 2,
-    };
+    let options = PackOptions { threads: 2, ..PackOptions::default() };
     let packed = pack(folder.path(), &out, &options, &mut |_, _| {}, &Default::default()).unwrap().unwrap();
     let (files, range) = open(folder.path()).with_range(&RangeChoice::Auto).unwrap();
     assert_eq!(packed.range, range);

@@ -1,4 +1,4 @@
-//! What `reference/augment.py` wrote goldens of: images, parameters, names. Whoever makes views checks his own against them.
+//! Cases of `reference/augment.py` (images, parameters, names of goldens), for all implementations of the augmentation.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -19,7 +19,7 @@ pub fn goldens() -> HashMap<String, Vec<f32>> {
     file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
-/// The image that `reference/augment.py` calls `picture`.
+/// As `picture` in `reference/augment.py`.
 pub fn picture(width: usize, height: usize, channels: usize) -> Image {
     let mut data = Vec::new();
     for y in 0..height {
@@ -36,13 +36,13 @@ pub fn picture(width: usize, height: usize, channels: usize) -> Image {
     Image::new(width, height, channels, data)
 }
 
-/// No operator: the whole image.
+/// The whole image, without operators.
 pub fn plain(image: &Image) -> ViewParams {
     let key = Key { seed: 0, epoch: 0, image: 0, view: 0 };
     AugmentConfig::nothing().draw(key, image.width, image.height)
 }
 
-/// A view to be made, and its golden's name.
+/// Inputs of a view and the name of its golden.
 pub struct Case {
     pub name: String,
     pub image: Image,
@@ -108,7 +108,7 @@ pub fn operators() -> Vec<Case> {
     cases
 }
 
-/// All of them together.
+/// All operators together.
 pub fn whole_view() -> Case {
     let image = picture(40, 30, 3);
     let params = ViewParams {

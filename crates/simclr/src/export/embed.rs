@@ -16,6 +16,7 @@ use parquet::{
 };
 use simclr_data::{
     DataError, Dataset, Split,
+    atomic_file::{self, persist},
     augment::{EvalTransform, TransformChange},
     dataset::Labels,
     decode::Decoding,
@@ -250,13 +251,13 @@ impl Table {
     fn finish(self, out: &Path) -> Result<Option<PathBuf>, EvalError> {
         match self {
             Self::Parquet { writer, .. } => {
-                place(writer.into_inner().map_err(|error| parquet_error(out, error))?, out)?;
+                persist(writer.into_inner().map_err(|error| parquet_error(out, error))?, out)?;
                 Ok(None)
             }
             Self::Npy { writer, paths } => {
                 let paths_file = paths_file(out);
-                place(paths, &paths_file)?;
-                place(writer.finish()?, out)?;
+                persist(paths, &paths_file)?;
+                persist(writer.finish()?, out)?;
                 Ok(Some(paths_file))
             }
         }
@@ -297,26 +298,12 @@ fn record_batch(
     RecordBatch::try_new(schema.clone(), columns)
 }
 
-/// A temporary file in the folder of `out`: a rename within one file system is atomic.
+/// A temporary file in the folder of `out`, which is created.
 fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs_err::create_dir_all(folder)?;
-    let failed =
-        |error: std::io::Error| std::io::Error::new(error.kind(), format!("`{}`: {error}", folder.display()));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".embed-");
-    // Temporary files are private by default; a table is an ordinary file, cut by the umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).map_err(failed)
-}
-
-fn place(file: NamedTempFile, out: &Path) -> Result<(), std::io::Error> {
-    file.as_file().sync_all()?;
-    let failed = |error: tempfile::PersistError| {
-        std::io::Error::new(error.error.kind(), format!("`{}`: {}", out.display(), error.error))
-    };
-    file.persist(out).map(drop).map_err(failed)
+    if let Some(folder) = out.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    atomic_file::create(out)
 }
 
 fn parquet_error(path: &Path, error: impl std::fmt::Display) -> EvalError {

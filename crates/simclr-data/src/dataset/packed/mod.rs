@@ -1,4 +1,4 @@
-//! Packed sets: all images of a set decoded into one file, which is mapped into memory. What `simclr pack` writes.
+//! Packed sets, the output of `simclr pack`: all images of a set, decoded, in one memory-mapped file.
 //!
 //! All numbers are little-endian:
 //!
@@ -9,8 +9,8 @@
 //! | ... | the index: JSON, see [`Index`] |
 //! | 28 | where the index begins and how long it is (u64, u64), its CRC-32C (u32), `simclrpk` |
 //!
-//! The index comes last because sizes are known only when all images have been decoded. A file that was cut or grew has no
-//! ending where one is expected; the pixels of an image are checked against their own checksum when they are first read.
+//! The index is at the end because sizes are known only after all images have been decoded. Truncated files lack the ending; the
+//! pixels of an image are checked against their checksum when they are first read.
 
 mod write;
 
@@ -37,66 +37,64 @@ const VERSION: u32 = 1;
 const HEADER: usize = 16;
 const FOOTER: usize = 28;
 
-/// What a packed set holds besides pixels.
+/// The content of a packed set but for pixels.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     /// Channels of every image.
     channels: usize,
-    /// Pixels to which longer shorter sides were scaled down.
+    /// The size to which shorter sides were scaled down.
     size: Option<usize>,
-    /// By which the pixels were scaled to 8 bits.
+    /// The range by which values were scaled to 8 bits.
     #[serde(default)]
     range: ValueRange,
-    /// What pages of TIFF files were read as.
+    /// The rule for pages of TIFF files.
     #[serde(default, skip_serializing_if = "Pages::is_auto")]
     pages: Pages,
-    /// First in the file.
+    // Pixels are in the order of these fields.
     train: Part,
-    /// Second in the file, where the set has a test part.
     test: Option<Part>,
-    /// Third in the file, where the set has a part to choose by.
     validation: Option<Part>,
-    /// Fourth in the file, where the set has an unlabelled part.
     #[serde(default)]
     unlabelled: Option<Part>,
 }
 
-/// One split, column by column; all columns but the last three are as long as the part has images.
+/// One split. All columns but the last three have one entry per image.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Part {
     names: Vec<String>,
     labels: Vec<Option<u32>>,
-    /// 0, as the height, where an image could not be decoded.
+    /// Like the heights, 0 for images that could not be decoded.
     widths: Vec<u32>,
     heights: Vec<u32>,
-    /// Bytes of each image in the set that was packed (of its pixels where it was scaled down): the fingerprint's.
+    /// Size of each image in the original set, or of its pixels if it was scaled down; for the fingerprint.
     stored_bytes: Vec<u64>,
     /// CRC-32C of the pixels.
     checksums: Vec<u32>,
-    /// Checksum of each image as it was stored in the set that was packed ([`content_of_pixels`] where it was scaled down);
-    /// empty where an earlier version packed it.
+    /// Checksum of each image in the original set, or [`content_of_pixels`] if it was scaled down; empty in files of earlier
+    /// versions.
     #[serde(default)]
     contents: Vec<u64>,
-    /// Images that could not be decoded: place in this part, and reason.
-    bad: Vec<(usize, String)>,
+    /// Index and reason of images that could not be decoded.
+    #[serde(rename = "bad")]
+    failed: Vec<(usize, String)>,
     classes: Vec<String>,
 }
 
-/// Whether a file begins as packed sets do.
+/// By the first bytes of a file.
 pub fn is_packed(path: &Path) -> bool {
     let mut start = [0; MAGIC.len()];
     let read = fs_err::File::open(path).and_then(|mut file| file.read_exact(&mut start));
     read.is_ok() && &start == MAGIC
 }
 
-/// Opens a split.
 pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
-    let (index, pixels_end) = read_index(&file).map_err(|reason| wrong(path, reason))?;
+    let (index, pixels_end) = read_index(&file).map_err(|reason| invalid(path, reason))?;
     let Index { channels, range, pages, train, test, validation, unlabelled, .. } = index;
     let mut end = HEADER as u64;
-    let (mut part, mut extents) = (Part::default(), Vec::new());
+    let mut part = Part::default();
+    let mut extents = Vec::new();
     let parts = [
         (Split::Train, Some(train)),
         (Split::Test, test),
@@ -105,7 +103,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     ];
     for (of, found) in parts {
         let found = found.unwrap_or_default();
-        let places = found.extents(end, channels).map_err(|reason| wrong(path, reason))?;
+        let places = found.extents(end, channels).map_err(|reason| invalid(path, reason))?;
         end = places.last().map_or(end, |extent| extent.end);
         if of == split {
             (part, extents) = (found, places);
@@ -113,37 +111,38 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     }
     if end != pixels_end as u64 {
         let reason = format!("its index promises pixels up to byte {end}, they end at byte {pixels_end}");
-        return Err(wrong(path, reason));
+        return Err(invalid(path, reason));
     }
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
-    let (classes, checked) = (part.classes.clone(), extents.iter().map(|_| AtomicBool::new(false)).collect());
+    let classes = part.classes.clone();
+    let checked = extents.iter().map(|_| AtomicBool::new(false)).collect();
     let path = path.to_owned();
     let source = Mapped { path, file, state, channels, range, pages, part, extents, checked };
-    Ok(Opened { samples, classes, source: Box::new(source), notes: Vec::new(), label_notes: Vec::new() })
+    Ok(Opened::new(samples, classes, Box::new(source)))
 }
 
-/// Whether there is such a part; true also for a damaged file, which is reported when it is opened.
+/// True also for a damaged file, so that opening it reports the damage.
 pub fn has_part(path: &Path, split: Split) -> bool {
     open(path, split).map_or(true, |opened| !opened.samples.is_empty())
 }
 
-fn wrong(path: &Path, reason: String) -> DataError {
+fn invalid(path: &Path, reason: String) -> DataError {
     DataError::Format { path: path.to_owned(), reason }
 }
 
 fn map(path: &Path) -> Result<Bytes, DataError> {
     let file = fs_err::File::open(path)?;
-    // SAFETY: the mapping is only ever read as bytes, for which every value is valid. As with every mapped file, another
-    // program that writes into the file changes them under our eyes (caught by checksums at best), and one that cuts the file
-    // ends this process; `pack` therefore never writes into a file but renames a new one over it.
+    // SAFETY: the mapping is only read as bytes, for which every value is valid. As with every mapped file, writes by another
+    // program become visible here (checksums may detect them), and truncation by another program kills this process; `pack`
+    // therefore replaces files by a rename instead of writing into them.
     let mapped = unsafe { Mmap::map(file.file()) };
-    let in_file =
+    let with_path =
         |error| std::io::Error::other(format!("cannot map `{}` into memory: {error}", path.display()));
-    Ok(Bytes::from_owner(mapped.map_err(in_file)?))
+    Ok(Bytes::from_owner(mapped.map_err(with_path)?))
 }
 
-/// The index, and where it begins.
+/// The index and its position.
 fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| file[at + byte]));
     if file.len() < HEADER + FOOTER {
@@ -174,19 +173,19 @@ fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
     Ok((index, start as usize))
 }
 
-/// The content of an image of which only the pixels are known; never 0, which stands for unknown.
+/// The content checksum of an image from that of its pixels; never 0, which means unknown.
 fn content_of_pixels(checksum: u32) -> u64 {
     (1 << 32) | u64::from(checksum)
 }
 
-/// Where the pixels of one image lie.
+/// Byte range of the pixels of one image.
 struct Extent {
     start: u64,
     end: u64,
 }
 
 impl Part {
-    /// Where the pixels of all images lie, and whether the columns fit together.
+    /// Byte ranges of all images. Checks the columns for consistency.
     fn extents(&self, start: u64, channels: usize) -> Result<Vec<Extent>, String> {
         let count = self.names.len();
         let columns = [
@@ -233,7 +232,7 @@ struct Mapped {
     pages: Pages,
     part: Part,
     extents: Vec<Extent>,
-    /// Whether the checksum of an image has been seen to match.
+    /// Whether the checksum of an image has been verified.
     checked: Vec<AtomicBool>,
 }
 
@@ -245,16 +244,17 @@ impl Source for Mapped {
 
     fn decode_stored(&self, index: usize, pixels: Bytes, how: &Decoding) -> Result<Image, DataError> {
         let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
-        let wrong = |reason: String| DataError::Decode { name: name(), reason };
-        let (width, height) = (self.part.widths[index] as usize, self.part.heights[index] as usize);
+        let failed = |reason: String| DataError::Decode { name: name(), reason };
+        let width = self.part.widths[index] as usize;
+        let height = self.part.heights[index] as usize;
         if width == 0 || height == 0 {
             let reason =
-                self.part.bad.iter().find(|(place, _)| *place == index).map(|(_, reason)| reason.clone());
-            return Err(wrong(reason.unwrap_or_else(|| "it has no pixels".into())));
+                self.part.failed.iter().find(|(place, _)| *place == index).map(|(_, reason)| reason.clone());
+            return Err(failed(reason.unwrap_or_else(|| "it has no pixels".into())));
         }
         if !self.checked[index].load(Ordering::Relaxed) {
             if crc32c::crc32c(&pixels) != self.part.checksums[index] {
-                return Err(wrong("the packed pixels are damaged: their checksum does not match".into()));
+                return Err(failed("the packed pixels are damaged: their checksum does not match".into()));
             }
             self.checked[index].store(true, Ordering::Relaxed);
         }
@@ -265,7 +265,7 @@ impl Source for Mapped {
         self.state.stamp
     }
 
-    /// Of the images as they were before they were packed, so that a packed set is the same set as the one that was packed.
+    /// Of the original images, so that a packed set has the identity of the original set.
     fn recorded_content(&self, index: usize) -> Option<u64> {
         let of_pixels = || content_of_pixels(self.part.checksums[index]);
         Some(self.part.contents.get(index).copied().unwrap_or_else(of_pixels))

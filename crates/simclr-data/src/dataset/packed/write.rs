@@ -11,67 +11,66 @@ use rayon::prelude::*;
 use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed};
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
+    atomic_file::{self, cannot_write},
     augment::shrink,
     dataset::{Channels, Dataset, Labels, OpenOptions, Split},
     decode::{Jpeg, Pages},
     output,
 };
 
-/// What [`pack`] writes, and replaces.
+/// The output of [`pack`], which it may replace.
 pub const PACKED_SET: output::Kind = output::Kind { name: "a packed set", is_earlier: is_packed };
 
-/// Images that each thread decodes between two writes.
-const AHEAD: usize = 4;
+/// Images per thread between two writes.
+const IMAGES_PER_THREAD: usize = 4;
 
-/// How a set is packed.
-#[derive(Debug, Clone)]
+/// Options of [`pack`].
+#[derive(Debug, Clone, Default)]
 pub struct PackOptions {
-    /// Channels to which images are decoded.
+    /// Channels of all images.
     pub channels: Channels,
-    /// Scales images down whose shorter side has more pixels than this. It changes what is trained on: crops are then cut from
-    /// the smaller image.
+    /// Scales images down to this shorter side. This changes the training data: crops are cut from the smaller images.
     pub size: Option<usize>,
-    /// The decoder of JPEG files.
+    /// Decoder of JPEG files.
     pub jpeg: Jpeg,
-    /// Which stored values become 0 and 255, measured on the training part where it is left open.
+    /// Stored values that become 0 and 255; `Auto` is measured on the training split.
     pub range: RangeChoice,
-    /// What the pages of TIFF files are.
+    /// How pages of TIFF files are read.
     pub pages: Pages,
-    /// Where labels come from.
+    /// Source of labels.
     pub labels: Labels,
-    /// Threads that decode, at least 1.
+    /// Decoding threads; 0 = 1.
     pub threads: usize,
 }
 
-/// What was packed.
+/// Summary of a packed set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Packed {
-    /// Images of the training part.
+    /// Images of the training split.
     pub train: usize,
-    /// Images of the test part.
+    /// Images of the test split.
     pub test: usize,
-    /// Images of the part to choose by, where there is one beside the test part.
+    /// Images of the validation split.
     pub validation: usize,
-    /// Images of the unlabelled part.
+    /// Images of the unlabelled split.
     pub unlabelled: usize,
-    /// Bytes of the file.
+    /// Size of the file.
     pub bytes: u64,
-    /// Images that cannot be decoded, name and reason. They keep their places, and using them fails with that reason.
-    pub bad: Vec<(String, String)>,
-    /// By which values were scaled to 8 bits.
+    /// Name and reason of images that cannot be decoded. They keep their indices, and decoding them fails with that reason.
+    pub failed: Vec<(String, String)>,
+    /// The range by which values were scaled to 8 bits.
     pub range: ValueRange,
-    /// What a user must know of how the set was read.
+    /// See [`Dataset::notes`].
     pub notes: Vec<String>,
 }
 
-/// Decodes all images of the set at `data`, all splits, into the file `out`, which `Dataset::open` then reads as it would
-/// read `data` with the labels of `options`: the same names, labels, order, pixels and, unless images are scaled down, the same
-/// fingerprint. An earlier
-/// packed set is replaced when the new one is whole, any other file is not (see [`output::check`]). `progress` hears of images
-/// done, and of how many; `None` where `stop` was set.
+/// Decodes all images of all splits of the set at `data` into the file `out`. [`Dataset::open`] reads it like `data` with the
+/// labels of `options`: same names, labels, order, pixels and, unless images are scaled down, fingerprint. Only an earlier packed
+/// set is replaced, atomically (see [`output::check`]). `progress` receives the numbers of done and of all images. Returns `None`
+/// if `stop` was set.
 ///
 /// # Errors
-/// Those of `Dataset::open` and `Dataset::labelled`, and of the operating system on writing.
+/// Those of [`Dataset::open`] and [`Dataset::labelled`], and write errors of the operating system.
 pub fn pack(
     data: &Path,
     out: &Path,
@@ -80,8 +79,8 @@ pub fn pack(
     stop: &AtomicBool,
 ) -> Result<Option<Packed>, DataError> {
     if options.size == Some(0) {
-        let (value, reason) = ("0".into(), "an image has at least one pixel".into());
-        return Err(DataError::Config { key: "size", value, reason });
+        let reason = "an image has at least one pixel".into();
+        return Err(DataError::Config { key: "size", value: "0".into(), reason });
     }
     let wanted = OpenOptions { channels: options.channels, pages: options.pages };
     let labelled = |set: Dataset, split| set.labelled(&options.labels, data, &[split]);
@@ -92,43 +91,44 @@ pub fn pack(
     }
     output::check(out, PACKED_SET, Some(data))?;
     let (train, range) = train.with_range(&options.range)?;
-    let (channels, notes) = (train.channels(), train.notes().to_vec());
-    let there = Dataset::splits(data);
+    let channels = train.channels();
+    let notes = train.notes().to_vec();
+    let splits = Dataset::splits(data);
     let open = |split| labelled(Dataset::open_as(data, split, train.decoding())?, split);
-    let part = |split| there.contains(&split).then(|| open(split)).transpose();
+    let part = |split| splits.contains(&split).then(|| open(split)).transpose();
     let [test, validation, unlabelled] =
         [part(Split::Test)?, part(Split::Validation)?, part(Split::Unlabelled)?];
     let mut writer = PackWriter::new(out, (channels, train.decoding().pages), &range, options)?;
     let sets = [Some(train), test, validation, unlabelled];
-    let of = sets.iter().flatten().map(Dataset::len).sum();
-    let (mut before, mut parts) = (0, Vec::new());
+    let total = sets.iter().flatten().map(Dataset::len).sum();
+    let mut done = 0;
+    let mut parts = Vec::new();
     for set in &sets {
         let part = match set {
             None => None,
-            Some(set) => match writer.part(set, &mut |done| progress(before + done, of), stop)? {
+            Some(set) => match writer.part(set, &mut |of_part| progress(done + of_part, total), stop)? {
                 None => return Ok(None),
                 part => part,
             },
         };
-        before += set.as_ref().map_or(0, Dataset::len);
+        done += set.as_ref().map_or(0, Dataset::len);
         parts.push(part);
     }
     let [train, test, validation, unlabelled] =
         std::array::from_fn(|at| parts[at].as_ref().map_or(0, |part| part.names.len()));
-    let bad = parts.iter().flatten().flat_map(Part::named_bad).collect();
+    let failed = parts.iter().flatten().flat_map(Part::named_failures).collect();
     let bytes = writer.finish(parts)?;
-    Ok(Some(Packed { train, test, validation, unlabelled, bytes, bad, range, notes }))
+    Ok(Some(Packed { train, test, validation, unlabelled, bytes, failed, range, notes }))
 }
 
 impl Part {
-    fn named_bad(&self) -> impl Iterator<Item = (String, String)> {
-        self.bad.iter().map(|(place, reason)| (self.names[*place].clone(), reason.clone()))
+    fn named_failures(&self) -> impl Iterator<Item = (String, String)> {
+        self.failed.iter().map(|(place, reason)| (self.names[*place].clone(), reason.clone()))
     }
 }
 
 struct PackWriter {
     path: PathBuf,
-    /// Beside `path`; removed where it is not finished.
     file: BufWriter<tempfile::NamedTempFile>,
     written: u64,
     channels: usize,
@@ -145,14 +145,19 @@ impl PackWriter {
         range: &ValueRange,
         options: &PackOptions,
     ) -> Result<Self, DataError> {
-        let folder = folder_of(path);
-        let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder);
-        let file = BufWriter::with_capacity(1 << 20, file.map_err(|error| cannot_write(path, &error))?);
+        let file = BufWriter::with_capacity(1 << 20, atomic_file::create(path)?);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
         let pool = pool.map_err(std::io::Error::other)?;
-        let (size, range) = (options.size, range.clone());
-        let path = path.to_owned();
-        let mut writer = Self { path, file, written: 0, channels, size, range, pages, pool };
+        let mut writer = Self {
+            path: path.to_owned(),
+            file,
+            written: 0,
+            channels,
+            size: options.size,
+            range: range.clone(),
+            pages,
+            pool,
+        };
         let header = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4]].concat();
         debug_assert_eq!(header.len(), HEADER);
         writer.put(&header)?;
@@ -161,10 +166,10 @@ impl PackWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         self.written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))
+        Ok(self.file.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))?)
     }
 
-    /// Writes the pixels of a split; `None` where `stop` was set.
+    /// Writes the pixels of a split; `None` if `stop` was set.
     fn part(
         &mut self,
         set: &Dataset,
@@ -173,7 +178,7 @@ impl PackWriter {
     ) -> Result<Option<Part>, DataError> {
         let mut part = Part { classes: set.classes().to_vec(), ..Part::default() };
         let indices: Vec<usize> = (0..set.len()).collect();
-        for chunk in indices.chunks(AHEAD * self.pool.current_num_threads()) {
+        for chunk in indices.chunks(IMAGES_PER_THREAD * self.pool.current_num_threads()) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -205,7 +210,7 @@ impl PackWriter {
             }
             Err(_) => ([0, 0], 0, None),
         };
-        // Scaled down, it is another image than the one that was read.
+        // A scaled image is another one than the original.
         let (stored, content) = match scaled {
             Some(bytes) => (bytes, content_of_pixels(checksum)),
             None => (set.stored_bytes(index), set.content(index).unwrap_or_default()),
@@ -215,11 +220,11 @@ impl PackWriter {
         part.checksums.push(checksum);
         part.contents.push(content);
         part.stored_bytes.push(stored);
-        part.bad.extend(image.err().map(|reason| (index, reason)));
+        part.failed.extend(image.err().map(|reason| (index, reason)));
         Ok(())
     }
 
-    /// Writes the index and puts the file in its place; the bytes of the whole.
+    /// Writes the index and renames the file to its path; returns its size.
     fn finish(mut self, parts: Vec<Option<Part>>) -> Result<u64, DataError> {
         let start = self.written;
         let mut parts = parts.into_iter();
@@ -233,18 +238,9 @@ impl PackWriter {
         let footer = [&start[..], &length, &crc32c::crc32c(&json).to_le_bytes(), MAGIC].concat();
         debug_assert_eq!(footer.len(), FOOTER);
         self.put(&footer)?;
-        let (path, bytes) = (self.path.clone(), self.written);
-        self.persist().map_err(|error| cannot_write(&path, &error))?;
-        Ok(bytes)
-    }
-
-    fn persist(self) -> Result<(), std::io::Error> {
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        make_readable(file.as_file())?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        // The rename is on disk once the folder is.
-        fs_err::File::open(folder_of(&self.path))?.sync_all()
+        let file = self.file.into_inner().map_err(|error| cannot_write(&self.path, error.error()))?;
+        atomic_file::persist(file, &self.path)?;
+        Ok(self.written)
     }
 }
 
@@ -258,7 +254,7 @@ struct Packable {
 impl Packable {
     fn of(set: &Dataset, index: usize, size: Option<usize>) -> Result<Self, String> {
         let image = set.decode(index).map_err(|error| match error {
-            // The name is written beside it.
+            // The name is stored in a column of its own.
             DataError::Decode { reason, .. } => reason,
             other => other.to_string(),
         })?;
@@ -270,23 +266,9 @@ impl Packable {
     }
 }
 
-/// Under whatever names, hard links included.
+/// Also for two hard links.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let id = |path: &Path| fs_err::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     id(a).is_some_and(|found| Some(found) == id(b))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> DataError {
-    std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display())).into()
-}
-
-/// Temporary files are for their owner alone; results are files like any other.
-fn make_readable(file: &std::fs::File) -> Result<(), std::io::Error> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }

@@ -1,4 +1,4 @@
-//! One parquet file: its columns, all labels, and the encoded images of all rows or of one.
+//! A parquet file: its labels, and the encoded images of all rows or of one.
 
 use std::{
     io::{self, BufReader, Read},
@@ -28,34 +28,34 @@ use crate::DataError;
 const IMAGE_COLUMNS: [&str; 3] = ["image", "img", "jpg"];
 const LABEL_COLUMNS: [&str; 7] = ["label", "labels", "fine_label", "cls", "class", "category", "target"];
 
-/// A parquet file whose labels have been read.
+/// An open parquet file, with all labels.
 pub struct File {
     pub path: PathBuf,
     /// One per row.
     pub labels: Vec<Option<Label>>,
-    /// Names from the hub's metadata, where it has them.
+    /// From the metadata of the hub; may be empty.
     pub class_names: Vec<String>,
-    /// A sentence on a column of labels that cannot be used.
+    /// A note on an unusable label column.
     pub note: Option<String>,
-    /// When it was opened.
+    /// When the file was opened.
     pub state: FileState,
     metadata: ArrowReaderMetadata,
-    reader: At,
+    reader: SharedFile,
     /// Index of the image column among the fields of the schema.
     image: usize,
 }
 
 impl File {
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let wrong = |reason: String| DataError::Format { path: path.to_owned(), reason };
-        let reader = At::open(path)?;
+        let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
+        let reader = SharedFile::open(path)?;
         let metadata = ArrowReaderMetadata::load(&reader, Default::default());
-        let metadata = metadata.map_err(|error| wrong(format!("not a parquet file: {error}")))?;
+        let metadata = metadata.map_err(|error| invalid(format!("not a parquet file: {error}")))?;
         let schema = metadata.schema().clone();
         let find = |names: &[&str]| names.iter().find_map(|name| schema.index_of(name).ok());
         let image = find(&IMAGE_COLUMNS).ok_or_else(|| {
             let found: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-            wrong(format!("no column image, img or jpg among {}", found.join(", ")))
+            invalid(format!("no column image, img or jpg among {}", found.join(", ")))
         })?;
         let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
         let mut file = Self {
@@ -85,23 +85,23 @@ impl File {
             }
         }
         if file.labels.len() != file.rows().count() {
-            return Err(wrong(format!("{} labels for {} rows", file.labels.len(), file.rows().count())));
+            return Err(invalid(format!("{} labels for {} rows", file.labels.len(), file.rows().count())));
         }
         Ok(file)
     }
 
-    /// Row group and row in it, of each row.
+    /// Row group, and row within the group, of each row.
     pub fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
         let groups = self.metadata.metadata().row_groups().iter().enumerate();
         groups.flat_map(|(group, meta)| (0..meta.num_rows().max(0) as usize).map(move |row| (group, row)))
     }
 
-    /// Unpacked size of all columns, nearly all of it images.
+    /// Uncompressed size of all columns, which is mostly images.
     pub fn image_bytes(&self) -> u64 {
         self.metadata.metadata().row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum()
     }
 
-    /// Mean unpacked size of a row of a group.
+    /// Mean uncompressed size of the rows of a group.
     pub fn mean_bytes(&self, group: usize) -> u64 {
         let group = self.metadata.metadata().row_group(group);
         group.total_byte_size().unsigned_abs() / group.num_rows().max(1) as u64
@@ -110,8 +110,8 @@ impl File {
     /// The encoded images of all rows.
     pub fn read_all(&self) -> Result<Vec<Bytes>, DataError> {
         let mut images = Vec::new();
-        for batch in self.builder(self.image).build().map_err(|error| self.wrong(&error))? {
-            let batch = batch.map_err(|error| self.wrong(&error))?;
+        for batch in self.builder(self.image).build().map_err(|error| self.damaged(&error))? {
+            let batch = batch.map_err(|error| self.damaged(&error))?;
             images.extend(encoded(&batch).map_err(|reason| self.format(reason))?);
         }
         if images.len() != self.labels.len() {
@@ -123,29 +123,29 @@ impl File {
     /// The encoded image of one row.
     pub fn read_row(&self, group: usize, row: usize) -> Result<Bytes, DataError> {
         let builder = self.builder(self.image).with_row_groups(vec![group]).with_offset(row).with_limit(1);
-        let mut batches = builder.build().map_err(|error| self.wrong(&error))?;
+        let mut batches = builder.build().map_err(|error| self.damaged(&error))?;
         let batch = batches.next().ok_or_else(|| self.format("a row is missing".into()))?;
         let images =
-            encoded(&batch.map_err(|error| self.wrong(&error))?).map_err(|reason| self.format(reason))?;
+            encoded(&batch.map_err(|error| self.damaged(&error))?).map_err(|reason| self.format(reason))?;
         images.into_iter().next().ok_or_else(|| self.format("a row is missing".into()))
     }
 
     fn read_labels(&self, column: usize) -> Result<Vec<Option<Label>>, DataError> {
         let mut labels = Vec::with_capacity(self.rows().count().min(1 << 24));
-        for batch in self.builder(column).build().map_err(|error| self.wrong(&error))? {
-            let batch = batch.map_err(|error| self.wrong(&error))?;
+        for batch in self.builder(column).build().map_err(|error| self.damaged(&error))? {
+            let batch = batch.map_err(|error| self.damaged(&error))?;
             labels.extend(labels::stored(batch.column(0)).map_err(|reason| self.format(reason))?);
         }
         Ok(labels)
     }
 
-    fn builder(&self, column: usize) -> ParquetRecordBatchReaderBuilder<At> {
+    fn builder(&self, column: usize) -> ParquetRecordBatchReaderBuilder<SharedFile> {
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), [column]);
         ParquetRecordBatchReaderBuilder::new_with_metadata(self.reader.clone(), self.metadata.clone())
             .with_projection(mask)
     }
 
-    fn wrong(&self, error: &dyn std::error::Error) -> DataError {
+    fn damaged(&self, error: &dyn std::error::Error) -> DataError {
         self.format(format!("damaged parquet file: {error}"))
     }
 
@@ -159,7 +159,7 @@ fn note_on_column(field: &Field) -> String {
     format!("column `{name}` gives no labels: expected integers, booleans or texts, got {found}")
 }
 
-/// The encoded images of a batch of the image column alone.
+/// The encoded images of a batch with only the image column.
 fn encoded(batch: &RecordBatch) -> Result<Vec<Bytes>, String> {
     let column = batch.column(0);
     let bytes = match column.as_struct_opt() {
@@ -173,7 +173,7 @@ fn encoded(batch: &RecordBatch) -> Result<Vec<Bytes>, String> {
     (0..batch.num_rows()).map(binary).collect()
 }
 
-/// The bytes of a row; empty where the row is null, which then fails to decode and is reported.
+/// The bytes of a row; empty for a null row, which later fails to decode and is reported.
 fn binary(column: &ArrayRef, row: usize) -> Option<Bytes> {
     if column.is_null(row) {
         return Some(Bytes::new());
@@ -187,14 +187,14 @@ fn binary(column: &ArrayRef, row: usize) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(bytes))
 }
 
-/// A file that is read at positions: threads share it without sharing a cursor.
+/// A file with positioned reads, so that threads share it without sharing a cursor.
 #[derive(Clone)]
-struct At {
+struct SharedFile {
     file: Arc<fs_err::File>,
     length: u64,
 }
 
-impl At {
+impl SharedFile {
     fn open(path: &Path) -> io::Result<Self> {
         let file = fs_err::File::open(path)?;
         let length = file.metadata()?.len();
@@ -206,13 +206,13 @@ impl At {
     }
 }
 
-impl Length for At {
+impl Length for SharedFile {
     fn len(&self) -> u64 {
         self.length
     }
 }
 
-impl ChunkReader for At {
+impl ChunkReader for SharedFile {
     type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
@@ -232,7 +232,7 @@ impl ChunkReader for At {
     }
 }
 
-/// Reads on from a position.
+/// Sequential reads from a position.
 struct Cursor {
     file: Arc<fs_err::File>,
     at: u64,

@@ -1,4 +1,4 @@
-//! Stored labels (numbers or texts) to class names and indices.
+//! Class names and indices from stored labels (numbers or texts).
 
 use arrow_array::{
     Array, ArrayRef, ArrowPrimitiveType,
@@ -10,10 +10,10 @@ use arrow_schema::DataType;
 use super::{super::class_names::ClassNames, file::File};
 use crate::DataError;
 
-/// Largest number of classes: a column of identifiers is no label column, and each class gets a name.
+/// Maximal number of classes, against columns of identifiers.
 const MAX_CLASSES: i64 = 1 << 20;
 
-/// A label as stored.
+/// A stored label.
 #[derive(Debug, Clone)]
 pub enum Label {
     Number(i64),
@@ -29,10 +29,10 @@ pub fn are_labels(stored: &DataType) -> bool {
     }
 }
 
-/// The label in each row, where there is one.
+/// The label in each row; `None` for null.
 ///
 /// # Errors
-/// A column that [`are_labels`] refuses.
+/// A column of a type other than [`are_labels`].
 pub fn stored(column: &ArrayRef) -> Result<Vec<Option<Label>>, String> {
     let text = |text: Option<&str>| text.map(|text| Label::Text(text.to_owned()));
     let truth = |value: Option<bool>| value.map(|value| Label::Text(value.to_string()));
@@ -60,26 +60,26 @@ pub fn stored(column: &ArrayRef) -> Result<Vec<Option<Label>>, String> {
     })
 }
 
-/// A number that does not fit is larger than any label that is taken.
+/// Numbers that overflow become `i64::MAX`, which is refused as a label.
 fn numbers<T: ArrowPrimitiveType<Native: TryInto<i64>>>(column: &ArrayRef) -> Vec<Option<Label>> {
     let number = |value: T::Native| Label::Number(value.try_into().unwrap_or(i64::MAX));
     column.as_primitive::<T>().iter().map(|value| value.map(number)).collect()
 }
 
-/// Class names of a set: from the hub's metadata, else the sorted texts, else the numbers.
+/// Class names of a set: from the metadata of the hub, else the sorted texts, else the numbers.
 pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
     let mut numbers = 0;
     for file in files {
-        let most = file.labels.iter().flatten().filter_map(|label| match label {
+        let counts = file.labels.iter().flatten().filter_map(|label| match label {
             Label::Number(number) => Some(number.saturating_add(1)),
             Label::Text(_) => None,
         });
-        let most = most.max().unwrap_or(0);
-        if most > MAX_CLASSES {
-            let reason = format!("label {}, expected below {MAX_CLASSES}", most - 1);
+        let count = counts.max().unwrap_or(0);
+        if count > MAX_CLASSES {
+            let reason = format!("label {}, expected below {MAX_CLASSES}", count - 1);
             return Err(DataError::Format { path: file.path.clone(), reason });
         }
-        numbers = numbers.max(most);
+        numbers = numbers.max(count);
     }
     if let Some(file) = files.iter().find(|file| !file.class_names.is_empty()) {
         if (file.class_names.len() as i64) < numbers {
@@ -101,7 +101,7 @@ pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
     Ok(if texts.names.is_empty() { numbered() } else { texts })
 }
 
-/// Indices into `classes`; none for a missing label or a negative one, which the hub writes where labels are withheld.
+/// Indices into `classes`; `None` for a missing label or a negative one, which the hub writes for withheld labels.
 pub fn indices(labels: &[Option<Label>], classes: &ClassNames) -> impl Iterator<Item = Option<u32>> {
     labels.iter().map(move |label| match label {
         Some(Label::Number(number)) => u32::try_from(*number).ok(),

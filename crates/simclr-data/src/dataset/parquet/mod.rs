@@ -1,9 +1,9 @@
-//! Parquet as the Hugging Face hub writes image sets: a column `image` of structs {bytes, path} (or of plain bytes) and
-//! a column `label` of integers, booleans, texts or categories.
+//! Parquet image sets of the Hugging Face hub: a column `image` of structs {bytes, path} (or of plain bytes) and a column `label`
+//! of integers, booleans, texts or categories.
 //!
-//! Training reads in random order, and a page of a parquet file can only be unpacked whole. Sets of up to
-//! [`KEEP_BYTES`] are therefore unpacked once and kept encoded in memory; of larger sets each image is read from its
-//! row group, which unpacks one page (about 1 MB) and keeps memory bounded at any size.
+//! Training reads in random order, and a page of a parquet file can only be decompressed as a whole. Sets of up to
+//! [`KEEP_BYTES`] are therefore decompressed once and kept encoded in memory. In larger sets each image is read from its row
+//! group, which decompresses one page (about 1 MB) and bounds memory at any size.
 
 mod file;
 pub(super) mod labels;
@@ -13,10 +13,10 @@ use std::{borrow::Cow, path::PathBuf};
 use bytes::Bytes;
 
 use self::file::File;
-use super::{Opened, Sample, Source, Split, split_names};
+use super::{Opened, Sample, Source, Split, splits};
 use crate::{DataError, decode};
 
-/// Encoded bytes that are kept in memory at most.
+/// Maximal size of encoded images in memory.
 const KEEP_BYTES: u64 = 4 << 30;
 
 pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
@@ -24,10 +24,10 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
 }
 
 fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Opened, DataError> {
-    // The labels of all files, so that the classes are numbered alike in both splits.
+    // Labels of all files, so that all splits number the classes alike.
     let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
     let classes = labels::classes(&files)?;
-    let wanted = split_names::shards_of(paths, split);
+    let wanted = splits::shards_of(paths, split);
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
     let first_note = files.iter().find_map(|file| file.note.clone()).filter(|_| split == Split::Train);
     let mut samples = Vec::new();
@@ -51,14 +51,14 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
             .flat_map(|(at, file)| file.rows().map(move |(group, row)| (at, group, row)));
         Box::new(Disk { rows: rows.collect(), files, names })
     };
-    let left = split_names::note_on_shards(paths).filter(|_| split == Split::Train);
+    let left = splits::note_on_shards(paths).filter(|_| split == Split::Train);
     let label_notes = first_note.into_iter().chain(classes.notes()).collect();
     Ok(Opened { samples, notes: left.into_iter().collect(), label_notes, classes: classes.names, source })
 }
 
 struct Memory {
     images: Vec<Bytes>,
-    /// Of the file of each image.
+    /// By image.
     stamps: Vec<u64>,
     names: Vec<String>,
 }
@@ -114,7 +114,7 @@ impl Source for Disk {
         self.files[self.rows[index].0].state.stamp
     }
 
-    /// The mean of the row group: the size of one image is not known before it is unpacked.
+    /// The mean of the row group: the size of a single image is unknown before it is decompressed.
     fn stored_bytes(&self, index: usize) -> u64 {
         let (file, group, _) = self.rows[index];
         self.files[file].mean_bytes(group)

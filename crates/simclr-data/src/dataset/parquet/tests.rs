@@ -1,4 +1,4 @@
-//! Both ways of holding a parquet set, in memory and on disk, against each other.
+//! The two sources of a parquet set, in memory and on disk, against each other.
 
 use std::path::Path;
 
@@ -73,7 +73,7 @@ fn text_labels_of_the_test_part_are_numbered_as_in_training() {
 }
 
 #[test]
-fn an_encoded_image_comes_back_byte_for_byte() {
+fn encoded_images_are_read_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.parquet");
     write(&path, &rows());

@@ -1,4 +1,4 @@
-//! CSV, separated by commas, semicolons or tabs: with a header, or two columns without one.
+//! CSV with commas, semicolons or tabs: with a header, or two columns without one.
 
 use std::path::Path;
 
@@ -23,15 +23,15 @@ pub fn read(path: &Path, images: &[&str]) -> Result<Vec<Row>, Unusable> {
     Ok(rows)
 }
 
-/// The one that the first line has most of.
+/// The most frequent separator in the first line.
 fn separator(text: &str) -> u8 {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let count = |separator: &char| first.matches(*separator).count();
-    // Of equals the last counts, which is to be the comma.
+    // Ties go to the last one: the comma.
     SEPARATORS.into_iter().rev().max_by_key(count).unwrap_or(',') as u8
 }
 
-/// Places of image and label, and whether the first line is a row already.
+/// Columns of image and label, and whether the first line is a row.
 fn layout_of(first: &StringRecord, images: &[&str]) -> Result<((usize, usize), bool), Unusable> {
     let columns: Vec<String> = first.iter().map(str::to_owned).collect();
     let found = places(&columns, images);

@@ -1,4 +1,4 @@
-//! JSON lines: an object of plain values on each.
+//! JSON lines: one object with plain values per line.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::{Row, Unusable, places, text_of};
 
 pub fn read(path: &Path, images: &[&str]) -> Result<Vec<Row>, Unusable> {
     let text = text_of(path)?;
-    // Objects need not have the same keys: all are looked at before the columns are chosen.
+    // Objects need not have the same keys, so that the columns are those of all.
     let mut columns: Vec<String> = Vec::new();
     for object in objects(&text) {
         let (_, object) = object?;
@@ -20,13 +20,13 @@ pub fn read(path: &Path, images: &[&str]) -> Result<Vec<Row>, Unusable> {
     let (image, label) = (&columns[image], &columns[label]);
     let row = |object: Result<(usize, Map<String, Value>), Unusable>| {
         let (line, object) = object?;
-        let wrong = |key: &str, value: &Value| {
+        let damaged = |key: &str, value: &Value| {
             let expected = "expected a text, an integer or true or false";
             Unusable::Damaged(format!("line {line}: {key} is {value}, {expected}"))
         };
         let cell = |key: &str| match object.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => plain(value).map(Some).ok_or_else(|| wrong(key, value)),
+            Some(value) => plain(value).map(Some).ok_or_else(|| damaged(key, value)),
         };
         Ok(Row {
             image: cell(image)?.unwrap_or_default(),
@@ -46,7 +46,7 @@ pub fn plain(value: &Value) -> Option<String> {
     }
 }
 
-/// With the numbers of their lines.
+/// The objects, with line numbers.
 fn objects(text: &str) -> impl Iterator<Item = Result<(usize, Map<String, Value>), Unusable>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(at, line)| match serde_json::from_str(line) {

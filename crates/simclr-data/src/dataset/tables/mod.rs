@@ -14,25 +14,24 @@ use super::{
 };
 use crate::DataError;
 
-/// Columns of image names in a table that is given, or called `labels`.
+/// Columns of image names in a table that the user gives, or `labels.csv`.
 pub const ANY: [&str; 6] = ["path", "file", "file_name", "filename", "image", "id"];
 /// Column of image names in the metadata of a Hugging Face image folder.
 pub const HUB: [&str; 1] = ["file_name"];
-/// Columns of labels; the first one that a table has.
+/// Columns of labels, in order of precedence.
 const LABELS: [&str; 4] = ["label", "class", "category", "target"];
 
-/// Images and their labels, in the order of the file.
+/// Rows in the order of the file.
 pub struct Table {
     pub rows: Vec<Row>,
-    /// In label order, where the hub's metadata names them.
+    /// In label order, from the metadata of the hub, if any.
     pub class_names: Vec<String>,
 }
 
-/// One image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     pub image: String,
-    /// None where the cell is empty.
+    /// `None` for an empty cell.
     pub label: Option<String>,
 }
 
@@ -45,16 +44,16 @@ pub enum Unusable {
     Damaged(String),
 }
 
-/// What a table says of the images of a set.
+/// The relation of a table to the images of a set.
 pub struct Matches {
-    /// The row of each image, by its index.
+    /// Row of each image.
     pub rows: Vec<Option<usize>>,
     /// Rows that name no image.
     pub unknown: Vec<usize>,
 }
 
 impl Table {
-    /// Reads a table by the ending of its name; image names are in the first of the columns `images` that it has.
+    /// Reads a table in the format of its extension; image names are in the first of the columns `images` that it has.
     pub fn read(path: &Path, images: &[&str]) -> Result<Self, Unusable> {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         let rows = match ending.as_str() {
@@ -66,10 +65,10 @@ impl Table {
         Ok(Self { rows, class_names: Vec::new() })
     }
 
-    /// Finds the images of `names`, which are `count`.
+    /// Finds the rows of `count` images.
     ///
     /// # Errors
-    /// A row that several images are meant by, or two rows of one image with different labels.
+    /// A row with an ambiguous name, or two rows of one image with different labels.
     pub fn matches(&self, names: &Names<'_>, count: usize) -> Result<Matches, String> {
         let mut found = Matches { rows: vec![None; count], unknown: Vec::new() };
         for (row, Row { image, label }) in self.rows.iter().enumerate() {
@@ -95,13 +94,12 @@ impl Unusable {
         reason
     }
 
-    /// As an error of the file.
-    pub fn of(self, path: &Path) -> DataError {
+    pub fn into_error(self, path: &Path) -> DataError {
         DataError::Format { path: path.to_owned(), reason: self.reason() }
     }
 }
 
-/// Class names in label order: `named`, then other `labels`, sorted.
+/// Class names in label order: `named`, then all other `labels`, sorted.
 pub fn classes<'a>(named: &[String], labels: impl Iterator<Item = &'a str>) -> ClassNames {
     let known: HashSet<&str> = named.iter().map(String::as_str).collect();
     let others = ClassNames::sorted(labels.filter(|label| !known.contains(label)).map(str::to_owned));
@@ -113,7 +111,7 @@ pub fn classes<'a>(named: &[String], labels: impl Iterator<Item = &'a str>) -> C
     ClassNames::of(named.chain(others.names))
 }
 
-/// Places of the image column and the label column among `columns`, in any case.
+/// Indices of the image column and the label column among `columns`, ignoring case.
 fn places(columns: &[String], images: &[&str]) -> Result<(usize, usize), Unusable> {
     let place = |names: &[&str]| {
         names.iter().find_map(|name| columns.iter().position(|column| column.eq_ignore_ascii_case(name)))
@@ -134,7 +132,7 @@ fn text_of(path: &Path) -> Result<String, Unusable> {
         let at = error.utf8_error().valid_up_to();
         Unusable::Damaged(format!("expected text in UTF-8, byte {at} is none"))
     })?;
-    // Written by spreadsheets.
+    // A byte order mark, as written by spreadsheets.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 

@@ -1,4 +1,4 @@
-//! Parquet: a column of texts and one of labels, of which the hub's metadata may give names.
+//! Parquet tables, with class names from the metadata of the Hugging Face hub, if any.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ fn stored(batch: &RecordBatch, name: &str) -> Result<Vec<Option<Label>>, Unusabl
     labels::stored(column).map_err(|reason| Unusable::Damaged(format!("column {name}: {reason}")))
 }
 
-/// None for a negative number with class names, which the hub writes where labels are withheld.
+/// `None` for a negative number with class names, which the hub writes for withheld labels.
 fn as_text(label: Label, class_names: &[String]) -> Result<Option<String>, Unusable> {
     match label {
         Label::Text(text) => Ok(Some(text)),

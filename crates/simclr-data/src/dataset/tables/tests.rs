@@ -1,4 +1,4 @@
-//! What is taken as a table, and what is refused with its line.
+//! Accepted tables, and refused ones with the line of the error.
 
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn rows(of: &[(&str, &str)]) -> Result<Vec<(String, Option<String>)>, Unusable> 
 }
 
 #[test]
-fn columns_by_their_names_in_any_case_and_order() {
+fn columns_are_found_by_name_in_any_case_and_order() {
     let expected = rows(&[("1.png", "cat"), ("2.png", "")]);
     for text in [
         "file_name,label\n1.png,cat\n2.png,\n",
@@ -42,7 +42,7 @@ fn two_columns_need_no_header() {
 }
 
 #[test]
-fn what_is_no_table_of_labels_names_its_columns_or_its_line() {
+fn errors_name_the_columns_or_the_line() {
     for (name, text, is_damaged, part) in [
         ("t.csv", "file_name,text\n1.png,a photo\n", false, "its columns are file_name, text"),
         ("t.csv", "name,label\n1,cat\n", false, "image names (path, file, file_name"),
@@ -61,7 +61,7 @@ fn what_is_no_table_of_labels_names_its_columns_or_its_line() {
 }
 
 #[test]
-fn names_are_whole_or_end_the_name_of_one_image() {
+fn cells_match_whole_names_or_unique_last_components() {
     let names = ["a/1.png", "a/2.png", "b/2.png", "b/3.jpg", "3.jpg"];
     let names = Names::of(names.into_iter().enumerate());
     for (cell, found) in [
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read(cells in proptest::collection::vec("[a-z0-9,;\"/ ]{1,9}", 1..9), with in 0..3usize) {
+    fn written_tables_round_trip(cells in proptest::collection::vec("[a-z0-9,;\"/ ]{1,9}", 1..9), with in 0..3usize) {
         let mut writer = ::csv::WriterBuilder::new().delimiter([b',', b';', b'\t'][with]).from_writer(Vec::new());
         writer.write_record(["path", "x", "label"]).unwrap();
         cells.iter().for_each(|cell| writer.write_record([cell, "", &cell.to_uppercase()]).unwrap());

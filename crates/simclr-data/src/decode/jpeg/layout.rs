@@ -1,7 +1,7 @@
-//! What the markers of a JPEG say about its pixel data. Nothing is decoded.
+//! Completeness of a JPEG by its markers, without decoding.
 
-/// 64 one-bits, more than a decoder reads ahead. No Huffman code consists of ones alone (T.81, C.2), and the last byte of
-/// whole data is filled with ones (F.1.2.3).
+/// 64 one-bits, more than a decoder reads ahead. No Huffman code consists of ones only (T.81, C.2), and the last byte of valid
+/// data is padded with ones (F.1.2.3).
 const ONES: [u8; 16] = [0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0];
 
 /// A reserved marker with an empty segment. `zune-jpeg` stops at it inside a scan and skips it after one.
@@ -11,13 +11,13 @@ const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
 /// The first image of a file, from its start marker to its end marker.
 pub(super) struct Layout {
-    /// Whether the scans bring every coefficient of every component, to the last bit.
+    /// Whether the scans contain every bit of every coefficient of every component.
     pub complete: bool,
-    /// Where the entropy-coded data of the last scan end.
+    /// End of the entropy-coded data of the last scan.
     end: usize,
-    /// Zero bytes before that end.
+    /// Number of zero bytes before that end.
     pub zeros: usize,
-    /// Whether a run of bits that are no Huffman codes may lie at the end of a scan, and nothing else looks for markers.
+    /// Whether a scan may end in raw bits (no Huffman codes) and has no restart markers.
     raw_end: bool,
 }
 
@@ -54,8 +54,8 @@ impl Layout {
         Some(Self { complete: frame.is_complete(), end, zeros, raw_end: frame.progressive && !restarts })
     }
 
-    /// The image with ones between its pixel data and its end marker: a decoder that needs more bits than there are finds
-    /// no code in them, where it would silently read zeros behind an end marker.
+    /// The image with one-bits between its pixel data and its end marker. A decoder that runs out of data finds an invalid code
+    /// there; beyond an end marker it would silently read zeros.
     pub fn guarded(&self, bytes: &[u8]) -> Vec<u8> {
         let mut guarded = Vec::with_capacity(self.end + 24);
         guarded.extend_from_slice(&bytes[..self.end]);
@@ -73,7 +73,7 @@ impl Layout {
     }
 }
 
-/// The next marker: where its first 0xff is (fill bytes included), its code, and where it ends.
+/// The next marker: position of its first 0xff (including fill bytes), code, and end.
 fn next_marker(bytes: &[u8], mut at: usize) -> Option<(usize, u8, usize)> {
     loop {
         at += memchr::memchr(0xff, bytes.get(at..)?)?;
@@ -97,13 +97,13 @@ fn scan_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// The components of an image, and what its scans so far brought of them.
+/// The components of an image, and the coefficients that are still missing.
 struct Frame {
     progressive: bool,
     ids: [u8; 4],
     components: usize,
-    /// One bit for each coefficient of each component that did not come yet with all its bits.
-    lacking: [u64; 4],
+    /// Per component, one bit for each coefficient that is not complete.
+    missing: [u64; 4],
 }
 
 impl Frame {
@@ -114,10 +114,10 @@ impl Frame {
             *id = *header.get(6 + 3 * index)?;
         }
         let known = (1..=4).contains(&components);
-        known.then_some(Self { progressive, ids, components, lacking: [u64::MAX; 4] })
+        known.then_some(Self { progressive, ids, components, missing: [u64::MAX; 4] })
     }
 
-    /// Takes note of a scan by its header.
+    /// Adds the coefficients of a scan, by its header.
     fn add_scan(&mut self, header: &[u8]) -> Option<()> {
         let (&count, rest) = header.split_first()?;
         let count = usize::from(count);
@@ -131,13 +131,13 @@ impl Frame {
                 _ if count == self.components => position,
                 _ => return None,
             };
-            self.lacking[index] =
-                if low == 0 { self.lacking[index] & !band } else { self.lacking[index] | band };
+            self.missing[index] =
+                if low == 0 { self.missing[index] & !band } else { self.missing[index] | band };
         }
         Some(())
     }
 
     fn is_complete(&self) -> bool {
-        self.lacking[..self.components].iter().all(|&coefficients| coefficients == 0)
+        self.missing[..self.components].iter().all(|&coefficients| coefficients == 0)
     }
 }

@@ -1,4 +1,4 @@
-//! libjpeg, with those of its warnings as errors that mean lost pixels.
+//! libjpeg, with warnings that imply lost pixels as errors.
 
 use std::{
     ffi::c_int,
@@ -11,11 +11,11 @@ use mozjpeg_sys::{
     JWRN_HIT_MARKER, JWRN_HUFF_BAD_CODE, JWRN_JPEG_EOF, jpeg_common_struct, jpeg_error_mgr, jpeg_std_error,
 };
 
-/// Why there are no pixels.
+/// Errors of libjpeg.
 pub(super) enum Failure {
     /// Pixel data are missing or wrong.
     Damage(String),
-    /// Anything else: not a file for libjpeg, or no memory.
+    /// Unsupported file, or out of memory.
     Other(String),
 }
 
@@ -27,20 +27,20 @@ impl Failure {
     }
 }
 
-/// Pixels of a whole JPEG, chroma upsampled by the triangle filter ("fancy upsampling").
-pub(super) fn decode(bytes: &[u8], want: ColorSpace, method: DctMethod) -> Result<Vec<u8>, Failure> {
+/// Decodes with the triangle filter for chroma ("fancy upsampling").
+pub(super) fn decode(bytes: &[u8], target: ColorSpace, method: DctMethod) -> Result<Vec<u8>, Failure> {
     guarded(|| {
         let mut decoder = DecompressBuilder::new().with_err(errors()).from_mem(bytes)?;
         decoder.dct_method(method);
         decoder.do_fancy_upsampling(true);
-        let mut rows = decoder.to_colorspace(want)?;
+        let mut rows = decoder.to_colorspace(target)?;
         let pixels = rows.read_scanlines::<u8>()?;
         rows.finish()?;
         Ok(pixels)
     })
 }
 
-/// Reads all codes of a JPEG. The picture is made at an eighth of its size, which leaves out most of the other work.
+/// Reads all codes of a JPEG. Output at an eighth of the size skips most other work.
 pub(super) fn check(bytes: &[u8]) -> Result<(), Failure> {
     guarded(|| {
         let mut decoder = DecompressBuilder::new().with_err(errors()).from_mem(bytes)?;
@@ -63,9 +63,9 @@ fn guarded<T>(work: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
 }
 
 fn errors() -> jpeg_error_mgr {
-    // SAFETY: the struct consists of numbers, pointers and optional functions, for which zeros are valid.
+    // SAFETY: all fields are numbers, pointers or optional functions, for which zeros are valid.
     let mut errors = unsafe { mem::zeroed::<jpeg_error_mgr>() };
-    // SAFETY: it fills in the struct with functions and tables that are static, and keeps no pointer to it.
+    // SAFETY: it fills the struct with static functions and tables, and keeps no pointer to it.
     unsafe { jpeg_std_error(&mut errors) };
     errors.error_exit = Some(on_error);
     errors.emit_message = Some(on_message);
@@ -79,7 +79,7 @@ extern "C-unwind" fn on_error(cinfo: &mut jpeg_common_struct) {
     let mut text = [0; 80];
     // SAFETY: libjpeg calls this with its error manager in place.
     if let Some(format) = unsafe { (*cinfo.err).format_message } {
-        // SAFETY: the function writes the text, of 80 bytes at most with its final zero; the declaration lacks the `mut`.
+        // SAFETY: the function writes at most 80 bytes, including the final zero; the declaration lacks the `mut`.
         unsafe { mem::transmute::<Declared, Format>(format)(cinfo, &mut text) };
     }
     let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -87,15 +87,15 @@ extern "C-unwind" fn on_error(cinfo: &mut jpeg_common_struct) {
     resume_unwind(Box::new(Failure::Other(reason)));
 }
 
-/// Warnings have negative levels. These mean lost pixels:
-/// - `HIT_MARKER`: codes are needed where a marker is, so libjpeg fills in zeros. Lost restart markers end in it too.
-/// - `HUFF_BAD_CODE`: bits that are no code, for which it takes a zero.
+/// Warnings have negative levels. These imply lost pixels:
+/// - `HIT_MARKER`: a marker instead of codes, for which libjpeg fills in zeros; also follows lost restart markers.
+/// - `HUFF_BAD_CODE`: an invalid code, which libjpeg replaces by zero.
 /// - `JPEG_EOF`: the file ends before its end marker.
 ///
-/// The others are about metadata (`ADOBE_XFORM`, `JFIF_MAJOR`, `BOGUS_ICC`), about header values that libjpeg does not need
-/// (`NOT_SEQUENTIAL`), about the order of scans (`BOGUS_PROGRESSION`; that none lacks, [`super::layout`] checks), come before
-/// a `HIT_MARKER` if they cost pixels (`MUST_RESYNC`), or about bytes between the last code and a marker (`EXTRANEOUS_DATA`),
-/// with which cameras and MJPEG hardware pad; [`super`] treats the case of zeros that replaced data.
+/// Ignored are warnings on metadata (`ADOBE_XFORM`, `JFIF_MAJOR`, `BOGUS_ICC`), on unused header values (`NOT_SEQUENTIAL`), on the
+/// order of scans (`BOGUS_PROGRESSION`; [`super::layout`] checks that none is missing), `MUST_RESYNC`, which precedes a
+/// `HIT_MARKER` if pixels are lost, and `EXTRANEOUS_DATA`, bytes between the last code and a marker, with which cameras and MJPEG
+/// hardware pad; [`super`] handles zeros that replaced data.
 extern "C-unwind" fn on_message(cinfo: &mut jpeg_common_struct, level: c_int) {
     if level >= 0 {
         return;

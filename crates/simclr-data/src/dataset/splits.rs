@@ -1,10 +1,53 @@
-//! The parts of a set by the names of folders and shards: one table for all formats.
+//! Splits, and the names of folders and shards that denote them in all formats.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use super::Split;
+use serde::{Deserialize, Serialize};
 
-/// What a name says that a part is for.
+use super::notes::list_names;
+
+/// A split of a data set, stored in folders or files with one of the names below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// The training split; the whole set if it has no splits.
+    Train,
+    /// The test split (`test`, `t10k-`, `test_batch`; `val` or `validation` if there is no other).
+    Test,
+    /// The hold-out split for model selection (`val`, `validation`), if there is a test split as well.
+    Validation,
+    /// Further images for pretraining (`unlabeled`, `unlabelled`, `unsupervised`), whose folders are not classes.
+    Unlabelled,
+}
+
+impl Split {
+    /// All splits, in the order in which they are listed.
+    pub const ALL: [Self; 4] = [Self::Train, Self::Test, Self::Validation, Self::Unlabelled];
+
+    /// Spelling in configurations and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+            Self::Validation => "validation",
+            Self::Unlabelled => "unlabelled",
+        }
+    }
+}
+
+impl FromStr for Split {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|split| split.name() == text);
+        found.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// The split that a folder's or shard's name denotes. Whether `Validation` is the test split depends on the whole set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Train,
@@ -29,12 +72,12 @@ const NAMES: [(&str, Role); 13] = [
     ("unsupervised", Role::Unlabelled),
 ];
 
-/// What may follow such a name: `test_set`, `train-images`.
+/// Optional endings of a name: `test_set`, `train-images`.
 const ENDINGS: [&str; 4] = ["set", "images", "data", "split"];
 const SEPARATORS: [char; 4] = ['_', '-', ' ', '.'];
 
 impl Role {
-    /// Of a folder, in any case, with or without an ending and a number: `Training`, `test_set`, `val2017`.
+    /// By the name of a folder, in any case, with or without an ending and a number: `Training`, `test_set`, `val2017`.
     pub fn of_folder(name: &str) -> Option<Self> {
         let name = name.to_lowercase();
         let word = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(SEPARATORS);
@@ -42,7 +85,7 @@ impl Role {
         Self::of_word(bare.trim_end_matches(SEPARATORS))
     }
 
-    /// Of a shard, by the last word of its name that is a part: `imagenet1k-train-0000.tar`.
+    /// By the last word in a shard's name that denotes a split: `imagenet1k-train-0000.tar`.
     pub fn of_shard(path: &Path) -> Option<Self> {
         let name = path.file_stem()?.to_string_lossy().to_lowercase();
         let mut words = name.split(|c: char| !c.is_alphabetic()).rev();
@@ -53,7 +96,7 @@ impl Role {
         NAMES.iter().find(|(name, _)| *name == word).map(|(_, role)| *role)
     }
 
-    /// Whether a part with this role is `split`. A validation part is the test part of a set that has no other.
+    /// Whether a part with this role belongs to `split`. A validation part is the test split of a set without another one.
     pub fn is(self, split: Split, set_has_test: bool) -> bool {
         match split {
             Split::Train => self == Self::Train,
@@ -65,36 +108,34 @@ impl Role {
     }
 }
 
-/// Whether shards are parts by their names: at least one is the training part.
+/// Whether the names of shards denote splits: at least one is a training shard.
 pub fn have_parts(files: &[PathBuf]) -> bool {
     files.iter().any(|file| Role::of_shard(file) == Some(Role::Train))
 }
 
-/// The shards of a split, where at least one is named as training part; without one all belong to the training part.
+/// The shards of a split. Unless a name denotes the training split, all shards belong to it.
 pub fn shards_of(files: &[PathBuf], split: Split) -> Vec<PathBuf> {
     let roles: Vec<Option<Role>> = files.iter().map(|file| Role::of_shard(file)).collect();
     if !have_parts(files) {
         return if split == Split::Train { files.to_vec() } else { Vec::new() };
     }
     let has_test = roles.contains(&Some(Role::Test));
-    let ours = |role: &Option<Role>| role.is_some_and(|role| role.is(split, has_test));
-    files.iter().zip(&roles).filter(|(_, role)| ours(role)).map(|(file, _)| file.clone()).collect()
+    let belongs = |role: &Option<Role>| role.is_some_and(|role| role.is(split, has_test));
+    files.iter().zip(&roles).filter(|(_, role)| belongs(role)).map(|(file, _)| file.clone()).collect()
 }
 
-/// A sentence on shards that belong to no part while others do.
+/// A note on shards without a split's name next to shards with one.
 pub fn note_on_shards(files: &[PathBuf]) -> Option<String> {
     const NAMED: usize = 5;
     let others: Vec<_> = files.iter().filter(|file| Role::of_shard(file).is_none()).collect();
     if !have_parts(files) || others.is_empty() {
         return None;
     }
-    let name = |file: &&PathBuf| format!("`{}`", file.file_name().unwrap_or_default().to_string_lossy());
-    let names: Vec<_> = others.iter().take(NAMED).map(name).collect();
-    let more = if others.len() > NAMED { ", ..." } else { "" };
-    let count = others.len();
+    let names = others.iter().map(|file| file.file_name().unwrap_or_default().to_string_lossy());
     Some(format!(
-        "{count} files are not read, for their names belong to no part of the set: {}{more}",
-        names.join(", ")
+        "{} files are not read, for their names belong to no part of the set: {}",
+        others.len(),
+        list_names(names, NAMED)
     ))
 }
 

@@ -1,16 +1,15 @@
-//! Operators of the composition study (paper 3.1). Their parameters were never published; the definitions are spec
-//! 15.3's: rotation by quarter turns, solarization, Sobel magnitude of the luma, Gaussian noise, a grey square.
+//! Solarization, Sobel filter, Gaussian noise and cutout: operators of the composition study (paper 3.1), whose parameters
+//! were never published. Ours: Sobel magnitude of the luma, cutout of a grey square of half the side.
 
 use std::ops::Range;
 
 use super::{Cutout, NoiseSeed, View, ViewParams, color};
 use crate::rng::Key;
 
-/// Fill value of cut-out squares.
 const CUTOUT_FILL: f32 = 0.5;
 
-/// Runs solarize, Sobel, noise and cutout, in this order, where the parameters ask for them.
-pub fn study_operators(view: &mut View, params: &ViewParams, buffer: &mut Vec<f32>) {
+/// Applies the operators that `params` enable, in the order solarize, Sobel, noise, cutout.
+pub(super) fn apply(view: &mut View, params: &ViewParams, buffer: &mut Vec<f32>) {
     if let Some(threshold) = params.solarize {
         solarize(view, threshold);
     }
@@ -25,28 +24,13 @@ pub fn study_operators(view: &mut View, params: &ViewParams, buffer: &mut Vec<f3
     }
 }
 
-/// Turns every plane anticlockwise.
-pub fn rotate(view: &mut View, quarter_turns: u8, buffer: &mut Vec<f32>) {
-    let (side, area) = (view.side, view.area());
-    for _ in 0..quarter_turns % 4 {
-        for plane in view.pixels.chunks_exact_mut(area) {
-            buffer.clear();
-            buffer.extend_from_slice(plane);
-            for (at, slot) in plane.iter_mut().enumerate() {
-                let (y, x) = (at / side, at % side);
-                *slot = buffer[x * side + (side - 1 - y)];
-            }
-        }
-    }
-}
-
 fn solarize(view: &mut View, threshold: f32) {
     for x in view.pixels.iter_mut() {
         *x = if *x >= threshold { 1.0 - *x } else { *x };
     }
 }
 
-/// Gradient magnitude of the grey image, clipped, in every channel; the border repeats.
+/// Gradient magnitude of the grey image in every channel, clipped at 1; edge pixels are replicated.
 fn sobel(view: &mut View, buffer: &mut Vec<f32>) {
     let (side, area) = (view.side, view.area());
     color::gray(view);
@@ -82,7 +66,7 @@ fn noise(view: &mut View, seed: NoiseSeed) {
 }
 
 impl Cutout {
-    /// Columns and rows of a view of `side` pixels that the square covers: half the side around the centre, cut at the border.
+    /// Columns and rows covered in a view of `side` pixels: half the side around the centre, clipped at the border.
     pub fn covers(self, side: usize) -> (Range<usize>, Range<usize>) {
         let quarter = side / 4;
         let span = |share: f32| {
@@ -108,18 +92,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quarter_turn_is_anticlockwise_and_four_are_none() {
-        let mut pixels = [1.0, 2.0, 3.0, 4.0];
-        let turn = |pixels: &mut [f32], turns| {
-            rotate(&mut View { pixels, channels: 1, side: 2 }, turns, &mut Vec::new())
-        };
-        turn(&mut pixels, 1);
-        assert_eq!(pixels, [2.0, 4.0, 1.0, 3.0]);
-        turn(&mut pixels, 3);
-        assert_eq!(pixels, [1.0, 2.0, 3.0, 4.0]);
-    }
-
-    #[test]
     fn sobel_of_a_step_edge() {
         // Columns 0 0 1/8 1/8: the middle columns see (1 + 2 + 1) / 8.
         let mut pixels: Vec<f32> = [0.0, 0.0, 0.125, 0.125].repeat(4);
@@ -135,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_square_covers_a_quarter_where_it_fits() {
+    fn cutout_fills_a_quarter_of_the_view() {
         let mut pixels = vec![0.0; 32 * 32];
         cutout(&mut View { pixels: &mut pixels, channels: 1, side: 32 }, Cutout { x: 0.5, y: 0.5 });
         assert_eq!(pixels.iter().filter(|&&x| x == CUTOUT_FILL).count(), 16 * 16);
@@ -143,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_has_its_standard_deviation_and_its_seed() {
+    fn noise_is_seeded_and_has_the_requested_deviation() {
         let make = |seed| {
             let mut pixels = vec![0.5; 10_000];
             let seed = NoiseSeed { sigma_millionths: 50_000, seed };
