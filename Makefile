@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Several processes: switched on where mpicc and libclang are found; what is missing is said.
 MPI = $(shell setup/mpi.sh)
 
-.PHONY: demo test build lint advisories bench setup clean-demo help
+.PHONY: demo test build lint msrv advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ lint: setup ## Format, clippy, documentation links, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
+
+msrv: setup ## Compile with the oldest Rust that Cargo.toml declares (rustup installs it)
+	$(CARGO) +$(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) check --release --locked --workspace --target-dir target/msrv
 
 advisories: ## Known vulnerabilities of dependencies (fetches RustSec's database)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
