@@ -19,6 +19,7 @@ pub mod eval; // frozen features -> kNN, linear classifier
 pub mod export; // encoder -> safetensors, features -> parquet / npy
 pub mod head; // h [B, F] -> z [B, D]
 pub mod health; // is it learning, in plain words
+pub mod knn; // bank, queries -> labels by vote
 pub mod model; // encoder + head
 pub mod nt_xent; // z [2N, D] -> loss
 pub mod objective; // z or logits -> what a step minimises

@@ -386,7 +386,8 @@ fn a_rectangle_changes_no_bit() {
                 .chain(&batch.second_view_ids)
                 .map(|&id| Noise.decode(id, &3.into()).unwrap())
                 .collect();
-            let views = batch.ids.iter().map(|&id| (id, 0)).chain(batch.second_view_ids.iter().map(|&id| (id, 1)));
+            let views =
+                batch.ids.iter().map(|&id| (id, 0)).chain(batch.second_view_ids.iter().map(|&id| (id, 1)));
             let whole: Vec<_> = images
                 .iter()
                 .zip(views)

@@ -8,9 +8,9 @@ use simclr::{
     encoder::Mode,
     eval::{
         features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
-        knn::{knn_predict, precision_at_k},
-        linear::{LinearOptions, fit},
+        probes::linear::{LinearOptions, fit},
     },
+    knn::{knn_predict, precision_at_k},
 };
 use tch::{Device, Kind, Tensor};
 

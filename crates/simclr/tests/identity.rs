@@ -11,10 +11,10 @@ use std::{
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        compare::Comparison,
-        foreign::{check_imported, import},
-        protocol::{EvalOptions, evaluate},
-        results::Results,
+        evaluate::{EvalOptions, evaluate},
+        features::import::{check_imported, import},
+        report::compare::Comparison,
+        report::results::Results,
     },
     train::{Observer, RunFolder, Silent},
 };

@@ -6,15 +6,15 @@ use std::{path::Path, sync::atomic::AtomicBool};
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        compare::Comparison,
+        evaluate::{EvalOptions, evaluate},
+        features::import::{IMAGENET_MEAN, IMAGENET_STD, import},
         features::load_encoder,
-        foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
-        knn::precision_at_k,
-        protocol::{EvalOptions, evaluate},
-        results::Metric,
-        transfer::TransferSet,
+        probes::transfer::TransferSet,
+        report::compare::Comparison,
+        report::results::Metric,
     },
     export::export_encoder,
+    knn::precision_at_k,
     train::{RunFolder, Silent},
 };
 use tch::{Kind, Tensor};

@@ -4,7 +4,7 @@
 
 use simclr::{
     data::rng::Key,
-    eval::knn::{accuracy, default_k, knn_predict},
+    knn::{accuracy, default_k, knn_predict},
 };
 use tch::{Device, Kind, Tensor};
 

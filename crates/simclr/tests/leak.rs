@@ -37,7 +37,8 @@ fn view(image: usize, view: u64) -> Vec<f32> {
 
 /// The batch in chunks, one group of first views each.
 fn chunks(over: BatchNormScope) -> Vec<Batch> {
-    let chunking = Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
+    let chunking =
+        Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
     let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
     let batch = |(index, dealt): (usize, Dealt)| {
@@ -84,10 +85,7 @@ fn probes_found(over: BatchNormScope) -> f64 {
 fn statistics_of_groups_tell_partners_and_shuffled_or_global_ones_do_not() {
     let [together, shuffled, whole] =
         [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probes_found);
-    assert_eq!(
-        together, 1.0,
-        "pixels cannot tell the probes shuffled, the statistics of their groups do"
-    );
+    assert_eq!(together, 1.0, "pixels cannot tell the probes shuffled, the statistics of their groups do");
     // By chance one of sixteen is found.
     assert!(shuffled < 0.25, "shuffled: {shuffled} of the probes are found");
     assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
-use simclr::eval::{
+use simclr::{
+    eval::probes::{
+        lbfgs::{Lbfgs, Stop},
+        linear::{LinearOptions, fit, fit_with},
+    },
     knn::accuracy,
-    lbfgs::{Lbfgs, Stop},
-    linear::{LinearOptions, fit, fit_with},
 };
 use tch::{Kind, Tensor};
 

@@ -5,12 +5,12 @@
 use simclr::{
     EvalError,
     eval::{
+        evaluate::{EvalOptions, evaluate},
         features::{ReadOptions, features, label_tensor, load_encoder},
-        knn::{accuracy, knn_predict},
         layer::Layer,
-        protocol::{EvalOptions, evaluate},
-        results::Results,
+        report::results::Results,
     },
+    knn::{accuracy, knn_predict},
     train::{Observer, Silent},
 };
 

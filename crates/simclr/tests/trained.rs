@@ -10,9 +10,9 @@ use simclr::{
     EvalError, RunConfig,
     checkpoint::Checkpoint,
     eval::{
-        protocol::{EvalOptions, evaluate},
-        results::Results,
-        trained::TrainedOptions,
+        evaluate::{EvalOptions, evaluate},
+        finetune::protocols::TrainedOptions,
+        report::results::Results,
     },
     train::{Observer, RunFolder, Silent, StepReport},
 };

@@ -10,10 +10,10 @@ use std::{
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        protocol::{EvalOptions, evaluate},
-        results::{Metric, Results, Tuned},
-        transfer::TransferSet,
-        transfer_finetune::{Search, TransferFinetune},
+        evaluate::{EvalOptions, evaluate},
+        finetune::transfer::{Search, TransferFinetune},
+        probes::transfer::TransferSet,
+        report::results::{Metric, Results, Tuned},
     },
     train::{Observer, RunFolder, StepReport},
 };

@@ -12,8 +12,8 @@ use simclr::{
     data::augment::{EvalCrop, Interpolation, TransformChange},
     device::Precision,
     eval::{
-        protocol::{EvalOptions, evaluate},
-        results::Results,
+        evaluate::{EvalOptions, evaluate},
+        report::results::Results,
     },
     export::{EmbedOptions, embed, export_encoder},
     model::Model,

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::features::FrozenEncoder;
+use crate::eval::features::frozen_encoder::FrozenEncoder;
 use crate::{EvalError, device::Precision, encoder::Mode};
 
 /// An output of a model; as text `h`, `z` or `head.K`.

@@ -4,26 +4,30 @@
 
 use simclr_data::Dataset;
 
-use super::{memory::Figure, protocol::EvalOptions, results::Cell, sets::Sets, splits};
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::data::splits;
+use crate::eval::evaluate::EvalOptions;
+use crate::eval::report::results::Cell;
+use crate::eval::report::results_cache::Figure;
 use crate::{EvalError, train::RunFolder};
 
 /// Columns of the table, fewest labels first, the last one with all labels where the options ask for it.
 #[derive(Debug)]
-pub(super) struct LabelSets {
+pub(crate) struct LabelSets {
     columns: Vec<Column>,
     /// What a reader must know of the choice of columns.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// A number of labels, and the subsets of the training images that have them.
 #[derive(Debug, Clone)]
-pub(super) struct Column {
+pub(crate) struct Column {
     /// Share of the training labels: as asked for, or where labels per class were, as it comes out.
-    pub(super) share: f64,
+    pub(crate) share: f64,
     /// Labels per class, where these were asked for.
-    pub(super) shots: Option<usize>,
+    pub(crate) shots: Option<usize>,
     /// Indices in the training split, ascending.
-    pub(super) subsets: Vec<Vec<usize>>,
+    pub(crate) subsets: Vec<Vec<usize>>,
 }
 
 /// Labels per class where shares of a small set would not differ.
@@ -35,17 +39,17 @@ impl Column {
     }
 
     /// Labels of each subset.
-    pub(super) fn labels(&self) -> usize {
+    pub(crate) fn labels(&self) -> usize {
         self.subsets.first().map_or(0, Vec::len)
     }
 
     /// For names of files: `10pct` or `5-per-class`.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.shots.map_or_else(|| format!("{}pct", 100.0 * self.share), |shots| format!("{shots}-per-class"))
     }
 
     /// The cell of this column.
-    pub(super) fn cell(&self, figures: Vec<Figure>) -> Cell {
+    pub(crate) fn cell(&self, figures: Vec<Figure>) -> Cell {
         Cell { shots: self.shots, ..Cell::of_figures(self.share, self.labels(), figures) }
     }
 }
@@ -57,7 +61,7 @@ impl LabelSets {
     /// # Errors
     /// A list that names no image of the set, or one that is not in its training part; more labels per class than any class
     /// has.
-    pub(super) fn of(sets: &Sets, kept: &[usize], options: &EvalOptions) -> Result<Self, EvalError> {
+    pub(crate) fn of(sets: &Sets, kept: &[usize], options: &EvalOptions) -> Result<Self, EvalError> {
         let labels: Vec<i64> = kept.iter().map(|&index| sets.train_labels[index]).collect();
         let classes = sets.train.classes().len();
         let (mut columns, note) = columns(&labels, classes, options)?;
@@ -89,13 +93,13 @@ impl LabelSets {
         Ok(Self { columns, note })
     }
 
-    pub(super) fn columns(&self) -> &[Column] {
+    pub(crate) fn columns(&self) -> &[Column] {
         &self.columns
     }
 
     /// Writes `evaluation/labels/NAME-DRAW.txt` of each column with fewer than all labels, names one a line: the lists that
     /// `--labels` takes.
-    pub(super) fn write(&self, run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
+    pub(crate) fn write(&self, run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
         fs_err::create_dir_all(run.path().join("evaluation/labels"))?;
         for column in self.columns.iter().filter(|column| column.share < 1.0) {
             for (draw, subset) in column.subsets.iter().enumerate() {

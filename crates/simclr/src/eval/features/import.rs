@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::features::{hash_tensors, load_encoder, load_weights};
+use crate::eval::features::frozen_encoder::{hash_tensors, load_encoder, load_weights};
 use crate::{
     EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::Model,
     train::RunFolder,

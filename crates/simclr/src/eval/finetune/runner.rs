@@ -7,13 +7,11 @@ use serde_json::{Value, json};
 use simclr_data::{Dataset, dataset::Labels};
 use tch::{Device, Tensor};
 
-use super::{
-    candidates::Candidate,
-    features::{self, FrozenEncoder, ReadOptions},
-    frozen::checksum,
-    memory::{Figure, Key, Memory},
-    protocol::EvalOptions,
-};
+use crate::eval::evaluate::EvalOptions;
+use crate::eval::features::frozen_encoder::{FrozenEncoder, ReadOptions};
+use crate::eval::finetune::grid::Candidate;
+use crate::eval::probes::frozen::checksum;
+use crate::eval::report::results_cache::{Figure, Key, Memory};
 use crate::{
     CheckpointError, EvalError, RunConfig,
     checkpoint::write_atomically,
@@ -24,47 +22,47 @@ use crate::{
 };
 
 /// Trains for one evaluation.
-pub(super) struct Trainer<'a> {
-    pub(super) run: &'a RunFolder,
-    pub(super) frozen: &'a FrozenEncoder,
-    pub(super) memory: &'a Memory,
-    pub(super) options: &'a EvalOptions,
-    pub(super) observer: &'a mut dyn Observer,
-    pub(super) stop: &'a AtomicBool,
+pub(crate) struct Trainer<'a> {
+    pub(crate) run: &'a RunFolder,
+    pub(crate) frozen: &'a FrozenEncoder,
+    pub(crate) memory: &'a Memory,
+    pub(crate) options: &'a EvalOptions,
+    pub(crate) observer: &'a mut dyn Observer,
+    pub(crate) stop: &'a AtomicBool,
     /// Models trained, or known already, and in all.
-    pub(super) trained: (usize, usize),
+    pub(crate) trained: (usize, usize),
 }
 
 /// A set to train on, as a run of its own finds it.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
-    pub(super) data: &'a Path,
-    pub(super) labels: &'a Labels,
+pub(crate) struct Source<'a> {
+    pub(crate) data: &'a Path,
+    pub(crate) labels: &'a Labels,
     /// What is at `data`: the training part, or with `validation` both.
-    pub(super) set: &'a Dataset,
-    pub(super) validation: bool,
+    pub(crate) set: &'a Dataset,
+    pub(crate) validation: bool,
 }
 
 /// Images to train on: indices in the set of the source.
 #[derive(Clone, Copy)]
-pub(super) struct Lesson<'a> {
-    pub(super) source: Source<'a>,
-    pub(super) images: &'a [usize],
+pub(crate) struct Lesson<'a> {
+    pub(crate) source: Source<'a>,
+    pub(crate) images: &'a [usize],
 }
 
 /// Images to be judged on.
-pub(super) struct Exam<'a> {
-    pub(super) set: &'a Dataset,
-    pub(super) images: &'a [usize],
+pub(crate) struct Exam<'a> {
+    pub(crate) set: &'a Dataset,
+    pub(crate) images: &'a [usize],
     /// What a figure depends on besides the model and `images`.
-    pub(super) of: Value,
+    pub(crate) of: Value,
     /// Logits `[n, K]` and the index of each row's image to a figure.
-    pub(super) figure: &'a Marks<'a>,
+    pub(crate) figure: &'a Marks<'a>,
 }
 
 /// What becomes of a trained model.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum RunPurpose {
+pub(crate) enum RunPurpose {
     /// Its figure is only compared: it is not kept, and one that diverged is the worst.
     Compared,
     /// Its figure is reported: it stays in the run folder.
@@ -75,11 +73,11 @@ pub(super) enum RunPurpose {
 const DIVERGED: f64 = -1.0;
 
 /// See [`Exam::figure`].
-pub(super) type Marks<'a> = dyn Fn(&Tensor, &[usize]) -> Figure + 'a;
+pub(crate) type Marks<'a> = dyn Fn(&Tensor, &[usize]) -> Figure + 'a;
 
 impl Trainer<'_> {
     /// The candidate with the highest figure in `exam` after training on `lesson`; the first of equals.
-    pub(super) fn choose(
+    pub(crate) fn choose(
         &mut self,
         place: &str,
         candidates: &[Candidate],
@@ -101,7 +99,7 @@ impl Trainer<'_> {
 
     /// The figure in `exam` of the model trained by `config` on `lesson`. One that is known already is taken; a run that was
     /// interrupted goes on.
-    pub(super) fn figure(
+    pub(crate) fn figure(
         &mut self,
         place: &str,
         config: &RunConfig,
@@ -206,7 +204,7 @@ impl Trainer<'_> {
             let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;
             Ok(logits.to_device(Device::Cpu))
         };
-        let read = features::extract(exam.set, exam.images, &read, &[&logits], &mut |_, _| {})?;
+        let read = crate::eval::features::extract(exam.set, exam.images, &read, &[&logits], &mut |_, _| {})?;
         Ok((exam.figure)(&read.features[0], &read.indices))
     }
 }

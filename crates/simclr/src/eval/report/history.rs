@@ -8,11 +8,11 @@ use std::{
 
 use serde_json::json;
 
-use super::results::Results;
+use crate::eval::report::results::Results;
 use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
 
 /// Writes `results` as the newest of `run`. Only results of the same weights, images and options are replaced.
-pub(super) fn write(run: &RunFolder, results: &Results) -> Result<(), EvalError> {
+pub(crate) fn write(run: &RunFolder, results: &Results) -> Result<(), EvalError> {
     keep_earlier(run)?;
     let json = serde_json::to_vec_pretty(results).map_err(|error| EvalError::Other(error.to_string()))?;
     put(run, &file_name(results), &json)?;
@@ -56,7 +56,7 @@ fn file_name(results: &Results) -> String {
 }
 
 /// The last part of the path that the images were read from.
-pub(super) fn data_name(results: &Results) -> String {
+pub(crate) fn data_name(results: &Results) -> String {
     let name = Path::new(&results.data.path).file_name();
     name.map_or("data".into(), |name| name.to_string_lossy().into_owned())
 }
@@ -69,7 +69,7 @@ fn short(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// A run that was not evaluated, or by a program whose results are laid out otherwise.
-pub(super) fn read(run: &RunFolder) -> Result<Vec<Results>, EvalError> {
+pub(crate) fn read(run: &RunFolder) -> Result<Vec<Results>, EvalError> {
     let newest = run.results_file();
     if !newest.exists() {
         let reason = format!("`{}` has no results yet; evaluate it first", run.path().display());

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{memory::Answers, results::aligned};
+use crate::eval::report::results::aligned;
+use crate::eval::report::results_cache::Answers;
 
 /// How one classifier did on each class of the test part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ const WORST: usize = 10;
 
 impl PerClass {
     /// Of `answers`, whose labels are positions in `names`.
-    pub(super) fn of(answers: &Answers, names: &[String], auroc: Option<f64>) -> Self {
+    pub(crate) fn of(answers: &Answers, names: &[String], auroc: Option<f64>) -> Self {
         let classes = names.len() as i64;
         let cells =
             (&answers.truth * classes + &answers.predicted).bincount::<Tensor>(None, classes * classes);
@@ -65,7 +66,7 @@ impl PerClass {
     }
 
     /// For a terminal: the figures, then the matrix, or of many classes those with the lowest recall.
-    pub(super) fn text(&self, title: &str) -> String {
+    pub(crate) fn text(&self, title: &str) -> String {
         let auroc = self.auroc.map_or(String::new(), |area| format!(", AUROC {area:.4}"));
         let mut text = format!("{title}: balanced accuracy {:.1}{auroc}\n", 100.0 * self.balanced_accuracy);
         match &self.confusion {
@@ -112,7 +113,7 @@ impl ClassRecall {
 /// The probability that a positive has a higher score than a negative, ties counting one half, from `scores` `[n]` and
 /// `labels` `[n]` (1 = positive, 0 = negative): by ranks, those of equal scores averaged (Mann and Whitney 1947). None
 /// without positives or without negatives, or where a score is NaN.
-pub(super) fn auroc(scores: &Tensor, labels: &Tensor) -> Option<f64> {
+pub(crate) fn auroc(scores: &Tensor, labels: &Tensor) -> Option<f64> {
     let numbers = |of: &Tensor| {
         Vec::<f64>::try_from(of.to_kind(Kind::Double).to_device(tch::Device::Cpu))
             .expect("a vector of numbers")

@@ -9,11 +9,9 @@
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    lbfgs::{Lbfgs, Minimum, Stop},
-    logistic::{self, Problems, Sample},
-    splits,
-};
+use crate::eval::data::splits;
+use crate::eval::probes::lbfgs::{Lbfgs, Minimum, Stop};
+use crate::eval::probes::logistic::{self, Problems, Sample};
 
 /// How the classifier is fitted and its regularisation chosen.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -168,7 +166,7 @@ impl LinearClassifier {
 
     /// Share of right predictions, in `[0, 1]`.
     pub fn accuracy(&self, features: &Tensor, labels: &Tensor) -> f64 {
-        super::knn::accuracy(&self.predict(features), labels)
+        crate::knn::accuracy(&self.predict(features), labels)
     }
 }
 
@@ -216,7 +214,7 @@ pub fn fit_subsets(
     };
     let tasks: Vec<Task> = subsets.iter().map(task).collect();
     let accuracy = |decision: &Tensor, rows: &[i64]| {
-        super::knn::accuracy(&decision.argmax(1, false), &rows_of(labels, rows))
+        crate::knn::accuracy(&decision.argmax(1, false), &rows_of(labels, rows))
     };
     Fitting { features, labels, classes, options, judge: &accuracy }.run(&tasks)
 }

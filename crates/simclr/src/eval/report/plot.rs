@@ -8,16 +8,16 @@ use plotters::{
 };
 
 /// A line of the plot.
-pub(super) struct Line {
-    pub(super) name: String,
-    pub(super) whose: Whose,
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) whose: Whose,
     /// Share of the labels, accuracy and spread in percent, ascending in the share.
-    pub(super) points: Vec<(f64, f64, f64)>,
+    pub(crate) points: Vec<(f64, f64, f64)>,
 }
 
 /// What a line is of: the colour goes by the run, the dash by the row.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// Numbers of the run and of its row.
     Run { run: usize, row: usize },
     /// No run's own merit.
@@ -82,7 +82,7 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 /// The picture as text.
-pub(super) fn draw(lines: &[Line]) -> Result<String, Box<dyn std::error::Error>> {
+pub(crate) fn draw(lines: &[Line]) -> Result<String, Box<dyn std::error::Error>> {
     let letters = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0) as i32;
     let size = (LEFT + FIELD.0 + 28 + LETTER * letters, TOP + FIELD.1 + BOTTOM);
     let mut svg = String::new();

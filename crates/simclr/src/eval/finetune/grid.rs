@@ -4,21 +4,21 @@ use crate::RunConfig;
 
 /// One pair, in a run's own terms (`optim.lr`, `optim.weight_decay`).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) rate: f64,
-    pub(super) decay: f64,
+pub(crate) struct Candidate {
+    pub(crate) rate: f64,
+    pub(crate) decay: f64,
 }
 
 /// Pairs that are compared.
-pub(super) struct Grid {
-    pub(super) candidates: Vec<Candidate>,
+pub(crate) struct Grid {
+    pub(crate) candidates: Vec<Candidate>,
     /// With more labels than this the first candidate is taken.
-    pub(super) below: usize,
+    pub(crate) below: usize,
 }
 
 impl Candidate {
     /// For people, and for the names of folders.
-    pub(super) fn said(self) -> String {
+    pub(crate) fn said(self) -> String {
         let Self { rate, decay } = self;
         if decay > 0.0 {
             return format!("learning rate {} decay {}", number(rate), number(decay));
@@ -27,7 +27,7 @@ impl Candidate {
     }
 
     /// `config` with this pair.
-    pub(super) fn put(self, config: &RunConfig) -> RunConfig {
+    pub(crate) fn put(self, config: &RunConfig) -> RunConfig {
         let mut config = config.clone();
         (config.optim.lr, config.optim.weight_decay) = (self.rate, self.decay);
         config
@@ -36,22 +36,22 @@ impl Candidate {
 
 impl Grid {
     /// One pair: nothing to compare.
-    pub(super) fn one(rate: f64, decay: f64) -> Self {
+    pub(crate) fn one(rate: f64, decay: f64) -> Self {
         Self { candidates: vec![Candidate { rate, decay }], below: 0 }
     }
 
     /// Every rate with every decay.
-    pub(super) fn product(rates: &[f64], decays: &[f64]) -> Self {
+    pub(crate) fn product(rates: &[f64], decays: &[f64]) -> Self {
         let with = |&rate: &f64| decays.iter().map(move |&decay| Candidate { rate, decay });
         Self { candidates: rates.iter().flat_map(with).collect(), below: usize::MAX }
     }
 
     /// Candidates that are tried with so many labels; 0 where there is nothing to compare.
-    pub(super) fn size(&self, labels: usize) -> usize {
+    pub(crate) fn size(&self, labels: usize) -> usize {
         if self.candidates.len() > 1 && labels <= self.below { self.candidates.len() } else { 0 }
     }
 
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let tried: Vec<String> = self.candidates.iter().map(|candidate| candidate.said()).collect();
         let below =
             if self.below == usize::MAX { String::new() } else { format!(" up to {} labels", self.below) };
@@ -63,7 +63,7 @@ impl Grid {
 }
 
 /// As it was written where that is short, else to three digits.
-pub(super) fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     let whole = x.to_string();
     if whole.len() <= 7 { whole } else { format!("{x:.2e}") }
 }

@@ -3,8 +3,9 @@
 use simclr_data::rng::Key;
 use tch::Tensor;
 
-use super::{memory::Answers, results::Metric};
 use crate::EvalError;
+use crate::eval::report::results::Metric;
+use crate::eval::report::results_cache::Answers;
 
 /// Samples of the permutation test (paper B.8).
 const SAMPLES: usize = 100_000;
@@ -15,7 +16,7 @@ const SAMPLES: usize = 100_000;
 ///
 /// # Errors
 /// Answers to other images.
-pub(super) fn permutation_test(
+pub(crate) fn permutation_test(
     a: &Answers,
     b: &Answers,
     metric: Metric,

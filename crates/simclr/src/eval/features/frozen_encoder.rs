@@ -207,7 +207,7 @@ impl FrozenEncoder {
 }
 
 /// Adds names, types, shapes and values.
-pub(super) fn hash_tensors<'a>(
+pub(crate) fn hash_tensors<'a>(
     hash: &mut blake3::Hasher,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) {
@@ -390,7 +390,7 @@ pub fn stream(
     })
 }
 
-pub(super) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
+pub(crate) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
     match bad.first() {
         Some(first) if bad.len() > allowed_bad(allowed, seen) => {
             let first = first.reason.clone();

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use simclr_data::{Dataset, Split, dataset::Labels, decode::Decoding};
 
-use super::{identity, splits};
+use crate::eval::data::identity;
+use crate::eval::data::splits;
 use crate::{
     EvalError,
     train::{Observer, RunFolder},
@@ -16,17 +17,17 @@ const TEST_SHARE: f64 = 0.2;
 const NAMED: usize = 5;
 
 /// Training and test part of a labelled set.
-pub(super) struct Sets {
-    pub(super) train: Dataset,
+pub(crate) struct Sets {
+    pub(crate) train: Dataset,
     /// None: the test part is held out of `train`.
-    pub(super) test: Option<Dataset>,
-    pub(super) train_indices: Vec<usize>,
-    pub(super) test_indices: Vec<usize>,
-    pub(super) train_labels: Vec<i64>,
-    pub(super) test_labels: Vec<i64>,
-    pub(super) seed: u64,
+    pub(crate) test: Option<Dataset>,
+    pub(crate) train_indices: Vec<usize>,
+    pub(crate) test_indices: Vec<usize>,
+    pub(crate) train_labels: Vec<i64>,
+    pub(crate) test_labels: Vec<i64>,
+    pub(crate) seed: u64,
     /// What a reader of figures on these parts must know.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// Where labels come from.
     from: Labels,
     /// Whether the validation part is tested on, for want of labels in the test part.
@@ -43,7 +44,7 @@ struct TestPart {
 
 impl Sets {
     /// Opens the set; labels are those of the training split's numbering.
-    pub(super) fn open((path, from): (&Path, &Labels), how: &Decoding, seed: u64) -> Result<Self, EvalError> {
+    pub(crate) fn open((path, from): (&Path, &Labels), how: &Decoding, seed: u64) -> Result<Self, EvalError> {
         if *from == Labels::None {
             let reason = "they are switched off: data.labels is \"none\"".into();
             return Err(EvalError::Labels { path: path.to_owned(), reason });
@@ -189,14 +190,14 @@ impl TestPart {
 
 impl Sets {
     /// Finds out whether these are the images that figures in `run` are of.
-    pub(super) fn identify(&mut self, run: &RunFolder, observer: &mut dyn Observer) -> Result<(), EvalError> {
+    pub(crate) fn identify(&mut self, run: &RunFolder, observer: &mut dyn Observer) -> Result<(), EvalError> {
         identity::identify(run, &mut self.train, observer)?;
         self.test.as_mut().map_or(Ok(()), |test| identity::identify(run, test, observer))
     }
 
     /// The set's own validation part to choose by, and its labels in the numbering of the training part; none where it is what
     /// is tested on.
-    pub(super) fn validation(
+    pub(crate) fn validation(
         &self,
         path: &Path,
         run: &RunFolder,
@@ -212,17 +213,17 @@ impl Sets {
     }
 
     /// Where labels come from.
-    pub(super) fn labels(&self) -> &Labels {
+    pub(crate) fn labels(&self) -> &Labels {
         &self.from
     }
 
     /// The split that the test images are in.
-    pub(super) fn test_set(&self) -> &Dataset {
+    pub(crate) fn test_set(&self) -> &Dataset {
         self.test.as_ref().unwrap_or(&self.train)
     }
 
     /// What a figure on this set depends on: training split, test split or the seed of the hold-out.
-    pub(super) fn identities(&self) -> [String; 2] {
+    pub(crate) fn identities(&self) -> [String; 2] {
         let held_out = || format!("held out by seed {}", self.seed);
         [self.train.identity(), self.test.as_ref().map_or_else(held_out, Dataset::identity)]
     }

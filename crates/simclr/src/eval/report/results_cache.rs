@@ -15,52 +15,52 @@ const VERSION: u32 = 2;
 
 /// The figures of one run: `evaluation/figures/NAME-DIGEST.safetensors`, whole or not there.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     folder: PathBuf,
 }
 
 /// What a figure is called, and what it depends on.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
+pub(crate) struct Key {
     name: String,
     of: Value,
 }
 
 /// One figure.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Figure {
+pub(crate) struct Figure {
     /// Accuracy, or whatever is measured, `[0, 1]`.
-    pub(super) value: f64,
+    pub(crate) value: f64,
     /// Regularisation that was chosen.
-    pub(super) lambda: Option<f64>,
+    pub(crate) lambda: Option<f64>,
     /// How the fit ended, or the learning rate that was chosen.
-    pub(super) how: String,
+    pub(crate) how: String,
     /// Area under the ROC curve, of two classes.
     #[serde(default)]
-    pub(super) auroc: Option<f64>,
+    pub(crate) auroc: Option<f64>,
     /// What was predicted for each test image, where labels were.
     #[serde(skip)]
-    pub(super) answers: Option<Answers>,
+    pub(crate) answers: Option<Answers>,
     /// File in the run folder that holds it.
     #[serde(skip)]
-    pub(super) file: String,
+    pub(crate) file: String,
 }
 
 /// Predicted and true labels of the test images, `[Q]` i64.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answers {
-    pub(super) predicted: Tensor,
-    pub(super) truth: Tensor,
+pub(crate) struct Answers {
+    pub(crate) predicted: Tensor,
+    pub(crate) truth: Tensor,
 }
 
 impl Answers {
     /// Of tensors on the CPU.
-    pub(super) fn new(predicted: &Tensor, truth: &Tensor) -> Self {
+    pub(crate) fn new(predicted: &Tensor, truth: &Tensor) -> Self {
         Self { predicted: predicted.shallow_clone(), truth: truth.shallow_clone() }
     }
 
     /// In the file `file` of [`Memory`]; none where it holds no labels.
-    pub(super) fn load(file: &Path) -> Result<Option<Self>, EvalError> {
+    pub(crate) fn load(file: &Path) -> Result<Option<Self>, EvalError> {
         Ok(Self::taken(&mut Checkpoint::load(file)?))
     }
 
@@ -79,28 +79,28 @@ impl Answers {
 
 impl Figure {
     /// A value alone.
-    pub(super) fn of(value: f64) -> Self {
+    pub(crate) fn of(value: f64) -> Self {
         Self { value, lambda: None, how: String::new(), auroc: None, answers: None, file: String::new() }
     }
 
     /// The accuracy of `predicted` labels `[Q]`.
-    pub(super) fn accuracy(predicted: &Tensor, truth: &Tensor) -> Self {
+    pub(crate) fn accuracy(predicted: &Tensor, truth: &Tensor) -> Self {
         Self {
             answers: Some(Answers::new(predicted, truth)),
-            ..Self::of(super::knn::accuracy(predicted, truth))
+            ..Self::of(crate::knn::accuracy(predicted, truth))
         }
     }
 }
 
 impl Key {
     /// `name` is for people (and a file name), `of` decides.
-    pub(super) fn new(name: &str, of: Value) -> Self {
+    pub(crate) fn new(name: &str, of: Value) -> Self {
         let plain = |c: char| if c.is_ascii_alphanumeric() || ".%".contains(c) { c } else { '-' };
         Self { name: name.chars().map(plain).collect(), of: json!({ "version": VERSION, "of": of }) }
     }
 
     /// Readable and distinct.
-    pub(super) fn file_name(&self) -> String {
+    pub(crate) fn file_name(&self) -> String {
         let digest = blake3::hash(self.of.to_string().as_bytes()).to_hex();
         format!("{}-{}", self.name, &digest[..32])
     }
@@ -108,7 +108,7 @@ impl Key {
 
 impl Memory {
     /// Of `run`; nothing is written yet.
-    pub(super) fn of(run: &RunFolder) -> Self {
+    pub(crate) fn of(run: &RunFolder) -> Self {
         Self { folder: run.path().to_owned() }
     }
 
@@ -119,12 +119,12 @@ impl Memory {
     }
 
     /// The file that `key` is kept in, relative to the run folder.
-    pub(super) fn file(&self, key: &Key) -> String {
+    pub(crate) fn file(&self, key: &Key) -> String {
         self.path(key).0
     }
 
     /// What is kept under `key`; a damaged file counts as none.
-    pub(super) fn note(&self, key: &Key) -> Option<(Value, Option<Answers>)> {
+    pub(crate) fn note(&self, key: &Key) -> Option<(Value, Option<Answers>)> {
         let path = self.path(key).1;
         let mut kept = if path.exists() { Checkpoint::load(&path).ok()? } else { return None };
         let note = kept.sections.remove("note")?;
@@ -132,7 +132,7 @@ impl Memory {
     }
 
     /// Keeps `note`, and `answers` with it, in the file of the run folder that is returned.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &self,
         key: &Key,
         note: Value,
@@ -151,14 +151,14 @@ impl Memory {
     }
 
     /// The figure under `key`.
-    pub(super) fn figure(&self, key: &Key) -> Option<Figure> {
+    pub(crate) fn figure(&self, key: &Key) -> Option<Figure> {
         let (note, answers) = self.note(key)?;
         let figure: Figure = serde_json::from_value(note).ok()?;
         Some(Figure { answers, file: self.path(key).0, ..figure })
     }
 
     /// Keeps a figure and hands it back.
-    pub(super) fn keep_figure(&self, key: &Key, figure: Figure) -> Result<Figure, EvalError> {
+    pub(crate) fn keep_figure(&self, key: &Key, figure: Figure) -> Result<Figure, EvalError> {
         let file = self.keep(key, json!(figure), figure.answers.as_ref())?;
         Ok(Figure { file, ..figure })
     }

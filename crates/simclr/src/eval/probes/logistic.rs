@@ -8,21 +8,19 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    lbfgs::{Functions, Lbfgs, Minimum},
-    linear::Standard,
-};
+use crate::eval::probes::lbfgs::{Functions, Lbfgs, Minimum};
+use crate::eval::probes::linear::Standard;
 
 /// Images of one classifier: raw features `[n, F]`, how they are scaled, labels `[n]`.
-pub(super) struct Sample<'a> {
-    pub(super) features: Tensor,
-    pub(super) standard: &'a Standard,
-    pub(super) labels: Tensor,
+pub(crate) struct Sample<'a> {
+    pub(crate) features: Tensor,
+    pub(crate) standard: &'a Standard,
+    pub(crate) labels: Tensor,
 }
 
 /// J on D sets of images.
 #[derive(Debug)]
-pub(super) struct Problems {
+pub(crate) struct Problems {
     blocks: Vec<Block>,
     /// Images of each set `[D, 1]`, `f64`.
     rows: Tensor,
@@ -84,7 +82,7 @@ const WIDE: i64 = 512;
 
 impl Problems {
     /// Over `samples` of like size, at least one, to be solved to `tolerance`.
-    pub(super) fn new(samples: &[Sample<'_>], classes: i64, tolerance: f64) -> Self {
+    pub(crate) fn new(samples: &[Sample<'_>], classes: i64, tolerance: f64) -> Self {
         let most = samples.iter().map(Sample::rows).max().expect("at least one set of images");
         let width = samples[0].features.size()[1];
         if in_row_space(most, width) {
@@ -138,13 +136,13 @@ impl Problems {
     }
 
     /// Zeros: a point for each of `penalties` penalties of each set, `[D L, d]`.
-    pub(super) fn origin(&self, penalties: usize) -> Tensor {
+    pub(crate) fn origin(&self, penalties: usize) -> Tensor {
         let size = [self.sets() * penalties as i64, (self.width + 1) * self.classes];
         Tensor::zeros(size, (Kind::Double, self.device()))
     }
 
     /// W `[F, K]` and b `[K]` of a point of set `set`, over the scaled features.
-    pub(super) fn unpack(&self, set: usize, point: &[f64]) -> (Tensor, Tensor) {
+    pub(crate) fn unpack(&self, set: usize, point: &[f64]) -> (Tensor, Tensor) {
         let (weight, bias) = self.split(point);
         let Some(bases) = &self.bases else { return (weight, bias) };
         let basis = &bases[set];
@@ -152,7 +150,7 @@ impl Problems {
     }
 
     /// W `[R, K]` and b `[K]` of a point, over what [`Problems::project`] gives.
-    pub(super) fn split(&self, point: &[f64]) -> (Tensor, Tensor) {
+    pub(crate) fn split(&self, point: &[f64]) -> (Tensor, Tensor) {
         let theta = Tensor::from_slice(point).to_device(self.device());
         let weights = self.classes * self.width;
         let weight = theta.narrow(0, 0, weights).view([self.classes, self.width]);
@@ -160,7 +158,7 @@ impl Problems {
     }
 
     /// Scaled features `[m, F]` as set `set` sees them, `[m, R]`.
-    pub(super) fn project(&self, set: usize, x: Tensor) -> Tensor {
+    pub(crate) fn project(&self, set: usize, x: Tensor) -> Tensor {
         let Some(bases) = &self.bases else { return x };
         let coordinates = x.matmul(&bases[set]);
         let missing = self.width - coordinates.size()[1];
@@ -168,7 +166,7 @@ impl Problems {
     }
 
     /// The minima for each of the penalties `lambdas` `[D, L]` (set by set) from `start` `[D L, d]`.
-    pub(super) fn solve(&self, start: Tensor, lambdas: &[f64], solver: &Lbfgs) -> Vec<Minimum> {
+    pub(crate) fn solve(&self, start: Tensor, lambdas: &[f64], solver: &Lbfgs) -> Vec<Minimum> {
         let lambdas = Tensor::from_slice(lambdas).to_device(self.device()).view([self.sets(), -1]);
         let curvature = self.curvature(&lambdas);
         let mut grid = Grid { problems: None, whole: self, lambdas, curvature };
@@ -412,7 +410,7 @@ fn in_row_space(rows: i64, width: i64) -> bool {
 }
 
 /// Bytes that a classifier takes while it is solved: pairs of the solver's memory and its working copies, and its factor.
-pub(super) fn bytes((rows, width): (i64, i64), classes: i64) -> i64 {
+pub(crate) fn bytes((rows, width): (i64, i64), classes: i64) -> i64 {
     const VECTORS: i64 = 48;
     let (width, factor) = if in_row_space(rows, width) { (rows, 0) } else { (width, 4 * width * width) };
     8 * VECTORS * classes * (width + 1) + factor

@@ -12,21 +12,22 @@ use serde::Serialize;
 use serde_json::json;
 use simclr_data::{Dataset, augment::TransformChange, dataset::Labels};
 
-use super::{
-    features::{FrozenEncoder, load_encoder},
-    frozen::{Found, Frozen, Kept},
-    history, knn,
-    layer::Layer,
-    linear::LinearOptions,
-    memory::Memory,
-    reading,
-    results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA, TransferRow},
-    sets::Sets,
-    trained::{self, Bench, TrainedOptions},
-    training::Trainer,
-    transfer::{Transfer, TransferSet},
-    transfer_finetune::{TransferFinetune, Tuning},
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::features::cache;
+use crate::eval::features::frozen_encoder::{FrozenEncoder, load_encoder};
+use crate::eval::finetune::protocols::{self, Bench, TrainedOptions};
+use crate::eval::finetune::runner::Trainer;
+use crate::eval::finetune::transfer::{TransferFinetune, Tuning};
+use crate::eval::layer::Layer;
+use crate::eval::probes::frozen::{Found, Frozen, Kept};
+use crate::eval::probes::linear::LinearOptions;
+use crate::eval::probes::transfer::{Transfer, TransferSet};
+use crate::eval::report::history;
+use crate::eval::report::results::{
+    Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA, TransferRow,
 };
+use crate::eval::report::results_cache::Memory;
+use crate::knn;
 use crate::{
     EvalError,
     train::{Observer, RunFolder},
@@ -148,7 +149,7 @@ pub fn evaluate(
     let Found { rows, kept, labels } = frozen.run()?;
     let transfer = Transfer { run, encoders: (&trained, controls.first()), options, memory: &memory, stop };
     let mut transfer = transfer.rows(observer)?;
-    reading::forget(run)?;
+    cache::forget(run)?;
     let mut trainer =
         Trainer { run, frozen: &trained, memory: &memory, options, observer, stop, trained: (0, 0) };
     let (trained_rows, protocols) = train(
@@ -174,7 +175,7 @@ pub fn evaluate(
 }
 
 /// The protocols that train: rows of their own, and figures in the rows of the transfer sets.
-fn train(mut bench: Bench<'_, '_>, transfer: &mut [TransferRow]) -> Result<trained::Rows, EvalError> {
+fn train(mut bench: Bench<'_, '_>, transfer: &mut [TransferRow]) -> Result<protocols::Rows, EvalError> {
     let options = bench.trainer.options;
     let on_a_transfer_set = options.transfer_finetune.as_ref().map_or(0, TransferFinetune::trainings);
     bench.trainer.trained.1 = bench.count() + transfer.len() * on_a_transfer_set;
@@ -220,7 +221,7 @@ impl EvalOptions {
     }
 
     /// Neighbours as used with a bank of `bank` images.
-    pub(super) fn k(&self, bank: usize) -> i64 {
+    pub(crate) fn k(&self, bank: usize) -> i64 {
         let bank = bank as i64;
         let k = if self.knn_k == 0 { knn::default_k(bank) } else { self.knn_k };
         k.min(bank)
@@ -333,7 +334,9 @@ fn absent_classes(rows: &[Row]) -> Option<String> {
 /// figure is the labels' number, and what the protocol's doing.
 fn few_labels(rows: &[Row]) -> Vec<String> {
     let row = |name: &str| rows.iter().find(|row| row.name == name);
-    let (Some(linear), Some(tuned)) = (row("trained h"), row(trained::FINETUNED)) else { return Vec::new() };
+    let (Some(linear), Some(tuned)) = (row("trained h"), row(protocols::FINETUNED)) else {
+        return Vec::new();
+    };
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
     let all = linear
         .at(1.0)

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use simclr_data::output;
 
-use super::{
-    history,
-    memory::Answers,
-    plot::{self, Line, Whose},
-    results::{Cell, Metric, Results, TransferRow, Tuned, aligned, columns},
-    significance::permutation_test,
-};
+use crate::eval::report::history;
+use crate::eval::report::plot::{self, Line, Whose};
+use crate::eval::report::results::{Cell, Metric, Results, TransferRow, Tuned, aligned, columns};
+use crate::eval::report::results_cache::Answers;
+use crate::eval::report::significance::permutation_test;
 use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
 
 /// What [`Comparison::plot`] writes, and replaces.

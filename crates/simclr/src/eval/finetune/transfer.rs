@@ -10,18 +10,16 @@ use simclr_data::{
 };
 use tch::{Kind, Tensor};
 
-use super::{
-    candidates::{Candidate, Grid, number},
-    features::FrozenEncoder,
-    linear::log_spaced,
-    members::Members,
-    memory::Figure,
-    recipes,
-    results::{Metric, TransferRow, Tuned},
-    sets::Sets,
-    training::{Exam, Lesson, RunPurpose, Source, Trainer},
-    transfer::{HOLD_OUT, TransferSet},
-};
+use crate::eval::data::image_labels::Members;
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::features::frozen_encoder::FrozenEncoder;
+use crate::eval::finetune::grid::{Candidate, Grid, number};
+use crate::eval::finetune::presets;
+use crate::eval::finetune::runner::{Exam, Lesson, RunPurpose, Source, Trainer};
+use crate::eval::probes::linear::log_spaced;
+use crate::eval::probes::transfer::{HOLD_OUT, TransferSet};
+use crate::eval::report::results::{Metric, TransferRow, Tuned};
+use crate::eval::report::results_cache::Figure;
 use crate::{
     EvalError,
     train::{Observer, RunFolder},
@@ -87,7 +85,7 @@ impl TransferFinetune {
     }
 
     /// Models trained for each set.
-    pub(super) fn trainings(&self) -> usize {
+    pub(crate) fn trainings(&self) -> usize {
         self.tuned.trainings() + self.fresh.trainings()
     }
 }
@@ -127,14 +125,14 @@ const FROM_RUN: &str = "transfer, fine-tuned";
 const FROM_FRESH: &str = "transfer, fresh weights";
 
 /// The protocol on one set.
-pub(super) struct Tuning<'a, 'b> {
-    pub(super) trainer: &'a mut Trainer<'b>,
-    pub(super) options: &'a TransferFinetune,
+pub(crate) struct Tuning<'a, 'b> {
+    pub(crate) trainer: &'a mut Trainer<'b>,
+    pub(crate) options: &'a TransferFinetune,
 }
 
 impl Tuning<'_, '_> {
     /// The two protocols in words, by name; none where there is no set to tune on.
-    pub(super) fn words(&self) -> Vec<(String, String)> {
+    pub(crate) fn words(&self) -> Vec<(String, String)> {
         let TransferFinetune { batch, tuned, fresh } = self.options;
         let both = [(FROM_RUN, tuned), (FROM_FRESH, fresh)];
         let words = both.map(|(name, search)| (name.to_owned(), search.words(*batch)));
@@ -142,7 +140,7 @@ impl Tuning<'_, '_> {
     }
 
     /// Puts both figures into the row of `set`.
-    pub(super) fn fill(&mut self, set: &TransferSet, row: &mut TransferRow) -> Result<(), EvalError> {
+    pub(crate) fn fill(&mut self, set: &TransferSet, row: &mut TransferRow) -> Result<(), EvalError> {
         let trainer = &mut self.trainer;
         let images = Images::open(set, trainer.run, trainer.frozen, trainer.options.seed, trainer.observer)?;
         let options = self.options;
@@ -162,7 +160,7 @@ impl Tuning<'_, '_> {
         let start = frozen.origin().checkpoint.clone().filter(|_| from_run);
         let place = format!("{}, {}", set.place(), if from_run { "fine-tuned" } else { "fresh weights" });
         let recipe = |count: usize| {
-            recipes::transfer(frozen.config(), start.clone(), (search.steps, self.options.batch), count)
+            presets::transfer(frozen.config(), start.clone(), (search.steps, self.options.batch), count)
         };
         let (fit, all) = (images.of(&images.fit), images.of(&images.all()));
         let candidates = search.candidates();

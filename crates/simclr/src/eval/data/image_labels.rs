@@ -5,19 +5,21 @@ use std::collections::{HashMap, HashSet};
 use simclr_data::Dataset;
 use tch::{Kind, Tensor};
 
-use super::{memory::Answers, results::Metric, splits};
+use crate::eval::data::splits;
+use crate::eval::report::results::Metric;
+use crate::eval::report::results_cache::Answers;
 
 /// Labels of a part, a row for each image; with mAP an image that lies in several class folders (VOC2007) has a row for
 /// each of its classes.
-pub(super) struct Members {
-    pub(super) labels: Vec<i64>,
+pub(crate) struct Members {
+    pub(crate) labels: Vec<i64>,
     /// Of the image that each row is of.
     names: Vec<String>,
 }
 
 impl Members {
     /// Of the images `indices` of `set`, whose labels are `labels`.
-    pub(super) fn of(set: &Dataset, labels: &[i64], indices: &[usize], metric: Metric) -> Self {
+    pub(crate) fn of(set: &Dataset, labels: &[i64], indices: &[usize], metric: Metric) -> Self {
         let names = match metric {
             Metric::Map11 => file_names(set, indices),
             Metric::Top1 | Metric::MeanPerClass => {
@@ -28,30 +30,30 @@ impl Members {
     }
 
     /// Adds those of the validation part.
-    pub(super) fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) {
         self.labels.extend(other.labels);
         // A name that both parts use is of two images.
         self.names.extend(other.names.into_iter().map(|name| format!("validation: {name}")));
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
 
     /// The first row of each image.
-    pub(super) fn once(&self) -> Vec<usize> {
+    pub(crate) fn once(&self) -> Vec<usize> {
         let mut seen = HashSet::new();
         (0..self.names.len()).filter(|&row| seen.insert(&self.names[row])).collect()
     }
 
     /// Those of `rows` that are the first of their image.
-    pub(super) fn first_of(&self, rows: &[usize]) -> Vec<usize> {
+    pub(crate) fn first_of(&self, rows: &[usize]) -> Vec<usize> {
         let once: HashSet<usize> = self.once().into_iter().collect();
         rows.iter().copied().filter(|row| once.contains(row)).collect()
     }
 
     /// Rows to fit on and rows to choose by, a `share` of the images: no image is on both sides.
-    pub(super) fn hold_out(&self, classes: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    pub(crate) fn hold_out(&self, classes: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
         let once = self.once();
         let labels: Vec<i64> = once.iter().map(|&row| self.labels[row]).collect();
         let (_, held) = splits::hold_out(&labels, classes, share, seed);
@@ -60,7 +62,7 @@ impl Members {
     }
 
     /// What the images of `rows` hold.
-    pub(super) fn truth(&self, rows: &[usize], classes: usize) -> Truth {
+    pub(crate) fn truth(&self, rows: &[usize], classes: usize) -> Truth {
         let mut of_image: HashMap<&str, Vec<i64>> = HashMap::new();
         for (name, &label) in self.names.iter().zip(&self.labels) {
             of_image.entry(name).or_default().push(label);
@@ -94,7 +96,7 @@ fn file_names(set: &Dataset, indices: &[usize]) -> Vec<String> {
 }
 
 /// Which classes each image holds.
-pub(super) struct Truth {
+pub(crate) struct Truth {
     /// `[n]`: the class of its first folder.
     labels: Tensor,
     /// `[n, K]` bool.
@@ -104,19 +106,19 @@ pub(super) struct Truth {
 
 impl Truth {
     /// Predicted and true labels; of an image of several classes the one that was named counts as true.
-    pub(super) fn answers(&self, decision: &Tensor) -> Answers {
+    pub(crate) fn answers(&self, decision: &Tensor) -> Answers {
         let predicted = decision.argmax(1, false);
         let right = self.holds.gather(1, &predicted.unsqueeze(1), false).squeeze_dim(1);
         Answers::new(&predicted, &predicted.where_self(&right, &self.labels))
     }
 
-    pub(super) fn figure(&self, decision: &Tensor, metric: Metric) -> f64 {
+    pub(crate) fn figure(&self, decision: &Tensor, metric: Metric) -> f64 {
         let present = |values: Vec<f64>| {
             let values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
             values.iter().sum::<f64>() / values.len() as f64
         };
         match metric {
-            Metric::Top1 => super::knn::accuracy(&decision.argmax(1, false), &self.labels),
+            Metric::Top1 => crate::knn::accuracy(&decision.argmax(1, false), &self.labels),
             Metric::MeanPerClass => present(self.per_class(decision)),
             Metric::Map11 => {
                 present((0..self.classes).map(|class| self.average_precision(decision, class)).collect())
@@ -125,7 +127,7 @@ impl Truth {
     }
 
     /// Accuracy on the test images of each class; NaN where there are none.
-    pub(super) fn per_class(&self, decision: &Tensor) -> Vec<f64> {
+    pub(crate) fn per_class(&self, decision: &Tensor) -> Vec<f64> {
         let right = decision.argmax(1, false).eq_tensor(&self.labels).to_kind(Kind::Double);
         let count =
             |weights: Option<&Tensor>| self.labels.bincount(weights, self.classes).to_kind(Kind::Double);

@@ -7,18 +7,16 @@ use serde::Serialize;
 use serde_json::json;
 use tch::Tensor;
 
-use super::{
-    candidates::{Candidate, Grid},
-    features::label_tensor,
-    frozen::Kept,
-    label_sets::{Column, LabelSets},
-    memory::Figure,
-    recipes::{self, BATCH, FinetuneRecipe, LINEAR_RATE, Length},
-    results::{Cell, Row},
-    sets::Sets,
-    splits,
-    training::{Exam, Lesson, RunPurpose, Source, Trainer},
-};
+use crate::eval::data::label_subsets::{Column, LabelSets};
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::data::splits;
+use crate::eval::features::frozen_encoder::label_tensor;
+use crate::eval::finetune::grid::{Candidate, Grid};
+use crate::eval::finetune::presets::{self, BATCH, FinetuneRecipe, LINEAR_RATE, Length};
+use crate::eval::finetune::runner::{Exam, Lesson, RunPurpose, Source, Trainer};
+use crate::eval::probes::frozen::Kept;
+use crate::eval::report::results::{Cell, Row};
+use crate::eval::report::results_cache::Figure;
 use crate::{EvalError, RunConfig, optim::OptimKind};
 
 /// Which of them to run, and how.
@@ -102,20 +100,20 @@ impl TrainedOptions {
 }
 
 /// Everything that these protocols share.
-pub(super) struct Bench<'a, 'b> {
-    pub(super) trainer: &'a mut Trainer<'b>,
-    pub(super) data: &'a Path,
-    pub(super) sets: &'a Sets,
-    pub(super) kept: &'a Kept,
-    pub(super) labels: &'a LabelSets,
+pub(crate) struct Bench<'a, 'b> {
+    pub(crate) trainer: &'a mut Trainer<'b>,
+    pub(crate) data: &'a Path,
+    pub(crate) sets: &'a Sets,
+    pub(crate) kept: &'a Kept,
+    pub(crate) labels: &'a LabelSets,
 }
 
 /// Rows, and the protocols in words by the name of their row.
-pub(super) type Rows = (Vec<Row>, Vec<(String, String)>);
+pub(crate) type Rows = (Vec<Row>, Vec<(String, String)>);
 
 impl<'a> Bench<'a, '_> {
     /// The rows that the options ask for.
-    pub(super) fn rows(&mut self) -> Result<Rows, EvalError> {
+    pub(crate) fn rows(&mut self) -> Result<Rows, EvalError> {
         let (mut rows, mut protocols) = (Vec::new(), Vec::new());
         let mut add = |found: Option<(Row, String)>| {
             if let Some((row, words)) = found {
@@ -164,12 +162,12 @@ impl<'a> Bench<'a, '_> {
         }
         let kind = self.options().linear_optim;
         let (run, start) = self.run();
-        let config = recipes::linear(run, start, kind, self.kept.train.len(), self.length(BATCH));
+        let config = presets::linear(run, start, kind, self.kept.train.len(), self.length(BATCH));
         let grid = self.linear_grid();
         let place = format!("linear-{}", if kind == OptimKind::Sgd { "sgd" } else { "lars" });
         let cell = self.with_all(&place, &config, &grid)?;
         let name = format!("linear on crops ({kind:?})").to_lowercase();
-        let words = format!("{}{}", recipes::words(&config), grid.words());
+        let words = format!("{}{}", presets::words(&config), grid.words());
         Ok(Some((self.row(&name, vec![cell]), words)))
     }
 
@@ -177,8 +175,8 @@ impl<'a> Bench<'a, '_> {
         let (run, start) = self.run();
         let all = (1.0, self.kept.train.len());
         let config =
-            recipes::finetune(run, start.clone(), (self.options().recipe, keep), all, self.finetune_length());
-        let words = recipes::words(&config) + &self.finetune_grid().words();
+            presets::finetune(run, start.clone(), (self.options().recipe, keep), all, self.finetune_length());
+        let words = presets::words(&config) + &self.finetune_grid().words();
         let row = self.finetuned(&finetuned_name(keep), start.as_ref(), keep)?;
         Ok((row, format!("from the run's weights; {words}")))
     }
@@ -187,15 +185,15 @@ impl<'a> Bench<'a, '_> {
         if !self.options().supervised {
             return Ok(None);
         }
-        let config = recipes::supervised(self.run().0, self.kept.train.len());
+        let config = presets::supervised(self.run().0, self.kept.train.len());
         let only = Grid::one(config.optim.lr, config.optim.weight_decay);
         let cell = self.with_all("supervised", &config, &only)?;
-        let words = format!("the run's own recipe with labels: {}", recipes::words(&config));
+        let words = format!("the run's own recipe with labels: {}", presets::words(&config));
         Ok(Some((self.row(SUPERVISED, vec![cell]), words)))
     }
 
     /// How many models the options ask for.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         let options = self.options();
         let (all, seeds) = (self.kept.train.len(), options.seeds as usize);
         let linear = seeds + self.linear_grid().size(all);
@@ -264,7 +262,7 @@ impl<'a> Bench<'a, '_> {
         let (run, grid, length) =
             (self.trainer.frozen.config(), self.finetune_grid(), self.finetune_length());
         let how = (self.options().recipe, keep);
-        let config = |labels: usize| recipes::finetune(run, start.cloned(), how, (share, labels), length);
+        let config = |labels: usize| presets::finetune(run, start.cloned(), how, (share, labels), length);
         if share >= 1.0 {
             return self.with_all(&place(0), &config(self.kept.train.len()), &grid);
         }
@@ -338,7 +336,7 @@ fn accuracy(labels: &[i64]) -> impl Fn(&Tensor, &[usize]) -> Figure {
     |logits, images| Figure::accuracy(&logits.argmax(1, false), &label_tensor(labels, images))
 }
 
-pub(super) const FINETUNED: &str = "fine-tuned";
+pub(crate) const FINETUNED: &str = "fine-tuned";
 const FRESH: &str = "fine-tuned, fresh weights";
 const SUPERVISED: &str = "supervised";
 

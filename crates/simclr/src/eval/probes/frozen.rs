@@ -6,48 +6,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use super::{
-    features::{BadImage, Extracted, FrozenEncoder, ReadOptions, label_tensor, pixel_dim},
-    knn::{self, Neighbours},
-    label_sets::{Column, LabelSets},
-    layer::Layer,
-    linear::{self, LinearFit, LinearOptions},
-    memory::{Figure, Key, Memory},
-    per_class::{self, PerClass},
-    protocol::EvalOptions,
-    reading::{Part, Reading},
-    results::{Cell, Row},
-    sets::Sets,
+use crate::eval::data::label_subsets::{Column, LabelSets};
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::evaluate::EvalOptions;
+use crate::eval::features::cache::{Part, Reading};
+use crate::eval::features::frozen_encoder::{
+    BadImage, Extracted, FrozenEncoder, ReadOptions, label_tensor, pixel_dim,
 };
+use crate::eval::layer::Layer;
+use crate::eval::probes::linear::{self, LinearFit, LinearOptions};
+use crate::eval::report::per_class::{self, PerClass};
+use crate::eval::report::results::{Cell, Row};
+use crate::eval::report::results_cache::{Figure, Key, Memory};
+use crate::knn::{self, Neighbours};
 use crate::{
     EvalError,
     train::{Observer, RunFolder},
 };
 
 /// Everything that the frozen protocols share.
-pub(super) struct Frozen<'a> {
-    pub(super) run: &'a RunFolder,
-    pub(super) trained: &'a FrozenEncoder,
-    pub(super) controls: &'a [FrozenEncoder],
-    pub(super) sets: &'a Sets,
-    pub(super) options: &'a EvalOptions,
-    pub(super) memory: &'a Memory,
-    pub(super) observer: &'a mut dyn Observer,
-    pub(super) stop: &'a AtomicBool,
+pub(crate) struct Frozen<'a> {
+    pub(crate) run: &'a RunFolder,
+    pub(crate) trained: &'a FrozenEncoder,
+    pub(crate) controls: &'a [FrozenEncoder],
+    pub(crate) sets: &'a Sets,
+    pub(crate) options: &'a EvalOptions,
+    pub(crate) memory: &'a Memory,
+    pub(crate) observer: &'a mut dyn Observer,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// What they found.
-pub(super) struct Found {
-    pub(super) rows: Vec<Row>,
-    pub(super) kept: Kept,
-    pub(super) labels: LabelSets,
+pub(crate) struct Found {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) kept: Kept,
+    pub(crate) labels: LabelSets,
 }
 
 /// Which images can be decoded, as indices in their split.
-pub(super) struct Kept {
-    pub(super) train: Vec<usize>,
-    pub(super) test: Vec<usize>,
-    pub(super) bad: Vec<BadImage>,
+pub(crate) struct Kept {
+    pub(crate) train: Vec<usize>,
+    pub(crate) test: Vec<usize>,
+    pub(crate) bad: Vec<BadImage>,
 }
 
 /// A row of the table: one encoder, several random ones, or the pixels themselves.
@@ -77,7 +77,7 @@ struct Features {
 
 impl Frozen<'_> {
     /// All rows. Images are read only where a figure is not known yet.
-    pub(super) fn run(mut self) -> Result<Found, EvalError> {
+    pub(crate) fn run(mut self) -> Result<Found, EvalError> {
         let mut features = None;
         let kept = self.kept(&mut features)?;
         let labels = LabelSets::of(self.sets, &kept.train, self.options)?;
@@ -194,7 +194,7 @@ impl Frozen<'_> {
 
 impl Sets {
     /// Labels of the training and of the test images that can be decoded.
-    pub(super) fn labels_of(&self, kept: &Kept) -> (Tensor, Tensor) {
+    pub(crate) fn labels_of(&self, kept: &Kept) -> (Tensor, Tensor) {
         (label_tensor(&self.train_labels, &kept.train), label_tensor(&self.test_labels, &kept.test))
     }
 }
@@ -397,7 +397,7 @@ fn answered(scores: &Tensor, truth: &Tensor) -> Figure {
 }
 
 /// Which images, in 32 hex digits.
-pub(super) fn checksum(indices: &[usize]) -> String {
+pub(crate) fn checksum(indices: &[usize]) -> String {
     let bytes: Vec<u8> = indices.iter().flat_map(|&index| (index as u64).to_le_bytes()).collect();
     blake3::hash(&bytes).to_hex()[..32].to_owned()
 }

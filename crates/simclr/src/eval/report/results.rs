@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use simclr_data::augment::EvalTransform;
 
-use super::{memory::Figure, per_class::PerClass};
+use crate::eval::report::per_class::PerClass;
+use crate::eval::report::results_cache::Figure;
 
 /// Version of the layout of `results.json`. 5: `per_class` of rows and `shots` of cells, which files of version 4 lack.
 pub const SCHEMA: u32 = 5;
@@ -211,7 +212,7 @@ impl Metric {
 
 impl TransferRow {
     /// Its notes, with the name of the set.
-    pub(super) fn notes_on_set(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn notes_on_set(&self) -> impl Iterator<Item = String> {
         self.notes.iter().map(|note| format!("{}: {note}", self.data))
     }
 
@@ -238,7 +239,7 @@ impl Row {
     }
 
     /// The classifier's cell in the column of `other`.
-    pub(super) fn like(&self, other: &Cell) -> Option<&Cell> {
+    pub(crate) fn like(&self, other: &Cell) -> Option<&Cell> {
         self.by_labels.iter().find(|cell| cell.same_column(other))
     }
 }
@@ -279,18 +280,18 @@ impl Cell {
     }
 
     /// Whether both are of one share, or of one number of labels per class.
-    pub(super) fn same_column(&self, other: &Self) -> bool {
+    pub(crate) fn same_column(&self, other: &Self) -> bool {
         self.shots == other.shots && (self.shots.is_some() || self.share == other.share)
     }
 
     /// `10 % of labels` or `5 per class`.
-    pub(super) fn share_text(&self) -> String {
+    pub(crate) fn share_text(&self) -> String {
         let share = format!("{} % of labels", 100.0 * self.share);
         self.shots.map_or(share, |shots| format!("{shots} per class"))
     }
 
     /// With regularisation, endings and files of predictions.
-    pub(super) fn of_figures(share: f64, labels: usize, figures: Vec<Figure>) -> Self {
+    pub(crate) fn of_figures(share: f64, labels: usize, figures: Vec<Figure>) -> Self {
         let cell = Self::of(share, labels, figures.iter().map(|figure| figure.value).collect());
         let lambdas = figures.iter().filter_map(|figure| figure.lambda).collect();
         let fits = figures.iter().map(|figure| figure.how.clone()).filter(|how| !how.is_empty()).collect();
@@ -300,7 +301,7 @@ impl Cell {
     }
 
     /// Percent with one decimal, spread where there are several draws.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self.accuracies.len() {
             0 | 1 => format!("{:.1}", 100.0 * self.mean),
             _ => format!("{:.1} ±{:.1}", 100.0 * self.mean, 100.0 * self.std),
@@ -398,13 +399,13 @@ impl Results {
     }
 
     /// A cell of each column that any row has, ascending in the share of the labels.
-    pub(super) fn columns(&self) -> Vec<&Cell> {
+    pub(crate) fn columns(&self) -> Vec<&Cell> {
         columns(self.rows.iter().flat_map(|row| &row.by_labels))
     }
 }
 
 /// One of `cells` for each column, ascending in the share of the labels.
-pub(super) fn columns<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a Cell> {
+pub(crate) fn columns<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a Cell> {
     let mut columns: Vec<&Cell> = Vec::new();
     for cell in cells {
         if !columns.iter().any(|column| column.same_column(cell)) {
@@ -416,7 +417,7 @@ pub(super) fn columns<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<&'a Cell
 }
 
 /// First column left, all others right.
-pub(super) fn aligned(lines: &[Vec<String>]) -> String {
+pub(crate) fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |line: &[String], column: usize| line.get(column).cloned().unwrap_or_default();
     let width =

@@ -9,17 +9,15 @@ use serde_json::json;
 use simclr_data::{Dataset, dataset::Labels};
 use tch::{Device, Tensor};
 
-use super::{
-    features::{FrozenEncoder, ReadOptions},
-    layer::Layer,
-    linear::{self, LinearOptions, Penalty, log_spaced},
-    members::Members,
-    memory::{Key, Memory},
-    protocol::EvalOptions,
-    reading::{Part, Reading},
-    results::{Metric, TransferRow},
-    sets::Sets,
-};
+use crate::eval::data::image_labels::Members;
+use crate::eval::data::labelled_set::Sets;
+use crate::eval::evaluate::EvalOptions;
+use crate::eval::features::cache::{Part, Reading};
+use crate::eval::features::frozen_encoder::{FrozenEncoder, ReadOptions};
+use crate::eval::layer::Layer;
+use crate::eval::probes::linear::{self, LinearOptions, Penalty, log_spaced};
+use crate::eval::report::results::{Metric, TransferRow};
+use crate::eval::report::results_cache::{Key, Memory};
 use crate::{
     EvalError,
     train::{Observer, RunFolder},
@@ -36,28 +34,28 @@ pub struct TransferSet {
 
 impl TransferSet {
     /// For people, and for the names of files.
-    pub(super) fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         format!("transfer to {}", self.path.file_name().unwrap_or_default().to_string_lossy())
     }
 }
 
 /// The protocol for one run.
-pub(super) struct Transfer<'a> {
-    pub(super) run: &'a RunFolder,
+pub(crate) struct Transfer<'a> {
+    pub(crate) run: &'a RunFolder,
     /// The trained encoder, and the control beside it.
-    pub(super) encoders: (&'a FrozenEncoder, Option<&'a FrozenEncoder>),
-    pub(super) options: &'a EvalOptions,
-    pub(super) memory: &'a Memory,
-    pub(super) stop: &'a AtomicBool,
+    pub(crate) encoders: (&'a FrozenEncoder, Option<&'a FrozenEncoder>),
+    pub(crate) options: &'a EvalOptions,
+    pub(crate) memory: &'a Memory,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// Share of the training images that lambda is chosen on where a set brings no validation part.
-pub(super) const HOLD_OUT: f64 = 0.2;
+pub(crate) const HOLD_OUT: f64 = 0.2;
 const A_FIFTH: &str = "a fifth of the training images";
 
 impl Transfer<'_> {
     /// One row for each set.
-    pub(super) fn rows(&self, observer: &mut dyn Observer) -> Result<Vec<TransferRow>, EvalError> {
+    pub(crate) fn rows(&self, observer: &mut dyn Observer) -> Result<Vec<TransferRow>, EvalError> {
         self.options.transfer.iter().map(|set| self.row(set, observer)).collect()
     }
 

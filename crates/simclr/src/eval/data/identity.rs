@@ -19,7 +19,7 @@ fn file(run: &RunFolder, fingerprint: &str) -> PathBuf {
 
 /// Gives `set` the identity under which figures on these very images are kept in `run`. Images whose files may have changed are
 /// read and compared; `observer` hears of changes.
-pub(super) fn identify(
+pub(crate) fn identify(
     run: &RunFolder,
     set: &mut Dataset,
     observer: &mut dyn Observer,
@@ -59,7 +59,7 @@ fn changed(fingerprint: &str, set: &Dataset) -> String {
 
 /// Records the contents of the images of `set` that have been read: from then on a file that was only touched or copied is the
 /// same image.
-pub(super) fn remember(run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
+pub(crate) fn remember(run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
     let record = ImageRecord::of(set);
     let file = file(run, &record.fingerprint);
     if ImageRecord::load(&file).is_ok_and(|known| known.as_ref() == Some(&record)) {

@@ -10,11 +10,9 @@ use serde_json::{Value, json};
 use simclr_data::Dataset;
 use tch::{Kind, Tensor};
 
-use super::{
-    features::{self, BadImage, Extracted, Extractor, FrozenEncoder, ReadOptions},
-    identity,
-    layer::Layer,
-};
+use crate::eval::data::identity;
+use crate::eval::features::frozen_encoder::{BadImage, Extracted, Extractor, FrozenEncoder, ReadOptions};
+use crate::eval::layer::Layer;
 use crate::{
     EvalError,
     checkpoint::Checkpoint,
@@ -25,7 +23,7 @@ use crate::{
 const PIECE: usize = 8192;
 
 /// Reads parts of sets for one evaluation.
-pub(super) struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     run: &'a RunFolder,
     folder: PathBuf,
     options: ReadOptions,
@@ -34,14 +32,14 @@ pub(super) struct Reading<'a> {
 }
 
 /// A part of a set: its name for people, the set, and the indices of its images.
-pub(super) struct Part<'a> {
-    pub(super) name: &'a str,
-    pub(super) set: &'a Dataset,
-    pub(super) indices: &'a [usize],
+pub(crate) struct Part<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) set: &'a Dataset,
+    pub(crate) indices: &'a [usize],
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn of(
+    pub(crate) fn of(
         run: &'a RunFolder,
         options: ReadOptions,
         observer: &'a mut dyn Observer,
@@ -52,7 +50,7 @@ impl<'a> Reading<'a> {
 
     /// The outputs `layers` of each of `encoders` side by side, then, where `pixels` are asked for, the raw pixels. Pieces that are there already
     /// are not computed again.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         part: &Part<'_>,
         encoders: &[&FrozenEncoder],
@@ -78,7 +76,7 @@ impl<'a> Reading<'a> {
             done += indices.len();
         }
         let read = together(&pieces);
-        features::check_bad(&read.bad, all, self.options.max_bad_share)?;
+        crate::eval::features::check_bad(&read.bad, all, self.options.max_bad_share)?;
         identity::remember(self.run, part.set)?;
         Ok(read)
     }
@@ -98,7 +96,7 @@ impl<'a> Reading<'a> {
         }
         let forwards: Vec<_> =
             encoders.iter().map(|encoder| |pixels: &Tensor| encoder.layers(pixels, layers)).collect();
-        let flat = |pixels: &Tensor| Ok(features::flat_pixels(pixels));
+        let flat = |pixels: &Tensor| Ok(crate::eval::features::flat_pixels(pixels));
         let missing = if kept.is_some() { &[] } else { &forwards[..] };
         let mut extractors: Vec<&Extractor<'_>> = missing.iter().map(|forward| forward as _).collect();
         if pixels {
@@ -109,7 +107,8 @@ impl<'a> Reading<'a> {
         let options = ReadOptions { max_bad_share: allowed, ..self.options.clone() };
         let observer = &mut *self.observer;
         let mut progress = |done: usize, _: usize| observer.progress(part.name, before + done, all);
-        let mut read = features::extract(part.set, part.indices, &options, &extractors, &mut progress)?;
+        let mut read =
+            crate::eval::features::extract(part.set, part.indices, &options, &extractors, &mut progress)?;
         let Some(mut kept) = kept else {
             store(file, what, part.indices, &read, encoders.len())?;
             return Ok(read);
@@ -124,7 +123,7 @@ impl<'a> Reading<'a> {
 }
 
 /// Forgets the pieces of `run`: all that rests on them is known.
-pub(super) fn forget(run: &RunFolder) -> Result<(), EvalError> {
+pub(crate) fn forget(run: &RunFolder) -> Result<(), EvalError> {
     let folder = pieces(run);
     if folder.exists() {
         fs_err::remove_dir_all(folder)?;

@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Paper B.5: 0.05 * B / 256.
-pub(super) const FINETUNE_RATE: f64 = 0.05;
+pub(crate) const FINETUNE_RATE: f64 = 0.05;
 /// SimCLR v2: 0.005 * sqrt(B), B = 1024 (google-research/simclr README, fine-tuning with 1 % of the labels).
-pub(super) const FINETUNE_RATE_V2: f64 = 0.005;
+pub(crate) const FINETUNE_RATE_V2: f64 = 0.005;
 const FINETUNE_BATCH_V2: usize = 1024;
 /// Paper B.6: 0.1 * B / 256, 90 epochs.
-pub(super) const LINEAR_RATE: f64 = 0.1;
+pub(crate) const LINEAR_RATE: f64 = 0.1;
 const LINEAR_EPOCHS: f64 = 90.0;
 /// Paper B.5: 60 epochs with 1 % of the labels, 30 with 10 %.
 const FEW_LABELS: f64 = 0.05;
@@ -40,7 +40,7 @@ pub enum FinetuneRecipe {
 impl FinetuneRecipe {
     /// Base learning rates to compare where the user names none. v1 needs a larger one than the paper's with few labels, where its
     /// small batches take few steps.
-    pub(super) fn rates(self) -> Vec<f64> {
+    pub(crate) fn rates(self) -> Vec<f64> {
         match self {
             Self::V1 => vec![FINETUNE_RATE, 10.0 * FINETUNE_RATE],
             Self::V2 => vec![FINETUNE_RATE_V2],
@@ -48,7 +48,7 @@ impl FinetuneRecipe {
     }
 
     /// Images per step, at most, where the user does not say.
-    pub(super) fn batch(self) -> usize {
+    pub(crate) fn batch(self) -> usize {
         match self {
             Self::V1 => BATCH,
             Self::V2 => FINETUNE_BATCH_V2,
@@ -57,18 +57,18 @@ impl FinetuneRecipe {
 }
 
 /// Images per step of the protocols that train, at most, where neither user nor recipe says otherwise.
-pub(super) const BATCH: usize = 256;
+pub(crate) const BATCH: usize = 256;
 
 /// Epochs, where the user sets them, and images per step, at most.
 #[derive(Clone, Copy)]
-pub(super) struct Length {
-    pub(super) epochs: Option<f64>,
-    pub(super) batch: usize,
+pub(crate) struct Length {
+    pub(crate) epochs: Option<f64>,
+    pub(crate) batch: usize,
 }
 
 /// Fine-tuning with `labels` labels, a `share` of all: no warm-up, no regularisation, crop and flip only, 60 epochs with 1 % of the
 /// labels and 30 with more, in both recipes.
-pub(super) fn finetune(
+pub(crate) fn finetune(
     run: &RunConfig,
     start: Option<PathBuf>,
     (recipe, keep_head): (FinetuneRecipe, usize),
@@ -87,7 +87,7 @@ pub(super) fn finetune(
 }
 
 /// Paper B.6: Nesterov momentum, no warm-up, no weight decay, crop and flip only, encoder frozen.
-pub(super) fn linear(
+pub(crate) fn linear(
     run: &RunConfig,
     start: Option<PathBuf>,
     kind: OptimKind,
@@ -103,7 +103,7 @@ pub(super) fn linear(
 }
 
 /// Paper B.3: the run's own recipe, with labels in place of pairs.
-pub(super) fn supervised(run: &RunConfig, images: usize) -> RunConfig {
+pub(crate) fn supervised(run: &RunConfig, images: usize) -> RunConfig {
     let mut config = with_labels(run);
     config.train.batch = config.train.batch.min(images);
     config
@@ -111,7 +111,7 @@ pub(super) fn supervised(run: &RunConfig, images: usize) -> RunConfig {
 
 /// Paper B.8.2: `steps` steps at a rate that is not scaled, the batch norm's statistics as slow as the epoch is long. The
 /// paper names no schedule; half a cosine, as everywhere else in it.
-pub(super) fn transfer(
+pub(crate) fn transfer(
     run: &RunConfig,
     start: Option<PathBuf>,
     (steps, batch): (u64, usize),
@@ -181,7 +181,7 @@ fn with_labels(run: &RunConfig) -> RunConfig {
 }
 
 /// What is trained, for the results.
-pub(super) fn words(config: &RunConfig) -> String {
+pub(crate) fn words(config: &RunConfig) -> String {
     let (optim, train) = (&config.optim, &config.train);
     format!(
         "{:?}, base rate {}, weight decay {}, {} epochs of batches up to {}, crops of {} px",

@@ -1,0 +1,7 @@
+//! features
+
+pub mod cache;
+pub mod frozen_encoder;
+pub mod import;
+
+pub use frozen_encoder::*;

@@ -1,0 +1,7 @@
+//! finetune
+
+pub mod grid;
+pub mod presets;
+pub mod protocols;
+pub mod runner;
+pub mod transfer;
