@@ -1,16 +1,16 @@
-//! Features `[M, F]` with labels and queries `[Q, F]` to predicted labels `[Q]`: cosine nearest neighbours, weighted
-//! as the kNN monitor of MoCo and its followers (spec 8.2) or by plain majority.
+//! Cosine kNN: a bank of features `[M, F]` with labels, and queries `[Q, F]`, to predicted labels `[Q]`, by weighted votes as
+//! in the kNN monitor of MoCo, or by plain majority.
 
 use simclr_data::rng::Key;
 use tch::{Device, Kind, Tensor};
 
-/// Temperature of the weights exp(sim / T) (spec 8.2).
+/// Temperature of the weights exp(sim / T).
 pub const TEMPERATURE: f64 = 0.1;
 
-/// Rows of the similarity matrix held at once are bounded by this many elements (128 MiB of `f32`).
+/// Most elements of a block of the similarity matrix (128 MiB of `f32`).
 const BLOCK: i64 = 1 << 25;
 
-/// Neighbours for a bank of `bank` images: 200 from 50,000 on, else 20 (spec 8.2, 15.0).
+/// Neighbours for a bank of `bank` images: 200 from 50,000 on, else 20.
 pub fn default_k(bank: i64) -> i64 {
     if bank >= 50_000 { 200 } else { 20 }
 }
@@ -35,7 +35,7 @@ impl Neighbours {
         let k = k.min(bank.size()[0]);
         let (bank, queries) = (unit_rows(bank), unit_rows(queries));
         if bank.device() == Device::Cpu
-            && Screen::pays((bank.size()[0], bank.size()[1]), queries.size()[0], k)
+            && Screen::is_faster((bank.size()[0], bank.size()[1]), queries.size()[0], k)
         {
             return Screen::of(&bank).nearest(&bank, &queries, k);
         }
@@ -47,7 +47,7 @@ impl Neighbours {
         Self { similarity: Tensor::cat(&similarity, 0), position: Tensor::cat(&position, 0) }
     }
 
-    /// The nearest `k` of these.
+    /// Similarities and positions of the nearest `k`.
     fn nearest(&self, k: i64) -> (Tensor, Tensor) {
         let k = k.min(self.position.size()[1]);
         (self.similarity.narrow(1, 0, k), self.position.narrow(1, 0, k))
@@ -55,7 +55,7 @@ impl Neighbours {
 
     /// Labels `[Q]` by a vote of the nearest `k`, whose labels are among `labels` `[M]` (i64 in `0..classes`).
     ///
-    /// A neighbour's vote weighs exp(sim / T) for `Some(T)`, 1 for `None`. Equal votes go to the smallest label.
+    /// The weight of a vote is exp(sim / T) for `Some(T)`, 1 for `None`; ties go to the smallest label.
     pub fn vote(&self, labels: &Tensor, classes: i64, k: i64, temperature: Option<f64>) -> Tensor {
         self.scores(labels, classes, k, temperature).argmax(1, false)
     }
@@ -67,7 +67,7 @@ impl Neighbours {
         scores(&similarity, &labels.take(&position), classes, temperature)
     }
 
-    /// Retrieval: for each query the share of its nearest `k` that have its label, `[Q]` in `[0, 1]`; `labels` `[M]` of the
+    /// Retrieval: for each query the fraction of its nearest `k` that have its label, `[Q]` in `[0, 1]`; `labels` `[M]` of the
     /// bank, `wanted` `[Q]` of the queries.
     pub fn precision(&self, labels: &Tensor, wanted: &Tensor, k: i64) -> Tensor {
         let (_, position) = self.nearest(k);
@@ -76,33 +76,32 @@ impl Neighbours {
     }
 }
 
-/// Finds the nearest rows of a wide bank with a sixth of the work: cosines in a few directions bound those in all of them,
-/// and only rows with a high bound are compared in full. The neighbours are those of the full comparison.
+/// Exact nearest rows of a wide bank with a sixth of the work: cosines in a subspace bound the full cosines, and only rows
+/// with a high bound are compared in full.
 struct Screen {
-    /// `[F, R]`, orthonormal columns: nearly the R directions in which the bank is largest.
+    /// `[F, R]`, orthonormal columns: approximately the leading R principal directions of the bank.
     basis: Tensor,
     /// `[M, R + 1]`, see [`Screen::bounding`].
     bank: Tensor,
 }
 
 impl Screen {
-    /// Directions; with 512, raw pixels of CIFAR-10 leave 0.4 % of a row outside of them, and 1.5 k rows need a full
-    /// comparison.
+    /// R. With 512, 0.4 % of a row of raw CIFAR-10 pixels lies outside, and 1.5 k rows need a full comparison.
     const DIRECTIONS: i64 = 512;
-    /// Rows of the bank that the directions are found from.
+    /// Rows of the bank that the directions are estimated from.
     const SAMPLE: i64 = 4096;
-    /// More than what single precision loses in a cosine.
+    /// Upper bound of the single-precision error of a cosine.
     const ROUNDING: f64 = 2e-6;
 
-    fn pays((rows, width): (i64, i64), queries: i64, k: i64) -> bool {
+    fn is_faster((rows, width): (i64, i64), queries: i64, k: i64) -> bool {
         width >= 4 * Self::DIRECTIONS && rows >= 2 * Self::SAMPLE && rows >= 20 * k && queries >= 1000
     }
 
-    /// Of unit rows.
+    /// `bank` has unit rows.
     fn of(bank: &Tensor) -> Self {
         let step = (bank.size()[0] / Self::SAMPLE).max(1);
         let sample = bank.slice(0, 0, bank.size()[0], step);
-        // Subspace iteration from fixed random numbers: nothing depends on them but speed.
+        // Subspace iteration from fixed random numbers, which affect speed only.
         let width = bank.size()[1];
         let start = Key::weights(0, 0).stream().normals((width * Self::DIRECTIONS) as usize);
         let mut basis = Tensor::from_slice(&start).view([width, Self::DIRECTIONS]);
@@ -114,8 +113,8 @@ impl Screen {
         Self { basis, bank: bounded }
     }
 
-    /// `[n, R + 1]`: the part of each row within the basis, and the length of the rest. The product of two such rows is not
-    /// below their cosine (Cauchy-Schwarz for the rest).
+    /// `[n, R + 1]`: the projection of each row, and the length of the remainder. By Cauchy-Schwarz the product of two such rows
+    /// is at least their cosine.
     fn bounding(rows: &Tensor, basis: &Tensor) -> Tensor {
         let square = |of: &Tensor| of.square().sum_dim_intlist([1].as_slice(), true, Kind::Float);
         let within = rows.matmul(basis);
@@ -126,8 +125,8 @@ impl Screen {
     fn nearest(&self, bank: &Tensor, queries: &Tensor, k: i64) -> Neighbours {
         let candidates = 5 * k / 2 + 16;
         let bounding = self.bank.transpose(0, 1).contiguous();
-        let room = Tensor::empty([k + k / 4, bank.size()[1]], (Kind::Float, bank.device()));
-        let search = Search { bank, k, room };
+        let scratch = Tensor::empty([k + k / 4, bank.size()[1]], (Kind::Float, bank.device()));
+        let search = Search { bank, k, scratch };
         let (mut similarity, mut position) = (Vec::new(), Vec::new());
         for block in queries.split((BLOCK / bank.size()[0]).max(1), 0) {
             let bounds = Self::bounding(&block, &self.basis).matmul(&bounding);
@@ -146,8 +145,8 @@ impl Screen {
 struct Search<'a> {
     bank: &'a Tensor,
     k: i64,
-    /// Where rows are copied to be compared, so that no query allocates.
-    room: Tensor,
+    /// Rows gathered for comparison, so that queries do not allocate.
+    scratch: Tensor,
 }
 
 impl Search<'_> {
@@ -155,15 +154,15 @@ impl Search<'_> {
     fn nearest(&self, query: &Tensor, bounds: &Tensor, rows: &Tensor) -> (Tensor, Tensor) {
         let upper = Vec::<f32>::try_from(bounds).expect("bounds are a vector");
         let (mut compared, mut cosines) = (0, Vec::new());
-        // k rows first, then a quarter of k at a time: CIFAR-10's raw pixels need 1.4 k on average.
+        // 1.25 k rows first, then a quarter of k at a time: raw CIFAR-10 pixels need 1.4 k on average.
         let mut next = self.k + self.k / 4;
         while compared < rows.size()[0] {
             let some = rows.slice(0, compared, (compared + next).min(rows.size()[0]), 1);
             compared += some.size()[0];
-            let room = self.room.narrow(0, 0, some.size()[0]);
-            cosines.push(self.bank.index_select_out(&room, 0, &some).mv(query));
+            let gathered = self.scratch.narrow(0, 0, some.size()[0]);
+            cosines.push(self.bank.index_select_out(&gathered, 0, &some).mv(query));
             let (nearest, places) = Tensor::cat(&cosines, 0).topk(self.k, 0, true, true);
-            // No row that was not compared is above the last bound.
+            // No uncompared row exceeds the last bound.
             if nearest.double_value(&[self.k - 1])
                 >= f64::from(upper[compared as usize - 1]) + Screen::ROUNDING
             {
@@ -175,7 +174,7 @@ impl Search<'_> {
     }
 }
 
-/// Labels of `queries` `[Q, F]` by a vote of the `k` bank rows (`[M, F]`, `labels` `[M]`) nearest to them: `[Q]` i64; see
+/// Labels `[Q]` i64 of `queries` `[Q, F]` by a vote of the nearest `k` rows of `bank` `[M, F]` with `labels` `[M]`; see
 /// [`Neighbours::vote`].
 ///
 /// # Panics
@@ -199,7 +198,7 @@ pub fn precision_at_k(bank: &Tensor, labels: &Tensor, queries: &Tensor, wanted: 
     Neighbours::of(bank, queries, k).precision(labels, wanted, k).mean(Kind::Double).double_value(&[])
 }
 
-/// Share of equal elements of two label tensors `[Q]`, in `[0, 1]`.
+/// Fraction of equal elements of two label tensors `[Q]`, in `[0, 1]`.
 pub fn accuracy(predicted: &Tensor, labels: &Tensor) -> f64 {
     predicted.eq_tensor(labels).to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
 }
@@ -207,7 +206,7 @@ pub fn accuracy(predicted: &Tensor, labels: &Tensor) -> f64 {
 /// `similarity` and `labels` `[B, k]`, most similar first, to votes `[B, K]`.
 fn scores(similarity: &Tensor, labels: &Tensor, classes: i64, temperature: Option<f64>) -> Tensor {
     let weights = match temperature {
-        // The largest exponent is 0: small temperatures do not overflow, and a common factor changes no vote.
+        // A common factor changes no vote: the largest exponent is 0, so that small temperatures do not overflow.
         Some(t) => ((similarity - similarity.narrow(1, 0, 1)) / t).exp(),
         None => similarity.ones_like(),
     };
@@ -226,9 +225,9 @@ fn unit_rows(features: &Tensor) -> Tensor {
 mod tests {
     use super::*;
 
-    /// Rows near a few directions, as features and pixels are, and rows in all directions, where every bound is useless.
+    /// Rows near a subspace, as features and pixels are, and isotropic rows, for which the bounds are useless.
     #[test]
-    fn the_screen_finds_the_neighbours_of_the_full_comparison() {
+    fn screening_is_exact() {
         tch::set_num_threads(1);
         let near = |seed, n: i64| {
             let low = crate::test_normals(seed, &[n, 20]).matmul(&crate::test_normals(1, &[20, 700]));
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_is_never_below_the_cosine() {
+    fn bounds_are_at_least_the_cosine() {
         tch::set_num_threads(1);
         let rows = unit_rows(&crate::test_normals(6, &[600, 700]));
         let screen = Screen::of(&rows);

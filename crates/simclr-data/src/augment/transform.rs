@@ -112,7 +112,8 @@ impl TransformConfig {
 }
 
 /// What a command does otherwise than the run's configuration says.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TransformChange {
     /// See [`TransformConfig::crop`].
     pub crop: Option<EvalCrop>,

@@ -1,6 +1,6 @@
 //! The configuration as written ([`RunConfig`], TOML) and as run ([`Plan`]): the only place where units convert.
 
-mod load;
+pub(crate) mod load;
 mod plan;
 pub mod sources;
 mod validate;

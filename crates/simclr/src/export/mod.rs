@@ -1,5 +1,4 @@
-//! What leaves: the encoder as safetensors with torchvision's names (`encoder`), features as parquet or .npy
-//! (`embed`).
+//! Export of the encoder as safetensors with torchvision's names (`encoder`) and of features as parquet or .npy (`embed`).
 
 pub mod embed; // images -> table of h
 pub mod encoder; // run -> encoder file, verified

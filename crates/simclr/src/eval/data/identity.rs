@@ -1,5 +1,5 @@
-//! What figures on a set are kept under: its fingerprint, and something else from the moment on that images have changed under
-//! the same names and sizes. `evaluation/images/FINGERPRINT.safetensors` records what the figures of the folder are of.
+//! Identity that the figures on a set are cached under: its fingerprint, or a digest of its contents once images have changed
+//! under the same names and sizes. `evaluation/images/FINGERPRINT.safetensors` records the images of the cached figures.
 
 use std::path::PathBuf;
 
@@ -17,8 +17,8 @@ fn file(run: &RunFolder, fingerprint: &str) -> PathBuf {
     run.path().join(format!("evaluation/images/{fingerprint}.safetensors"))
 }
 
-/// Gives `set` the identity under which figures on these very images are kept in `run`. Images whose files may have changed are
-/// read and compared; `observer` hears of changes.
+/// Sets the identity of `set` that figures on exactly these images are cached under in `run`. Images whose files may have
+/// changed are read and compared; changes are reported to `observer`.
 pub(crate) fn identify(
     run: &RunFolder,
     set: &mut Dataset,
@@ -43,10 +43,10 @@ pub(crate) fn identify(
         }
     };
     set.set_identity(identity);
-    remember(run, set)
+    record(run, set)
 }
 
-/// Another identity for each content, as far as it is known.
+/// A different identity for each content, or for each file stamp where the content is unknown.
 fn changed(fingerprint: &str, set: &Dataset) -> String {
     let observed = set.observed();
     let mut hash = blake3::Hasher::new();
@@ -57,14 +57,14 @@ fn changed(fingerprint: &str, set: &Dataset) -> String {
     format!("{fingerprint}-{}", &hash.finalize().to_hex()[..32])
 }
 
-/// Records the contents of the images of `set` that have been read: from then on a file that was only touched or copied is the
+/// Records the contents of the images of `set` read so far: from then on a file that was only touched or copied counts as the
 /// same image.
-pub(crate) fn remember(run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
-    let record = ImageRecord::of(set);
-    let file = file(run, &record.fingerprint);
-    if ImageRecord::load(&file).is_ok_and(|known| known.as_ref() == Some(&record)) {
+pub(crate) fn record(run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
+    let current = ImageRecord::of(set);
+    let file = file(run, &current.fingerprint);
+    if ImageRecord::load(&file).is_ok_and(|known| known.as_ref() == Some(&current)) {
         return Ok(());
     }
     fs_err::create_dir_all(file.parent().unwrap_or(run.path()))?;
-    Ok(record.save(&file, set.content_digest().as_deref())?)
+    Ok(current.save(&file, set.content_digest().as_deref())?)
 }

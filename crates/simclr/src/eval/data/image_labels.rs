@@ -1,24 +1,25 @@
-//! Labels of the images of a set, and how answers to them are judged: top-1, mean per class, 11-point mAP (spec 8.6).
+//! Labels of single images, also of several per image, and metrics of predictions: top-1, mean per class, 11-point mAP.
 
 use std::collections::{HashMap, HashSet};
 
 use simclr_data::Dataset;
 use tch::{Kind, Tensor};
 
-use crate::eval::data::splits;
-use crate::eval::report::results::Metric;
-use crate::eval::report::results_cache::Answers;
+use super::splits::{self, Split};
+use crate::{
+    eval::{options::Metric, report::figure::Predictions},
+    knn,
+};
 
-/// Labels of a part, a row for each image; with mAP an image that lies in several class folders (VOC2007) has a row for
-/// each of its classes.
-pub(crate) struct Members {
+/// Labels of a part, one row per image. With mAP an image in several class folders (VOC2007) has one row per class.
+pub(crate) struct ImageLabels {
     pub(crate) labels: Vec<i64>,
-    /// Of the image that each row is of.
+    /// Image of each row.
     names: Vec<String>,
 }
 
-impl Members {
-    /// Of the images `indices` of `set`, whose labels are `labels`.
+impl ImageLabels {
+    /// The rows of the images `indices` of `set`; `labels` has an entry for every image of the set.
     pub(crate) fn of(set: &Dataset, labels: &[i64], indices: &[usize], metric: Metric) -> Self {
         let names = match metric {
             Metric::Map11 => file_names(set, indices),
@@ -29,10 +30,10 @@ impl Members {
         Self { labels: indices.iter().map(|&index| labels[index]).collect(), names }
     }
 
-    /// Adds those of the validation part.
+    /// Appends the rows of the validation part.
     pub(crate) fn append(&mut self, other: Self) {
         self.labels.extend(other.labels);
-        // A name that both parts use is of two images.
+        // Equal names in both parts denote different images.
         self.names.extend(other.names.into_iter().map(|name| format!("validation: {name}")));
     }
 
@@ -41,28 +42,28 @@ impl Members {
     }
 
     /// The first row of each image.
-    pub(crate) fn once(&self) -> Vec<usize> {
+    pub(crate) fn unique_images(&self) -> Vec<usize> {
         let mut seen = HashSet::new();
         (0..self.names.len()).filter(|&row| seen.insert(&self.names[row])).collect()
     }
 
-    /// Those of `rows` that are the first of their image.
-    pub(crate) fn first_of(&self, rows: &[usize]) -> Vec<usize> {
-        let once: HashSet<usize> = self.once().into_iter().collect();
-        rows.iter().copied().filter(|row| once.contains(row)).collect()
+    /// The subset of `rows` that are the first row of their image.
+    pub(crate) fn first_rows(&self, rows: &[usize]) -> Vec<usize> {
+        let unique: HashSet<usize> = self.unique_images().into_iter().collect();
+        rows.iter().copied().filter(|row| unique.contains(row)).collect()
     }
 
-    /// Rows to fit on and rows to choose by, a `share` of the images: no image is on both sides.
-    pub(crate) fn hold_out(&self, classes: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
-        let once = self.once();
-        let labels: Vec<i64> = once.iter().map(|&row| self.labels[row]).collect();
+    /// Rows to fit on, and held-out rows of a `share` of the images; no image has rows in both.
+    pub(crate) fn hold_out(&self, classes: usize, share: f64, seed: u64) -> Split {
+        let unique = self.unique_images();
+        let labels: Vec<i64> = unique.iter().map(|&row| self.labels[row]).collect();
         let (_, held) = splits::hold_out(&labels, classes, share, seed);
-        let held: HashSet<&String> = held.into_iter().map(|at| &self.names[once[at]]).collect();
+        let held: HashSet<&String> = held.into_iter().map(|at| &self.names[unique[at]]).collect();
         (0..self.names.len()).partition(|&row| !held.contains(&self.names[row]))
     }
 
-    /// What the images of `rows` hold.
-    pub(crate) fn truth(&self, rows: &[usize], classes: usize) -> Truth {
+    /// The classes of the images of `rows`.
+    pub(crate) fn truth(&self, rows: &[usize], classes: usize) -> GroundTruth {
         let mut of_image: HashMap<&str, Vec<i64>> = HashMap::new();
         for (name, &label) in self.names.iter().zip(&self.labels) {
             of_image.entry(name).or_default().push(label);
@@ -75,12 +76,12 @@ impl Members {
         }
         let labels: Vec<i64> = rows.iter().map(|&row| self.labels[row]).collect();
         let holds = Tensor::from_slice(&holds).view([-1, classes as i64]);
-        Truth { labels: Tensor::from_slice(&labels), holds, classes: classes as i64 }
+        GroundTruth { labels: Tensor::from_slice(&labels), holds, classes: classes as i64 }
     }
 }
 
-/// The last part of each image's name; where several have it, with a checksum of the pixels: only copies of one image are
-/// one image. One that cannot be decoded is a copy of none.
+/// Base name of each image; ambiguous base names are extended by a checksum of the pixels, so that only copies of an image
+/// share a name. An undecodable image keeps its full name.
 fn file_names(set: &Dataset, indices: &[usize]) -> Vec<String> {
     let last = |index: usize| set.samples()[index].name.rsplit('/').next().unwrap_or_default();
     let mut times: HashMap<&str, usize> = HashMap::new();
@@ -95,38 +96,40 @@ fn file_names(set: &Dataset, indices: &[usize]) -> Vec<String> {
     indices.iter().map(name).collect()
 }
 
-/// Which classes each image holds.
-pub(crate) struct Truth {
-    /// `[n]`: the class of its first folder.
+/// The classes of each image.
+pub(crate) struct GroundTruth {
+    /// `[n]`: the class of the first folder.
     labels: Tensor,
     /// `[n, K]` bool.
     holds: Tensor,
     classes: i64,
 }
 
-impl Truth {
-    /// Predicted and true labels; of an image of several classes the one that was named counts as true.
-    pub(crate) fn answers(&self, decision: &Tensor) -> Answers {
+impl GroundTruth {
+    /// Predicted and true labels of `decision` `[n, K]`; for an image of several classes a correctly predicted one counts as
+    /// true.
+    pub(crate) fn predictions(&self, decision: &Tensor) -> Predictions {
         let predicted = decision.argmax(1, false);
         let right = self.holds.gather(1, &predicted.unsqueeze(1), false).squeeze_dim(1);
-        Answers::new(&predicted, &predicted.where_self(&right, &self.labels))
+        Predictions::new(&predicted, &predicted.where_self(&right, &self.labels))
     }
 
-    pub(crate) fn figure(&self, decision: &Tensor, metric: Metric) -> f64 {
-        let present = |values: Vec<f64>| {
+    /// NaN if no class has images.
+    pub(crate) fn metric(&self, decision: &Tensor, metric: Metric) -> f64 {
+        let mean_of_present = |values: Vec<f64>| {
             let values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
             values.iter().sum::<f64>() / values.len() as f64
         };
         match metric {
-            Metric::Top1 => crate::knn::accuracy(&decision.argmax(1, false), &self.labels),
-            Metric::MeanPerClass => present(self.per_class(decision)),
-            Metric::Map11 => {
-                present((0..self.classes).map(|class| self.average_precision(decision, class)).collect())
-            }
+            Metric::Top1 => knn::accuracy(&decision.argmax(1, false), &self.labels),
+            Metric::MeanPerClass => mean_of_present(self.per_class(decision)),
+            Metric::Map11 => mean_of_present(
+                (0..self.classes).map(|class| self.average_precision(decision, class)).collect(),
+            ),
         }
     }
 
-    /// Accuracy on the test images of each class; NaN where there are none.
+    /// Accuracy on the test images of each class; NaN for classes without any.
     pub(crate) fn per_class(&self, decision: &Tensor) -> Vec<f64> {
         let right = decision.argmax(1, false).eq_tensor(&self.labels).to_kind(Kind::Double);
         let count =
@@ -154,7 +157,7 @@ fn eleven_points(ranked: &[bool]) -> f64 {
     for (rank, _) in ranked.iter().enumerate().filter(|(_, holds)| **holds) {
         found += 1;
         let precision = f64::from(found) / (rank + 1) as f64;
-        // Every level that this recall reaches.
+        // Every level up to this recall.
         let levels = 10 * found as usize / positives;
         best[..=levels].iter_mut().for_each(|best| *best = best.max(precision));
     }
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eleven_points_by_hand() {
+    fn eleven_point_precision_by_hand() {
         assert_eq!(eleven_points(&[true, true, false]), 1.0);
         assert!(eleven_points(&[false, false]).is_nan());
         // Recall 1/2 at precision 1 (levels 0 to 5), recall 1 at precision 2/3 (levels 6 to 10).
@@ -175,17 +178,17 @@ mod tests {
         assert!((eleven_points(&[false, true]) - 0.5).abs() < 1e-12);
     }
 
-    /// Nine images of class 0, one of class 1, everything called 0: top-1 hides what the mean over classes shows.
+    /// Nine images of class 0, one of class 1, everything called 0: top-1 and the mean over classes differ.
     #[test]
-    fn the_mean_per_class_counts_rare_classes_in_full() {
+    fn mean_per_class_weights_classes_equally() {
         let labels = Tensor::from_slice(&[0i64, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         let holds = labels.one_hot(3).to_kind(Kind::Bool);
-        let truth = Truth { labels, holds, classes: 3 };
+        let truth = GroundTruth { labels, holds, classes: 3 };
         let decision = Tensor::from_slice(&[1.0f64, 0.0, 0.0]).repeat([10, 1]);
-        assert!((truth.figure(&decision, Metric::Top1) - 0.9).abs() < 1e-12);
+        assert!((truth.metric(&decision, Metric::Top1) - 0.9).abs() < 1e-12);
         assert!(
-            (truth.figure(&decision, Metric::MeanPerClass) - 0.5).abs() < 1e-12,
-            "the third class is not there"
+            (truth.metric(&decision, Metric::MeanPerClass) - 0.5).abs() < 1e-12,
+            "the third class has no images"
         );
         assert!(truth.per_class(&decision)[2].is_nan());
     }

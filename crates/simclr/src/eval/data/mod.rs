@@ -1,7 +1,7 @@
-//! data
+//! Labelled images: sets and their splits, label subsets, per-image labels, identity of cached images.
 
-pub mod identity;
-pub mod image_labels;
-pub mod label_subsets;
-pub mod labelled_set;
-pub mod splits;
+pub(crate) mod identity; // set -> identity that its figures are cached under
+pub(crate) mod image_labels; // labels and predictions -> the set's metric
+pub(crate) mod label_subsets; // columns of the table -> labelled images
+pub(crate) mod labelled_set; // path -> labelled training and test part
+pub mod splits; // labels -> hold-outs, folds, subsets

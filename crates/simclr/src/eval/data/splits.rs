@@ -1,21 +1,24 @@
-//! Labels to index sets: class-balanced subsets, stratified hold-outs and folds, each decided by a seed alone.
+//! Labels to index sets: class-balanced subsets, stratified hold-outs and folds, each a function of a seed.
 
 use simclr_data::rng::{Key, Stream};
 
-/// Streams of this room are kept apart from those of training by an epoch that no run reaches.
+/// Positions to fit on, and held-out positions; both ascending.
+pub type Split = (Vec<usize>, Vec<usize>);
+
+/// An epoch that no run reaches separates these streams from those of training.
 fn stream(seed: u64, purpose: u64) -> Stream {
     Key { seed, epoch: u64::MAX, image: purpose, view: 0 }.stream()
 }
 
 /// Positions of each class in `labels`, each list in an order drawn from (`seed`, `purpose`).
 fn by_class(labels: &[i64], classes: usize, seed: u64, purpose: u64) -> Vec<Vec<usize>> {
-    let mut members = vec![Vec::new(); classes];
+    let mut positions = vec![Vec::new(); classes];
     for (position, &label) in labels.iter().enumerate() {
-        members[label as usize].push(position);
+        positions[label as usize].push(position);
     }
     let mut stream = stream(seed, purpose);
     let shuffled = |list: Vec<usize>| stream.permutation(list.len()).into_iter().map(|i| list[i]).collect();
-    members.into_iter().map(shuffled).collect()
+    positions.into_iter().map(shuffled).collect()
 }
 
 /// Labels per class of a class-balanced subset of `share` of `labels` labels: rounded, at least 1.
@@ -24,20 +27,20 @@ pub fn per_class(labels: usize, classes: usize, share: f64) -> usize {
 }
 
 /// Positions of a class-balanced subset of `share` of all labels: equally many per class (rounded, at least 1, at most
-/// what the class has), ascending. `draw` numbers independent subsets of one seed.
+/// the size of the class), ascending. `draw` numbers independent subsets of one seed.
 pub fn balanced_subset(labels: &[i64], classes: usize, share: f64, seed: u64, draw: u64) -> Vec<usize> {
     few_shot(labels, classes, per_class(labels.len(), classes, share), seed, draw)
 }
 
-/// The same with `per_class` labels of each class, or all that it has. Within a draw, the subset for fewer labels is part of
-/// the one for more.
+/// The same with `per_class` labels of each class, or all of a smaller class. Within a draw, smaller subsets are contained in
+/// larger ones.
 pub fn few_shot(labels: &[i64], classes: usize, per_class: usize, seed: u64, draw: u64) -> Vec<usize> {
     let lists = by_class(labels, classes, seed, 1 + draw);
     sorted(lists.into_iter().flat_map(|list| list.into_iter().take(per_class)).collect())
 }
 
 /// Positions (kept, held out) with `share` of every class held out: rounded, and at least one of each class kept.
-pub fn hold_out(labels: &[i64], classes: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+pub fn hold_out(labels: &[i64], classes: usize, share: f64, seed: u64) -> Split {
     let (mut kept, mut held) = (Vec::new(), Vec::new());
     for list in by_class(labels, classes, seed, 0) {
         let count = ((share * list.len() as f64).round() as usize).min(list.len().saturating_sub(1));
@@ -48,16 +51,13 @@ pub fn hold_out(labels: &[i64], classes: usize, share: f64, seed: u64) -> (Vec<u
 }
 
 /// `folds` pairs (fit, validate): every position is validated once, classes spread evenly over the folds.
-pub fn folds(labels: &[i64], classes: usize, folds: usize, seed: u64) -> Vec<(Vec<usize>, Vec<usize>)> {
+pub fn folds(labels: &[i64], classes: usize, folds: usize, seed: u64) -> Vec<Split> {
     let mut fold_of = vec![0; labels.len()];
-    // One running counter deals classes of one or two members to different folds.
-    let dealt = by_class(labels, classes, seed, 0).into_iter().flatten().enumerate();
-    dealt.for_each(|(turn, position)| fold_of[position] = turn % folds);
+    // One running counter spreads classes of one or two images over different folds.
+    let numbered = by_class(labels, classes, seed, 0).into_iter().flatten().enumerate();
+    numbered.for_each(|(number, position)| fold_of[position] = number % folds);
     let part = |fold: usize| (0..labels.len()).partition(|&position| fold_of[position] != fold);
-    (0..folds)
-        .map(part)
-        .filter(|(fit, validate): &(Vec<usize>, Vec<usize>)| !fit.is_empty() && !validate.is_empty())
-        .collect()
+    (0..folds).map(part).filter(|(fit, validate): &Split| !fit.is_empty() && !validate.is_empty()).collect()
 }
 
 fn sorted(mut positions: Vec<usize>) -> Vec<usize> {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_balanced_subset_holds_equally_many_of_each_class() {
+    fn balanced_subsets_have_equal_counts_per_class() {
         let labels = labels();
         for (share, want) in [(0.12, 20), (0.001, 1), (1.0, 50)] {
             let subset = balanced_subset(&labels, 3, share, 7, 0);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_shot_subset_holds_k_of_each_class_and_grows_with_k() {
+    fn few_shot_subsets_have_k_per_class_and_are_nested() {
         let labels = labels();
         for (k, rare) in [(1, 1), (5, 5), (60, 50)] {
             let subset = few_shot(&labels, 3, k, 7, 2);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_out_takes_its_share_of_every_class_and_nothing_twice() {
+    fn hold_outs_are_stratified_and_disjoint() {
         let labels = labels();
         let (kept, held) = hold_out(&labels, 3, 0.2, 1);
         for class in 0..3 {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn folds_validate_every_position_once() {
+    fn folds_validate_each_position_once() {
         let labels = labels();
         let folds = folds(&labels, 3, 5, 1);
         assert_eq!(folds.len(), 5);

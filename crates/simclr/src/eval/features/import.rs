@@ -1,33 +1,33 @@
-//! A peer's weights to a run folder, so that they are judged, embedded, fine-tuned and exported by the same ruler as a run
-//! trained here: safetensors under torchvision's names (timm's are the same for these ResNets).
+//! Import of encoder weights into a run folder, for evaluation, embedding, fine-tuning and export like a trained run:
+//! safetensors under torchvision's names (timm's are the same for these ResNets).
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use crate::eval::features::frozen_encoder::{hash_tensors, load_encoder, load_weights};
+use super::frozen_encoder::{hash_tensors, load_encoder, load_weights};
 use crate::{
     EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::Model,
     train::RunFolder,
 };
 
-/// What other programs put before the names of an encoder's parameters.
+/// Prefixes of the names of an encoder's parameters in other programs.
 const PREFIXES: [&str; 7] =
     ["", "module.", "backbone.", "encoder.", "model.", "module.backbone.", "module.encoder."];
 
-/// What torchvision's and timm's ImageNet weights take from each channel of `[0, 1]`, and divide by.
+/// Channel means that torchvision's and timm's ImageNet weights expect, of values in `[0, 1]`.
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// See [`IMAGENET_MEAN`].
+/// Channel standard deviations; see [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// Writes a finished run of no steps with the encoder of `file` into `folder`. `config` names the architecture, the image
-/// size and the input statistics. What the file holds beside the encoder (a classifier, counters) is left out.
+/// Writes a finished run of zero steps with the encoder of `file` into `folder`. `config` holds the architecture, the image
+/// size and the input statistics. Other tensors of the file (a classifier, counters) are ignored.
 ///
 /// # Errors
-/// A file that is no safetensors, or lacks a tensor of the architecture, or has one of another shape.
+/// A file that is not safetensors, lacks a tensor of the architecture, or has one of another shape.
 pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder) -> Result<(), EvalError> {
-    let model = read(file, config, channels)?;
+    let model = read_model(file, config, channels)?;
     let mut checkpoint = Checkpoint::default();
     let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(owned);
@@ -41,15 +41,15 @@ pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder
         crate::checkpoint::write_atomically(&folder.path().join(name), text.as_bytes())
     };
     write("plan.json", &format!("{plan:#}\n"))?;
-    // Last, as it makes the folder a run.
+    // Written last: a folder with this file is a run.
     write("config.toml", &config.to_toml())?;
     Ok(())
 }
 
-/// Whether `folder` holds the weights of `file`, imported with the options of `config`; the path of the images is free.
+/// Checks that `folder` holds the weights of `file`, imported with the options of `config`, except for the path of the images.
 ///
 /// # Errors
-/// [`EvalError::OtherWeights`] where it is another run, other weights or other options; a file that cannot be read.
+/// [`EvalError::OtherWeights`] for another run, other weights or other options; a file that cannot be read.
 pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Result<(), EvalError> {
     let refused = |reason: String| EvalError::OtherWeights { path: folder.path().to_owned(), reason };
     let held = load_encoder(folder)?;
@@ -65,7 +65,7 @@ pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Re
         let reason = format!("it holds `{source}` with other options: {}", differences.join("; "));
         return Err(refused(reason));
     }
-    let model = read(file, config, held.channels())?;
+    let model = read_model(file, config, held.channels())?;
     let (was, is) = (digest(held.model()), digest(&model));
     if was != is {
         return Err(refused(format!("it holds the weights `{source}` ({was}), given were `{given}` ({is})")));
@@ -73,14 +73,14 @@ pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Re
     Ok(())
 }
 
-/// The name of the file that the weights of `folder` are from; none for a run that was trained.
+/// File name of the imported weights of `folder`; none for a trained run.
 fn imported_from(folder: &RunFolder) -> Result<Option<String>, EvalError> {
     let text = fs_err::read_to_string(folder.path().join("plan.json"))?;
     let plan: Value = serde_json::from_str(&text).unwrap_or_default();
     Ok(plan["imported_from"].as_str().map(str::to_owned))
 }
 
-/// Keys with different values, but for the path of the images.
+/// Keys with different values, except for the path of the images.
 fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
     let (was, is) = (json!(was), json!(is));
     let mut found = Vec::new();
@@ -96,7 +96,7 @@ fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
 }
 
 /// A model of `config` with the encoder of `file`.
-fn read(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
+fn read_model(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
     let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
     let stored = Tensor::read_safetensors(file)
         .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
@@ -118,7 +118,7 @@ fn encoder_of(model: &Model) -> impl Iterator<Item = (&str, &Tensor)> {
     model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
 }
 
-/// 16 hex digits over the encoder's weights: two files of one name apart.
+/// 16 hex digits over the encoder's weights.
 fn digest(model: &Model) -> String {
     let mut hash = blake3::Hasher::new();
     hash_tensors(&mut hash, encoder_of(model));

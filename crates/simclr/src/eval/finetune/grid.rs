@@ -1,33 +1,32 @@
-//! Learning rates and weight decays that are compared before one pair is trained with.
+//! Candidate pairs of learning rate and weight decay.
 
 use crate::RunConfig;
 
-/// One pair, in a run's own terms (`optim.lr`, `optim.weight_decay`).
+/// Values of `optim.lr` and `optim.weight_decay`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Candidate {
     pub(crate) rate: f64,
     pub(crate) decay: f64,
 }
 
-/// Pairs that are compared.
+/// Candidates to compare.
 pub(crate) struct Grid {
     pub(crate) candidates: Vec<Candidate>,
-    /// With more labels than this the first candidate is taken.
+    /// With more labels than this, the first candidate is used.
     pub(crate) below: usize,
 }
 
 impl Candidate {
-    /// For people, and for the names of folders.
-    pub(crate) fn said(self) -> String {
+    /// Human-readable, also part of folder names.
+    pub(crate) fn describe(self) -> String {
         let Self { rate, decay } = self;
         if decay > 0.0 {
-            return format!("learning rate {} decay {}", number(rate), number(decay));
+            return format!("learning rate {} decay {}", short_number(rate), short_number(decay));
         }
-        format!("learning rate {}", number(rate))
+        format!("learning rate {}", short_number(rate))
     }
 
-    /// `config` with this pair.
-    pub(crate) fn put(self, config: &RunConfig) -> RunConfig {
+    pub(crate) fn apply(self, config: &RunConfig) -> RunConfig {
         let mut config = config.clone();
         (config.optim.lr, config.optim.weight_decay) = (self.rate, self.decay);
         config
@@ -35,8 +34,7 @@ impl Candidate {
 }
 
 impl Grid {
-    /// One pair: nothing to compare.
-    pub(crate) fn one(rate: f64, decay: f64) -> Self {
+    pub(crate) fn single(rate: f64, decay: f64) -> Self {
         Self { candidates: vec![Candidate { rate, decay }], below: 0 }
     }
 
@@ -46,24 +44,25 @@ impl Grid {
         Self { candidates: rates.iter().flat_map(with).collect(), below: usize::MAX }
     }
 
-    /// Candidates that are tried with so many labels; 0 where there is nothing to compare.
-    pub(crate) fn size(&self, labels: usize) -> usize {
+    /// Trainings that the comparison takes with so many labels; 0 without a choice.
+    pub(crate) fn trainings(&self, labels: usize) -> usize {
         if self.candidates.len() > 1 && labels <= self.below { self.candidates.len() } else { 0 }
     }
 
-    pub(crate) fn words(&self) -> String {
-        let tried: Vec<String> = self.candidates.iter().map(|candidate| candidate.said()).collect();
+    /// Suffix of the description of a protocol; empty without a choice.
+    pub(crate) fn describe(&self) -> String {
+        let candidates: Vec<String> = self.candidates.iter().map(|candidate| candidate.describe()).collect();
         let below =
             if self.below == usize::MAX { String::new() } else { format!(" up to {} labels", self.below) };
-        match tried.len() {
+        match candidates.len() {
             1 => String::new(),
-            _ => format!("; compared on a fifth of the labels{below}: {}", tried.join(", ")),
+            _ => format!("; compared on a fifth of the labels{below}: {}", candidates.join(", ")),
         }
     }
 }
 
-/// As it was written where that is short, else to three digits.
-pub(crate) fn number(x: f64) -> String {
-    let whole = x.to_string();
-    if whole.len() <= 7 { whole } else { format!("{x:.2e}") }
+/// All digits up to 7 characters, else three significant ones.
+pub(crate) fn short_number(x: f64) -> String {
+    let exact = x.to_string();
+    if exact.len() <= 7 { exact } else { format!("{x:.2e}") }
 }

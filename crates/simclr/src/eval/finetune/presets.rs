@@ -1,45 +1,35 @@
-//! The run's configuration to that of each protocol that trains: the paper's appendices B.3, B.5, B.6 and B.8.2.
+//! Hyper-parameters of the protocols that train, as a configuration derived from the run's: the paper's appendices B.3, B.5,
+//! B.6 and B.8.2.
 
 use std::path::PathBuf;
 
-use serde::Serialize;
 use simclr_data::AugmentConfig;
 
 use crate::{
     RunConfig,
     config::StepCount,
     encoder::{BatchNormScope, MOMENTUM},
+    eval::options::FinetuneRecipe,
     objective::{ObjectiveKind, TaskConfig},
     optim::{OptimConfig, OptimKind, Scaling, ScheduleKind},
 };
 
 /// Paper B.5: 0.05 * B / 256.
-pub(crate) const FINETUNE_RATE: f64 = 0.05;
+const FINETUNE_RATE: f64 = 0.05;
 /// SimCLR v2: 0.005 * sqrt(B), B = 1024 (google-research/simclr README, fine-tuning with 1 % of the labels).
-pub(crate) const FINETUNE_RATE_V2: f64 = 0.005;
+const FINETUNE_RATE_V2: f64 = 0.005;
 const FINETUNE_BATCH_V2: usize = 1024;
 /// Paper B.6: 0.1 * B / 256, 90 epochs.
-pub(crate) const LINEAR_RATE: f64 = 0.1;
+const LINEAR_RATE: f64 = 0.1;
 const LINEAR_EPOCHS: f64 = 90.0;
 /// Paper B.5: 60 epochs with 1 % of the labels, 30 with 10 %.
 const FEW_LABELS: f64 = 0.05;
 const FEW_EPOCHS: f64 = 60.0;
 const MORE_EPOCHS: f64 = 30.0;
 
-/// Settings of fine-tuning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FinetuneRecipe {
-    /// arXiv 2002.05709, B.5: SGD with Nesterov momentum, 0.05 B / 256.
-    #[default]
-    V1,
-    /// arXiv 2006.10029 and the README of google-research/simclr: LARS, 0.005 sqrt(B), B = 1024.
-    V2,
-}
-
 impl FinetuneRecipe {
-    /// Base learning rates to compare where the user names none. v1 needs a larger one than the paper's with few labels, where its
-    /// small batches take few steps.
+    /// Base learning rates by default. With few labels v1 needs a larger one than the paper's, as small batches mean few
+    /// steps.
     pub(crate) fn rates(self) -> Vec<f64> {
         match self {
             Self::V1 => vec![FINETUNE_RATE, 10.0 * FINETUNE_RATE],
@@ -47,7 +37,7 @@ impl FinetuneRecipe {
         }
     }
 
-    /// Images per step, at most, where the user does not say.
+    /// Images per step by default, at most.
     pub(crate) fn batch(self) -> usize {
         match self {
             Self::V1 => BATCH,
@@ -56,28 +46,28 @@ impl FinetuneRecipe {
     }
 }
 
-/// Images per step of the protocols that train, at most, where neither user nor recipe says otherwise.
+/// Images per step by default, at most.
 pub(crate) const BATCH: usize = 256;
 
-/// Epochs, where the user sets them, and images per step, at most.
+/// Epochs, if not the paper's, and images per step, at most.
 #[derive(Clone, Copy)]
 pub(crate) struct Length {
     pub(crate) epochs: Option<f64>,
     pub(crate) batch: usize,
 }
 
-/// Fine-tuning with `labels` labels, a `share` of all: no warm-up, no regularisation, crop and flip only, 60 epochs with 1 % of the
-/// labels and 30 with more, in both recipes.
+/// Fine-tuning with `labels` labels, a `fraction` of all: no warm-up, no regularisation, crop and flip only, 60 epochs below
+/// 5 % of the labels and 30 from there on.
 pub(crate) fn finetune(
     run: &RunConfig,
     start: Option<PathBuf>,
-    (recipe, keep_head): (FinetuneRecipe, usize),
-    (share, labels): (f64, usize),
+    (recipe, head_layers): (FinetuneRecipe, usize),
+    (fraction, labels): (f64, usize),
     length: Length,
 ) -> RunConfig {
-    let paper = if share < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
+    let paper = if fraction < FEW_LABELS { FEW_EPOCHS } else { MORE_EPOCHS };
     let mut config = few_epochs(run, FINETUNE_RATE, paper, labels, length);
-    (config.task.start, config.task.keep_head) = (start, keep_head);
+    (config.task.start, config.task.keep_head) = (start, head_layers);
     if recipe == FinetuneRecipe::V2 {
         let optim = &mut config.optim;
         (optim.kind, optim.nesterov, optim.lr_in_momentum) = (OptimKind::Lars, false, true);
@@ -97,20 +87,20 @@ pub(crate) fn linear(
     let mut config = few_epochs(run, LINEAR_RATE, LINEAR_EPOCHS, labels, length);
     config.optim.kind = kind;
     (config.task.start, config.task.frozen) = (start, true);
-    // A frozen encoder keeps nothing for a backward pass.
+    // A frozen encoder stores no activations.
     config.train.chunk = 0;
     config
 }
 
-/// Paper B.3: the run's own recipe, with labels in place of pairs.
+/// Paper B.3: the run's own hyper-parameters with cross entropy on labels.
 pub(crate) fn supervised(run: &RunConfig, images: usize) -> RunConfig {
     let mut config = with_labels(run);
     config.train.batch = config.train.batch.min(images);
     config
 }
 
-/// Paper B.8.2: `steps` steps at a rate that is not scaled, the batch norm's statistics as slow as the epoch is long. The
-/// paper names no schedule; half a cosine, as everywhere else in it.
+/// Paper B.8.2: `steps` steps at an unscaled rate, with a batch-norm momentum that depends on the steps per epoch. The paper
+/// names no schedule; half a cosine, as in its other experiments.
 pub(crate) fn transfer(
     run: &RunConfig,
     start: Option<PathBuf>,
@@ -128,7 +118,7 @@ pub(crate) fn transfer(
     config
 }
 
-/// Paper B.8.2: the old statistics keep max(1 - 10 / s, 0.9) with s steps per epoch; here is the weight of the new ones.
+/// Paper B.8.2: decay max(1 - 10 / s, 0.9) with s steps per epoch; returns the weight of the new statistics.
 fn norm_momentum(steps_per_epoch: f64) -> f64 {
     (10.0 / steps_per_epoch).min(MOMENTUM)
 }
@@ -141,7 +131,7 @@ fn few_epochs(run: &RunConfig, rate: f64, paper: f64, labels: usize, length: Len
     config
 }
 
-/// SGD with Nesterov momentum 0.9, no warm-up, no decay, on random crops and flips alone.
+/// SGD with Nesterov momentum 0.9, no warm-up, no decay, random crops and flips only.
 fn crops_and_flips(run: &RunConfig) -> RunConfig {
     let mut config = with_labels(run);
     config.augment = AugmentConfig {
@@ -173,15 +163,15 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
 fn with_labels(run: &RunConfig) -> RunConfig {
     let mut config = run.clone();
     config.task = TaskConfig { objective: ObjectiveKind::Supervised, ..TaskConfig::default() };
-    // With one view of each image there is nothing to deal apart.
+    // Shuffling separates two views of an image; here is only one.
     if config.train.batch_norm == BatchNormScope::ChunkShuffled {
         config.train.batch_norm = BatchNormScope::Chunk;
     }
     config
 }
 
-/// What is trained, for the results.
-pub(crate) fn words(config: &RunConfig) -> String {
+/// Human-readable hyper-parameters.
+pub(crate) fn describe(config: &RunConfig) -> String {
     let (optim, train) = (&config.optim, &config.train);
     format!(
         "{:?}, base rate {}, weight decay {}, {} epochs of batches up to {}, crops of {} px",
@@ -194,9 +184,9 @@ pub(crate) fn words(config: &RunConfig) -> String {
 mod tests {
     use super::*;
 
-    /// The paper's rule, in the paper's terms: decay max(1 - 10 / s, 0.9).
+    /// The paper's rule: decay max(1 - 10 / s, 0.9).
     #[test]
-    fn batch_norm_statistics_are_as_slow_as_the_epoch_is_long() {
+    fn batch_norm_momentum_follows_the_steps_per_epoch() {
         for (steps, decay) in [(1.0, 0.9), (99.0, 0.9), (100.0, 0.9), (200.0, 0.95), (1000.0, 0.99)] {
             let momentum = norm_momentum(steps);
             assert!((1.0 - momentum - decay).abs() < 1e-12, "{steps} steps: {momentum}");
@@ -212,7 +202,7 @@ mod tests {
     /// README of google-research/simclr: --optimizer=lars --learning_rate=0.005 --learning_rate_scaling=sqrt --weight_decay=0
     /// --train_epochs=60 --train_batch_size=1024 --warmup_epochs=0.
     #[test]
-    fn the_v2_fine_tuning_recipe_is_the_readmes() {
+    fn v2_fine_tuning_matches_the_official_readme() {
         let recipe = FinetuneRecipe::V2;
         let length = Length { epochs: None, batch: recipe.batch() };
         let config = finetune(&RunConfig::default(), None, (recipe, 1), (0.01, 12_811), length);
@@ -227,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_transfer_recipe_is_that_of_b_8_2() {
+    fn transfer_matches_appendix_b_8_2() {
         let mut run = RunConfig::default();
         (run.train.chunk, run.train.batch_norm) = (64, BatchNormScope::ChunkShuffled);
         run.train.step_count = StepCount::Official;
@@ -241,10 +231,10 @@ mod tests {
         assert_eq!(
             config.train.step_count,
             StepCount::FullBatches,
-            "epochs stand for steps of whole batches"
+            "epochs are converted to steps of whole batches"
         );
         assert_eq!((config.train.epochs * 195.0).round(), 20_000.0);
-        // Fewer images than a batch are one step an epoch.
+        // Fewer images than a batch: one step per epoch.
         let small = transfer(&run, None, (7, 256), 100);
         assert_eq!((small.train.batch, small.train.epochs), (100, 7.0));
     }

@@ -1,95 +1,96 @@
-//! One training after another, each a run of its own below the evaluated run, so that it resumes; judged and remembered.
-//! What is trained and what its figure means is the business of the protocols.
+//! Trainings of an evaluation: each is a run within the folder of the evaluated run, so that it resumes, and its figure is
+//! cached.
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use simclr_data::{Dataset, dataset::Labels};
 use tch::{Device, Tensor};
 
-use crate::eval::evaluate::EvalOptions;
-use crate::eval::features::frozen_encoder::{FrozenEncoder, ReadOptions};
-use crate::eval::finetune::grid::Candidate;
-use crate::eval::probes::frozen::checksum;
-use crate::eval::report::results_cache::{Figure, Key, Memory};
+use super::grid::Candidate;
 use crate::{
-    CheckpointError, EvalError, RunConfig,
+    CheckpointError, EvalError, RunConfig, TrainError,
     checkpoint::write_atomically,
     device::{Precision, choose_device},
     encoder::Mode,
+    eval::{
+        context::EvalContext,
+        data::{label_subsets::name_lines, labelled_set::checksum},
+        features,
+        report::{figure::Figure, results_cache::FigureKey},
+    },
     model::Model,
     train::{Observer, Outcome, RunFolder, StepReport, pretrain, state::start_from},
 };
 
-/// Trains for one evaluation.
-pub(crate) struct Trainer<'a> {
-    pub(crate) run: &'a RunFolder,
-    pub(crate) frozen: &'a FrozenEncoder,
-    pub(crate) memory: &'a Memory,
-    pub(crate) options: &'a EvalOptions,
-    pub(crate) observer: &'a mut dyn Observer,
-    pub(crate) stop: &'a AtomicBool,
-    /// Models trained, or known already, and in all.
-    pub(crate) trained: (usize, usize),
+/// Trains the models of one evaluation.
+pub(crate) struct Runner<'c, 'a> {
+    pub(crate) context: &'c mut EvalContext<'a>,
+    /// Models trained or cached so far, and in total.
+    pub(crate) done: usize,
+    pub(crate) total: usize,
 }
 
-/// A set to train on, as a run of its own finds it.
+/// A set to train on, as found by a run of its own.
 #[derive(Clone, Copy)]
-pub(crate) struct Source<'a> {
-    pub(crate) data: &'a Path,
+pub(crate) struct TrainData<'a> {
+    pub(crate) path: &'a Path,
     pub(crate) labels: &'a Labels,
-    /// What is at `data`: the training part, or with `validation` both.
+    /// The set at `path`: its training part, with `validation` joined with the validation part.
     pub(crate) set: &'a Dataset,
     pub(crate) validation: bool,
 }
 
-/// Images to train on: indices in the set of the source.
+/// Images to train on: indices in the set of `data`.
 #[derive(Clone, Copy)]
-pub(crate) struct Lesson<'a> {
-    pub(crate) source: Source<'a>,
+pub(crate) struct TrainSubset<'a> {
+    pub(crate) data: TrainData<'a>,
     pub(crate) images: &'a [usize],
 }
 
-/// Images to be judged on.
-pub(crate) struct Exam<'a> {
+/// Images to evaluate a trained model on.
+pub(crate) struct EvalSplit<'a> {
     pub(crate) set: &'a Dataset,
     pub(crate) images: &'a [usize],
-    /// What a figure depends on besides the model and `images`.
-    pub(crate) of: Value,
-    /// Logits `[n, K]` and the index of each row's image to a figure.
-    pub(crate) figure: &'a Marks<'a>,
+    /// Dependencies of the figure besides the model and `images`.
+    pub(crate) key: Value,
+    pub(crate) metric: &'a MetricFn<'a>,
 }
 
-/// What becomes of a trained model.
+/// Logits `[n, K]` and the index of the image of each row to a figure.
+pub(crate) type MetricFn<'a> = dyn Fn(&Tensor, &[usize]) -> Figure + 'a;
+
+/// Use of a trained model.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RunPurpose {
-    /// Its figure is only compared: it is not kept, and one that diverged is the worst.
+    /// Its figure is only compared with others: the model is deleted, and a diverged one counts as the worst.
     Compared,
-    /// Its figure is reported: it stays in the run folder.
+    /// Its figure is reported: the model stays in the run folder.
     Reported,
 }
 
 /// Below every figure.
 const DIVERGED: f64 = -1.0;
 
-/// See [`Exam::figure`].
-pub(crate) type Marks<'a> = dyn Fn(&Tensor, &[usize]) -> Figure + 'a;
+impl<'c, 'a> Runner<'c, 'a> {
+    pub(crate) fn new(context: &'c mut EvalContext<'a>) -> Self {
+        Self { context, done: 0, total: 0 }
+    }
 
-impl Trainer<'_> {
-    /// The candidate with the highest figure in `exam` after training on `lesson`; the first of equals.
-    pub(crate) fn choose(
+    /// The candidate with the highest figure on `split` after training on `subset`, of equal ones the first.
+    pub(crate) fn best_candidate(
         &mut self,
-        place: &str,
+        name: &str,
         candidates: &[Candidate],
         config: &RunConfig,
-        lesson: Lesson<'_>,
-        exam: &Exam<'_>,
+        subset: TrainSubset<'_>,
+        split: &EvalSplit<'_>,
     ) -> Result<Candidate, EvalError> {
         let mut best = (candidates[0], f64::NEG_INFINITY);
         for candidate in candidates {
-            let place = format!("{place}, try {}", candidate.said());
-            let figure =
-                self.figure(&place, &candidate.put(config), lesson, exam, RunPurpose::Compared)?.value;
+            let name = format!("{name}, try {}", candidate.describe());
+            let config = candidate.apply(config);
+            let figure = self.figure(&name, &config, subset, split, RunPurpose::Compared)?.value;
             if figure > best.1 {
                 best = (*candidate, figure);
             }
@@ -97,85 +98,80 @@ impl Trainer<'_> {
         Ok(best.0)
     }
 
-    /// The figure in `exam` of the model trained by `config` on `lesson`. One that is known already is taken; a run that was
-    /// interrupted goes on.
+    /// The figure on `split` of the model trained by `config` on `subset`: from the cache, or by starting or resuming a run.
     pub(crate) fn figure(
         &mut self,
-        place: &str,
+        name: &str,
         config: &RunConfig,
-        lesson: Lesson<'_>,
-        exam: &Exam<'_>,
-        model: RunPurpose,
+        subset: TrainSubset<'_>,
+        split: &EvalSplit<'_>,
+        purpose: RunPurpose,
     ) -> Result<Figure, EvalError> {
-        let judged = json!([exam.of, checksum(exam.images)]);
-        let key = Key::new(place, json!({ "trained": self.what(config, lesson), "judged": judged }));
-        if let Some(known) = self.memory.figure(&key) {
-            self.trained.0 += 1;
-            return Ok(known);
+        let trained = self.dependencies(config, subset);
+        let split_key = json!([split.key, checksum(split.images)]);
+        let key = FigureKey::new(name, json!({ "trained": trained, "judged": split_key }));
+        if let Some(cached) = self.context.cache.figure(&key) {
+            self.done += 1;
+            return Ok(cached);
         }
-        let path = self.run.path().join("evaluation").join(self.name(place, config, lesson));
-        let figure = match self.train(place, config, lesson, &path) {
-            Ok(trained) => self.judged(&trained, exam)?,
-            Err(EvalError::Training(error)) if model == RunPurpose::Compared && error.is_divergence() => {
+        let folder = FigureKey::new(name, trained).file_name();
+        let path = self.context.run.path().join("evaluation").join(folder);
+        let figure = match self.train(name, config, subset, &path) {
+            Ok(model) => self.evaluate(&model, split)?,
+            Err(EvalError::Training(error)) if purpose == RunPurpose::Compared && error.is_divergence() => {
                 Figure { how: error.to_string(), ..Figure::of(DIVERGED) }
             }
             Err(error) => return Err(error),
         };
-        let figure = self.memory.keep_figure(&key, figure)?;
-        if model == RunPurpose::Compared {
+        let figure = self.context.cache.store_figure(&key, figure)?;
+        if purpose == RunPurpose::Compared {
             fs_err::remove_dir_all(path)?;
         }
         Ok(figure)
     }
 
-    /// Of the folder of a training.
-    fn name(&self, place: &str, config: &RunConfig, lesson: Lesson<'_>) -> String {
-        Key::new(place, self.what(config, lesson)).file_name()
-    }
-
-    /// All that a trained model depends on, wherever its files are.
-    fn what(&self, config: &RunConfig, lesson: Lesson<'_>) -> Value {
+    /// Dependencies of a trained model; independent of file paths.
+    fn dependencies(&self, config: &RunConfig, subset: TrainSubset<'_>) -> Value {
         let mut plain = config.clone();
-        // The identity of a set holds its labels.
+        // The identity of a set includes its labels.
         (plain.data.path, plain.data.labels) = (None, Labels::Auto);
         (plain.task.start, plain.task.images) = (None, None);
         json!({
             "config": plain,
-            "from": config.task.start.as_ref().map(|_| self.frozen.fingerprint()),
-            "set": lesson.source.set.identity(),
-            "images": checksum(lesson.images),
+            "from": config.task.start.as_ref().map(|_| self.context.encoder.fingerprint()),
+            "set": subset.data.set.identity(),
+            "images": checksum(subset.images),
         })
     }
 
-    /// The trained model of a protocol, in evaluation precision; its run is in the folder `path`.
+    /// The trained model in evaluation precision; its run is in the folder `path`.
     fn train(
         &mut self,
-        place: &str,
+        name: &str,
         config: &RunConfig,
-        lesson: Lesson<'_>,
+        subset: TrainSubset<'_>,
         path: &Path,
     ) -> Result<Model, EvalError> {
-        let Lesson { source, images } = lesson;
-        let folder =
-            if path.join("config.toml").exists() { RunFolder::open(path) } else { RunFolder::create(path) }
-                .map_err(from_training)?;
-        let samples = source.set.samples();
-        let names: Vec<&str> = images.iter().map(|&index| samples[index].name.as_str()).collect();
+        let TrainSubset { data, images } = subset;
+        let exists = path.join("config.toml").exists();
+        let folder = if exists { RunFolder::open(path) } else { RunFolder::create(path) };
+        let folder = folder.map_err(Box::new)?;
         let mut config = config.clone();
         config.task.images = Some(path.join("images.txt"));
-        config.task.validation = source.validation;
-        config.data.labels = source.labels.clone();
-        config.data.channels = self.frozen.channels() as usize;
-        write_atomically(&path.join("images.txt"), (names.join("\n") + "\n").as_bytes())?;
-        self.trained.0 += 1;
-        self.observer.message(&format!("training {} of {}: {place}", self.trained.0, self.trained.1));
-        let outcome = pretrain(&config, source.data, &folder, &mut OnlySteps(self.observer), self.stop);
-        if outcome.map_err(from_training)? == Outcome::Stopped {
+        config.task.validation = data.validation;
+        config.data.labels = data.labels.clone();
+        config.data.channels = self.context.encoder.channels() as usize;
+        write_atomically(&path.join("images.txt"), name_lines(data.set, images).as_bytes())?;
+        self.done += 1;
+        let context = &mut *self.context;
+        context.observer.message(&format!("training {} of {}: {name}", self.done, self.total));
+        let outcome = pretrain(&config, data.path, &folder, &mut StepsOnly(context.observer), context.stop);
+        if outcome.map_err(Box::<TrainError>::from)? == Outcome::Stopped {
             return Err(EvalError::Stopped);
         }
-        let model = self.load(&config, source.set.classes().len(), &folder)?;
-        if config.task.frozen && self.frozen.differs(&model) {
-            return Err(EvalError::Other(format!("{place}: the encoder changed although it was frozen")));
+        let model = self.load(&config, data.set.classes().len(), &folder)?;
+        if config.task.frozen && self.context.encoder.differs(&model) {
+            return Err(EvalError::EncoderChanged { place: name.into() });
         }
         Ok(model)
     }
@@ -186,7 +182,7 @@ impl Trainer<'_> {
             classes,
             &config.encoder,
             &config.head,
-            (self.frozen.channels(), config.train.image_size as i64),
+            (self.context.encoder.channels(), config.train.image_size as i64),
             config.train.seed,
             choose_device(config.train.device, 0)?,
             Precision::F32,
@@ -197,26 +193,22 @@ impl Trainer<'_> {
         Ok(model)
     }
 
-    /// The model's figure; bad images are left out.
-    fn judged(&self, model: &Model, exam: &Exam<'_>) -> Result<Figure, EvalError> {
-        let read = ReadOptions::of(self.frozen, self.options.batch, self.options.threads);
+    /// Undecodable images are left out.
+    fn evaluate(&self, model: &Model, split: &EvalSplit<'_>) -> Result<Figure, EvalError> {
         let logits = |pixels: &Tensor| {
             let (_, logits) = tch::no_grad(|| model.forward(pixels, &Mode::Eval))?;
             Ok(logits.to_device(Device::Cpu))
         };
-        let read = crate::eval::features::extract(exam.set, exam.images, &read, &[&logits], &mut |_, _| {})?;
-        Ok((exam.figure)(&read.features[0], &read.indices))
+        let options = self.context.read_options();
+        let read = features::extract(split.set, split.images, &options, &[&logits], &mut |_, _| {})?;
+        Ok((split.metric)(&read.features[0], &read.indices))
     }
 }
 
-fn from_training(error: crate::TrainError) -> EvalError {
-    EvalError::Training(Box::new(error))
-}
+/// Forwards the progress of a nested run without its start banner.
+struct StepsOnly<'a>(&'a mut dyn Observer);
 
-/// Of a protocol's own run only the steps are shown: its facts follow from the evaluated run's.
-struct OnlySteps<'a>(&'a mut dyn Observer);
-
-impl Observer for OnlySteps<'_> {
+impl Observer for StepsOnly<'_> {
     fn step(&mut self, report: &StepReport) {
         self.0.step(report);
     }

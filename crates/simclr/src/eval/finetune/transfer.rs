@@ -1,8 +1,7 @@
-//! Fine-tuning on other data sets (paper B.8.2; spec 8.5): the whole network from the run's weights, and beside it from fresh
-//! ones, with learning rate and weight decay chosen by the set's metric on its validation part (or a fifth of the training
-//! images), trained again on both, tested once.
+//! Fine-tuning on other data sets (paper B.8.2): the whole network from the run's weights and from fresh ones, with learning
+//! rate and weight decay chosen by the set's metric on its validation part (or a fifth of the training images), trained again
+//! on both, tested once.
 
-use serde::Serialize;
 use serde_json::json;
 use simclr_data::{
     Dataset,
@@ -10,105 +9,47 @@ use simclr_data::{
 };
 use tch::{Kind, Tensor};
 
-use crate::eval::data::image_labels::Members;
-use crate::eval::data::labelled_set::Sets;
-use crate::eval::features::frozen_encoder::FrozenEncoder;
-use crate::eval::finetune::grid::{Candidate, Grid, number};
-use crate::eval::finetune::presets;
-use crate::eval::finetune::runner::{Exam, Lesson, RunPurpose, Source, Trainer};
-use crate::eval::probes::linear::log_spaced;
-use crate::eval::probes::transfer::{HOLD_OUT, TransferSet};
-use crate::eval::report::results::{Metric, TransferRow, Tuned};
-use crate::eval::report::results_cache::Figure;
+use super::{
+    grid::{Candidate, Grid, short_number},
+    presets,
+    runner::{EvalSplit, RunPurpose, Runner, TrainData, TrainSubset},
+};
 use crate::{
-    EvalError,
-    train::{Observer, RunFolder},
+    EvalError, RunConfig,
+    eval::{
+        context::EvalContext,
+        data::{image_labels::ImageLabels, labelled_set::LabelledSet},
+        options::{HOLD_OUT, TransferFinetune, TransferSearch, TransferSet},
+        report::{
+            figure::Figure,
+            results::{TransferRow, Tuned},
+        },
+    },
 };
 
-/// How transfer sets are fine-tuned on; the paper's values by default.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TransferFinetune {
-    /// Images per step, at most all of the set.
-    pub batch: usize,
-    /// From the run's weights.
-    pub tuned: Search,
-    /// From fresh weights.
-    pub fresh: Search,
-}
+/// Names of the two protocols.
+const FROM_RUN: &str = "transfer, fine-tuned";
+const FROM_FRESH: &str = "transfer, fresh weights";
 
-/// What is tried from one start: every rate with every decay.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Search {
-    /// Steps of each training.
-    pub steps: u64,
-    /// Learning rates, as they are: not scaled with the batch.
-    pub rates: Vec<f64>,
-    /// Weight decays, each of which is divided by the learning rate before it is used.
-    pub decays: Vec<f64>,
-}
-
-impl Default for TransferFinetune {
-    fn default() -> Self {
-        // "no weight decay" is one of the candidates from the run's weights only.
-        let none_or = |decays: Vec<f64>| [vec![0.0], decays].concat();
-        Self {
-            batch: 256,
-            tuned: Search {
-                steps: 20_000,
-                rates: log_spaced(1e-4, 1e-1, 7),
-                decays: none_or(log_spaced(1e-6, 1e-3, 7)),
-            },
-            fresh: Search {
-                steps: 40_000,
-                rates: log_spaced(1e-3, 1.0, 7),
-                decays: log_spaced(1e-5, 10f64.powf(-1.5), 8),
-            },
-        }
-    }
-}
-
-impl TransferFinetune {
-    /// # Errors
-    /// A value that cannot be run.
-    pub fn check(&self) -> Result<(), EvalError> {
-        let above = |values: &[f64], low: f64| {
-            !values.is_empty() && values.iter().all(|value| value.is_finite() && *value >= low)
-        };
-        let searches = [&self.tuned, &self.fresh];
-        let fine = self.batch >= 2
-            && searches.iter().all(|search| {
-                search.steps >= 1 && above(&search.rates, f64::MIN_POSITIVE) && above(&search.decays, 0.0)
-            });
-        let wrong = "fine-tuning on transfer sets: expected a batch of at least 2, at least one step, learning rates above 0 \
-                     and weight decays of at least 0";
-        if fine { Ok(()) } else { Err(EvalError::Refused(wrong.into())) }
-    }
-
-    /// Models trained for each set.
-    pub(crate) fn trainings(&self) -> usize {
-        self.tuned.trainings() + self.fresh.trainings()
-    }
-}
-
-impl Search {
-    /// Every rate with every decay, which is divided by the rate.
+impl TransferSearch {
+    /// Every rate with every decay, divided by the rate.
     fn candidates(&self) -> Vec<Candidate> {
         let divided = |Candidate { rate, decay }| Candidate { rate, decay: decay / rate };
-        self.pairs().candidates.into_iter().map(divided).collect()
+        self.grid().candidates.into_iter().map(divided).collect()
     }
 
-    fn pairs(&self) -> Grid {
+    fn grid(&self) -> Grid {
         Grid::product(&self.rates, &self.decays)
     }
 
-    /// One for each candidate, where there is a choice, and one on all images.
+    /// One training for each candidate if there is a choice, and one on all images.
     fn trainings(&self) -> usize {
-        self.pairs().size(0) + 1
+        self.grid().trainings(0) + 1
     }
 
-    /// For the results.
-    fn words(&self, batch: usize) -> String {
-        let list = |values: &[f64]| values.iter().map(|value| number(*value)).collect::<Vec<_>>().join(", ");
+    fn describe(&self, batch: usize) -> String {
+        let list =
+            |values: &[f64]| values.iter().map(|value| short_number(*value)).collect::<Vec<_>>().join(", ");
         format!(
             "{} steps of {batch} images, sgd with nesterov momentum 0.9, cosine, batch-norm decay max(1 - 10/s, 0.9) with s \
              steps an epoch, random crops and flips; learning rates {} with weight decays {} over the rate, chosen by the \
@@ -120,66 +61,56 @@ impl Search {
     }
 }
 
-/// Names of the two protocols.
-const FROM_RUN: &str = "transfer, fine-tuned";
-const FROM_FRESH: &str = "transfer, fresh weights";
-
-/// The protocol on one set.
-pub(crate) struct Tuning<'a, 'b> {
-    pub(crate) trainer: &'a mut Trainer<'b>,
-    pub(crate) options: &'a TransferFinetune,
+/// Fine-tunes on the transfer sets.
+pub(crate) struct TransferTuning<'t, 'c, 'a> {
+    pub(crate) runner: &'t mut Runner<'c, 'a>,
 }
 
-impl Tuning<'_, '_> {
-    /// The two protocols in words, by name; none where there is no set to tune on.
-    pub(crate) fn words(&self) -> Vec<(String, String)> {
-        let TransferFinetune { batch, tuned, fresh } = self.options;
-        let both = [(FROM_RUN, tuned), (FROM_FRESH, fresh)];
-        let words = both.map(|(name, search)| (name.to_owned(), search.words(*batch)));
-        if self.trainer.options.transfer.is_empty() { Vec::new() } else { words.to_vec() }
+impl TransferTuning<'_, '_, '_> {
+    /// Trainings for each set.
+    pub(crate) fn trainings(options: &TransferFinetune) -> usize {
+        options.pretrained().trainings() + options.fresh().trainings()
     }
 
-    /// Puts both figures into the row of `set`.
+    /// Name and description of the two protocols; none without sets.
+    pub(crate) fn descriptions(&self) -> Vec<(String, String)> {
+        let config = self.runner.context.config;
+        let options = &config.transfer_finetune;
+        let protocols = [(FROM_RUN, options.pretrained()), (FROM_FRESH, options.fresh())];
+        let described = protocols.map(|(name, search)| (name.to_owned(), search.describe(options.batch)));
+        if config.transfer.is_empty() { Vec::new() } else { described.to_vec() }
+    }
+
+    /// Adds both figures to the row of `set`.
     pub(crate) fn fill(&mut self, set: &TransferSet, row: &mut TransferRow) -> Result<(), EvalError> {
-        let trainer = &mut self.trainer;
-        let images = Images::open(set, trainer.run, trainer.frozen, trainer.options.seed, trainer.observer)?;
-        let options = self.options;
-        row.finetuned = Some(self.tuned(set, &images, &options.tuned, true)?);
-        row.fresh = Some(self.tuned(set, &images, &options.fresh, false)?);
+        let images = TransferImages::open(set, self.runner.context)?;
+        let options = &self.runner.context.config.transfer_finetune;
+        let (pretrained, fresh) = (options.pretrained(), options.fresh());
+        row.finetuned = Some(self.tuned(&images, &pretrained, true)?);
+        row.fresh = Some(self.tuned(&images, &fresh, false)?);
         Ok(())
     }
 
     fn tuned(
         &mut self,
-        set: &TransferSet,
-        images: &Images,
-        search: &Search,
-        from_run: bool,
+        images: &TransferImages<'_>,
+        search: &TransferSearch,
+        pretrained: bool,
     ) -> Result<Tuned, EvalError> {
-        let frozen = self.trainer.frozen;
-        let start = frozen.origin().checkpoint.clone().filter(|_| from_run);
-        let place = format!("{}, {}", set.place(), if from_run { "fine-tuned" } else { "fresh weights" });
-        let recipe = |count: usize| {
-            presets::transfer(frozen.config(), start.clone(), (search.steps, self.options.batch), count)
-        };
-        let (fit, all) = (images.of(&images.fit), images.of(&images.all()));
-        let candidates = search.candidates();
-        let chosen = match &candidates[..] {
+        let (encoder, batch) =
+            (self.runner.context.encoder, self.runner.context.config.transfer_finetune.batch);
+        let start = encoder.origin().checkpoint.clone().filter(|_| pretrained);
+        let name =
+            format!("{}, {}", images.source.name(), if pretrained { "fine-tuned" } else { "fresh weights" });
+        let recipe =
+            |images: usize| presets::transfer(encoder.config(), start.clone(), (search.steps, batch), images);
+        let (fit, all) = (images.indices_of(&images.fit), images.indices_of(&images.all()));
+        let chosen = match &search.candidates()[..] {
             [only] => *only,
-            _ => {
-                let held = images.of(&images.members.first_of(&images.held));
-                let figure = |logits: &Tensor, read: &[usize]| {
-                    figure(&images.members, &images.indices, images.shape(), logits, read)
-                };
-                let exam =
-                    Exam { set: images.train(), images: &held, of: json!(set.metric), figure: &figure };
-                let lesson = Lesson { source: images.source(set), images: &fit };
-                self.trainer.choose(&place, &candidates, &recipe(fit.len()), lesson, &exam)?
-            }
+            candidates => self.best_candidate(&name, candidates, &recipe(fit.len()), &fit, images)?,
         };
-        let config = chosen.put(&recipe(all.len()));
-        let lesson = Lesson { source: images.source(set), images: &all };
-        let found = self.test(&place, &config, lesson, images)?;
+        let config = chosen.apply(&recipe(all.len()));
+        let found = self.test(&name, &config, &all, images)?;
         Ok(Tuned {
             figure: found.value,
             learning_rate: chosen.rate,
@@ -191,142 +122,128 @@ impl Tuning<'_, '_> {
         })
     }
 
+    fn best_candidate(
+        &mut self,
+        name: &str,
+        candidates: &[Candidate],
+        config: &RunConfig,
+        fit: &[usize],
+        images: &TransferImages<'_>,
+    ) -> Result<Candidate, EvalError> {
+        let held = images.indices_of(&images.labels.first_rows(&images.held));
+        let metric =
+            |logits: &Tensor, read: &[usize]| images.figure(&images.labels, &images.indices, logits, read);
+        let key = json!(images.source.metric);
+        let split = EvalSplit { set: images.train(), images: &held, key, metric: &metric };
+        self.runner.best_candidate(name, candidates, config, images.subset(fit), &split)
+    }
+
     fn test(
         &mut self,
-        place: &str,
-        config: &crate::RunConfig,
-        lesson: Lesson<'_>,
-        images: &Images,
+        name: &str,
+        config: &RunConfig,
+        all: &[usize],
+        images: &TransferImages<'_>,
     ) -> Result<Figure, EvalError> {
-        let (sets, metric) = (&images.sets, images.metric);
-        let members = Members::of(sets.test_set(), &sets.test_labels, &sets.test_indices, metric);
-        let once: Vec<usize> = members.once().into_iter().map(|row| sets.test_indices[row]).collect();
-        let marks = |logits: &Tensor, read: &[usize]| {
-            figure(&members, &sets.test_indices, images.shape(), logits, read)
-        };
-        let of = json!([sets.identities(), metric]);
-        let exam = Exam { set: sets.test_set(), images: &once, of, figure: &marks };
-        self.trainer.figure(place, config, lesson, &exam, RunPurpose::Reported)
+        let (set, metric) = (&images.set, images.source.metric);
+        let labels = ImageLabels::of(set.test_set(), &set.test_labels, &set.test_indices, metric);
+        let unique: Vec<usize> = labels.unique_images().iter().map(|&row| set.test_indices[row]).collect();
+        let figure =
+            |logits: &Tensor, read: &[usize]| images.figure(&labels, &set.test_indices, logits, read);
+        let key = json!([set.identities(), metric]);
+        let split = EvalSplit { set: set.test_set(), images: &unique, key, metric: &figure };
+        self.runner.figure(name, config, images.subset(all), &split, RunPurpose::Reported)
     }
 }
 
-/// The images of one set. `rows` below are rows of `members`, of which row i is image `indices[i]` of the training images.
-struct Images {
-    sets: Sets,
-    /// Training and validation part as one, where there is a validation part.
+/// The images of one set. Row i of `labels` belongs to image `indices[i]` of the training images.
+struct TransferImages<'a> {
+    source: &'a TransferSet,
+    set: LabelledSet,
+    /// Training and validation part joined, if there is a validation part.
     joined: Option<Dataset>,
     indices: Vec<usize>,
-    members: Members,
-    /// Rows to train on while candidates are compared.
+    labels: ImageLabels,
+    /// Rows to train candidates on.
     fit: Vec<usize>,
-    /// Rows to compare them by.
+    /// Rows to compare candidates by.
     held: Vec<usize>,
-    metric: Metric,
 }
 
-impl Images {
-    fn open(
-        set: &TransferSet,
-        run: &RunFolder,
-        frozen: &FrozenEncoder,
-        seed: u64,
-        observer: &mut dyn Observer,
-    ) -> Result<Self, EvalError> {
-        let (path, metric, how) = (&set.path, set.metric, frozen.decoding());
-        let mut sets = Sets::open((path, &Labels::Auto), &how, seed)?;
-        sets.identify(run, observer)?;
-        let mut members = Members::of(&sets.train, &sets.train_labels, &sets.train_indices, metric);
-        let (mut indices, classes) = (sets.train_indices.clone(), sets.train.classes().len());
-        let Some((validation, labels)) = sets.validation(path, run, observer)? else {
-            let (fit, held) = members.hold_out(classes, HOLD_OUT, seed);
+impl<'a> TransferImages<'a> {
+    fn open(source: &'a TransferSet, context: &mut EvalContext<'_>) -> Result<Self, EvalError> {
+        let TransferSet { path, metric } = source;
+        let (decoding, seed) = (context.encoder.decoding(), context.config.seed);
+        let mut set = LabelledSet::open(path, &Labels::Auto, &decoding, seed)?;
+        set.identify(context.run, context.observer)?;
+        let mut labels = ImageLabels::of(&set.train, &set.train_labels, &set.train_indices, *metric);
+        let mut indices = set.train_indices.clone();
+        let Some((validation, of_validation)) = set.validation(path, context.run, context.observer)? else {
+            let (fit, held) = labels.hold_out(set.train.classes().len(), HOLD_OUT, seed);
             if held.is_empty() {
                 let reason =
                     "too few images to hold some out for choosing learning rate and weight decay".into();
                 return Err(EvalError::Labels { path: path.clone(), reason });
             }
-            return Ok(Self { sets, joined: None, indices, members, fit, held, metric });
+            return Ok(Self { source, set, joined: None, indices, labels, fit, held });
         };
-        let rows = members.len();
+        let rows = labels.len();
         let all: Vec<usize> = (0..validation.len()).collect();
-        members.append(Members::of(&validation, &labels, &all, metric));
-        indices.extend(all.iter().map(|index| sets.train.len() + index));
-        let joined = Dataset::open_with_validation(path, Channels::Count(how.channels))?.decoded_by(how.jpeg);
-        let mut joined = joined.scaled_to(&how.range)?;
-        joined.set_identity(format!("{}+{}", sets.train.identity(), validation.identity()));
-        let (fit, held) = ((0..rows).collect(), (rows..members.len()).collect());
-        Ok(Self { sets, joined: Some(joined), indices, members, fit, held, metric })
+        labels.append(ImageLabels::of(&validation, &of_validation, &all, *metric));
+        indices.extend(all.iter().map(|index| set.train.len() + index));
+        let joined = Dataset::open_with_validation(path, Channels::Count(decoding.channels))?;
+        let mut joined = joined.decoded_by(decoding.jpeg).scaled_to(&decoding.range)?;
+        joined.set_identity(format!("{}+{}", set.train.identity(), validation.identity()));
+        let (fit, held) = ((0..rows).collect(), (rows..labels.len()).collect());
+        Ok(Self { source, set, joined: Some(joined), indices, labels, fit, held })
     }
 
-    /// What `indices` are of.
+    /// The set of `indices`.
     fn train(&self) -> &Dataset {
-        self.joined.as_ref().unwrap_or(&self.sets.train)
+        self.joined.as_ref().unwrap_or(&self.set.train)
     }
 
-    fn source<'a>(&'a self, from: &'a TransferSet) -> Source<'a> {
+    fn subset<'s>(&'s self, images: &'s [usize]) -> TrainSubset<'s> {
         let (set, validation) = (self.train(), self.joined.is_some());
-        Source { data: &from.path, labels: &Labels::Auto, set, validation }
+        let data = TrainData { path: &self.source.path, labels: &Labels::Auto, set, validation };
+        TrainSubset { data, images }
     }
 
     fn all(&self) -> Vec<usize> {
-        (0..self.members.len()).collect()
+        (0..self.labels.len()).collect()
     }
 
-    /// The images of `rows`.
-    fn of(&self, rows: &[usize]) -> Vec<usize> {
+    fn indices_of(&self, rows: &[usize]) -> Vec<usize> {
         rows.iter().map(|&row| self.indices[row]).collect()
     }
 
-    fn shape(&self) -> (usize, Metric) {
-        (self.sets.train.classes().len(), self.metric)
+    /// The metric of `logits` of the images `read`; row i of `labels` belongs to image `indices[i]`, ascending.
+    fn figure(&self, labels: &ImageLabels, indices: &[usize], logits: &Tensor, read: &[usize]) -> Figure {
+        let row = |index: &usize| indices.binary_search(index).expect("all read images have a row");
+        let rows: Vec<usize> = read.iter().map(row).collect();
+        let truth = labels.truth(&rows, self.set.train.classes().len());
+        // mAP ranks images by probability: logits of different images are not comparable.
+        let decision = logits.log_softmax(1, Kind::Double);
+        let value = truth.metric(&decision, self.source.metric);
+        Figure { predictions: Some(truth.predictions(&decision)), ..Figure::of(value) }
     }
-}
-
-/// The metric of `logits`, whose rows are of the images `read`; row i of `members` is image `indices[i]`, ascending.
-fn figure(
-    members: &Members,
-    indices: &[usize],
-    (classes, metric): (usize, Metric),
-    logits: &Tensor,
-    read: &[usize],
-) -> Figure {
-    let row = |index: &usize| indices.binary_search(index).expect("only these are asked for");
-    let truth = members.truth(&read.iter().map(row).collect::<Vec<_>>(), classes);
-    // Images are ranked by probability: logits of two images are not on one scale.
-    let decision = logits.log_softmax(1, Kind::Double);
-    Figure { answers: Some(truth.answers(&decision)), ..Figure::of(truth.figure(&decision, metric)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Paper B.8.2 by closed forms: value i of n from a to b is a (b / a)^(i / (n - 1)).
     #[test]
-    fn the_grids_are_the_papers() {
-        let near = |found: &[f64], exponent: &dyn Fn(f64) -> f64| {
-            for (i, value) in found.iter().enumerate() {
-                let expected = 10f64.powf(exponent(i as f64));
-                assert!((value / expected - 1.0).abs() < 1e-12, "{i}: {value} {expected}");
-            }
-        };
-        let TransferFinetune { batch, tuned, fresh } = TransferFinetune::default();
-        assert_eq!((batch, tuned.steps, fresh.steps), (256, 20_000, 40_000));
-        assert_eq!((tuned.rates.len(), tuned.decays.len()), (7, 8));
-        near(&tuned.rates, &|i| -4.0 + i / 2.0);
-        assert_eq!(tuned.decays[0], 0.0);
-        near(&tuned.decays[1..], &|i| -6.0 + i / 2.0);
-        assert_eq!((fresh.rates.len(), fresh.decays.len()), (7, 8));
-        near(&fresh.rates, &|i| -3.0 + i / 2.0);
-        near(&fresh.decays, &|i| -5.0 + i / 2.0);
-        assert_eq!(TransferFinetune::default().trainings(), 2 * 57);
+    fn the_papers_grids_take_57_trainings_each() {
+        assert_eq!(TransferTuning::trainings(&TransferFinetune::default()), 2 * 57);
     }
 
     #[test]
-    fn a_decay_is_divided_by_its_rate() {
-        let search = Search { steps: 1, rates: vec![0.1, 0.01], decays: vec![0.0, 1e-3] };
+    fn decays_are_divided_by_their_rates() {
+        let search = TransferSearch { steps: 1, rates: vec![0.1, 0.01], decays: vec![0.0, 1e-3] };
         let found: Vec<_> = search.candidates().iter().map(|pair| (pair.rate, pair.decay)).collect();
         assert_eq!(found, [(0.1, 0.0), (0.1, 1e-3 / 0.1), (0.01, 0.0), (0.01, 1e-3 / 0.01)]);
-        let one = Search { steps: 1, rates: vec![0.1], decays: vec![0.0] };
-        assert_eq!((search.trainings(), one.trainings()), (5, 1), "one pair needs no comparison");
+        let one = TransferSearch { steps: 1, rates: vec![0.1], decays: vec![0.0] };
+        assert_eq!((search.trainings(), one.trainings()), (5, 1), "a single pair needs no comparison");
     }
 }

@@ -1,44 +1,46 @@
-//! The results of several runs side by side: a table, tests of significance, and a plot of accuracy against the share of
-//! the labels.
+//! Comparison of several runs: a table, significance tests, and a plot of accuracy against the fraction of the labels.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use simclr_data::output;
 
-use crate::eval::report::history;
-use crate::eval::report::plot::{self, Line, Whose};
-use crate::eval::report::results::{Cell, Metric, Results, TransferRow, Tuned, aligned, columns};
-use crate::eval::report::results_cache::Answers;
-use crate::eval::report::significance::permutation_test;
-use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
+use super::{
+    figure::Predictions,
+    history,
+    plot::{self, Series, SeriesKind},
+    results::{Cell, Results, TransferRow, Tuned, columns},
+    significance::permutation_test,
+    table::aligned,
+};
+use crate::{EvalError, checkpoint::write_atomically, eval::options::Metric, train::RunFolder};
 
-/// What [`Comparison::plot`] writes, and replaces.
+/// Output of [`Comparison::plot`], and the only kind of file it replaces.
 const PLOT: output::Kind = output::Kind {
     name: "a plot of this command",
     is_earlier: |path| fs_err::read(path).is_ok_and(|svg| svg.ends_with(MARK.as_bytes())),
 };
-/// The end of every plot.
+/// Last line of every plot.
 const MARK: &str = "<!-- simclr compare -->\n";
 
-/// Runs with their results, in the order given.
+/// Path and results of each run, in the order given.
 #[derive(Debug)]
 pub struct Comparison {
     runs: Vec<(String, Results)>,
 }
 
-/// Above this p a run is not significantly worse than the best (paper, table 8).
+/// Above this p a difference is not significant (paper, table 8).
 const SIGNIFICANT: f64 = 0.05;
-/// No smaller p can be seen in 100,000 permutations.
+/// Smallest p that 100,000 permutations resolve.
 const LEAST: f64 = 1e-5;
-/// Beginnings of the names of rows that are no run's own merit.
+/// Prefixes of the names of control rows.
 const CONTROLS: [&str; 4] = ["random-init ", "module as given", "raw pixels", "chance"];
 
 fn is_control(row: &str) -> bool {
     CONTROLS.iter().any(|control| row.starts_with(control))
 }
 
-/// A protocol on transfer sets: its name; the figure and the file with its answers, where there is one.
+/// A protocol on transfer sets: its name, and its figure with the file of predictions.
 type TransferProtocol = (&'static str, fn(&TransferRow) -> Option<(f64, &str)>);
 
 const PROTOCOLS: [TransferProtocol; 3] = [
@@ -51,8 +53,8 @@ fn tuned(tuned: &Option<Tuned>) -> Option<(f64, &str)> {
     tuned.as_ref().map(|tuned| (tuned.figure, &tuned.predictions[..]))
 }
 
-/// Figures of one kind to be compared: the run's name, the figure, the file with its answers.
-struct Contest<'a> {
+/// Figures of one kind: the run, the figure, its file of predictions.
+struct Ranking<'a> {
     metric: Metric,
     entries: Vec<(&'a str, f64, PathBuf)>,
 }
@@ -61,14 +63,14 @@ impl Comparison {
     /// The newest results of each run.
     ///
     /// # Errors
-    /// A run that was not evaluated, or by a program whose results are laid out otherwise; [`EvalError::Mixed`] where the runs
-    /// were evaluated on different images or by different rules.
+    /// A run without results, or with results of another layout; [`EvalError::Mixed`] if the runs were evaluated on different
+    /// images or with different options.
     pub fn read(folders: &[RunFolder]) -> Result<Self, EvalError> {
         Self::choose(folders, |_| true, "")
     }
 
-    /// The newest results of each run on the set `data`: the name of its folder or file, its path as it was given, or the
-    /// first letters of the fingerprint of its training part.
+    /// The newest results of each run on the set `data`: the name of its folder or file, its path as given, or the beginning
+    /// of the fingerprint of its training part.
     ///
     /// # Errors
     /// As [`Comparison::read`]; a run without such results.
@@ -85,29 +87,29 @@ impl Comparison {
                 let hint = format!("it was evaluated on {}", sets(&all));
                 return Err(EvalError::Mixed { reason: format!("`{run}` has no results{on}"), hint });
             };
-            // Of several ways of evaluating one set, the first run's.
-            let like_first = |results: &&&Results| {
+            // Prefer results with the options of the first run.
+            let like_the_first = |results: &&&Results| {
                 runs.first().is_none_or(|(_, first)| differences(first, results).is_empty())
             };
-            let chosen = if on.is_empty() { None } else { candidates.iter().find(like_first) };
+            let chosen = if on.is_empty() { None } else { candidates.iter().find(like_the_first) };
             runs.push((run, (*chosen.unwrap_or(newest)).clone()));
         }
         refuse_mixture(&runs)?;
         Ok(Self { runs })
     }
 
-    /// Test accuracy in percent: one line for each row of each run, and what makes them hard to compare.
+    /// Test accuracy in percent, one line for each row of each run; significance; notes of the runs.
     pub fn table(&self) -> String {
-        let shares = self.columns();
+        let columns = self.columns();
         let mut headings = vec!["run".to_owned(), "row".into(), "kNN".into()];
-        headings.extend(shares.iter().map(|column| column.share_text().replace(" of labels", "")));
+        headings.extend(columns.iter().map(|column| column.column_name().replace(" of labels", "")));
         let mut lines = vec![headings];
         for (name, results) in &self.runs {
             for row in &results.rows {
                 let text = |cell: Option<&Cell>| cell.map_or("-".into(), Cell::text);
-                let by_share = shares.iter().map(|column| text(row.like(column)));
+                let by_labels = columns.iter().map(|column| text(row.in_column_of(column)));
                 let knn = text(row.knn.as_ref());
-                lines.push([name.clone(), row.name.clone(), knn].into_iter().chain(by_share).collect());
+                lines.push([name.clone(), row.name.clone(), knn].into_iter().chain(by_labels).collect());
             }
         }
         let mut text = aligned(&lines);
@@ -122,7 +124,7 @@ impl Comparison {
         text
     }
 
-    /// For every kind of figure that several runs have: the best, and whether the others are significantly worse.
+    /// For every kind of figure that several runs share: the best run, and whether the others are significantly worse.
     fn verdicts(&self) -> Vec<String> {
         let mut names: Vec<&str> = Vec::new();
         for row in self.runs.iter().flat_map(|(_, results)| &results.rows) {
@@ -135,12 +137,12 @@ impl Comparison {
             .into_iter()
             .flat_map(|name| [(name, true, format!("{name}, kNN")), (name, false, all(name))]);
         kinds
-            .filter_map(|(name, knn, title)| Some(format!("{title}: {}", self.contest(name, knn).verdict()?)))
+            .filter_map(|(name, knn, title)| Some(format!("{title}: {}", self.ranking(name, knn).verdict()?)))
             .collect()
     }
 
-    /// Figures of the row `name` that rest on one set of answers: kNN, or the classifier with all labels.
-    fn contest(&self, name: &str, knn: bool) -> Contest<'_> {
+    /// kNN or the classifier with all labels in the row `name`, if the figure follows from a single file of predictions.
+    fn ranking(&self, name: &str, knn: bool) -> Ranking<'_> {
         let entry = |(run, results): &'_ (String, Results)| {
             let row = results.row(name)?;
             let cell = if knn { row.knn.as_ref()? } else { row.at(1.0)? };
@@ -149,7 +151,7 @@ impl Comparison {
         };
         let entries =
             self.runs.iter().filter_map(|run| entry(run).map(|(mean, file)| (&run.0[..], mean, file)));
-        Contest { metric: Metric::Top1, entries: entries.collect() }
+        Ranking { metric: Metric::Top1, entries: entries.collect() }
     }
 
     /// A line for each data set and protocol, a column for each run.
@@ -169,7 +171,7 @@ impl Comparison {
         lines
     }
 
-    /// None where no run has a figure.
+    /// None if no run has a figure.
     fn transfer_line(&self, set: &TransferRow, (protocol, figure): &TransferProtocol) -> Option<Vec<String>> {
         let figures: Vec<_> = self
             .runs
@@ -185,9 +187,11 @@ impl Comparison {
             return None;
         }
         let entries = entries.iter().map(|(run, value, file)| (&run[..], *value, file.clone())).collect();
-        let contest = Contest { metric: set.metric, entries };
+        let ranking = Ranking { metric: set.metric, entries };
         let text = |(run, figure): (&str, &Option<(f64, &str)>)| match figure {
-            Some((value, _)) => format!("{:.1}{}", 100.0 * value, if contest.leads(run) { "*" } else { "" }),
+            Some((value, _)) => {
+                format!("{:.1}{}", 100.0 * value, if ranking.is_among_best(run) { "*" } else { "" })
+            }
             None => "-".into(),
         };
         let what = [set.data.clone(), set.metric.name().into(), (*protocol).into()];
@@ -200,21 +204,19 @@ impl Comparison {
         columns(rows.flat_map(|row| &row.by_labels))
     }
 
-    /// Draws the trained rows of each run, and of the first one the controls, into an SVG file. Only an earlier plot is
-    /// replaced.
+    /// Writes an SVG file with the trained rows of each run and the controls of the first one. Replaces an earlier plot only.
     ///
     /// # Errors
-    /// Nothing to draw, or a file that cannot be written or must not be replaced.
+    /// A file that cannot be written or must not be replaced.
     pub fn plot(&self, out: &Path) -> Result<(), EvalError> {
         let _held = RunFolder::around(out, None).map_err(Box::new)?;
         output::check(out, PLOT, None)?;
-        let svg =
-            plot::draw(&self.lines()).map_err(|error| EvalError::Other(format!("the plot: {error}")))?;
+        let svg = plot::draw(&self.series()).map_err(|error| EvalError::encoding("the plot", error))?;
         Ok(write_atomically(out, (svg.trim_end().to_owned() + "\n" + MARK).as_bytes())?)
     }
 
-    /// Lines of the plot, the runs' own first, then the controls of the first run.
-    fn lines(&self) -> Vec<Line> {
+    /// The runs' own series, then the controls of the first run.
+    fn series(&self) -> Vec<Series> {
         let point = |cell: &Cell| (cell.share, 100.0 * cell.mean, 100.0 * cell.std);
         let (mut own, mut controls) = (Vec::new(), Vec::new());
         for (at, (run, results)) in self.runs.iter().enumerate() {
@@ -223,10 +225,10 @@ impl Comparison {
                 let points = row.by_labels.iter().map(point).collect();
                 if !is_control(&row.name) {
                     let name = format!("{}{}", self.prefix(run), row.name);
-                    own.push(Line { name, whose: Whose::Run { run: at, row: rows }, points });
+                    own.push(Series { name, kind: SeriesKind::Run { run: at, row: rows }, points });
                     rows += 1;
                 } else if at == 0 {
-                    controls.push(Line { name: row.name.clone(), whose: Whose::Control, points });
+                    controls.push(Series { name: row.name.clone(), kind: SeriesKind::Control, points });
                 }
             }
         }
@@ -234,8 +236,7 @@ impl Comparison {
         own
     }
 
-    /// What tells the rows of `run` from those of the others: the last part of its path, or all of it where that is not
-    /// enough.
+    /// Prefix of the rows of `run`: the last component of its path, or the whole path if that is ambiguous.
     fn prefix(&self, run: &str) -> String {
         let same = self.runs.iter().filter(|(other, _)| short(other) == short(run)).count();
         match (self.runs.len(), same) {
@@ -246,10 +247,10 @@ impl Comparison {
     }
 }
 
-/// Facts of a protocol that do not decide whether its figures can be compared: they follow from the run, or are words.
+/// Facts of a protocol that do not affect comparability: they follow from the run or are descriptions.
 const OF_THE_RUN: [&str; 3] = ["random_init_seeds", "trained", "linear"];
 
-/// What sets two results apart beyond their runs, each with both values.
+/// Differences between the evaluations of two runs, each with both values.
 fn differences(one: &Results, other: &Results) -> Vec<String> {
     let (a, b) = (&one.data, &other.data);
     let content = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
@@ -272,14 +273,14 @@ fn brief(value: &Value) -> String {
     if text.len() > 80 { format!("{}...", text.chars().take(77).collect::<String>()) } else { text }
 }
 
-/// A data set for people.
+/// Path and fingerprints of the evaluated set.
 fn set(results: &Results) -> String {
     let data = &results.data;
     let test = data.test_fingerprint.as_deref().unwrap_or("held out");
     format!("`{}` (training {}, test {test})", data.path, data.train_fingerprint)
 }
 
-/// The sets of all results, each once.
+/// The distinct sets of all results.
 fn sets(all: &[Results]) -> String {
     let mut sets: Vec<String> = Vec::new();
     for set in all.iter().map(set) {
@@ -314,24 +315,24 @@ fn refuse_mixture(runs: &[(String, Results)]) -> Result<(), EvalError> {
     Ok(())
 }
 
-/// The last part of a run's path.
+/// Last component of the run's path.
 fn short(run: &str) -> &str {
     Path::new(run).file_name().and_then(|name| name.to_str()).unwrap_or(run)
 }
 
-impl Contest<'_> {
+impl Ranking<'_> {
     fn best(&self) -> Option<usize> {
         // The first of equals.
         (0..self.entries.len()).rev().max_by(|&a, &b| self.entries[a].1.total_cmp(&self.entries[b].1))
     }
 
-    /// p of being as good as the best; none where the answers are not there or are to other images.
+    /// p of being as good as the best; none without predictions, or if they are for other images.
     fn p(&self, at: usize) -> Option<f64> {
-        let answers = |at: usize| Answers::load(&self.entries[at].2).ok().flatten();
-        permutation_test(&answers(self.best()?)?, &answers(at)?, self.metric, 0).ok()
+        let predictions = |at: usize| Predictions::load(&self.entries[at].2).ok().flatten();
+        permutation_test(&predictions(self.best()?)?, &predictions(at)?, self.metric, 0).ok()
     }
 
-    /// The best of at least two, and what sets the others apart from it.
+    /// The best of at least two, and the significance of its lead over each other run.
     fn verdict(&self) -> Option<String> {
         let best = self.best().filter(|_| self.entries.len() > 1)?;
         let of = |at: usize| {
@@ -349,8 +350,8 @@ impl Contest<'_> {
         Some(format!("best {run} {:.1}; {}", 100.0 * figure, others.join(", ")))
     }
 
-    /// Whether `run` is the best or not significantly worse.
-    fn leads(&self, run: &str) -> bool {
+    /// Whether `run` is the best, or not significantly worse.
+    fn is_among_best(&self, run: &str) -> bool {
         let at = self.entries.iter().position(|entry| entry.0 == run);
         at.is_some() && (at == self.best() || at.and_then(|at| self.p(at)).is_some_and(|p| p > SIGNIFICANT))
     }

@@ -1,4 +1,4 @@
-//! The results of a run, one file for each data set, checkpoint and way of evaluating it: `results/NAME-FINGERPRINT-DIGEST.json`.
+//! All results of a run, one file per data set, checkpoint and configuration: `results/NAME-FINGERPRINT-DIGEST.json`.
 //! `results.json` is a copy of the newest.
 
 use std::{
@@ -8,18 +8,19 @@ use std::{
 
 use serde_json::json;
 
-use crate::eval::report::results::Results;
+use super::results::Results;
 use crate::{CheckpointError, EvalError, checkpoint::write_atomically, train::RunFolder};
 
-/// Writes `results` as the newest of `run`. Only results of the same weights, images and options are replaced.
+/// Writes `results` as the newest of `run`; replaces only results of the same weights, images and configuration.
 pub(crate) fn write(run: &RunFolder, results: &Results) -> Result<(), EvalError> {
     keep_earlier(run)?;
-    let json = serde_json::to_vec_pretty(results).map_err(|error| EvalError::Other(error.to_string()))?;
+    let json =
+        serde_json::to_vec_pretty(results).map_err(|error| EvalError::encoding("results.json", error))?;
     put(run, &file_name(results), &json)?;
     Ok(write_atomically(&run.results_file(), &json)?)
 }
 
-/// A `results.json` that the history does not hold, as earlier versions left it.
+/// Adds a `results.json` of an earlier version to the history.
 fn keep_earlier(run: &RunFolder) -> Result<(), EvalError> {
     let newest = run.results_file();
     if !newest.exists() {
@@ -38,7 +39,7 @@ fn put(run: &RunFolder, name: &str, json: &[u8]) -> Result<(), EvalError> {
     Ok(write_atomically(&run.results_history().join(name), json)?)
 }
 
-/// The data set for people, its training part, and a digest of everything else that the figures depend on.
+/// The name of the data set, the fingerprint of its training part and a digest of all other dependencies.
 fn file_name(results: &Results) -> String {
     let data = &results.data;
     let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
@@ -55,7 +56,7 @@ fn file_name(results: &Results) -> String {
     format!("{set}-{}-{}.json", data.train_fingerprint, short(rest.to_string().as_bytes()))
 }
 
-/// The last part of the path that the images were read from.
+/// Last component of the path of the images.
 pub(crate) fn data_name(results: &Results) -> String {
     let name = Path::new(&results.data.path).file_name();
     name.map_or("data".into(), |name| name.to_string_lossy().into_owned())
@@ -68,16 +69,15 @@ fn short(bytes: &[u8]) -> String {
 /// All results of `run`, the newest first.
 ///
 /// # Errors
-/// A run that was not evaluated, or by a program whose results are laid out otherwise.
+/// A run without results, or with results of another layout.
 pub(crate) fn read(run: &RunFolder) -> Result<Vec<Results>, EvalError> {
     let newest = run.results_file();
     if !newest.exists() {
-        let reason = format!("`{}` has no results yet; evaluate it first", run.path().display());
-        return Err(EvalError::Refused(reason));
+        return Err(EvalError::NotEvaluated { run: run.path().to_owned() });
     }
     let mut all = vec![parsed(&newest)?];
     for file in newest_first(run)? {
-        // What earlier versions wrote is kept for people.
+        // Files of earlier versions stay, unread.
         let Ok(results) = parsed(&file) else { continue };
         if results != all[0] {
             all.push(results);

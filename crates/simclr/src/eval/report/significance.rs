@@ -1,43 +1,42 @@
-//! Whether two classifiers differ by more than the test images' choice: the paper's permutation test (B.8, spec 8.6).
+//! Significance of the difference of two classifiers on the same test images: the paper's permutation test (B.8).
 
 use simclr_data::rng::Key;
 use tch::Tensor;
 
+use super::figure::Predictions;
 use crate::EvalError;
-use crate::eval::report::results::Metric;
-use crate::eval::report::results_cache::Answers;
+use crate::eval::options::Metric;
 
 /// Samples of the permutation test (paper B.8).
 const SAMPLES: usize = 100_000;
 
-/// p of the null hypothesis that two classifiers are equally good on the test images: the share of [`SAMPLES`] samples,
-/// each exchanging the two answers to every image with probability 1/2, in which the accuracies differ at least as much as
-/// they do. With [`Metric::MeanPerClass`] the mean accuracy per class stands for the accuracy; for mAP the accuracy does.
+/// p of the null hypothesis that two classifiers are equally good on the test images: the fraction of [`SAMPLES`] samples,
+/// each exchanging the two predictions for every image with probability 1/2, whose accuracies differ at least as much as the
+/// observed ones. [`Metric::MeanPerClass`] uses the mean accuracy per class, mAP the accuracy.
 ///
 /// # Errors
-/// Answers to other images.
+/// Predictions for other images.
 pub(crate) fn permutation_test(
-    a: &Answers,
-    b: &Answers,
+    a: &Predictions,
+    b: &Predictions,
     metric: Metric,
     seed: u64,
 ) -> Result<f64, EvalError> {
     let (truth_a, truth_b) = (labels(&a.truth), labels(&b.truth));
-    // An image of several classes counts as what was named, so the two truths may differ there.
+    // For an image of several classes the predicted one counts as true, so the two truths may differ there.
     if truth_a.len() != truth_b.len() || (metric != Metric::Map11 && truth_a != truth_b) {
-        return Err(EvalError::Refused("the two were tested on different images".into()));
+        return Err(EvalError::DifferentTestImages);
     }
-    let right =
-        |answers: &Answers| labels(&answers.predicted.eq_tensor(&answers.truth).to_kind(tch::Kind::Int64));
+    let right = |of: &Predictions| labels(&of.predicted.eq_tensor(&of.truth).to_kind(tch::Kind::Int64));
     let weights = weights(&truth_a, metric);
     let differences = right(a).into_iter().zip(right(b)).zip(weights);
-    // Images that both get right, or both wrong, change nothing when they are exchanged.
+    // Exchanging two equal predictions changes nothing.
     let differences: Vec<f64> =
         differences.filter(|((a, b), _)| a != b).map(|((a, b), weight)| (a - b) as f64 * weight).collect();
     Ok(share_at_least(&differences, seed))
 }
 
-/// What a right answer to each image adds to the figure, up to a common factor.
+/// Weight of each image in the metric, up to a common factor.
 fn weights(truth: &[i64], metric: Metric) -> Vec<f64> {
     let mut counts = std::collections::HashMap::new();
     truth.iter().for_each(|class| *counts.entry(*class).or_insert(0u32) += 1);
@@ -46,7 +45,7 @@ fn weights(truth: &[i64], metric: Metric) -> Vec<f64> {
     truth.iter().map(weight).collect()
 }
 
-/// Share of random sign changes of `differences` whose sum is at least as far from 0 as theirs.
+/// Fraction of random sign changes of `differences` whose sum is at least as far from 0 as the unchanged sum.
 fn share_at_least(differences: &[f64], seed: u64) -> f64 {
     let observed = differences.iter().sum::<f64>().abs();
     // Sums of equal terms in another order differ by rounding.
@@ -83,15 +82,16 @@ mod tests {
         (2.0 * tail).min(1.0)
     }
 
-    /// `only_a` images that only a gets right, `only_b` that only b does, and 100 that both do.
-    fn pair(only_a: usize, only_b: usize) -> (Answers, Answers) {
+    /// `only_a` images right in a alone, `only_b` in b alone, and 100 in both.
+    fn pair(only_a: usize, only_b: usize) -> (Predictions, Predictions) {
         let truth = vec![0i64; only_a + only_b + 100];
         let wrong_in = |range: std::ops::Range<usize>| {
             (0..truth.len()).map(|i| i64::from(range.contains(&i))).collect::<Vec<_>>()
         };
-        let answers =
-            |predicted: Vec<i64>| Answers::new(&Tensor::from_slice(&predicted), &Tensor::from_slice(&truth));
-        (answers(wrong_in(only_a..only_a + only_b)), answers(wrong_in(0..only_a)))
+        let with = |predicted: Vec<i64>| {
+            Predictions::new(&Tensor::from_slice(&predicted), &Tensor::from_slice(&truth))
+        };
+        (with(wrong_in(only_a..only_a + only_b)), with(wrong_in(0..only_a)))
     }
 
     #[test]
@@ -112,12 +112,12 @@ mod tests {
 
     /// 90 images of class 0 and 10 of class 1: a is better by 9 of the frequent class, b by 9 of the rare one.
     #[test]
-    fn the_mean_per_class_weighs_rare_classes() {
+    fn mean_per_class_weights_rare_classes() {
         let truth: Vec<i64> = (0..100).map(|i| i64::from(i >= 90)).collect();
         let wrong = |range: std::ops::Range<usize>| {
             let predicted: Vec<i64> =
                 truth.iter().enumerate().map(|(i, t)| if range.contains(&i) { 1 - t } else { *t }).collect();
-            Answers::new(&Tensor::from_slice(&predicted), &Tensor::from_slice(&truth))
+            Predictions::new(&Tensor::from_slice(&predicted), &Tensor::from_slice(&truth))
         };
         let (a, b) = (wrong(90..99), wrong(0..9));
         let p = |metric| permutation_test(&a, &b, metric, 0).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn other_images_are_refused() {
+    fn predictions_for_other_images_are_refused() {
         let (a, _) = pair(3, 4);
         let (b, _) = pair(3, 5);
         assert!(permutation_test(&a, &b, Metric::Top1, 0).is_err());
