@@ -10,8 +10,14 @@ use simclr::{
         dataset::Labels,
         decode::{Jpeg, Pages},
     },
-    eval::layer::Layer,
+    eval::{
+        EvalKey, KEYS,
+        layer::Layer,
+        options::{Protocol, TransferSet},
+    },
 };
+
+use crate::failure::Failure;
 
 /// Contrastive pretraining of image encoders (SimCLR): from a folder of images to a verified encoder.
 #[derive(Debug, Parser)]
@@ -27,7 +33,7 @@ pub struct Arguments {
 pub enum Command {
     /// Learn an encoder from images; labels are not needed
     Pretrain(Box<Pretrain>),
-    /// Judge an encoder: kNN and linear classifiers on frozen features next to controls, fine-tuning, transfer
+    /// Evaluate an encoder: kNN and linear classifiers on frozen features, compared with controls; fine-tuning, transfer
     Evaluate(Box<Evaluate>),
     /// Put the results of several runs side by side, with a plot
     Compare(Compare),
@@ -163,119 +169,49 @@ impl Pretrain {
 
 /// `simclr evaluate`.
 #[derive(Debug, Args)]
+#[command(after_help = eval_keys_help())]
 pub struct Evaluate {
     /// Folder of the run; with --weights a new folder, which then holds the weights as a run
     pub run: PathBuf,
     /// Labelled images [default: those of the run]; may be given several times
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
-    /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set [default: the run's data.labels on
+    /// A table of images and labels (.csv, .jsonl, .parquet) instead of the labels in the set [default: the run's data.labels on
     /// the run's own images, else auto]
     #[arg(long, value_name = "FILE|auto|none")]
     pub labels_from: Option<Labels>,
-    /// Neighbours of the kNN classifier [default: 200 for 50,000 training images or more, else 20]
-    #[arg(long)]
-    pub k: Option<i64>,
-    /// Temperature of the kNN votes [default: 0.1]
-    #[arg(long)]
-    pub temperature: Option<f64>,
-    /// What is judged: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
-    /// norm and ReLU); several give a row each
-    #[arg(long, value_delimiter = ',', value_name = "LAYER", default_value = "h")]
-    pub layer: Vec<Layer>,
-    /// Labels per class of the few-label columns, in place of 1 % and 10 % of the labels [default: 1,5,20 where these shares are
-    /// the same number of labels]
-    #[arg(long, value_delimiter = ',', value_name = "LABELS")]
-    pub shots: Vec<usize>,
-    /// Class-balanced subsets drawn for each few-label column [default: 5]
-    #[arg(long)]
-    pub draws: Option<usize>,
-    /// Seed of subsets and hold-outs [default: 0]
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// Protocols to run besides kNN and linear classifiers on frozen features
+    /// Protocols besides kNN and linear classifiers on frozen features: retrieval, linear-sgd (paper B.6), finetune (B.5),
+    /// supervised (B.3), transfer-finetune (B.8.2: 114 trainings of 20,000 or 40,000 steps for each --transfer set by default),
+    /// or all (eval.protocols)
     #[arg(long, value_delimiter = ',', value_name = "PROTOCOL")]
-    pub with: Vec<Protocol>,
-    /// Neighbours of the retrieval
-    #[arg(long, default_value_t = 10)]
-    pub retrieval_k: i64,
-    /// Another labelled set: a linear classifier on h there (paper B.8.1), and with --with transfer-finetune the whole network
-    /// fine-tuned; judged by top-1 (default), mean-per-class or map-11
+    pub protocols: Vec<Protocol>,
+    /// Another labelled set: a linear classifier on h there (paper B.8.1), and with --protocols transfer-finetune the whole
+    /// network fine-tuned; METRIC is top-1 (default), mean-per-class or map-11 (eval.transfer); may be given several times
     #[arg(long, value_name = "PATH[:METRIC]")]
-    pub transfer: Vec<String>,
-    /// Fine-tuning on transfer sets: steps of each training [default: 20000]
-    #[arg(long, value_name = "STEPS")]
-    pub transfer_steps: Option<u64>,
-    /// Fine-tuning on transfer sets: images per step, at most [default: 256]
-    #[arg(long, value_name = "IMAGES")]
-    pub transfer_batch: Option<usize>,
-    /// Fine-tuning on transfer sets: learning rates to try [default: 7 from 1e-4 to 1e-1, evenly spaced in the logarithm]
-    #[arg(long, value_delimiter = ',')]
-    pub transfer_lr: Vec<f64>,
-    /// Fine-tuning on transfer sets: weight decays to try with each, divided by the learning rate [default: 0 and 7 from 1e-6
-    /// to 1e-3]
-    #[arg(long, value_delimiter = ',')]
-    pub transfer_decay: Vec<f64>,
-    /// From fresh weights: steps of each training [default: twice --transfer-steps]
-    #[arg(long, value_name = "STEPS")]
-    pub transfer_fresh_steps: Option<u64>,
-    /// From fresh weights: learning rates to try [default: --transfer-lr if given, else 7 from 1e-3 to 1]
-    #[arg(long, value_delimiter = ',')]
-    pub transfer_fresh_lr: Vec<f64>,
-    /// From fresh weights: weight decays to try with each, divided by the learning rate [default: --transfer-decay if given,
-    /// else 8 from 1e-5 to 10^-1.5]
-    #[arg(long, value_delimiter = ',')]
-    pub transfer_fresh_decay: Vec<f64>,
-    /// Fine-tuning: optimizer, rates and batch of SimCLR v1 (SGD, 0.05 x batch / 256) or v2 (LARS, 0.005 x sqrt(batch), batch 1024)
-    /// [default: v1]
-    #[arg(long, value_name = "RECIPE")]
-    pub finetune_recipe: Option<Recipe>,
-    /// Fine-tuning: base learning rates, compared on a fifth of the labels [default: 0.05,0.5; v2: 0.005]
-    #[arg(long, value_delimiter = ',')]
-    pub finetune_lr: Vec<f64>,
-    /// Fine-tuning: layers of the projection head kept below the classifier, a row for each (0: from h; SimCLRv2: 1)
-    /// [default: 0]
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
-    pub keep_head: Vec<usize>,
-    /// A list of the labelled images' names in place of drawn subsets, for the share of the labels that it is nearest to;
-    /// may be given many times
-    #[arg(long, value_name = "FILE")]
-    pub labels: Vec<PathBuf>,
-    /// Fine-tuning: how many of the subsets drawn for each few-label column [default: 3]
-    #[arg(long)]
-    pub finetune_draws: Option<usize>,
-    /// Linear classifier on crops: base learning rates for 256 images; several are compared on a fifth [default: 0.1]
-    #[arg(long, value_delimiter = ',')]
-    pub linear_lr: Vec<f64>,
-    /// Linear classifier on crops: weight decays; several are compared on a fifth [default: 0]
-    #[arg(long, value_delimiter = ',')]
-    pub linear_decay: Vec<f64>,
-    /// Linear classifier on crops: update rule [default: sgd]
-    #[arg(long, value_name = "RULE")]
-    pub linear_optim: Option<LinearOptim>,
-    /// Seeds of what is trained with all labels, for mean and spread [default: 1]
-    #[arg(long)]
-    pub seeds: Option<u64>,
-    /// Protocols that train: epochs [default: 60 with 1 %, 30 with more labels, 90 of the linear classifier]
-    #[arg(long)]
-    pub finetune_epochs: Option<f64>,
-    /// Protocols that train: images per step, at most [default: 256]
-    #[arg(long)]
-    pub finetune_batch: Option<usize>,
-    /// Judge these safetensors weights under torchvision's or timm's names; needs the architecture (--set encoder.name=...)
-    /// and the side of an image (--image-size)
+    pub transfer: Vec<TransferSet>,
+    /// File with a section [eval]
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Override any key of [eval], or with --weights of the run; may be given many times
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Evaluate these safetensors weights under torchvision's or timm's names; needs the architecture (--encoder) and the side of
+    /// an image (--image-size)
     #[arg(long, value_name = "FILE.safetensors")]
     pub weights: Option<PathBuf>,
-    /// With --weights: what they take from each channel and divide by
+    /// With --weights: channel statistics that they expect
     #[arg(long, requires = "weights", default_value = "imagenet")]
     pub normalize: Normalize,
-    /// With --weights: keys of the configuration.
-    #[command(flatten)]
-    pub config: EncoderArguments,
-    /// What the encoder sees.
-    #[command(flatten)]
-    pub transform: TransformArguments,
-    /// Forget what earlier evaluations of the run have found, and do all of it again
+    /// With --weights: architecture, such as resnet18 (encoder.name)
+    #[arg(long, requires = "weights")]
+    pub encoder: Option<String>,
+    /// With --weights: side of an image in pixels (train.image_size)
+    #[arg(long, requires = "weights")]
+    pub image_size: Option<usize>,
+    /// Decoding threads [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Discard the cached figures of earlier evaluations of the run
     #[arg(long)]
     pub fresh: bool,
     /// Print results.json instead of the table
@@ -283,7 +219,80 @@ pub struct Evaluate {
     pub json: bool,
 }
 
-/// What the encoder sees of an image, where that is not to be as the run says.
+impl Evaluate {
+    /// `--set` values of `[eval]`, and overrides of the imported run.
+    pub fn overrides(&self) -> (Vec<String>, Vec<String>) {
+        let encoder = key("encoder.name", self.encoder.as_ref().map(|name| format!("{name:?}")));
+        let own = [encoder, key("train.image_size", self.image_size)];
+        let (eval, run): (Vec<String>, Vec<String>) =
+            self.set.iter().cloned().partition(|text| text.trim_start().starts_with("eval."));
+        (eval, run.into_iter().chain(own.into_iter().flatten()).collect())
+    }
+}
+
+/// The keys of `[eval]` with their defaults.
+fn eval_keys_help() -> String {
+    let line = |key: &EvalKey| {
+        let default = key.default_value().map(|default| format!(" [default: {default}]"));
+        format!("  {:<34} {}{}\n", key.name, key.help, default.unwrap_or_default())
+    };
+    let keys: String = KEYS.iter().map(line).collect();
+    format!("Keys of --set and of the section [eval] of --config; lists as 1,5,20:\n{}", keys.trim_end())
+}
+
+/// Flags of earlier versions of `simclr evaluate`, and their replacements.
+const REPLACED: [(&str, &str); 30] = [
+    ("--with", "--protocols"),
+    ("--k", "eval.knn_k"),
+    ("--temperature", "eval.knn_temperature"),
+    ("--layer", "eval.layers"),
+    ("--shots", "eval.labels_per_class"),
+    ("--draws", "eval.draws"),
+    ("--seed", "eval.seed"),
+    ("--retrieval-k", "eval.retrieval_k"),
+    ("--transfer-steps", "eval.transfer_finetune.steps"),
+    ("--transfer-batch", "eval.transfer_finetune.batch"),
+    ("--transfer-lr", "eval.transfer_finetune.rates"),
+    ("--transfer-decay", "eval.transfer_finetune.decays"),
+    ("--transfer-fresh-steps", "eval.transfer_finetune.fresh_steps"),
+    ("--transfer-fresh-lr", "eval.transfer_finetune.fresh_rates"),
+    ("--transfer-fresh-decay", "eval.transfer_finetune.fresh_decays"),
+    ("--finetune-recipe", "eval.trained.finetune_recipe"),
+    ("--finetune-lr", "eval.trained.finetune_rates"),
+    ("--finetune-draws", "eval.trained.finetune_draws"),
+    ("--finetune-epochs", "eval.trained.epochs"),
+    ("--finetune-batch", "eval.trained.batch"),
+    ("--keep-head", "eval.trained.head_layers"),
+    ("--labels", "eval.label_lists"),
+    ("--linear-lr", "eval.trained.linear_rates"),
+    ("--linear-decay", "eval.trained.linear_decays"),
+    ("--linear-optim", "eval.trained.linear_optim"),
+    ("--seeds", "eval.trained.seeds"),
+    ("--crop", "eval.transform.crop"),
+    ("--interpolation", "eval.transform.interpolation"),
+    ("--antialias", "eval.transform.antialias"),
+    ("--jpeg", "eval.transform.jpeg"),
+];
+
+/// The error for a replaced flag of `simclr evaluate` among the arguments `given`.
+pub fn replaced_flag(usage: &clap::Error, given: &[String]) -> Option<Failure> {
+    let is_evaluate = given.get(1).is_some_and(|command| command == "evaluate");
+    if !is_evaluate || usage.kind() != clap::error::ErrorKind::UnknownArgument {
+        return None;
+    }
+    let (flag, replacement) = given.iter().find_map(|argument| {
+        let flag = argument.split('=').next().unwrap_or_default();
+        REPLACED.iter().find(|(old, _)| *old == flag)
+    })?;
+    let usage = if replacement.starts_with("--") {
+        (*replacement).to_owned()
+    } else {
+        format!("--set {replacement}=VALUE, or the key in the file of --config")
+    };
+    Some(Failure::user(format!("unexpected argument `{flag}`"), Some(format!("it was replaced by {usage}"))))
+}
+
+/// Changes of the input transform of the run.
 #[derive(Debug, Args)]
 pub struct TransformArguments {
     /// whole (squeezed to a square), or the share of the shorter side that a central square covers, such as 0.875
@@ -308,65 +317,6 @@ impl TransformArguments {
         let Self { crop, interpolation, antialias, jpeg } = *self;
         TransformChange { crop, interpolation, antialias, jpeg }
     }
-}
-
-/// With --weights: what they are weights of.
-#[derive(Debug, Args)]
-pub struct EncoderArguments {
-    /// Architecture, such as resnet18 (encoder.name)
-    #[arg(long, requires = "weights")]
-    pub encoder: Option<String>,
-    /// Side of an image in pixels (train.image_size)
-    #[arg(long, requires = "weights")]
-    pub image_size: Option<usize>,
-    /// Override any key; may be given many times
-    #[arg(long = "set", requires = "weights", value_name = "SECTION.KEY=VALUE")]
-    pub set: Vec<String>,
-}
-
-impl EncoderArguments {
-    /// All of them as overrides of the configuration.
-    pub fn overrides(&self) -> Vec<String> {
-        let encoder = key("encoder.name", self.encoder.as_ref().map(|name| format!("{name:?}")));
-        let own = [encoder, key("train.image_size", self.image_size)];
-        self.set.iter().chain(own.iter().flatten()).cloned().collect()
-    }
-}
-
-/// Evaluation protocols that are not run unless asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Protocol {
-    /// Precision among the nearest training images
-    Retrieval,
-    /// Linear classifier by SGD on random crops, encoder frozen (paper B.6)
-    LinearSgd,
-    /// Fine-tuning with each share of the labels, and from fresh weights (paper B.5)
-    Finetune,
-    /// The encoder from fresh weights with all labels, by the run's own recipe (paper B.3)
-    Supervised,
-    /// Fine-tuning on every --transfer set, and from fresh weights (paper B.8.2): 114 trainings of 20,000 or 40,000 steps for
-    /// each set unless --transfer-steps, --transfer-lr and --transfer-decay say otherwise
-    TransferFinetune,
-    /// All of them
-    All,
-}
-
-/// Update rule of the linear classifier on crops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LinearOptim {
-    /// Nesterov momentum
-    Sgd,
-    /// Layer-wise adaptive rates
-    Lars,
-}
-
-/// Settings of fine-tuning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Recipe {
-    /// Paper B.5
-    V1,
-    /// SimCLR v2
-    V2,
 }
 
 /// Statistics of the images that weights were trained on.
@@ -512,4 +462,16 @@ pub struct Pack {
     /// Threads that decode [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_flags_name_existing_keys() {
+        for (flag, replacement) in REPLACED {
+            assert!(replacement == "--protocols" || KEYS.iter().any(|key| key.name == replacement), "{flag}");
+        }
+    }
 }

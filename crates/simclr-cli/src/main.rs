@@ -18,7 +18,14 @@ fn main() -> ExitCode {
     settle_environment();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(usage) => return ExitCode::from(terminal::usage(&usage)),
+        Err(usage) => {
+            let given: Vec<String> =
+                std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+            return match args::replaced_flag(&usage, &given) {
+                Some(failure) => failure.report(),
+                None => ExitCode::from(terminal::usage(&usage)),
+            };
+        }
     };
     let outcome = match arguments.command {
         Command::Pretrain(arguments) => {

@@ -190,7 +190,7 @@ fn weights_are_judged_on_the_range_that_the_images_cover() {
 }
 
 #[test]
-fn weights_are_judged_in_a_folder_of_their_own() {
+fn imported_weights_have_a_folder_of_their_own() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let weights = ["1", "2"].map(|seed| {
@@ -202,7 +202,7 @@ fn weights_are_judged_in_a_folder_of_their_own() {
     let new = temp.path().join("new");
     let evaluate = |run: &Path, weights: &Path, more: &[&str]| {
         let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
-        command.args(["--image-size", "16", "--draws", "1"]).args(more);
+        command.args(["--image-size", "16", "--set", "eval.draws=1"]).args(more);
         said(command.arg("--data").arg(&data).arg("--weights").arg(weights).arg(run))
     };
     let first = evaluate(&new, &weights[0], &[]);
@@ -275,7 +275,7 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
     said(&mut pretrain(&data, &run, &[])).succeeds();
     let other = image_folder(&temp.path().join("other"), 80);
     let evaluate = |more: &[&str]| {
-        let mut command = simclr(&["evaluate", "--draws", "1", "--with", "transfer-finetune"]);
+        let mut command = simclr(&["evaluate", "--set", "eval.draws=1", "--protocols", "transfer-finetune"]);
         command.arg(&run).args(more);
         command
     };
@@ -283,9 +283,10 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
     without.refuses(&["no set to fine-tune on"]);
     assert!(without.err.contains("--transfer PATH[:METRIC]"), "{}", without.err);
     let set = format!("{}:mean-per-class", other.display());
-    let small = ["--transfer-steps", "4", "--transfer-batch", "16", "--transfer-lr", "0.1,0.01"];
-    let tuned =
-        said(&mut evaluate(&[&["--transfer", &set, "--transfer-decay", "1e-3"], &small[..]].concat()));
+    let small = ["steps=4", "batch=16", "rates=0.1,0.01", "decays=1e-3"]
+        .map(|key| format!("--set=eval.transfer_finetune.{key}"));
+    let small: Vec<&str> = small.iter().map(String::as_str).collect();
+    let tuned = said(&mut evaluate(&[&["--transfer", &set], &small[..]].concat()));
     tuned.succeeds();
     assert!(tuned.err.contains("training 6 of 6: transfer to other, fresh weights"), "{}", tuned.err);
     let text = fs::read_to_string(run.join("results.json")).unwrap();
@@ -300,6 +301,35 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
     for protocol in ["linear", "fine-tuned", "fresh weights"] {
         assert!(compared.out.lines().any(|line| line.contains(protocol)), "{}", compared.out);
     }
+}
+
+/// A section [eval] of a file, overridden by --set; both are in the results. Replaced flags name their keys.
+#[test]
+fn evaluation_options_come_from_a_file_and_replaced_flags_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    said(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
+    let file = temp.path().join("eval.toml");
+    fs::write(&file, "[eval]\ndraws = 2\nknn_k = 3\nlabels_per_class = [2]\n").unwrap();
+    let evaluate =
+        |more: &[&str]| said(simclr(&["evaluate"]).arg(&run).arg("--config").arg(&file).args(more));
+    evaluate(&["--set", "eval.draws=1"]).succeeds();
+    let text = fs::read_to_string(run.join("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let options = &results["options"];
+    assert_eq!((options["draws"].as_u64(), options["knn_k"].as_u64()), (Some(1), Some(3)), "{options}");
+    assert_eq!(options["label_fractions"], serde_json::json!([1.0]));
+    for (flag, replacement) in [("--k=5", "--set eval.knn_k=VALUE"), ("--with", "replaced by --protocols")] {
+        let refused = evaluate(&[flag, "finetune"]);
+        refused.refuses(&["unexpected argument"]);
+        refused.hints(replacement);
+    }
+    let unknown = evaluate(&["--set", "eval.drawz=1"]);
+    unknown.refuses(&["unknown key `eval.drawz`"]);
+    unknown.hints("`eval.draws`");
+    evaluate(&["--set", "optim.lr=1"]).hints("--weights only");
+    let help = said(&mut simclr(&["evaluate", "--help"]));
+    assert!(help.succeeds().out.contains("eval.draws") && help.out.contains("[default: 5]"), "{}", help.out);
 }
 
 /// Names and times of the figures that an evaluation of `run` has found.
@@ -323,8 +353,11 @@ fn a_killed_evaluation_goes_on_and_ends_the_same() {
     let whole = temp.path().join("whole");
     assert!(std::process::Command::new("cp").arg("-r").args([&run, &whole]).status().unwrap().success());
     let evaluate = |run: &Path| {
-        let mut command = simclr(&["evaluate", "--with", "all", "--draws", "2", "--finetune-epochs", "2"]);
-        command.arg(run).args(["--finetune-draws", "2", "--keep-head", "0,1"]);
+        let mut command = simclr(&["evaluate", "--protocols", "all"]);
+        for key in ["draws=2", "trained.epochs=2", "trained.finetune_draws=2", "trained.head_layers=0,1"] {
+            command.arg("--set").arg(format!("eval.{key}"));
+        }
+        command.arg(run);
         command
     };
     said(&mut evaluate(&whole)).succeeds();

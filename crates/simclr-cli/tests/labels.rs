@@ -46,10 +46,10 @@ fn a_table_of_labels_goes_with_the_run() {
     let whole = file.canonicalize().unwrap();
     assert!(config.contains(&format!("labels = \"{}\"", whole.display())), "{config}");
     let evaluate = |more: &[&str]| {
-        let mut command = simclr(&["evaluate", "--draws", "1", "--finetune-epochs", "1"]);
+        let mut command = simclr(&["evaluate", "--set", "eval.draws=1", "--set", "eval.trained.epochs=1"]);
         said(command.arg(&run).args(more))
     };
-    evaluate(&["--with", "linear-sgd"]).succeeds();
+    evaluate(&["--protocols", "linear-sgd"]).succeeds();
     let notes = results(&run)["notes"].to_string();
     assert!(notes.contains("labels are those of") && notes.contains("t.csv"), "{notes}");
     evaluate(&["--labels-from", "auto"]).refuses(&["none of the 40 images of the training part has one"]);
@@ -72,7 +72,7 @@ fn folders_need_not_be_classes() {
     let refused = said(simclr(&["evaluate"]).arg(&run));
     refused.refuses(&["switched off: data.labels is \"none\""]);
     refused.hints("--labels-from");
-    said(simclr(&["evaluate", "--draws", "1", "--labels-from", "auto"]).arg(&run)).succeeds();
+    said(simclr(&["evaluate", "--set", "eval.draws=1", "--labels-from", "auto"]).arg(&run)).succeeds();
     let missing = temp.path().join("missing");
     said(&mut pretrain(&data, &missing, &["--labels-from", "nnone"]))
         .refuses(&["data.labels = `nnone`: expected auto, none or the path"]);

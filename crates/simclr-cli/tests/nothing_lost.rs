@@ -125,7 +125,7 @@ fn every_command_keeps_its_exit_code_when_nothing_can_be_written_to_the_terminal
         assert_eq!(code(&["inspect", "--data"], &[&missing]), Some(2));
         assert_eq!(code(&["export"], &[&run]), Some(0));
         assert_eq!(code(&["embed", "--out", "h.npy", "--data"], &[&data, &run]), Some(0));
-        assert_eq!(code(&["evaluate", "--draws", "1"], &[&run]), Some(0));
+        assert_eq!(code(&["evaluate", "--set", "eval.draws=1"], &[&run]), Some(0));
         assert_eq!(code(&["views", "--image-size", "16", "--data"], &[&data]), Some(0));
         assert_eq!(code(&["pack", "--out", "images.pack", "--data"], &[&data]), Some(0));
         no_partial_file(temp.path());
@@ -278,12 +278,13 @@ fn an_evaluation_that_trains_holds_the_run_and_does_not_wait_for_itself() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     said(&mut pretrain(&data, &run, &STEPS)).succeeds();
-    let mut child = simclr(&["evaluate", "--draws", "1", "--with", "finetune", "--finetune-epochs", "4"])
-        .arg(&run)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        simclr(&["evaluate", "--set=eval.draws=1", "--protocols", "finetune", "--set=eval.trained.epochs=4"])
+            .arg(&run)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
     let begin = Instant::now();
     while !run.join("evaluation").exists() {
         assert!(child.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(60));
@@ -419,7 +420,7 @@ fn no_output_replaces_a_file_of_a_run() {
     let place = temp.path();
     let (data, run) = (image_folder(&place.join("images"), 40), place.join("run"));
     said(&mut pretrain(&data, &run, &STEPS)).succeeds();
-    said(simclr(&["evaluate", "--draws", "1"]).arg(&run)).succeeds();
+    said(simclr(&["evaluate", "--set", "eval.draws=1"]).arg(&run)).succeeds();
     let checkpoint = newest_checkpoint(&run).unwrap();
     let (link, link_to_run) = (place.join("link.safetensors"), place.join("linked"));
     std::os::unix::fs::symlink(&checkpoint, &link).unwrap();
@@ -461,7 +462,7 @@ fn a_command_replaces_its_own_earlier_output_and_no_other() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     said(&mut pretrain(&data, &run, &STEPS)).succeeds();
-    said(simclr(&["evaluate", "--draws", "1"]).arg(&run)).succeeds();
+    said(simclr(&["evaluate", "--set", "eval.draws=1"]).arg(&run)).succeeds();
     let (data, run) = (data.to_str().unwrap(), run.to_str().unwrap());
     let commands: [(&str, Vec<&str>); 6] = [
         ("e.safetensors", vec!["export", run]),

@@ -39,7 +39,7 @@ fn the_range_of_values_goes_with_the_run() {
     said(&mut pretrain(&data, &run, &["--resume", "--epochs", "1"])).succeeds();
     let again: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(again["data"]["range"].as_array().unwrap(), &range);
-    said(simclr(&["evaluate", "--draws", "1"]).arg(&run)).succeeds();
+    said(simclr(&["evaluate", "--set", "eval.draws=1"]).arg(&run)).succeeds();
     let results = fs::read_to_string(run.join("results.json")).unwrap();
     let results: serde_json::Value = serde_json::from_str(&results).unwrap();
     let recorded =

@@ -5,10 +5,9 @@
 
 use std::{error::Error, path::Path, time::Instant};
 
-use simclr::eval::{
+use simclr::{
+    eval::probes::{lbfgs::Lbfgs, linear::fit_with},
     knn::{accuracy, knn_predict},
-    lbfgs::Lbfgs,
-    linear::fit_with,
 };
 use tch::{Kind, Tensor};
 

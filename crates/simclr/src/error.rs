@@ -293,12 +293,59 @@ pub enum EvalError {
         /// The way out.
         hint: String,
     },
-    /// Something asked for that cannot be done: an option out of range, an unknown file ending, no readable image.
+    /// Results are needed of a run that has none.
+    #[error("`{run}` has no results yet; evaluate it first")]
+    NotEvaluated {
+        /// The run folder.
+        run: PathBuf,
+    },
+    /// An output of the model that does not exist.
+    #[error("layer `{layer}`: {reason}")]
+    Layer {
+        /// As on the command line.
+        layer: String,
+        /// Existing layers.
+        reason: String,
+    },
+    /// Too many labels per class.
+    #[error("{requested} labels per class: expected fewer than the {largest} images of the largest class")]
+    LabelsPerClass {
+        /// As requested.
+        requested: usize,
+        /// Images of the largest class.
+        largest: usize,
+    },
+    /// Images that were added, removed or changed during an evaluation.
     #[error("{0}")]
-    Refused(String),
-    /// A file that could not be encoded, or differs from what was written.
-    #[error("{0}")]
-    Other(String),
+    ImagesChanged(&'static str),
+    /// A set without decodable images.
+    #[error("no image could be read")]
+    NoImages,
+    /// Predictions of two classifiers for different images.
+    #[error("the two were tested on different images")]
+    DifferentTestImages,
+    /// An input or output file with an unusable name or content.
+    #[error("`{path}`: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Weights that changed although they were frozen.
+    #[error("{place}: the encoder changed although it was frozen")]
+    EncoderChanged {
+        /// The protocol.
+        place: String,
+    },
+    /// An output that could not be encoded.
+    #[error("{what}: {reason}")]
+    Encoding {
+        /// The output.
+        what: String,
+        /// Message of the encoder.
+        reason: String,
+    },
 }
 
 /// Who has to act: decides the exit code.
@@ -424,6 +471,10 @@ impl TrainError {
 }
 
 impl EvalError {
+    pub(crate) fn encoding(what: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Encoding { what: what.into(), reason: error.to_string() }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -456,7 +507,10 @@ impl EvalError {
     /// Who has to act.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Torch(_) | Self::Model(ModelError::Torch(_)) | Self::Other(_) => Blame::Us,
+            Self::Torch(_)
+            | Self::Model(ModelError::Torch(_))
+            | Self::EncoderChanged { .. }
+            | Self::Encoding { .. } => Blame::Us,
             Self::Training(error) => error.blame(),
             _ => Blame::User,
         }

@@ -38,24 +38,25 @@ pub use tch;
 
 pub mod error;
 
-pub mod checkpoint; // named tensors and JSON <-> one file, atomic
-pub mod config; // RunConfig as written -> Plan as run
 pub mod device; // CPU or GPU, precision, copies
-pub mod dist; // process group: all-reduce, all-gather, broadcast
+pub mod views; // a batch -> views [2N, C, S, S] on the device
+pub mod params; // named parameters and buffers
 pub mod encoder; // images [B, C, S, S] -> h [B, F]
-pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
-pub mod exec; // how a step runs: eager, CUDA graph, gradient caching
-pub mod export;
 pub mod head; // h [B, F] -> z [B, D]
-pub mod health; // collapse, alignment, uniformity
-pub mod methods; // what is learned: modules, loss, state
+pub mod task; // [task]
 pub mod model; // encoder + head
 pub mod nt_xent; // z [2N, D] -> loss
+pub mod health; // collapse, alignment, uniformity
+pub mod dist; // process group: all-reduce, all-gather, broadcast
 pub mod optim; // gradients -> new weights
-pub mod params; // named parameters and buffers
-pub mod task; // [task]
+pub mod config; // RunConfig as written -> Plan as run
+pub mod methods; // what is learned: modules, loss, state
+pub mod exec; // how a step runs: eager, CUDA graph, gradient caching
+pub mod checkpoint; // named tensors and JSON <-> one file, atomic
+pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run
-pub mod views; // a batch -> views [2N, C, S, S] on the device // encoder -> safetensors, features -> parquet / npy
+pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
+pub mod export; // encoder -> safetensors, features -> parquet / npy
 
 pub use config::{Plan, RunConfig};
 pub use error::{CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};

@@ -65,7 +65,7 @@ fn names_are_torchvisions_and_values_the_checkpoints() {
 }
 
 #[test]
-fn the_metadata_says_what_the_weights_expect() {
+fn metadata_describes_the_expected_input() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(folder.path(), "resnet18");
     let out = folder.path().join("encoder.safetensors");
@@ -210,7 +210,7 @@ fn labels_are_those_of_a_given_table_or_none() {
 }
 
 #[test]
-fn npy_holds_h_and_its_paths_lie_beside_it() {
+fn npy_has_h_and_a_file_of_paths() {
     let folder = tempfile::tempdir().unwrap();
     let (run, names, h) = to_embed(folder.path());
     let out = folder.path().join("h.npy");

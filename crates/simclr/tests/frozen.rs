@@ -8,9 +8,10 @@ use simclr::{
     encoder::Mode,
     eval::{
         features::{FrozenEncoder, ReadOptions, features, label_tensor, raw_pixels},
-        knn::{knn_predict, precision_at_k},
-        linear::{LinearOptions, fit},
+        options::LinearOptions,
+        probes::linear::fit,
     },
+    knn::{knn_predict, precision_at_k},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -93,7 +94,7 @@ fn evaluation_changes_no_byte() {
 
 /// What the test above rests on: a single batch through the encoder as in training is seen, in statistics alone.
 #[test]
-fn a_changed_statistic_would_be_seen() {
+fn a_changed_statistic_is_detected() {
     let frozen = random("conv-c3", 1);
     let (before, fingerprint) = (bytes(&frozen), frozen.fingerprint());
     let other = random("conv-c3", 1);
@@ -119,7 +120,7 @@ fn features_do_not_depend_on_the_batch() {
 }
 
 #[test]
-fn a_bad_image_is_left_out_and_named_and_too_many_are_an_error() {
+fn bad_images_are_left_out_and_too_many_are_an_error() {
     let frozen = random("conv-c3", 1);
     let set = squares(20, true);
     let indices: Vec<usize> = (0..20).collect();

@@ -11,10 +11,9 @@ use std::{
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        compare::Comparison,
-        foreign::{check_imported, import},
-        protocol::{EvalOptions, evaluate},
-        results::Results,
+        EvalConfig, evaluate,
+        features::import::{check_imported, import},
+        report::{compare::Comparison, results::Results},
     },
     train::{Observer, RunFolder, Silent},
 };
@@ -22,11 +21,11 @@ use tch::Tensor;
 
 mod fixtures;
 
-fn options() -> EvalOptions {
-    EvalOptions { shares: vec![1.0], draws: 1, batch: 16, threads: 1, ..EvalOptions::default() }
+fn options() -> EvalConfig {
+    EvalConfig { label_fractions: vec![1.0], draws: 1, batch: 16, threads: 1, ..EvalConfig::default() }
 }
 
-fn judge(run: &RunFolder, data: &Path, options: &EvalOptions) -> Result<Results, EvalError> {
+fn run_evaluation(run: &RunFolder, data: &Path, options: &EvalConfig) -> Result<Results, EvalError> {
     evaluate(run, data, options, &mut Silent, &AtomicBool::new(false))
 }
 
@@ -110,13 +109,13 @@ fn figures(run: &RunFolder) -> Vec<(PathBuf, SystemTime)> {
 }
 
 #[test]
-fn changed_images_under_the_same_names_and_sizes_are_judged_anew() {
+fn changed_images_with_the_same_names_and_sizes_are_evaluated_again() {
     for write in [folder, idx] {
         let root = tempfile::tempdir().unwrap();
         let data = root.path().join("set");
         let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
         write(&data, false);
-        let before = judge(&run, &data, &options()).unwrap();
+        let before = run_evaluation(&run, &data, &options()).unwrap();
         assert_eq!(pixels_knn(&before), 1.0);
         write(&data, true);
         let mut messages = Messages::default();
@@ -127,7 +126,7 @@ fn changed_images_under_the_same_names_and_sizes_are_judged_anew() {
         assert_ne!(after.data.test_content, before.data.test_content);
         assert_eq!(after.data.train_content, before.data.train_content);
         write(&data, false);
-        assert_eq!(pixels_knn(&judge(&run, &data, &options()).unwrap()), 1.0);
+        assert_eq!(pixels_knn(&run_evaluation(&run, &data, &options()).unwrap()), 1.0);
     }
 }
 
@@ -138,10 +137,10 @@ fn copied_images_keep_their_figures() {
         let data = root.path().join("set");
         let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
         write(&data, false);
-        let (before, known) = (judge(&run, &data, &options()).unwrap(), figures(&run));
+        let (before, known) = (run_evaluation(&run, &data, &options()).unwrap(), figures(&run));
         fs_err::remove_dir_all(&data).unwrap();
         write(&data, false);
-        assert_eq!(judge(&run, &data, &options()).unwrap(), before);
+        assert_eq!(run_evaluation(&run, &data, &options()).unwrap(), before);
         assert_eq!(figures(&run), known, "nothing is computed again");
     }
 }
@@ -154,16 +153,16 @@ fn history(run: &RunFolder) -> Vec<Results> {
 }
 
 #[test]
-fn every_set_and_every_way_of_evaluating_it_has_results_of_its_own() {
+fn each_set_and_configuration_has_separate_results() {
     let root = tempfile::tempdir().unwrap();
     let (one, other) = (root.path().join("one"), root.path().join("other"));
     folder(&one, false);
     fixtures::images(&other, 15);
     let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
-    let on_one = judge(&run, &one, &options()).unwrap();
-    let on_other = judge(&run, &other, &options()).unwrap();
-    let with_k = judge(&run, &one, &EvalOptions { knn_k: 3, ..options() }).unwrap();
-    assert_eq!(judge(&run, &one, &options()).unwrap(), on_one);
+    let on_one = run_evaluation(&run, &one, &options()).unwrap();
+    let on_other = run_evaluation(&run, &other, &options()).unwrap();
+    let with_k = run_evaluation(&run, &one, &EvalConfig { knn_k: 3, ..options() }).unwrap();
+    assert_eq!(run_evaluation(&run, &one, &options()).unwrap(), on_one);
     let kept = history(&run);
     assert!(kept.len() == 3 && [&on_one, &on_other, &with_k].iter().all(|results| kept.contains(results)));
     assert_eq!((&on_one.options["knn_k"], &with_k.options["knn_k"]), (&0.into(), &3.into()));
@@ -178,14 +177,14 @@ fn results_of_earlier_versions_are_kept() {
     folder(&data, false);
     let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
     fs_err::write(run.results_file(), b"{\"schema\": 1}").unwrap();
-    judge(&run, &data, &options()).unwrap();
+    run_evaluation(&run, &data, &options()).unwrap();
     let files = fs_err::read_dir(run.results_history()).unwrap();
     let texts: Vec<_> = files.map(|entry| fs_err::read_to_string(entry.unwrap().path()).unwrap()).collect();
     assert!(texts.len() == 2 && texts.iter().any(|text| text == "{\"schema\": 1}"), "{texts:?}");
 }
 
 #[test]
-fn runs_on_different_images_or_by_different_rules_are_not_compared() {
+fn runs_on_different_images_or_with_different_options_are_not_compared() {
     let root = tempfile::tempdir().unwrap();
     let (one, other) = (root.path().join("one"), root.path().join("other"));
     folder(&one, false);
@@ -198,16 +197,16 @@ fn runs_on_different_images_or_by_different_rules_are_not_compared() {
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         assert!(error.hint().unwrap().contains("--data"), "{:?}", error.hint());
     };
-    judge(&runs[0], &one, &options()).unwrap();
-    let on_other = judge(&runs[1], &other, &options()).unwrap();
+    run_evaluation(&runs[0], &one, &options()).unwrap();
+    let on_other = run_evaluation(&runs[1], &other, &options()).unwrap();
     refused(&["the images", "/one`", "/other`", &on_other.data.train_fingerprint]);
     assert!(Comparison::read_on(&runs, "one").unwrap_err().to_string().contains("no results on `one`"));
-    judge(&runs[1], &one, &EvalOptions { knn_k: 3, ..options() }).unwrap();
+    run_evaluation(&runs[1], &one, &EvalConfig { knn_k: 3, ..options() }).unwrap();
     refused(&["knn_k: 20 and 3"]);
     // Of several results on a set, those that can be compared are.
-    judge(&runs[0], &one, &EvalOptions { knn_k: 3, ..options() }).unwrap();
-    judge(&runs[0], &other, &options()).unwrap();
-    judge(&runs[1], &other, &options()).unwrap();
+    run_evaluation(&runs[0], &one, &EvalConfig { knn_k: 3, ..options() }).unwrap();
+    run_evaluation(&runs[0], &other, &options()).unwrap();
+    run_evaluation(&runs[1], &other, &options()).unwrap();
     for data in ["one", one.to_str().unwrap()] {
         let table = Comparison::read_on(&runs, data).unwrap().table();
         assert_eq!(table.lines().filter(|line| line.contains("   trained h   ")).count(), 2, "{table}");
@@ -215,14 +214,14 @@ fn runs_on_different_images_or_by_different_rules_are_not_compared() {
     let fingerprint = &on_other.data.train_fingerprint[..8];
     assert!(Comparison::read_on(&runs, fingerprint).is_ok() && Comparison::read(&runs).is_ok());
     // The same names and sizes, other pixels.
-    judge(&runs[0], &one, &options()).unwrap();
+    run_evaluation(&runs[0], &one, &options()).unwrap();
     folder(&one, true);
-    judge(&runs[1], &one, &options()).unwrap();
+    run_evaluation(&runs[1], &one, &options()).unwrap();
     refused(&["changed under the same names and sizes"]);
 }
 
 #[test]
-fn a_folder_of_other_weights_or_of_a_run_is_not_taken_for_these() {
+fn import_refuses_a_folder_of_a_run_or_of_other_weights() {
     let root = tempfile::tempdir().unwrap();
     let (trained, model) = fixtures::run(&root.path().join("run"), "conv-c3");
     let names =
@@ -269,23 +268,23 @@ fn a_test_part_without_labels_is_replaced_by_a_labelled_validation_part_or_refus
     for number in 0..4 {
         bitmap(&data.join("test").join(format!("{number}.bmp")), &grey(number, true));
     }
-    let results = judge(&run, &data, &options()).unwrap();
+    let results = run_evaluation(&run, &data, &options()).unwrap();
     assert_eq!((results.data.test_images, pixels_knn(&results)), (10, 1.0));
     let note =
         "none of the 4 images of the test part has a label: evaluated on the validation part, 10 images";
     assert!(results.notes.iter().any(|text| text == note), "{:?}", results.notes);
     bitmap(&data.join("test/light/9.bmp"), &grey(9, true));
-    let results = judge(&run, &data, &options()).unwrap();
+    let results = run_evaluation(&run, &data, &options()).unwrap();
     let noted = results.notes.iter().any(|note| note.starts_with("test part: 4 of 5 images have no label"));
     assert!(results.data.test_images == 1 && noted, "{:?}", results.notes);
     fs_err::remove_dir_all(data.join("test/light")).unwrap();
     fs_err::remove_dir_all(data.join("val")).unwrap();
-    let error = judge(&run, &data, &options()).unwrap_err().to_string();
+    let error = run_evaluation(&run, &data, &options()).unwrap_err().to_string();
     assert!(error.contains("none of the 4 images of the test part has one"), "{error}");
 }
 
 #[test]
-fn a_class_that_one_part_lacks_is_named_with_its_images() {
+fn classes_missing_in_one_part_are_noted() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("set");
     let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
@@ -294,7 +293,7 @@ fn a_class_that_one_part_lacks_is_named_with_its_images() {
         bitmap(&data.join("test/unknown").join(format!("{number}.bmp")), &grey(number, true));
         bitmap(&data.join("train/absent").join(format!("{number}.bmp")), &[0; 256]);
     }
-    let results = judge(&run, &data, &options()).unwrap();
+    let results = run_evaluation(&run, &data, &options()).unwrap();
     let expected = [
         "1 of 4 classes have no training image, so that 3 of 13 test images count as wrong: `unknown` (3)",
         "1 of 4 classes have no test image, with so many training images: `absent` (3)",
@@ -304,19 +303,19 @@ fn a_class_that_one_part_lacks_is_named_with_its_images() {
     for class in ["light", "low"] {
         fs_err::remove_dir_all(data.join("test").join(class)).unwrap();
     }
-    let error = judge(&run, &data, &options()).unwrap_err().to_string();
+    let error = run_evaluation(&run, &data, &options()).unwrap_err().to_string();
     assert!(error.contains("no class has both") && error.contains("`unknown` (3)"), "{error}");
 }
 
 #[test]
-fn class_names_in_two_unicode_forms_are_one_class() {
+fn unicode_forms_of_a_class_name_are_equal() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("set");
     let (run, _) = fixtures::run(&root.path().join("run"), "conv-c3");
     folder(&data, false);
     fs_err::rename(data.join("train/light"), data.join("train/caf\u{e9}")).unwrap();
     fs_err::rename(data.join("test/light"), data.join("test/cafe\u{301}")).unwrap();
-    let results = judge(&run, &data, &options()).unwrap();
+    let results = run_evaluation(&run, &data, &options()).unwrap();
     assert_eq!((results.data.classes, pixels_knn(&results)), (2, 1.0));
     assert!(results.notes.iter().any(|note| note.contains("two Unicode forms")), "{:?}", results.notes);
 }

@@ -1,4 +1,4 @@
-//! One ruler for all: transfer to other sets, retrieval, a peer's weights, runs side by side.
+//! Transfer sets, retrieval, imported weights and comparison of runs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
 use std::{path::Path, sync::atomic::AtomicBool};
@@ -6,32 +6,33 @@ use std::{path::Path, sync::atomic::AtomicBool};
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        compare::Comparison,
-        features::load_encoder,
-        foreign::{IMAGENET_MEAN, IMAGENET_STD, import},
-        knn::precision_at_k,
-        protocol::{EvalOptions, evaluate},
-        results::Metric,
-        transfer::TransferSet,
+        EvalConfig, evaluate,
+        features::{
+            import::{IMAGENET_MEAN, IMAGENET_STD, import},
+            load_encoder,
+        },
+        options::{Metric, Protocol, TransferSet},
+        report::compare::Comparison,
     },
     export::export_encoder,
+    knn::precision_at_k,
     train::{RunFolder, Silent},
 };
 use tch::{Kind, Tensor};
 
 mod fixtures;
 
-fn options() -> EvalOptions {
-    EvalOptions { shares: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, ..EvalOptions::default() }
+fn options() -> EvalConfig {
+    EvalConfig { label_fractions: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, ..EvalConfig::default() }
 }
 
-fn evaluated(root: &Path, name: &str, data: &Path, options: &EvalOptions) -> RunFolder {
+fn evaluated(root: &Path, name: &str, data: &Path, options: &EvalConfig) -> RunFolder {
     let (run, _) = fixtures::run(&root.join(name), "conv-c3");
     evaluate(&run, data, options, &mut Silent, &AtomicBool::new(false)).unwrap();
     run
 }
 
-/// Four directions, two bank images each: the two nearest of a query are its own class's, then others follow.
+/// The two bank rows nearest to each query are of its class, the others are not.
 #[test]
 fn precision_at_k_by_hand() {
     tch::set_num_threads(1);
@@ -45,7 +46,7 @@ fn precision_at_k_by_hand() {
 }
 
 #[test]
-fn transfer_and_retrieval_stand_in_the_results() {
+fn results_include_transfer_and_retrieval() {
     let folder = tempfile::tempdir().unwrap();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
     fixtures::images(&data, 20);
@@ -53,7 +54,8 @@ fn transfer_and_retrieval_stand_in_the_results() {
     fixtures::images(&other.join("test"), 5);
     let set = |metric| TransferSet { path: other.clone(), metric };
     let transfer = vec![set(Metric::Top1), set(Metric::MeanPerClass), set(Metric::Map11)];
-    let options = EvalOptions { transfer, retrieval_k: 5, ..options() };
+    let protocols = vec![Protocol::Retrieval];
+    let options = EvalConfig { protocols, transfer, retrieval_k: 5, ..options() };
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     assert_eq!(results.transfer.len(), 3);
@@ -73,7 +75,7 @@ fn transfer_and_retrieval_stand_in_the_results() {
     }
 }
 
-/// VOC2007's way: a validation part beside the test part, and images that lie in the folders of all their classes.
+/// As in VOC2007: a validation part and a test part, and images in the folders of all their classes.
 #[test]
 fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
     let folder = tempfile::tempdir().unwrap();
@@ -96,23 +98,23 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
     }
     let transfer = vec![TransferSet { path: voc.clone(), metric: Metric::Map11 }];
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
-    let options = EvalOptions { transfer, ..options() };
+    let options = EvalConfig { transfer, ..options() };
     let results = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap();
     let row = &results.transfer[0];
     assert_eq!((row.images, row.validation.as_str()), ((40 + 16, 12), "its own part"));
     assert!(row.trained > 0.9, "{}: images of both classes are found under both", row.trained);
-    let answers = simclr::checkpoint::Checkpoint::load(&run.path().join(&row.predictions)).unwrap();
+    let predictions = simclr::checkpoint::Checkpoint::load(&run.path().join(&row.predictions)).unwrap();
     assert_eq!(
-        answers.tensors["predicted"].size(),
+        predictions.tensors["predicted"].size(),
         [12],
-        "an answer for each image, not for each of its folders"
+        "a prediction for each image, not for each of its folders"
     );
     let table = results.table();
     assert!(table.contains("map-11") && table.contains("its own part"), "{table}");
 }
 
 #[test]
-fn runs_side_by_side_with_a_plot() {
+fn runs_are_compared_with_a_plot() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     fixtures::images(&data, 20);
@@ -120,16 +122,16 @@ fn runs_side_by_side_with_a_plot() {
     let comparison = Comparison::read(&runs).unwrap();
     let table = comparison.table();
     assert_eq!(table.lines().filter(|line| line.contains("   trained h   ")).count(), 2, "{table}");
-    assert!(table.contains("not significantly worse, p = 1.00"), "equal answers: {table}");
+    assert!(table.contains("not significantly worse, p = 1.00"), "equal predictions: {table}");
     let plot = folder.path().join("plot.svg");
     comparison.plot(&plot).unwrap();
     let svg = fs_err::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.matches("<polyline").count() >= 5, "{svg}");
     let (bare, _) = fixtures::run(&folder.path().join("bare"), "conv-c3");
-    assert!(matches!(Comparison::read(&[bare]), Err(EvalError::Refused(_))));
+    assert!(matches!(Comparison::read(&[bare]), Err(EvalError::NotEvaluated { .. })));
 }
 
-/// Every number of a tensor from its name and place: the same in `reference/foreign.py`.
+/// Values derived from name and position, as in `reference/foreign.py`.
 fn made_up(name: &str, tensor: &Tensor) -> Tensor {
     let salt = name.bytes().fold(0i64, |salt, byte| (salt * 31 + i64::from(byte)) % 1009);
     let place = Tensor::arange(tensor.numel() as i64, (Kind::Double, tch::Device::Cpu));
@@ -144,9 +146,9 @@ fn made_up(name: &str, tensor: &Tensor) -> Tensor {
     value.to_kind(Kind::Float)
 }
 
-/// Whatever a program puts before the names of the encoder: `module.` is DistributedDataParallel's.
+/// `module.` is the prefix of DistributedDataParallel.
 #[test]
-fn weights_are_found_behind_the_prefixes_of_other_programs() {
+fn weights_are_found_with_prefixes_of_other_programs() {
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
     let overrides = ["encoder.name=conv-c3", "train.image_size=16", "train.device=cpu"].map(str::to_owned);

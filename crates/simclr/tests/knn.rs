@@ -4,7 +4,7 @@
 
 use simclr::{
     data::rng::Key,
-    eval::knn::{accuracy, default_k, knn_predict},
+    knn::{accuracy, default_k, knn_predict},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -57,7 +57,7 @@ fn small_temperatures_do_not_overflow_and_large_k_means_all() {
 }
 
 #[test]
-fn blocks_of_queries_change_nothing() {
+fn results_are_independent_of_blocks() {
     // 5,000 bank rows: queries are split into blocks of 2^25 / 5,000 = 6,710 rows.
     let normals =
         |seed, n: usize| Tensor::from_slice(&Key::weights(seed, 0).stream().normals(4 * n)).view([-1, 4]);
@@ -72,6 +72,6 @@ fn blocks_of_queries_change_nothing() {
 }
 
 #[test]
-fn k_follows_the_bank() {
+fn default_k_depends_on_the_bank() {
     assert_eq!((default_k(49_999), default_k(50_000)), (20, 200));
 }

@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
-use simclr::eval::{
+use simclr::{
+    eval::{
+        options::LinearOptions,
+        probes::{
+            lbfgs::{Lbfgs, Stop},
+            linear::{fit, fit_with},
+        },
+    },
     knn::accuracy,
-    lbfgs::{Lbfgs, Stop},
-    linear::{LinearOptions, fit, fit_with},
 };
 use tch::{Kind, Tensor};
 
@@ -36,7 +41,7 @@ fn decisions_equal_those_of_scikit_learn() {
 }
 
 #[test]
-fn a_tighter_tolerance_closes_in_on_scikit_learn() {
+fn a_tighter_tolerance_is_closer_to_scikit_learn() {
     let (x, y, want) = (golden("train"), golden("train_labels"), golden("linear.0.01"));
     let fit = fit_with(&x, &y, 5, 1e-2, &Lbfgs { tolerance: 1e-9, ..Lbfgs::default() });
     let decision = fit.classifier.decision(&golden("test"));

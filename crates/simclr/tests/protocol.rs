@@ -1,16 +1,16 @@
-//! A run and a labelled folder to results: which rows and cells there are, and that they say what they rest on.
+//! Results of the frozen protocols: rows, cells, caching and notes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
 use simclr::{
     EvalError,
     eval::{
+        EvalConfig, evaluate,
         features::{ReadOptions, features, label_tensor, load_encoder},
-        knn::{accuracy, knn_predict},
         layer::Layer,
-        protocol::{EvalOptions, evaluate},
-        results::Results,
+        report::results::Results,
     },
+    knn::{accuracy, knn_predict},
     train::{Observer, Silent},
 };
 
@@ -18,37 +18,37 @@ use std::sync::atomic::AtomicBool;
 
 mod fixtures;
 
-/// Keeps what is said.
+/// Collects messages.
 #[derive(Default)]
-struct Stages(Vec<String>);
+struct Messages(Vec<String>);
 
-impl Observer for Stages {
+impl Observer for Messages {
     fn message(&mut self, text: &str) {
         self.0.push(text.to_owned());
     }
 }
 
-fn options() -> EvalOptions {
-    EvalOptions { shares: vec![0.1, 1.0], draws: 3, batch: 16, threads: 1, ..EvalOptions::default() }
+fn options() -> EvalConfig {
+    EvalConfig { label_fractions: vec![0.1, 1.0], draws: 3, batch: 16, threads: 1, ..EvalConfig::default() }
 }
 
 #[test]
-fn every_row_is_measured_and_the_file_holds_what_the_table_shows() {
+fn every_row_is_in_results_json_and_in_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
     fixtures::images(&data.join("train"), 30);
     fixtures::images(&data.join("test"), 10);
     fs_err::write(data.join("train/low/999.png"), b"not an image").unwrap();
-    let mut stages = Stages::default();
-    let results = evaluate(&run, &data, &options(), &mut stages, &AtomicBool::new(false)).unwrap();
+    let mut messages = Messages::default();
+    let results = evaluate(&run, &data, &options(), &mut messages, &AtomicBool::new(false)).unwrap();
     let names: Vec<_> = results.rows.iter().map(|row| row.name.as_str()).collect();
     assert_eq!(names, ["trained h", "random-init h", "raw pixels", "chance"]);
     let raw = results.row("raw pixels").unwrap();
     assert_eq!(
         (raw.dimensions, raw.knn.as_ref().unwrap().mean, raw.by_labels[1].mean),
         (768, 1.0, 1.0),
-        "the classes are told by pixels"
+        "pixels separate the classes"
     );
     assert_eq!(
         (raw.by_labels[0].labels, raw.by_labels[0].accuracies.len(), raw.by_labels[0].lambdas.len()),
@@ -68,11 +68,11 @@ fn every_row_is_measured_and_the_file_holds_what_the_table_shows() {
         table.contains("10 % of labels (6)") && table.contains("100.0") && table.contains("note: "),
         "{table}"
     );
-    assert!(stages.0.iter().any(|stage| stage.contains("linear")));
+    assert!(messages.0.iter().any(|text| text.contains("linear")));
 }
 
 #[test]
-fn the_same_seed_gives_the_same_results_and_a_missing_test_split_is_held_out() {
+fn results_are_reproducible_and_a_missing_test_split_is_held_out() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -86,7 +86,7 @@ fn the_same_seed_gives_the_same_results_and_a_missing_test_split_is_held_out() {
 }
 
 #[test]
-fn images_without_labels_are_refused() {
+fn missing_labels_and_wrong_options_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -94,7 +94,7 @@ fn images_without_labels_are_refused() {
     let go_on = AtomicBool::new(false);
     let error = evaluate(&run, &data.join("low"), &options(), &mut Silent, &go_on).unwrap_err();
     assert!(matches!(error, EvalError::Labels { .. }), "{error}");
-    let wrong = EvalOptions { shares: vec![0.0], ..options() };
+    let wrong = EvalConfig { label_fractions: vec![0.0], ..options() };
     let error = evaluate(&run, &data, &wrong, &mut Silent, &go_on).unwrap_err();
     assert!(error.to_string().contains("shares"), "{error}");
     let error = evaluate(&run, &data, &options(), &mut Silent, &AtomicBool::new(true)).unwrap_err();
@@ -102,7 +102,7 @@ fn images_without_labels_are_refused() {
     assert!(!run.results_file().exists());
 }
 
-/// Counts what is computed: a piece of images read, or a figure.
+/// Counts feature extractions.
 #[derive(Default)]
 struct Work(usize);
 
@@ -112,37 +112,36 @@ impl Observer for Work {
     }
 }
 
-/// What is known is neither read nor computed again, whatever a repeated evaluation adds; `fresh` forgets it.
+/// Cached figures are neither read nor computed again, whatever a repeated evaluation adds; `fresh` discards them.
 #[test]
-fn a_repeated_evaluation_reads_nothing_and_says_the_same() {
+fn a_repeated_evaluation_uses_the_cache() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
     fixtures::images(&data, 30);
     fs_err::write(data.join("low/999.png"), b"not an image").unwrap();
     let go_on = AtomicBool::new(false);
-    let measure = |options: &EvalOptions| {
+    let measure = |options: &EvalConfig| {
         let mut work = Work::default();
         let results = evaluate(&run, &data, options, &mut work, &go_on).unwrap();
         (results, work.0)
     };
     let (first, read) = measure(&options());
     assert!(read > 0);
-    assert!(!run.path().join("evaluation/features").exists(), "all that rests on the features is known");
+    assert!(!run.path().join("evaluation/features").exists(), "all figures are cached");
     assert_eq!(measure(&options()), (first.clone(), 0));
-    let (more, read) = measure(&EvalOptions { shares: vec![0.1, 0.5, 1.0], ..options() });
-    assert!(read > 0, "another share needs features");
+    let (more, read) = measure(&EvalConfig { label_fractions: vec![0.1, 0.5, 1.0], ..options() });
+    assert!(read > 0, "another fraction needs features");
     assert_eq!(
         (&more.rows[0].by_labels[0], &more.rows[0].knn),
         (&first.rows[0].by_labels[0], &first.rows[0].knn)
     );
-    let (again, read) = measure(&EvalOptions { fresh: true, ..options() });
+    let (again, read) = measure(&EvalConfig { fresh: true, ..options() });
     assert!(read > 0 && again == first);
 }
 
-/// Weights that changed under the same name are other features: nothing old is taken for them.
 #[test]
-fn figures_of_other_weights_are_not_taken() {
+fn figures_of_other_weights_are_not_reused() {
     let folder = tempfile::tempdir().unwrap();
     let (run, model) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -160,8 +159,7 @@ fn figures_of_other_weights_are_not_taken() {
     assert!(work.0 > 0);
 }
 
-/// A row for each layer of the trained encoder and of the control; h is what it is without other layers, and z is the last
-/// layer of the head: its kNN is that of the head's output, computed here from h.
+/// h is independent of the other layers; the kNN figure of z equals one computed here from the head's output.
 #[test]
 fn every_layer_has_a_row_and_its_control() {
     let folder = tempfile::tempdir().unwrap();
@@ -172,7 +170,7 @@ fn every_layer_has_a_row_and_its_control() {
     let go_on = AtomicBool::new(false);
     let h = evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
     let layers = vec![Layer::Z, Layer::H, Layer::Head(1), Layer::Head(2)];
-    let all = EvalOptions { layers, ..options() };
+    let all = EvalConfig { layers, ..options() };
     let results = evaluate(&run, &data, &all, &mut Silent, &go_on).unwrap();
     let names: Vec<_> = results.rows.iter().map(|row| (row.name.as_str(), row.dimensions)).collect();
     let width = h.rows[0].dimensions;
@@ -204,13 +202,13 @@ fn every_layer_has_a_row_and_its_control() {
 }
 
 #[test]
-fn a_layer_that_the_head_lacks_is_refused_with_the_range() {
+fn missing_layers_are_refused_with_the_range() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
     fixtures::images(&data, 10);
     let refused = |layers| {
-        let wrong = EvalOptions { layers, ..options() };
+        let wrong = EvalConfig { layers, ..options() };
         let error = evaluate(&run, &data, &wrong, &mut Silent, &AtomicBool::new(false)).unwrap_err();
         assert!(!run.results_file().exists());
         error.to_string()
@@ -221,16 +219,16 @@ fn a_layer_that_the_head_lacks_is_refused_with_the_range() {
     assert!(refused(Vec::new()).contains("at least one layer"));
 }
 
-/// 30 images of each of two classes: 1 % and 10 % are 1 and 3 of each class, so the shares stay; of 10 they are both 1.
+/// With 10 images of each class, 1 % and 10 % are both 1 label per class.
 #[test]
-fn columns_are_labels_per_class_where_asked_for_or_where_shares_do_not_differ() {
+fn columns_are_labels_per_class_on_request_or_if_fractions_coincide() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
     fixtures::images(&data.join("train"), 10);
     fixtures::images(&data.join("test"), 5);
     let go_on = AtomicBool::new(false);
-    let default = EvalOptions { draws: 2, batch: 16, threads: 1, ..EvalOptions::default() };
+    let default = EvalConfig { draws: 2, batch: 16, threads: 1, ..EvalConfig::default() };
     let results = evaluate(&run, &data, &default, &mut Silent, &go_on).unwrap();
     let columns = |results: &Results| {
         let cells = results.rows.iter().map(|row| {
@@ -246,18 +244,17 @@ fn columns_are_labels_per_class_where_asked_for_or_where_shares_do_not_differ() 
     assert!(results.notes.iter().any(|note| note.contains("1 % and 10 % of the labels are all 1 per class")));
     assert!(results.table().contains("5 per class (10)"), "{}", results.table());
     assert!(run.path().join("evaluation/labels/5-per-class-1.txt").is_file());
-    let asked = EvalOptions { shares: vec![1.0], shots: vec![3], ..default.clone() };
-    let results = evaluate(&run, &data, &asked, &mut Silent, &go_on).unwrap();
+    let requested = EvalConfig { label_fractions: vec![1.0], labels_per_class: vec![3], ..default.clone() };
+    let results = evaluate(&run, &data, &requested, &mut Silent, &go_on).unwrap();
     assert_eq!(columns(&results)[0], [(Some(3), 6, 2), (None, 20, 1)]);
-    let many = EvalOptions { shots: vec![10], ..asked };
+    let many = EvalConfig { labels_per_class: vec![10], ..requested };
     let error = evaluate(&run, &data, &many, &mut Silent, &go_on).unwrap_err().to_string();
     assert!(error.contains("10 labels per class: expected fewer than the 10 images"), "{error}");
 }
 
-/// Trained rows have kNN and the linear classifier with all labels by class, and with two classes the area under the ROC
-/// curve; a class that only training has is named.
+/// With two classes the trained rows include the area under the ROC curve; a class without test images is noted.
 #[test]
-fn trained_rows_are_broken_down_by_class() {
+fn trained_rows_have_figures_by_class() {
     let folder = tempfile::tempdir().unwrap();
     let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
     let data = folder.path().join("data");
@@ -284,7 +281,7 @@ fn trained_rows_are_broken_down_by_class() {
         table.contains("linear on trained h, all labels: balanced accuracy") && table.contains("AUROC"),
         "{table}"
     );
-    // What is kept of the figures is enough for the same table.
+    // The cached figures give the same results.
     assert_eq!(evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap(), results);
     let third = data.join("train/other");
     fs_err::create_dir_all(&third).unwrap();

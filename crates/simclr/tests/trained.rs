@@ -1,4 +1,4 @@
-//! The protocols that train: which rows they give, that a frozen encoder stays as it was, that they resume.
+//! Protocols that train: their rows, an unchanged frozen encoder, and resuming.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
 use std::{
@@ -10,16 +10,16 @@ use simclr::{
     EvalError, RunConfig,
     checkpoint::Checkpoint,
     eval::{
-        protocol::{EvalOptions, evaluate},
-        results::Results,
-        trained::TrainedOptions,
+        EvalConfig, evaluate,
+        options::{Protocol, TrainedOptions},
+        report::results::Results,
     },
     train::{Observer, RunFolder, Silent, StepReport},
 };
 
 mod fixtures;
 
-/// A run and a labelled set beside it, small enough to train on in a test.
+/// A run and a labelled set, small enough to train on in a test.
 fn setting(root: &Path) -> (RunFolder, PathBuf) {
     let (run, _) = fixtures::run(&root.join("run"), "conv-c3");
     let mut config = RunConfig::load(Some(&run.config_file()), &[]).unwrap();
@@ -40,22 +40,25 @@ fn setting(root: &Path) -> (RunFolder, PathBuf) {
     (run, data)
 }
 
-fn options(trained: TrainedOptions) -> EvalOptions {
-    let trained = TrainedOptions { epochs: Some(6.0), batch: Some(8), draws: 2, ..trained };
-    EvalOptions { shares: vec![0.5, 1.0], draws: 2, batch: 16, threads: 1, trained, ..EvalOptions::default() }
-}
-
-fn everything() -> TrainedOptions {
-    TrainedOptions {
-        finetune: true,
-        linear_sgd: true,
-        supervised: true,
-        seeds: 2,
-        ..TrainedOptions::default()
+fn config(protocols: &[Protocol], trained: TrainedOptions) -> EvalConfig {
+    EvalConfig {
+        protocols: protocols.to_vec(),
+        label_fractions: vec![0.5, 1.0],
+        draws: 2,
+        batch: 16,
+        threads: 1,
+        trained: TrainedOptions { epochs: Some(6.0), batch: Some(8), finetune_draws: 2, ..trained },
+        ..EvalConfig::default()
     }
 }
 
-/// Counts steps, and asks for the end after `limit` of them.
+/// All protocols on the evaluated set, with two seeds.
+fn all_protocols() -> EvalConfig {
+    let protocols = [Protocol::Finetune, Protocol::LinearSgd, Protocol::Supervised];
+    config(&protocols, TrainedOptions { seeds: 2, ..TrainedOptions::default() })
+}
+
+/// Counts steps, and stops after `limit` of them.
 struct Steps<'a> {
     done: usize,
     limit: usize,
@@ -69,20 +72,20 @@ impl Observer for Steps<'_> {
     }
 }
 
-/// Results, or the error, and how many steps were trained.
+/// Results and the number of training steps.
 fn measure(
     run: &RunFolder,
     data: &Path,
-    trained: TrainedOptions,
+    config: &EvalConfig,
     limit: usize,
 ) -> (Result<Results, EvalError>, usize) {
     let stop = AtomicBool::new(false);
     let mut steps = Steps { done: 0, limit, stop: &stop };
-    let results = evaluate(run, data, &options(trained), &mut steps, &stop);
+    let results = evaluate(run, data, config, &mut steps, &stop);
     (results, steps.done)
 }
 
-/// The only checkpoint of the protocol's run whose folder begins so.
+/// The only checkpoint of the training whose folder starts with `protocol`.
 fn checkpoint_of(run: &RunFolder, protocol: &str) -> Checkpoint {
     let folders = fs_err::read_dir(run.path().join("evaluation")).unwrap().map(|entry| entry.unwrap().path());
     let mut found = folders.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(protocol));
@@ -103,10 +106,10 @@ fn encoder_differs(a: &Checkpoint, b: &Checkpoint) -> bool {
 }
 
 #[test]
-fn every_protocol_gives_its_row_and_only_frozen_encoders_stay_as_they_were() {
+fn every_protocol_has_a_row_and_frozen_encoders_are_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let (run, data) = setting(folder.path());
-    let (results, steps) = measure(&run, &data, everything(), usize::MAX);
+    let (results, steps) = measure(&run, &data, &all_protocols(), usize::MAX);
     let results = results.unwrap();
     let names: Vec<_> = results.rows[4..].iter().map(|row| row.name.as_str()).collect();
     assert_eq!(names, ["linear on crops (sgd)", "fine-tuned", "fine-tuned, fresh weights", "supervised"]);
@@ -115,11 +118,11 @@ fn every_protocol_gives_its_row_and_only_frozen_encoders_stay_as_they_were() {
     assert_eq!(shape, [(30, 2), (60, 2)], "two draws, two seeds");
     let note = results.notes.iter().find(|note| note.contains("the same 2 draws")).unwrap();
     assert!(note.contains("fine-tuned") && note.contains("linear with all labels"), "{note}");
-    // The classifier alone has made 42 small steps on features of a random encoder: it has moved, no more.
+    // 42 small steps on features of a random encoder: the classifier has changed.
     let classifier = &checkpoint_of(&run, "linear-sgd").tensors["classifier.weight"];
     assert!(classifier.abs().max().double_value(&[]) > 1e-4);
     for row in &results.rows[5..] {
-        // Brightness tells the two classes apart: an encoder that trains finds it.
+        // Brightness separates the two classes, which a trained encoder learns.
         let all = row.at(1.0).unwrap().mean;
         assert!(all >= 0.9, "{}: {all}", row.name);
     }
@@ -132,20 +135,20 @@ fn every_protocol_gives_its_row_and_only_frozen_encoders_stay_as_they_were() {
     assert!(encoder_differs(&pretrained, &checkpoint_of(&run, "fine-tuned-100pct")));
 
     assert!(steps > 100);
-    let (again, steps) = measure(&run, &data, everything(), usize::MAX);
-    assert_eq!((again.unwrap(), steps), (results, 0), "what is trained already is taken");
+    let (again, steps) = measure(&run, &data, &all_protocols(), usize::MAX);
+    assert_eq!((again.unwrap(), steps), (results, 0), "cached figures are used");
 }
 
 #[test]
-fn a_stopped_evaluation_goes_on_to_the_same_figures() {
+fn a_stopped_evaluation_resumes_to_the_same_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let trained = || TrainedOptions { finetune: true, ..TrainedOptions::default() };
+    let config = config(&[Protocol::Finetune], TrainedOptions::default());
     let (run, data) = setting(&folder.path().join("whole"));
-    let whole = measure(&run, &data, trained(), usize::MAX).0.unwrap();
+    let whole = measure(&run, &data, &config, usize::MAX).0.unwrap();
     let (run, data) = setting(&folder.path().join("cut"));
     let mut cuts = 0;
     let mut resumed = loop {
-        match measure(&run, &data, trained(), 17).0 {
+        match measure(&run, &data, &config, 17).0 {
             Err(EvalError::Stopped) => cuts += 1,
             done => break done.unwrap(),
         }
@@ -155,23 +158,21 @@ fn a_stopped_evaluation_goes_on_to_the_same_figures() {
     assert_eq!(resumed, whole);
     let left = fs_err::read_dir(run.path().join("evaluation")).unwrap();
     let tried = left.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("-try-"));
-    assert_eq!(tried.count(), 0, "models that were only compared are not kept");
+    assert_eq!(tried.count(), 0, "compared models are deleted");
 }
 
-/// The linear classifier on crops: candidates are compared on a fifth, LARS is the paper's alternative.
 #[test]
-fn the_linear_classifier_on_crops_is_swept_and_may_use_lars() {
+fn the_linear_classifier_on_crops_is_swept_with_lars() {
     let folder = tempfile::tempdir().unwrap();
     let (run, data) = setting(folder.path());
     let swept = TrainedOptions {
-        linear_sgd: true,
-        // Lost in an f32, so that nothing at all is learned: the least step from 0 would already tell the classes apart.
+        // 1e-60 underflows in f32, so that nothing is learned; the smallest step from 0 would already separate the classes.
         linear_rates: vec![1e-60, 1.0],
         linear_decays: vec![0.0, 1e-4],
         linear_optim: simclr::optim::OptimKind::Lars,
         ..TrainedOptions::default()
     };
-    let (results, steps) = measure(&run, &data, swept, usize::MAX);
+    let (results, steps) = measure(&run, &data, &config(&[Protocol::LinearSgd], swept), usize::MAX);
     let results = results.unwrap();
     let cell = &results.row("linear on crops (lars)").unwrap().by_labels[0];
     assert!(cell.fits[0].starts_with("learning rate 1"), "a rate of 0 learns nothing: {:?}", cell.fits);
@@ -182,20 +183,21 @@ fn the_linear_classifier_on_crops_is_swept_and_may_use_lars() {
 }
 
 #[test]
-fn labels_can_be_given_as_a_list() {
+fn labels_may_be_listed() {
     let folder = tempfile::tempdir().unwrap();
     let (run, data) = setting(folder.path());
     let list = folder.path().join("half.txt");
     let names = (0..14).flat_map(|n| ["light", "low"].map(|class| format!("train/{class}/{n:03}.png\n")));
     fs_err::write(&list, names.collect::<String>()).unwrap();
-    let (rates, keep_head) = (vec![0.05], vec![1]);
-    let trained = TrainedOptions { finetune: true, rates, keep_head, ..TrainedOptions::default() };
-    let with_list = EvalOptions { lists: vec![list.clone()], ..options(trained) };
+    let trained =
+        TrainedOptions { finetune_rates: vec![0.05], head_layers: vec![1], ..TrainedOptions::default() };
+    let config = config(&[Protocol::Finetune], trained);
+    let with_list = EvalConfig { label_lists: vec![list.clone()], ..config };
     let go_on = AtomicBool::new(false);
     let results = evaluate(&run, &data, &with_list, &mut Silent, &go_on).unwrap();
     for row in ["trained h", "fine-tuned from head layer 1", "fine-tuned, fresh weights"] {
         let cell = &results.row(row).unwrap().by_labels[0];
-        assert_eq!((cell.labels, cell.accuracies.len()), (28, 1), "{row}: the list in place of two draws");
+        assert_eq!((cell.labels, cell.accuracies.len()), (28, 1), "{row}: the list replaces two draws");
     }
     let written = fs_err::read_to_string(run.path().join("evaluation/labels/50pct-0.txt")).unwrap();
     assert_eq!(written.lines().count(), 28);

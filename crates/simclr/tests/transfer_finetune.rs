@@ -1,5 +1,4 @@
-//! Fine-tuning on transfer sets: what is trained on which images, that it learns, that it resumes, and that the run stays as
-//! it was.
+//! Fine-tuning on transfer sets: images of each training, accuracy, resuming, and an unchanged run.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
 use std::{
@@ -10,10 +9,9 @@ use std::{
 use simclr::{
     EvalError, RunConfig,
     eval::{
-        protocol::{EvalOptions, evaluate},
-        results::{Metric, Results, Tuned},
-        transfer::TransferSet,
-        transfer_finetune::{Search, TransferFinetune},
+        EvalConfig, evaluate,
+        options::{Metric, Protocol, TransferFinetune, TransferSet},
+        report::results::{Results, Tuned},
     },
     train::{Observer, RunFolder, StepReport},
 };
@@ -23,7 +21,7 @@ mod fixtures;
 struct Setting {
     run: RunFolder,
     data: PathBuf,
-    options: EvalOptions,
+    options: EvalConfig,
 }
 
 /// A run, and two transfer sets: `own` with a validation part, `copies` without, one of its images in both class folders.
@@ -32,7 +30,7 @@ fn setting(root: &Path) -> Setting {
     let mut config = RunConfig::load(Some(&run.config_file()), &[]).unwrap();
     (config.train.threads, config.data.threads) = (1, 1);
     config.augment.crop_scale = [0.8, 1.0];
-    // A recipe for pairs in chunks must do with labels, too.
+    // A configuration for pairs in chunks must work with labels, too.
     (config.train.chunk, config.train.batch_norm) = (8, simclr::encoder::BatchNormScope::ChunkShuffled);
     run.write("config.toml", &config.to_toml()).unwrap();
     let own = root.join("own");
@@ -44,51 +42,56 @@ fn setting(root: &Path) -> Setting {
     fs_err::copy(copies.join("low/000.png"), copies.join("light/both.png")).unwrap();
     fs_err::rename(copies.join("low/000.png"), copies.join("low/both.png")).unwrap();
     let transfer = [(own, Metric::Top1), (copies, Metric::Map11)];
-    let options = EvalOptions {
-        shares: vec![1.0],
+    let options = EvalConfig {
+        label_fractions: vec![1.0],
         batch: 16,
         threads: 1,
         transfer: transfer.map(|(path, metric)| TransferSet { path, metric }).to_vec(),
-        transfer_finetune: Some(TransferFinetune {
+        protocols: vec![Protocol::TransferFinetune],
+        transfer_finetune: TransferFinetune {
             batch: 16,
-            // A rate of 1e-60 is lost in an f32, so that nothing is learned; 1e-3 over it is a decay of 1e57, which diverges.
-            tuned: Search { steps: 30, rates: vec![1e-60, 0.05], decays: vec![0.0, 1e-3] },
-            fresh: Search { steps: 40, rates: vec![0.05], decays: vec![1e-3] },
-        }),
-        ..EvalOptions::default()
+            steps: 30,
+            // A rate of 1e-60 underflows in f32, so that nothing is learned; 1e-3 over it is a decay of 1e57, which diverges.
+            rates: vec![1e-60, 0.05],
+            decays: vec![0.0, 1e-3],
+            fresh_steps: Some(40),
+            fresh_rates: vec![0.05],
+            fresh_decays: vec![1e-3],
+        },
+        ..EvalConfig::default()
     };
     let data = root.join("data");
     fixtures::images(&data, 20);
     Setting { run, data, options }
 }
 
-/// On both sets: three candidates, one that diverges at its second step, and the chosen one, from the run's weights; from
-/// fresh ones a single pair, which needs no comparison.
+/// On both sets: three candidates, one that diverges at its second step, and the chosen one from the run's weights; a single
+/// pair from fresh ones.
 const STEPS: usize = 2 * (3 * 30 + 1 + 30 + 40);
 
-/// Counts steps, keeps what is said, and asks for the end after `limit` steps.
-struct Witness<'a> {
+/// Counts steps, collects messages, and stops after `limit` steps.
+struct Recorder<'a> {
     done: usize,
     limit: usize,
-    said: Vec<String>,
+    messages: Vec<String>,
     stop: &'a AtomicBool,
 }
 
-impl Observer for Witness<'_> {
+impl Observer for Recorder<'_> {
     fn step(&mut self, _: &StepReport) {
         self.done += 1;
         self.stop.store(self.done >= self.limit, Ordering::Relaxed);
     }
     fn message(&mut self, text: &str) {
-        self.said.push(text.to_owned());
+        self.messages.push(text.to_owned());
     }
 }
 
 fn measure(setting: &Setting, limit: usize) -> (Result<Results, EvalError>, usize, Vec<String>) {
     let stop = AtomicBool::new(false);
-    let mut witness = Witness { done: 0, limit, said: Vec::new(), stop: &stop };
-    let results = evaluate(&setting.run, &setting.data, &setting.options, &mut witness, &stop);
-    (results, witness.done, witness.said)
+    let mut recorder = Recorder { done: 0, limit, messages: Vec::new(), stop: &stop };
+    let results = evaluate(&setting.run, &setting.data, &setting.options, &mut recorder, &stop);
+    (results, recorder.done, recorder.messages)
 }
 
 /// Folders of trainings below the evaluated run.
@@ -105,22 +108,22 @@ fn both(results: &Results, set: usize) -> [&Tuned; 2] {
 }
 
 #[test]
-fn every_set_is_learned_and_the_results_say_how() {
+fn every_set_is_learned_and_the_results_hold_the_hyper_parameters() {
     let folder = tempfile::tempdir().unwrap();
     let setting = setting(folder.path());
     let checkpoint = setting.run.checkpoint_files().unwrap().remove(0);
     let before = fs_err::read(&checkpoint).unwrap();
-    let (results, steps, said) = measure(&setting, usize::MAX);
+    let (results, steps, messages) = measure(&setting, usize::MAX);
     let results = results.unwrap();
     assert_eq!(fs_err::read(&checkpoint).unwrap(), before, "the run's weights are only read");
     assert_eq!(steps, STEPS);
     assert!(
-        said.iter().any(|text| text.starts_with("training 12 of 12: transfer to copies, fresh")),
-        "{said:?}"
+        messages.iter().any(|text| text.starts_with("training 12 of 12: transfer to copies, fresh")),
+        "{messages:?}"
     );
     for (set, images) in [(0, 64), (1, 33)] {
         let [tuned, fresh] = both(&results, set);
-        // Two classes, told apart by where they are bright: half right is chance, and so is a mean precision of a half.
+        // Two classes that differ in brightness; chance is an accuracy or mean precision of a half.
         assert!(tuned.figure >= 0.9 && fresh.figure >= 0.9, "{set}: {} {}", tuned.figure, fresh.figure);
         assert_eq!((tuned.learning_rate, tuned.steps, tuned.batch, tuned.images), (0.05, 30, 16, images));
         assert!([0.0, 1e-3 / 0.05].contains(&tuned.weight_decay), "{}", tuned.weight_decay);
@@ -134,7 +137,7 @@ fn every_set_is_learned_and_the_results_say_how() {
     assert!(table.contains("fresh weights") && table.contains("learning rate 5.0e-2"), "{table}");
 
     let left = trainings(&setting.run);
-    assert_eq!(left.len(), 4, "models that were only compared are not kept: {left:?}");
+    assert_eq!(left.len(), 4, "compared models are deleted: {left:?}");
     let own: Vec<_> = left.iter().filter(|path| path.to_string_lossy().contains("to-own")).collect();
     for path in own {
         let images = fs_err::read_to_string(path.join("images.txt")).unwrap();
@@ -149,11 +152,11 @@ fn every_set_is_learned_and_the_results_say_how() {
         assert_eq!(config.augment.color, 0.0);
     }
     let (again, steps, _) = measure(&setting, usize::MAX);
-    assert_eq!((again.unwrap(), steps), (results, 0), "what is trained already is taken");
+    assert_eq!((again.unwrap(), steps), (results, 0), "cached figures are used");
 }
 
 #[test]
-fn a_stopped_one_goes_on_to_the_same_figures() {
+fn a_stopped_evaluation_resumes_to_the_same_figures() {
     let folder = tempfile::tempdir().unwrap();
     let whole = setting(&folder.path().join("whole"));
     let expected = measure(&whole, usize::MAX).0.unwrap();
@@ -168,14 +171,14 @@ fn a_stopped_one_goes_on_to_the_same_figures() {
         }
     };
     assert!(cuts > 3, "{cuts}");
-    assert_eq!(steps, STEPS, "no step is made twice");
+    assert_eq!(steps, STEPS, "no step is repeated");
     for set in 0..2 {
         assert_eq!(both(&resumed, set), both(&expected, set));
     }
 }
 
 #[test]
-fn a_set_too_small_to_choose_on_and_wrong_options_are_refused() {
+fn small_sets_and_wrong_options_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut setting = setting(folder.path());
     let small = folder.path().join("small");
@@ -184,7 +187,7 @@ fn a_set_too_small_to_choose_on_and_wrong_options_are_refused() {
     setting.options.transfer = vec![TransferSet { path: small, metric: Metric::Top1 }];
     let error = measure(&setting, usize::MAX).0.unwrap_err();
     assert!(error.to_string().contains("too few images to hold some out for choosing"), "{error}");
-    setting.options.transfer_finetune.as_mut().unwrap().tuned.rates = vec![0.0];
+    setting.options.transfer_finetune.rates = vec![0.0];
     let error = measure(&setting, usize::MAX).0.unwrap_err();
     assert!(error.to_string().contains("learning rates above 0"), "{error}");
 }

@@ -11,10 +11,7 @@ use simclr::{
     checkpoint::Checkpoint,
     data::augment::{EvalCrop, Interpolation, TransformChange},
     device::Precision,
-    eval::{
-        protocol::{EvalOptions, evaluate},
-        results::Results,
-    },
+    eval::{EvalConfig, evaluate, report::results::Results},
     export::{EmbedOptions, embed, export_encoder},
     model::Model,
     train::{RunFolder, Silent},
@@ -59,7 +56,7 @@ fn images(folder: &Path) -> PathBuf {
 }
 
 fn evaluated(run: &RunFolder, data: &Path, transform: TransformChange) -> Results {
-    let options = EvalOptions { transform, draws: 1, ..EvalOptions::default() };
+    let options = EvalConfig { transform, draws: 1, ..EvalConfig::default() };
     evaluate(run, data, &options, &mut Silent, &AtomicBool::new(false)).unwrap()
 }
 

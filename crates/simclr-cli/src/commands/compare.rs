@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use simclr::{eval::compare::Comparison, train::RunFolder};
+use simclr::{eval::report::compare::Comparison, train::RunFolder};
 
 use crate::{args::Compare, failure::Failure, terminal};
 

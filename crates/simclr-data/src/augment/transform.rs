@@ -112,7 +112,8 @@ impl TransformConfig {
 }
 
 /// Overrides of a run's [`TransformConfig`] for one command; `None` keeps the run's value.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TransformChange {
     /// See [`TransformConfig::crop`].
     pub crop: Option<EvalCrop>,

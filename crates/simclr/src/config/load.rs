@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::de::DeserializeOwned;
 use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
 use toml::{Table, Value};
 
@@ -92,22 +93,9 @@ impl RunConfig {
         Ok((Self::of_table(table, None, overrides)?, note))
     }
 
-    fn of_table(mut table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
-        let place = path.unwrap_or(Path::new("--set")).to_owned();
-        rename_former_keys(&mut table);
-        refuse_unknown(&place, &table)?;
-        // Reading the file alone first: its errors then carry line and column.
-        if let Some(path) = path {
-            from_text(path, &fs_err::read_to_string(path)?)?;
-        }
-        for text in overrides {
-            set(&mut table, text)?;
-        }
-        rename_former_keys(&mut table);
-        refuse_unknown(Path::new("--set"), &table)?;
-        let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            ConfigError::Parse { path: PathBuf::from("--set"), message: error.message().to_owned() }
-        })?;
+    fn of_table(table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
+        let table = merged::<Self>(table, path, overrides, &known_keys())?;
+        let config: Self = typed(table)?;
         config.validate()?;
         Ok(config)
     }
@@ -117,7 +105,7 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn of_toml(text: &str) -> Result<Self, ConfigError> {
-        let config = from_text(Path::new("rank 0"), text)?;
+        let config: Self = from_text(Path::new("rank 0"), text)?;
         config.validate()?;
         Ok(config)
     }
@@ -128,7 +116,35 @@ impl RunConfig {
     }
 }
 
-fn read(path: &Path) -> Result<Table, ConfigError> {
+/// `table`, read from the file `path`, with `overrides`; all keys must be `known`.
+pub(crate) fn merged<T: DeserializeOwned>(
+    mut table: Table,
+    path: Option<&Path>,
+    overrides: &[String],
+    known: &[String],
+) -> Result<Table, ConfigError> {
+    rename_former_keys(&mut table);
+    refuse_unknown(path.unwrap_or(Path::new("--set")), &table, known)?;
+    // Reading the file alone first: its errors then carry line and column.
+    if let Some(path) = path {
+        from_text::<T>(path, &fs_err::read_to_string(path)?)?;
+    }
+    for text in overrides {
+        set(&mut table, text)?;
+    }
+    rename_former_keys(&mut table);
+    refuse_unknown(Path::new("--set"), &table, known)?;
+    Ok(table)
+}
+
+pub(crate) fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
+    Value::Table(table).try_into().map_err(|error: toml::de::Error| ConfigError::Parse {
+        path: PathBuf::from("--set"),
+        message: error.message().to_owned(),
+    })
+}
+
+pub(crate) fn read(path: &Path) -> Result<Table, ConfigError> {
     parse(path, &fs_err::read_to_string(path)?)
 }
 
@@ -136,7 +152,7 @@ fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
     text.parse().map_err(|error: toml::de::Error| parse_error(path, text, &error))
 }
 
-fn from_text(path: &Path, text: &str) -> Result<RunConfig, ConfigError> {
+fn from_text<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| parse_error(path, text, &error))
 }
 
@@ -167,11 +183,10 @@ fn set(table: &mut Table, text: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn refuse_unknown(path: &Path, table: &Table) -> Result<(), ConfigError> {
-    let known = known_keys();
+fn refuse_unknown(path: &Path, table: &Table, known: &[String]) -> Result<(), ConfigError> {
     for key in leaves(table, "") {
         if !known.contains(&key) && !known.iter().any(|known| known.starts_with(&format!("{key}."))) {
-            return Err(ConfigError::UnknownKey { path: path.to_owned(), near: near(&key, &known), key });
+            return Err(ConfigError::UnknownKey { path: path.to_owned(), near: near(&key, known), key });
         }
     }
     Ok(())
@@ -186,7 +201,7 @@ fn known_keys() -> Vec<String> {
 }
 
 /// Dotted names of all values; an empty section counts as one, so that a misspelt section is seen.
-fn leaves(table: &Table, prefix: &str) -> Vec<String> {
+pub(crate) fn leaves(table: &Table, prefix: &str) -> Vec<String> {
     let mut keys = Vec::new();
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };

@@ -1,7 +1,7 @@
 //! The configuration as written ([`RunConfig`], TOML) and as run ([`Plan`]): the only place where units convert.
 
 mod compat;
-mod load;
+pub(crate) mod load;
 mod plan;
 pub mod sources;
 mod validate;

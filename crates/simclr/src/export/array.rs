@@ -17,7 +17,10 @@ const MARK: (&str, &str) = ("simclr.views", "1");
 /// # Errors
 /// A tensor that the format cannot hold.
 pub fn safetensors_of_views(values: &[f32], width: usize) -> Result<Vec<u8>, EvalError> {
-    let failed = |error| EvalError::Other(format!("views as safetensors: {error}"));
+    let failed = |error: safetensors::SafeTensorError| EvalError::Encoding {
+        what: "views as safetensors".into(),
+        reason: error.to_string(),
+    };
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![values.len() / width, width], &bytes).map_err(failed)?;
     let metadata = BTreeMap::from([(MARK.0.to_owned(), MARK.1.to_owned())]);

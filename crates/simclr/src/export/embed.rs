@@ -1,5 +1,5 @@
-//! Images to a table of h with their paths: parquet (columns `path`, `part`, `label`, `class`, `h`), or `.npy` with the paths,
-//! one a line, in a text file beside it.
+//! Export of features h with image paths: parquet (columns `path`, `part`, `label`, `class`, `h`), or `.npy` with a separate
+//! text file of paths, one a line.
 
 use std::{
     io::Write,
@@ -35,22 +35,22 @@ use crate::{
     train::RunFolder,
 };
 
-/// How to embed.
+/// Options of [`embed`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedOptions {
     /// One split; none = every image of the set.
     pub split: Option<Split>,
-    /// Where labels come from.
+    /// Source of the labels.
     pub labels: Labels,
     /// Images per forward pass.
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
     pub threads: usize,
-    /// The raw pixels that an evaluation's control sees, in place of h.
+    /// Write the raw pixels of an evaluation's control instead of h.
     pub pixels: bool,
-    /// What the encoder is to see otherwise than the run says.
+    /// Changes of the run's input transform.
     pub transform: TransformChange,
-    /// The output of the model that is written; in a parquet table the column is called `h` for all of them.
+    /// The output of the model; its parquet column is called `h` in any case.
     pub layer: Layer,
 }
 
@@ -62,22 +62,22 @@ impl Default for EmbedOptions {
     }
 }
 
-/// What was written.
+/// Result of [`embed`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedded {
     /// The table.
     pub path: PathBuf,
-    /// The file of paths that belongs to a `.npy`.
+    /// The file of paths of a `.npy`.
     pub paths_file: Option<PathBuf>,
     /// Rows n.
     pub images: usize,
-    /// F, or how many numbers the pixels are.
+    /// F, or the number of pixel values.
     pub feature_dim: usize,
-    /// What was seen of an image.
+    /// Input transform.
     pub transform: EvalTransform,
-    /// What a reader of the table must know about that, and about how the set was read.
+    /// Caveats about transform and data set.
     pub notes: Vec<String>,
-    /// Images left out.
+    /// Undecodable images, which have no row.
     pub bad: Vec<BadImage>,
 }
 
@@ -133,12 +133,12 @@ fn open(data: &Path, options: &EmbedOptions, how: &Decoding) -> Result<Vec<(Spli
     splits.into_iter().map(open).collect()
 }
 
-/// What [`embed`] writes, and replaces: a parquet file with exactly its columns.
+/// A parquet file with exactly the columns of [`embed`].
 const PARQUET: output::Kind = output::Kind { name: "a table of features", is_earlier: is_table };
-/// A `.npy` file as it is written here, with a file of as many paths.
+/// A `.npy` file of [`embed`] with a file of as many paths.
 const NPY: output::Kind =
     output::Kind { name: "a table of features with its file of paths", is_earlier: is_array };
-/// That file of paths, which is replaced with its array alone.
+/// That file of paths, which is replaced together with its array only.
 const PATHS: output::Kind = output::Kind { name: "the paths of a table of features", is_earlier: |_| false };
 
 fn is_table(path: &Path) -> bool {
@@ -156,7 +156,7 @@ fn is_table(path: &Path) -> bool {
                 |(a, b): (&FieldRef, &FieldRef)| a.name() == b.name() && a.data_type() == b.data_type();
             let mut without_part = expected.fields().to_vec();
             without_part.remove(1);
-            // The second one is what versions wrote that had no column of parts.
+            // Earlier versions wrote no column of parts.
             [expected.fields().to_vec(), without_part]
                 .iter()
                 .any(|expected| columns.len() == expected.len() && columns.iter().zip(expected).all(is_same))
@@ -170,7 +170,7 @@ fn is_array(path: &Path) -> bool {
     rows.is_some() && rows == lines.ok()
 }
 
-/// The file of paths that belongs to a `.npy`.
+/// The file of paths of a `.npy`.
 fn paths_file(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".paths.txt");
@@ -199,15 +199,15 @@ impl Format {
         match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => Ok(Self::Parquet),
             Some("npy") => Ok(Self::Npy),
-            _ => Err(EvalError::Refused(format!(
-                "`{}`: expected a name that ends in .parquet or .npy",
-                out.display()
-            ))),
+            _ => {
+                let reason = "expected a name that ends in .parquet or .npy".into();
+                Err(EvalError::File { path: out.to_owned(), reason })
+            }
         }
     }
 }
 
-/// A table that is being written beside its destination.
+/// A table written to a temporary file.
 enum Table {
     Parquet { writer: Box<ArrowWriter<NamedTempFile>>, schema: Arc<Schema> },
     Npy { writer: NpyWriter<NamedTempFile>, paths: NamedTempFile },
@@ -219,14 +219,17 @@ impl Table {
             Format::Parquet => {
                 let schema = Arc::new(schema(width));
                 let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-                let writer = ArrowWriter::try_new(beside(out)?, schema.clone(), Some(properties));
+                let writer = ArrowWriter::try_new(temporary_file(out)?, schema.clone(), Some(properties));
                 Self::Parquet { writer: Box::new(writer.map_err(|error| parquet_error(out, error))?), schema }
             }
-            Format::Npy => Self::Npy { writer: NpyWriter::new(beside(out)?, width)?, paths: beside(out)? },
+            Format::Npy => Self::Npy {
+                writer: NpyWriter::new(temporary_file(out)?, width)?,
+                paths: temporary_file(out)?,
+            },
         })
     }
 
-    /// Appends h `[rows, F]` of the images `rows` of a set, which is the part of that name.
+    /// Appends h `[rows, F]` of the images `rows` of the part `part`.
     fn push(&mut self, (set, part): (&Dataset, &str), rows: &[usize], h: &Tensor) -> Result<(), EvalError> {
         let values = Vec::<f32>::try_from(h.contiguous().view([-1]))?;
         match self {
@@ -247,7 +250,7 @@ impl Table {
         }
     }
 
-    /// Ends the file and moves it to `out`; returns the file of paths, where there is one.
+    /// Finishes the file and moves it to `out`; returns the file of paths of a `.npy`.
     fn finish(self, out: &Path) -> Result<Option<PathBuf>, EvalError> {
         match self {
             Self::Parquet { writer, .. } => {
@@ -298,8 +301,8 @@ fn record_batch(
     RecordBatch::try_new(schema.clone(), columns)
 }
 
-/// A temporary file in the folder of `out`, which is created.
-fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
+/// In the folder of `out`, which is created.
+fn temporary_file(out: &Path) -> Result<NamedTempFile, std::io::Error> {
     if let Some(folder) = out.parent() {
         fs_err::create_dir_all(folder)?;
     }
@@ -307,5 +310,5 @@ fn beside(out: &Path) -> Result<NamedTempFile, std::io::Error> {
 }
 
 fn parquet_error(path: &Path, error: impl std::fmt::Display) -> EvalError {
-    EvalError::Other(format!("`{}`: {error}", path.display()))
+    EvalError::encoding(format!("`{}`", path.display()), error)
 }

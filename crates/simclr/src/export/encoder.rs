@@ -1,5 +1,5 @@
-//! A run's encoder to one safetensors file that torchvision's model of the same name loads (all but its `fc`), with what
-//! the weights expect as metadata. The file is read back, rebuilt and compared before success is reported.
+//! Export of a run's encoder to a safetensors file that torchvision's model of the same name loads (except its `fc`), with
+//! metadata on the expected input. The file is read back and verified.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     train::RunFolder,
 };
 
-/// What was written.
+/// Result of [`export_encoder`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exported {
     /// The file.
@@ -38,24 +38,24 @@ pub struct Exported {
 /// Largest difference between features that counts as equal: the rebuilt encoder runs the same operations.
 const TOLERANCE: f64 = 1e-6;
 
-/// What [`export_encoder`] writes, and replaces.
+/// Output of [`export_encoder`], and the only kind of file it replaces.
 pub const EXPORTED: output::Kind = output::Kind { name: "an exported encoder", is_earlier: is_exported };
 
-/// In the metadata of every exported encoder and of no checkpoint.
+/// Metadata key that identifies exported encoders.
 const ARCHITECTURE: &str = "simclr.architecture";
 
 /// Bytes of a header, at most (the format's limit).
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Prefix that the parameters have in this program and torchvision's have not.
+/// Prefix of parameter names in this program, absent in torchvision's.
 const PREFIX: &str = "encoder.";
 
 /// Writes the encoder of the newest checkpoint of `run` to `out` (atomically) and verifies the file. Only an earlier export
 /// is replaced.
 ///
 /// # Errors
-/// No checkpoint, a file that cannot be written or must not be replaced, or one that gives other features than the run's
-/// encoder.
+/// No checkpoint, a file that cannot be written or must not be replaced, or a rebuilt encoder
+/// with other features than the run's.
 pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError> {
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     output::check(out, EXPORTED, None)?;
@@ -63,14 +63,12 @@ pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError
     let metadata = metadata(&frozen);
     let tensors = tensors(&frozen);
     let bytes = serialise(&tensors, &metadata)?;
-    // Verified before anything at `out` is replaced; then only the bytes on disk are left to compare.
+    // Verified before anything at `out` is replaced; afterwards only the bytes on disk are compared.
     let difference = verify(&frozen, &bytes, out)?;
     write_atomically(out, &bytes)?;
     if fs_err::read(out)? != bytes {
-        return Err(EvalError::Other(format!(
-            "`{}`: the file read back differs from what was written",
-            out.display()
-        )));
+        let reason = "the file read back differs from what was written";
+        return Err(EvalError::encoding(format!("`{}`", out.display()), reason));
     }
     Ok(Exported {
         path: out.to_owned(),
@@ -110,7 +108,7 @@ fn tensors(frozen: &FrozenEncoder) -> BTreeMap<String, Tensor> {
     tensors
 }
 
-/// Everything that a user must know to feed the encoder.
+/// Architecture, input size and input statistics.
 fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
     let config = &frozen.config().encoder;
     let origin = frozen.origin();
@@ -139,7 +137,7 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
     metadata
 }
 
-/// One number for each channel, or one for all.
+/// One value for each channel, or one for all.
 fn numbers(values: &[f64], otherwise: &str) -> String {
     let texts: Vec<String> = values.iter().map(f64::to_string).collect();
     if texts.is_empty() { otherwise.into() } else { texts.join(",") }
@@ -152,7 +150,7 @@ fn architecture(config: &EncoderConfig) -> String {
     }
 }
 
-/// The stem as built: `auto` depends on the image size, which the file's user may not know.
+/// The stem as built, as `auto` depends on the image size.
 fn stem(config: &EncoderConfig, size: usize) -> &'static str {
     match (
         config.file.is_some() || config.name.as_str().starts_with("conv"),
@@ -248,7 +246,7 @@ fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
     .ok()
 }
 
-/// Eight images `[8, C, S, S]` in `[0, 1]` that no generator's state decides.
+/// Eight deterministic images `[8, C, S, S]` in `[0, 1]`.
 fn fixed_batch(channels: i64, size: i64) -> Tensor {
     let numbers = Tensor::arange(8 * channels * size * size, (Kind::Double, tch::Device::Cpu));
     // Multiples of the golden ratio, modulo 1, fill the range evenly (Weyl 1916).

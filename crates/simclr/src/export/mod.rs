@@ -1,5 +1,5 @@
-//! What leaves: the encoder as safetensors with torchvision's names (`encoder`), features as parquet or .npy (`embed`),
-//! views as safetensors (`array`).
+//! Export of the encoder as safetensors with torchvision's names (`encoder`), of features as parquet or .npy (`embed`), and of views
+//! as safetensors (`array`).
 
 mod array; // views -> safetensors
 pub mod embed; // images -> table of h

@@ -1,5 +1,5 @@
-//! Rows of `f32` to a `.npy` file, version 1.0 (numpy's `numpy.lib.format`), streamed: the number of rows is written
-//! into the header at the end.
+//! Streaming writer of `f32` rows to `.npy` version 1.0 (`numpy.lib.format`): the number of rows is written into the header
+//! at the end.
 
 use std::{
     io::{Read, Seek, SeekFrom, Write},
@@ -9,7 +9,7 @@ use std::{
 /// The header's full length, a multiple of 64 with room for any shape.
 const HEADER: usize = 128;
 
-/// A `.npy` file `[n, F]` `<f4` that is being written.
+/// Writer of a `.npy` file `[n, F]` `<f4`.
 #[derive(Debug)]
 pub struct NpyWriter<W> {
     out: W,
@@ -49,7 +49,7 @@ impl<W: Write + Seek> NpyWriter<W> {
     }
 }
 
-/// Rows of a file that [`NpyWriter`] wrote; none for any other file.
+/// Rows of a file of [`NpyWriter`]; none for any other file.
 pub fn rows(path: &Path) -> Option<usize> {
     let mut file = fs_err::File::open(path).ok()?;
     let mut start = [0; HEADER];
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_this_writer_is_recognised() {
+    fn own_files_are_recognised() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("h.npy");
         let mut file = NpyWriter::new(fs_err::File::create(&path).unwrap(), 3).unwrap();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn header_and_rows_are_as_numpy_writes_them() {
+    fn files_equal_those_of_numpy() {
         let mut file = NpyWriter::new(std::io::Cursor::new(Vec::new()), 2).unwrap();
         file.push(&[1.0, 2.0]).unwrap();
         file.push(&[3.0, 4.0, 5.0, 6.0]).unwrap();

@@ -4,7 +4,7 @@
 use simclr_data::{Dataset, augment::EvalTransform, loader::evaluation_pixels, rng::Key};
 use tch::{Device, Tensor};
 
-use crate::{Plan, TrainError, device::to_device, encoder::Mode, eval::knn, model::Model};
+use crate::{Plan, TrainError, device::to_device, encoder::Mode, knn, model::Model};
 
 /// Share of the images that are classified; the others are the bank.
 const QUERY_SHARE: f64 = 0.2;

@@ -1,0 +1,261 @@
+//! Frozen encoder of a run: batch norm with running statistics, no gradients, `f32`.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use simclr_data::{
+    augment::{EvalTransform, TransformChange},
+    decode::Decoding,
+};
+use tch::{Device, Tensor};
+
+use crate::{
+    EvalError, ModelError, RunConfig,
+    device::{Precision, choose_device},
+    encoder::Mode,
+    eval::layer::Layer,
+    model::Model,
+    train::RunFolder,
+};
+
+/// A model with fixed weights. Computes in `f32`, like users of an exported encoder, whatever the precision of the run.
+#[derive(Debug)]
+pub struct FrozenEncoder {
+    model: Model,
+    config: RunConfig,
+    channels: i64,
+    origin: Origin,
+}
+
+/// Source of the weights of a frozen encoder.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Origin {
+    /// Checkpoint file; none for fresh weights.
+    pub checkpoint: Option<PathBuf>,
+    /// Training steps done.
+    pub step: u64,
+    /// Training steps planned, if recorded.
+    pub total_steps: Option<u64>,
+    /// A note for each newer, damaged checkpoint.
+    pub passed_over: Vec<String>,
+    /// Note on what the run does not record and the value assumed instead.
+    pub assumed: Option<String>,
+}
+
+/// Loads the newest checkpoint of `run`.
+///
+/// # Errors
+/// No run, no checkpoint, a damaged one, or one whose tensors do not fit the run's configuration.
+pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
+    let (config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
+    let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
+    let (newest, passed_over) = run.newest_checkpoint()?;
+    let (path, checkpoint) = newest.ok_or_else(missing)?;
+    let plan = read_plan(run)?;
+    let channels = plan["channels"].as_i64().filter(|channels| *channels > 0);
+    let channels = channels.unwrap_or(config.data.channels.max(1) as i64);
+    let frozen = FrozenEncoder::random_init(&config, channels, config.train.seed)?;
+    let place = path.display().to_string();
+    load_weights(frozen.model.params.named(), &place, |name| {
+        checkpoint.tensors.get(name).map(Tensor::shallow_clone)
+    })?;
+    let step = checkpoint.sections.get("state").and_then(|state| state["step"].as_u64()).unwrap_or(0);
+    let origin = Origin {
+        checkpoint: Some(path),
+        step,
+        total_steps: plan["total_steps"].as_u64(),
+        passed_over,
+        assumed,
+    };
+    Ok(FrozenEncoder { origin, ..frozen })
+}
+
+/// The run's `plan.json`, which resolves channels and number of steps.
+fn read_plan(run: &RunFolder) -> Result<serde_json::Value, EvalError> {
+    let path = run.path().join("plan.json");
+    let text = fs_err::read_to_string(&path)?;
+    serde_json::from_str(&text).map_err(|error| EvalError::File { path, reason: error.to_string() })
+}
+
+/// Copies a stored tensor into each of `targets`, whose names and shapes must agree.
+///
+/// # Errors
+/// The first name that is missing in `stored` or has another shape; `place` names the source.
+pub fn load_weights<'a>(
+    targets: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    place: &str,
+    stored: impl Fn(&str) -> Option<Tensor>,
+) -> Result<(), ModelError> {
+    let _guard = tch::no_grad_guard();
+    for (name, target) in targets {
+        let missing =
+            || ModelError::Names { place: place.into(), reason: format!("tensor `{name}` is missing") };
+        let value = stored(name).ok_or_else(missing)?;
+        if value.size() != target.size() {
+            let (expected, got) = (target.size(), value.size());
+            return Err(ModelError::Shape { place: place.into(), name: name.into(), expected, got });
+        }
+        target.shallow_clone().f_copy_(&value)?;
+    }
+    Ok(())
+}
+
+impl FrozenEncoder {
+    /// The control: the same architecture with fresh weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// An encoder that cannot be built, or an unavailable device.
+    pub fn random_init(config: &RunConfig, channels: i64, seed: u64) -> Result<Self, EvalError> {
+        let device = choose_device(config.train.device, 0)?;
+        let sides = (channels, config.train.image_size as i64);
+        let model = Model::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
+        let origin =
+            Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new(), assumed: None };
+        Ok(Self { model, config: config.clone(), channels, origin })
+    }
+
+    /// The model, whose parameters and buffers must not change.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The run's configuration.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// C.
+    pub fn channels(&self) -> i64 {
+        self.channels
+    }
+
+    /// Decoding of its images.
+    pub fn decoding(&self) -> Decoding {
+        let (jpeg, range) = (self.config.transform.jpeg, self.config.data.value_range());
+        Decoding { channels: self.channels as usize, jpeg, range, pages: self.config.data.pages }
+    }
+
+    /// S.
+    pub fn image_size(&self) -> usize {
+        self.config.train.image_size
+    }
+
+    /// Input transform.
+    pub fn transform(&self) -> EvalTransform {
+        let transform = self.config.transform.to(self.image_size(), self.channels as usize);
+        transform.of_range(self.config.data.value_range())
+    }
+
+    /// The same encoder with another input transform.
+    ///
+    /// # Errors
+    /// A share out of range.
+    pub fn with_transform(mut self, change: &TransformChange) -> Result<Self, EvalError> {
+        self.config.transform = self.config.transform.changed(change);
+        self.config.transform.validate()?;
+        Ok(self)
+    }
+
+    /// F.
+    pub fn feature_dim(&self) -> i64 {
+        self.model.encoder.feature_dim()
+    }
+
+    /// Device of the weights.
+    pub fn device(&self) -> Device {
+        self.model.params.device()
+    }
+
+    /// Source of the weights.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// 32 hex digits over architecture and weights, including batch-norm statistics and head.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(serde_json::json!(self.config.encoder).to_string().as_bytes());
+        if let Some(module) = self.config.encoder.file.as_ref().and_then(|file| fs_err::read(file).ok()) {
+            hash.update(blake3::hash(&module).as_bytes());
+        }
+        hash_tensors(&mut hash, self.model.params.named());
+        hash.finalize().to_hex()[..32].to_owned()
+    }
+
+    /// Whether any weight or batch-norm statistic of the encoder differs in `model`.
+    pub fn differs(&self, model: &Model) -> bool {
+        let ours = self.model.params.named().filter(|(name, _)| name.starts_with("encoder."));
+        let theirs: std::collections::HashMap<_, _> = model.params.named().collect();
+        ours.into_iter().any(|(name, tensor)| theirs.get(name).is_none_or(|other| !other.equal(tensor)))
+    }
+
+    /// h `[B, F]` of `images` `[B, C, S, S]`, on the CPU.
+    ///
+    /// # Errors
+    /// A TorchScript module that fails on this batch.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor, EvalError> {
+        let _guard = tch::no_grad_guard();
+        Ok(self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?.to_device(Device::Cpu))
+    }
+}
+
+impl FrozenEncoder {
+    /// Width of `layer`.
+    ///
+    /// # Errors
+    /// A layer that the head does not have, or any layer of a head without trained weights, as of imported encoders.
+    pub fn layer_dim(&self, layer: Layer) -> Result<i64, EvalError> {
+        let widths = self.model.head.widths();
+        let imported =
+            self.origin.checkpoint.is_some() && (self.origin.step, self.origin.total_steps) == (0, Some(0));
+        let refused = |reason: String| Err(EvalError::Layer { layer: layer.to_string(), reason });
+        match layer {
+            Layer::H => Ok(self.feature_dim()),
+            _ if imported => refused("imported weights have no projection head; expected h".into()),
+            Layer::Z => Ok(widths.last().copied().unwrap_or(self.feature_dim())),
+            Layer::Head(number) => match widths.get(number - 1) {
+                Some(width) => Ok(*width),
+                None if widths.is_empty() => {
+                    refused("the run has no projection head; expected h or z".into())
+                }
+                None => refused(format!("the head has {} layers; expected head.1 to head.{0}", widths.len())),
+            },
+        }
+    }
+
+    /// The outputs `layers` of `images` `[B, C, S, S]` from one forward pass, concatenated `[B, sum of widths]`, on the CPU.
+    ///
+    /// # Errors
+    /// A TorchScript module that fails on this batch.
+    ///
+    /// # Panics
+    /// If the head does not have one of the layers; see [`FrozenEncoder::layer_dim`].
+    pub fn layers(&self, images: &Tensor, layers: &[Layer]) -> Result<Tensor, EvalError> {
+        if layers == [Layer::H] {
+            return self.forward(images);
+        }
+        let _guard = tch::no_grad_guard();
+        let h = self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?;
+        let blocks = self.model.head.blocks(&h, &Mode::Eval, Precision::F32);
+        let output = |layer: &Layer| match layer {
+            Layer::H => h.shallow_clone(),
+            Layer::Z => blocks.last().unwrap_or(&h).shallow_clone(),
+            Layer::Head(number) => blocks[number - 1].shallow_clone(),
+        };
+        Ok(Tensor::cat(&layers.iter().map(output).collect::<Vec<_>>(), 1).to_device(Device::Cpu))
+    }
+}
+
+/// Hashes names, types, shapes and values.
+pub(crate) fn hash_tensors<'a>(
+    hash: &mut blake3::Hasher,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+) {
+    for (name, tensor) in tensors {
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        hash.update(format!("{name} {:?} {:?}", tensor.kind(), tensor.size()).as_bytes());
+        hash.update(&bytes);
+    }
+}

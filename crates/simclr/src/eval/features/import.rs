@@ -1,0 +1,150 @@
+//! Import of encoder weights into a run folder, for evaluation, embedding, fine-tuning and export like a trained run:
+//! safetensors under torchvision's names (timm's are the same for these ResNets).
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use simclr_data::{Dataset, RangeChoice, Split};
+use tch::{Device, Kind, Tensor};
+
+use super::frozen_encoder::{hash_tensors, load_encoder, load_weights};
+use crate::{
+    EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::Model,
+    train::RunFolder,
+};
+
+/// Prefixes of the names of an encoder's parameters in other programs.
+const PREFIXES: [&str; 7] =
+    ["", "module.", "backbone.", "encoder.", "model.", "module.backbone.", "module.encoder."];
+
+/// Channel means that torchvision's and timm's ImageNet weights expect, of values in `[0, 1]`.
+pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+/// Channel standard deviations; see [`IMAGENET_MEAN`].
+pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// Keys of `[data]` that [`resolved`] takes from the images if they are `auto`.
+const LEFT_OPEN: [&str; 2] = ["range", "pages"];
+
+/// `config` with the range of values and the rule for pages that `auto` resolves to on the images at `data`, by a sample as at the
+/// start of a run; and the channels C of an image.
+///
+/// # Errors
+/// Images that cannot be opened, or a range of another number of channels.
+pub fn resolved(mut config: RunConfig, data: &Path) -> Result<(RunConfig, usize), EvalError> {
+    let set = Dataset::open(data, Split::Train, config.data.open_options())?;
+    let (set, range) = set.decoded_by(config.transform.jpeg).with_range(&config.data.range)?;
+    config.data.range = RangeChoice::Set(range);
+    config.data.pages = set.decoding().pages;
+    config.data.path = Some(data.to_owned());
+    Ok((config, set.channels()))
+}
+
+/// Writes a finished run of zero steps with the encoder of `file` into `folder`. `config` holds the architecture, the image
+/// size and the input statistics. Other tensors of the file (a classifier, counters) are ignored.
+///
+/// # Errors
+/// A file that is not safetensors, lacks a tensor of the architecture, or has one of another shape.
+pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder) -> Result<(), EvalError> {
+    let model = read_model(file, config, channels)?;
+    let mut checkpoint = Checkpoint::default();
+    let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    checkpoint.tensors.extend(owned);
+    let source = file_name(file);
+    checkpoint.sections.insert("state".into(), json!({ "step": 0, "imported_from": source }));
+    checkpoint.save(&folder.checkpoint_file(0))?;
+    let plan = json!({
+        "channels": channels, "total_steps": 0, "imported_from": source, "weights": digest(&model),
+    });
+    let write = |name: &str, text: &str| {
+        crate::checkpoint::write_atomically(&folder.path().join(name), text.as_bytes())
+    };
+    write("plan.json", &format!("{plan:#}\n"))?;
+    // Written last: a folder with this file is a run.
+    write("config.toml", &config.to_toml())?;
+    Ok(())
+}
+
+/// Checks that `folder` holds the weights of `file`, imported with the options of `config`, except for the path of the images and
+/// what [`resolved`] took from the images.
+///
+/// # Errors
+/// [`EvalError::OtherWeights`] for another run, other weights or other options; a file that cannot be read.
+pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Result<(), EvalError> {
+    let refused = |reason: String| EvalError::OtherWeights { path: folder.path().to_owned(), reason };
+    let held = load_encoder(folder)?;
+    let given = file_name(file);
+    let Some(source) = imported_from(folder)? else {
+        let step = held.origin().step;
+        return Err(refused(format!(
+            "it holds a run trained here, at step {step}, not the weights `{given}`"
+        )));
+    };
+    let differences = differences(held.config(), config);
+    if !differences.is_empty() {
+        let reason = format!("it holds `{source}` with other options: {}", differences.join("; "));
+        return Err(refused(reason));
+    }
+    let model = read_model(file, config, held.channels())?;
+    let (was, is) = (digest(held.model()), digest(&model));
+    if was != is {
+        return Err(refused(format!("it holds the weights `{source}` ({was}), given were `{given}` ({is})")));
+    }
+    Ok(())
+}
+
+/// File name of the imported weights of `folder`; none for a trained run.
+fn imported_from(folder: &RunFolder) -> Result<Option<String>, EvalError> {
+    let text = fs_err::read_to_string(folder.path().join("plan.json"))?;
+    let plan: Value = serde_json::from_str(&text).unwrap_or_default();
+    Ok(plan["imported_from"].as_str().map(str::to_owned))
+}
+
+/// Keys with different values, except for the path of the images and what `is` leaves open.
+fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
+    let (was, is) = (json!(was), json!(is));
+    let mut found = Vec::new();
+    for (section, keys) in was.as_object().into_iter().flatten() {
+        for (key, was) in keys.as_object().into_iter().flatten() {
+            let is = &is[section][key];
+            let is_open = section == "data" && LEFT_OPEN.contains(&&key[..]) && is == "auto";
+            if was != is && !is_open && (&section[..], &key[..]) != ("data", "path") {
+                found.push(format!("{section}.{key} was {was}, is {is}"));
+            }
+        }
+    }
+    found
+}
+
+/// A model of `config` with the encoder of `file`.
+fn read_model(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
+    let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
+    let stored = Tensor::read_safetensors(file)
+        .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
+    let shape = (channels, config.train.image_size as i64);
+    let model =
+        Model::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
+    let wanted = || encoder_of(&model);
+    let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
+    let held =
+        |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
+    let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
+    load_weights(wanted(), &file.display().to_string(), |name| {
+        Some(find(&format!("{prefix}{name}"))?.to_kind(Kind::Float))
+    })?;
+    Ok(model)
+}
+
+fn encoder_of(model: &Model) -> impl Iterator<Item = (&str, &Tensor)> {
+    model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
+}
+
+/// 16 hex digits over the encoder's weights.
+fn digest(model: &Model) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash_tensors(&mut hash, encoder_of(model));
+    hash.finalize().to_hex()[..16].to_owned()
+}
+
+fn file_name(file: &Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
