@@ -104,7 +104,7 @@ fn an_interrupted_run_prints_the_command_that_goes_on() {
     assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
     let said = finished(child, Duration::from_secs(60));
     assert_eq!(said.code, Some(130));
-    let command = said.err.lines().find_map(|line| line.strip_prefix("stopped; to go on: simclr "));
+    let command = said.err.lines().find_map(|line| line.strip_prefix("stopped; to resume: simclr "));
     let command = command.unwrap_or_else(|| panic!("no command in {}", said.err));
     // As a shell reads it.
     let program = env!("CARGO_BIN_EXE_simclr");
