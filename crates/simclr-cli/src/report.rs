@@ -10,7 +10,6 @@ use simclr::{
 
 use crate::terminal;
 
-/// Seconds between lines without a terminal.
 const LINE_SECONDS: u64 = 10;
 
 /// Shows a run on stderr.

@@ -85,7 +85,6 @@ fn check(out: &Path, format: Format, data: &Path) -> Result<(), Failure> {
     Ok(output::check(&parameters_file(out), PARAMETERS, Some(data))?)
 }
 
-/// Images and number of views.
 struct Table {
     config: RunConfig,
     set: Dataset,
@@ -108,7 +107,6 @@ impl Table {
         row * self.set.len() / self.rows
     }
 
-    /// Row by row.
     fn each(&self, receiver: &mut Receiver<'_>) -> Result<(), Failure> {
         let config = &self.config;
         let size = config.train.image_size;

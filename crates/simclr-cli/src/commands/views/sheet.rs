@@ -44,12 +44,10 @@ impl Sheet {
         self.tile() / LETTER
     }
 
-    /// Lines of text below a tile.
     fn lines(&self) -> usize {
         LONG_LABEL.div_ceil(self.letters()) + 1
     }
 
-    /// Left and top of a tile.
     fn corner(&self, (row, column): (usize, usize)) -> (usize, usize) {
         let left = GAP + column * (self.tile() + GAP);
         (left, LINE + GAP + row * (self.tile() + GAP + self.lines() * LINE))
