@@ -1,4 +1,4 @@
-//! How a command fails: one message, a way out where there is one, and the exit code.
+//! Failures of commands: message, hint and exit code.
 
 use std::process::ExitCode;
 

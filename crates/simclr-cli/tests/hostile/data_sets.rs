@@ -64,7 +64,7 @@ fn idx_headers_with_a_wrong_length() {
     idx.extend([0; 784]);
     fs::write(place.path("set/train-images-idx3-ubyte"), idx).unwrap();
     execute(&mut pretrain(&place.path("set"), &place.path("run"), &[]))
-        .refuses(&["promises [1000, 28, 28]", "holds 784"]);
+        .refuses(&["declares [1000, 28, 28]", "holds 784"]);
 }
 
 #[test]

@@ -151,7 +151,7 @@ impl Others {
         } else {
             &format!("{total} files of other kinds are")
         };
-        Some(format!("{files} passed over: {}", list_counts(kinds, NAMED)))
+        Some(format!("{files} skipped: {}", list_counts(kinds, NAMED)))
     }
 }
 

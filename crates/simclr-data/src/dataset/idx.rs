@@ -114,7 +114,7 @@ fn parse(path: &Path, mut stream: impl Read) -> Result<(Vec<usize>, Vec<u8>), Da
     let Some(promised) = promised.filter(|&bytes| bytes > 0 && bytes <= MAX_BYTES) else {
         return Err(DataError::format(
             path,
-            format!("the header promises {shape:?} bytes, expected 1 to {MAX_BYTES}"),
+            format!("the header declares {shape:?} bytes, expected 1 to {MAX_BYTES}"),
         ));
     };
     let mut pixels = Vec::new();
@@ -123,7 +123,7 @@ fn parse(path: &Path, mut stream: impl Read) -> Result<(Vec<usize>, Vec<u8>), Da
         let found = if pixels.len() > promised { "more".into() } else { pixels.len().to_string() };
         return Err(DataError::format(
             path,
-            format!("the header promises {shape:?} bytes, the file holds {found}"),
+            format!("the header declares {shape:?} bytes, the file holds {found}"),
         ));
     }
     Ok((shape, pixels))

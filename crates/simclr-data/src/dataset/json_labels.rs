@@ -66,7 +66,7 @@ impl JsonLabels {
         let note = (!unusable.is_empty()).then(|| {
             let names = list_names(&unusable, NAMED);
             let count = unusable.len();
-            format!("{count} .json members hold no integer or text as label and are passed over: {names}")
+            format!("{count} .json members hold no integer or text as label and are skipped: {names}")
         });
         let labels = found.into_iter().map(|(sample, label, _)| (sample, label)).collect();
         (labels, if is_one_to_one { names } else { HashMap::new() }, note)

@@ -225,7 +225,7 @@ pub(super) fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
     }
     let names = list_names(unlabelled.iter().map(|sample| &sample.name), NAMED);
     Some(format!(
-        "{} of {} images have no label; whatever needs labels leaves them out: {names}",
+        "{} of {} images have no label; evaluations with labels skip them: {names}",
         unlabelled.len(),
         samples.len()
     ))

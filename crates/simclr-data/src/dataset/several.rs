@@ -77,7 +77,7 @@ pub fn sources(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
     match expanded.iter().find(|source| !Path::new(source).exists()) {
         Some(source) => {
             let count = expanded.len();
-            let reason = format!("`{source}`, one of the {count} paths that it stands for, does not exist");
+            let reason = format!("`{source}`, one of the {count} paths that it expands to, does not exist");
             Err(DataError::format(path, reason))
         }
         None => Ok(Some(expanded.into_iter().map(PathBuf::from).collect())),
@@ -110,7 +110,7 @@ fn expanded(pattern: &str) -> Result<Vec<String>, String> {
     }
     let rest = expanded(after)?;
     if middle.len().saturating_mul(rest.len()) > MAX_PATHS {
-        return Err(format!("it stands for more than {MAX_PATHS} paths"));
+        return Err(format!("it expands to more than {MAX_PATHS} paths"));
     }
     Ok(middle
         .iter()
@@ -193,7 +193,10 @@ pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, Dat
     for path in paths {
         let location = Location::of(path)?;
         if location.is_several() {
-            return Err(DataError::format(path, "it stands for several sets, and is one of several itself"));
+            return Err(DataError::format(
+                path,
+                "it is a list or pattern within a list or pattern, which is not supported",
+            ));
         }
         if split == Split::Train || location.has_split(split) {
             let mut set = location.open(split, pages)?;

@@ -89,7 +89,7 @@ impl Listing {
         let total: usize = dropped.values().sum();
         (total > 0).then(|| {
             let kinds = list_counts(&dropped, usize::MAX);
-            format!("{total} further images of labelled samples are passed over, as masks: {kinds}")
+            format!("{total} further images of labelled samples are skipped, as masks: {kinds}")
         })
     }
 }
@@ -196,7 +196,10 @@ fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -
         let (offset, size) = (entry.raw_file_position(), entry.size());
         end = offset.saturating_add(size);
         if end > length {
-            return Err(damaged(format!("`{name}` is cut, the file ends {} bytes early", end - length)));
+            return Err(damaged(format!(
+                "`{name}` is truncated, the file ends {} bytes early",
+                end - length
+            )));
         }
         if !entry.header().entry_type().is_file() {
             continue;

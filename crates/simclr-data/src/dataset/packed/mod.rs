@@ -108,7 +108,7 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
         }
     }
     if end != pixels_end as u64 {
-        let reason = format!("its index promises pixels up to byte {end}, they end at byte {pixels_end}");
+        let reason = format!("its index declares pixels up to byte {end}, they end at byte {pixels_end}");
         return Err(DataError::format(path, reason));
     }
     let samples = part.names.iter().zip(&part.labels);
@@ -148,7 +148,7 @@ fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
     }
     let footer = file.len() - FOOTER;
     if &file[file.len() - MAGIC.len()..] != MAGIC {
-        return Err("a packed set cut short: it does not end as it should".into());
+        return Err("a packed set cut short: the end mark is missing".into());
     }
     let (start, length, checksum) = (number(footer), number(footer + 8), number(footer + 16) as u32);
     if start < HEADER as u64 || start.checked_add(length) != Some(footer as u64) {
