@@ -1,5 +1,4 @@
-//! Lets the binary find libtorch: beside it (`$ORIGIN/../lib`, as a release archive lays it out), else where it
-//! was built against.
+//! Sets the library search path for libtorch: `$ORIGIN/../lib` as in release archives, then the libtorch of the build.
 
 fn main() {
     if let Ok(lib) = std::env::var("DEP_SIMCLR_SHIM_LIBTORCH_LIB") {

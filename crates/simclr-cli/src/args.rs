@@ -1,4 +1,4 @@
-//! The command line. No default of a run lives here: every flag overrides one key of the configuration.
+//! Command-line arguments. Each flag of a run overrides one key of the configuration, which has the default.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ use crate::failure::Failure;
 #[derive(Debug, Parser)]
 #[command(name = "simclr", version, arg_required_else_help = true)]
 pub struct Arguments {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -31,59 +31,59 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Learn an encoder from images; labels are not needed
+    /// Train an encoder on images, without labels
     Pretrain(Box<Pretrain>),
     /// Evaluate an encoder: kNN and linear classifiers on frozen features, compared with controls; fine-tuning, transfer
     Evaluate(Box<Evaluate>),
-    /// Put the results of several runs side by side, with a plot
+    /// Compare the results of several runs in a table and a plot
     Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)
     Embed(Embed),
     /// Write a run's encoder as safetensors under torchvision's names
     Export(Export),
-    /// Draw originals and augmented views into a PNG
+    /// Write a PNG of images and their augmented views
     Views(Views),
-    /// Prove on this machine that processes and chunks give what one plain run gives, and say what a run would be
+    /// Check on this machine that multi-process and chunked gradients equal those of one process, and print the plan of a run
     Doctor(Doctor),
-    /// Say what an image set holds, and which of its files cannot be decoded
+    /// Describe an image set, and list files that cannot be decoded
     Inspect(Inspect),
-    /// Decode an image set once, into one file that every command reads as it reads the set
+    /// Decode an image set into a single file, which all commands accept in place of the set
     Pack(Pack),
 }
 
 /// `simclr pretrain`.
 #[derive(Debug, Args)]
 pub struct Pretrain {
-    /// Images: a folder, tar shards, parquet, IDX or CIFAR binary files, a text file with one of these on each line, or a
-    /// pattern such as `train-{000..099}.tar`; may be given several times
+    /// Images: a folder, tar shards, parquet, IDX or CIFAR binary files, a text file of such paths, one per line, or a pattern
+    /// such as `train-{000..099}.tar`; may be given several times
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
-    /// Folder of the run [default: runs/NAME-N, after the name of the data]
+    /// Run folder [default: runs/NAME-N with the name of the data]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Go on with the run in --run from its newest checkpoint
+    /// Resume the run in --run from its newest checkpoint
     #[arg(long, requires = "run", conflicts_with = "config")]
     pub resume: bool,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
-    /// Parts of the set to train on: train, test, validation, unlabelled (data.parts) [default: train, and unlabelled]
+    /// Splits to train on: train, test, validation, unlabelled (data.parts) [default: train, and unlabelled]
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub split: Vec<Split>,
-    /// Where labels come from, which only the online kNN uses: a table of images and labels (.csv, .jsonl, .parquet), or none
-    /// where folders are not classes (data.labels)
+    /// Source of labels, which only the online kNN uses: a table of images and labels (.csv, .jsonl, .parquet), or none if
+    /// folders are not classes (data.labels)
     #[arg(long, value_name = "FILE|none")]
     pub labels_from: Option<String>,
-    /// Passes over the images (train.epochs)
+    /// Epochs (train.epochs)
     #[arg(long)]
     pub epochs: Option<f64>,
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Images that go through the encoder at a time, for batches that do not fit memory (train.chunk)
+    /// Images per forward pass, for batches that do not fit into memory (train.chunk)
     #[arg(long)]
     pub chunk: Option<usize>,
-    /// global, chunk or chunk-shuffled: whose statistics batch norm takes in chunks (train.batch_norm)
+    /// Scope of batch-norm statistics with chunks: global, chunk or chunk-shuffled (train.batch_norm)
     #[arg(long)]
     pub batch_norm: Option<String>,
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
@@ -109,10 +109,10 @@ pub struct Pretrain {
     pub threads: Option<usize>,
 }
 
-/// Where a configuration comes from.
+/// Sources of a configuration.
 #[derive(Debug, Args)]
 pub struct ConfigArguments {
-    /// Recipe, such as configs/cifar10_resnet18.toml
+    /// Configuration file, such as configs/cifar10_resnet18.toml
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// Override any key; may be given many times
@@ -127,14 +127,14 @@ pub struct ConfigArguments {
 }
 
 impl ConfigArguments {
-    /// All overrides, `--set` first: a flag of its own wins over it.
+    /// All overrides, `--set` first, so that other flags take precedence.
     pub fn overrides(&self, more: &[Option<String>]) -> Vec<String> {
         let own = [key("train.image_size", self.image_size), key("train.seed", self.seed)];
         self.set.iter().chain(own.iter().chain(more).flatten()).cloned().collect()
     }
 }
 
-/// `key=value`, if there is a value.
+/// `key=value` for a value.
 fn key(name: &str, value: Option<impl std::fmt::Display>) -> Option<String> {
     value.map(|value| format!("{name}={value}"))
 }
@@ -142,15 +142,13 @@ fn key(name: &str, value: Option<impl std::fmt::Display>) -> Option<String> {
 impl Pretrain {
     /// All flags as overrides of the configuration.
     pub fn overrides(&self) -> Vec<String> {
-        // Text is quoted, so that a path is never read as a number or a date.
+        // Text is quoted, so that TOML does not parse it as a number or date.
         let quoted = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
+        let parts: Vec<&str> = self.split.iter().map(|part| part.name()).collect();
+        let parts = (!parts.is_empty()).then(|| format!("{parts:?}"));
         self.config.overrides(&[
             key("data.labels", quoted(&self.labels_from)),
-            key(
-                "data.parts",
-                (!self.split.is_empty())
-                    .then(|| format!("{:?}", self.split.iter().map(|part| part.name()).collect::<Vec<_>>())),
-            ),
+            key("data.parts", parts),
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
             key("train.chunk", self.chunk),
@@ -331,14 +329,14 @@ pub enum Normalize {
 /// `simclr compare`.
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// Folders of evaluated runs
+    /// Run folders with results of `evaluate`
     #[arg(required = true, num_args = 1..)]
     pub runs: Vec<PathBuf>,
-    /// Compare results on this set: the name of its folder or file, its path, or the start of its fingerprint [default: the
+    /// Compare the results on this set, given by name of its folder or file, path, or prefix of its fingerprint [default: the
     /// newest results of each run]
     #[arg(long, value_name = "SET")]
     pub data: Option<String>,
-    /// Plot to write
+    /// Plot file
     #[arg(long, value_name = "FILE.svg", default_value = "compare.svg")]
     pub out: PathBuf,
 }
@@ -355,19 +353,19 @@ pub struct Embed {
     /// data.labels on the run's own images, else auto]
     #[arg(long, value_name = "FILE|auto|none")]
     pub labels_from: Option<Labels>,
-    /// Table to write, .parquet or .npy
+    /// Output table, .parquet or .npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// One part of the set: train, test, validation or unlabelled [default: every image of every part]
+    /// A single split: train, test, validation or unlabelled [default: all splits]
     #[arg(long, value_name = "PART")]
     pub split: Option<Split>,
-    /// Write the raw pixels that an evaluation's control sees in place of h
+    /// Write the raw pixels that are the control of an evaluation, in place of h
     #[arg(long, conflicts_with = "layer")]
     pub pixels: bool,
     /// What the encoder sees.
     #[command(flatten)]
     pub transform: TransformArguments,
-    /// What is written: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
+    /// Layer to write: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
     /// norm and ReLU)
     #[arg(long, default_value = "h")]
     pub layer: Layer,
@@ -378,7 +376,7 @@ pub struct Embed {
 pub struct Export {
     /// Folder of the run
     pub run: PathBuf,
-    /// File to write [default: encoder.safetensors in the run folder]
+    /// Output file [default: encoder.safetensors in the run folder]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
@@ -389,14 +387,14 @@ pub struct Views {
     /// Images; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     pub data: Vec<PathBuf>,
-    /// Picture to write; or, ending .npy or .safetensors (tensor `views`), an array with a row of C x S x S numbers for each
+    /// Output picture; or an array (.npy, or .safetensors with a tensor `views`) with a row of C x S x S values for each
     /// original and each view. The parameters of all views are written to FILE.json, such as views.png.json
     #[arg(long, value_name = "FILE.png|FILE.npy|FILE.safetensors", default_value = "views.png")]
     pub out: PathBuf,
-    /// Rows: images, spread evenly over the set
+    /// Rows: evenly spaced images of the set
     #[arg(long, default_value_t = 8)]
     pub images: usize,
-    /// Columns beside the original: views
+    /// Columns next to the original: views
     #[arg(long, default_value_t = 8)]
     pub views: usize,
     /// Keys of the configuration.
@@ -424,7 +422,7 @@ pub struct Inspect {
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
     #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
     pub labels_from: Labels,
-    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own (data.pages)
+    /// How pages of TIFF files are read: auto (as channels if possible), channels, or images (data.pages)
     #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
     pub pages: Pages,
 }
@@ -435,11 +433,11 @@ pub struct Pack {
     /// Images; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     pub data: Vec<PathBuf>,
-    /// File to write
+    /// Output file
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Scale images down whose shorter side has more pixels; crops are then cut from the smaller images, which is not the same
-    /// training [default: keep all pixels]
+    /// Scale images down to this shorter side. This changes the training: crops are cut from the smaller images [default: keep
+    /// all pixels]
     #[arg(long, value_name = "PIXELS")]
     pub size: Option<usize>,
     /// Channels of every image [default: what the set holds]
@@ -448,18 +446,17 @@ pub struct Pack {
     /// Decoder of JPEG files: zune, libjpeg (as Pillow) or libjpeg-fast (as TensorFlow)
     #[arg(long, default_value = "zune")]
     pub jpeg: Jpeg,
-    /// Which stored values become 0 and 255: auto (8-bit images as they are; of others what a sample covers), full (16 bits over
-    /// 0 to 65535), [low, high], or one such pair for each channel
+    /// Stored values that become 0 and 255: auto (8-bit images unchanged, others measured on a sample), full (16 bits from 0 to
+    /// 65535), [low, high], or one such pair for each channel
     #[arg(long, default_value = "auto")]
     pub range: RangeChoice,
-    /// What the pages of TIFF files are: auto (channels where they can be), channels, or images of their own; the packed set
-    /// records it
+    /// How pages of TIFF files are read: auto (as channels if possible), channels, or images; recorded in the packed set
     #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
     pub pages: Pages,
     /// A table of images and labels (.csv, .jsonl, .parquet) in place of the labels in the set, or none
     #[arg(long, value_name = "FILE|none", default_value = "auto", hide_default_value = true)]
     pub labels_from: Labels,
-    /// Threads that decode [default: all]
+    /// Decoding threads [default: all processors]
     #[arg(long)]
     pub threads: Option<usize>,
 }

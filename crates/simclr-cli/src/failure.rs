@@ -1,4 +1,4 @@
-//! How a command fails: one message, a way out where there is one, and the exit code.
+//! Failures of commands: message, hint and exit code.
 
 use std::process::ExitCode;
 
@@ -6,39 +6,39 @@ use simclr::{ConfigError, DistError, EvalError, TrainError, data::DataError, err
 
 use crate::terminal;
 
-/// Exit code where the user can mend it (clap uses the same for wrong usage).
+/// Exit code of errors that the user can fix, also used by clap.
 const USER: u8 = 2;
-/// Exit code where we must.
+/// Exit code of internal errors.
 const INTERNAL: u8 = 1;
 
-/// A message for people.
+/// An error of a command, with hint and exit code.
 #[derive(Debug)]
 pub struct Failure {
     message: String,
     hint: Option<String>,
     code: u8,
-    /// Another process says it.
+    /// Reported by another process.
     quiet: bool,
 }
 
 impl Failure {
-    /// Something that the user can mend.
+    /// An error that the user can fix.
     pub fn user(message: impl Into<String>, hint: Option<String>) -> Self {
         Self { message: message.into(), hint, code: USER, quiet: false }
     }
 
-    /// Another process has failed, and says so.
+    /// The failure of another process, which reports it.
     pub fn elsewhere(message: String) -> Self {
         Self { quiet: true, ..Self::user(message, None) }
     }
 
-    /// Of this one of several processes; rank 0 needs no name.
+    /// Adds the rank to the message, except for rank 0.
     pub fn of_rank(self, rank: usize) -> Self {
         let message = if rank == 0 { self.message } else { format!("rank {rank}: {}", self.message) };
         Self { message, ..self }
     }
 
-    /// Prints it.
+    /// Prints message and hint; returns the exit code.
     pub fn report(self) -> ExitCode {
         if !self.quiet {
             terminal::error("error", &self.message, self.hint.as_deref());
@@ -99,14 +99,14 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// A panic is a bug: say so in one line, with the place, and leave with the internal code.
+/// Reports panics as bugs, in one line with the location, and exits with the internal code.
 #[expect(clippy::exit, reason = "no command is left to return to")]
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no message");
-        let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
-        let hint = "this is a bug; the last checkpoint is whole, and --resume goes on from it";
-        terminal::error("internal error", &format!("{text}{}", place.unwrap_or_default()), Some(hint));
+        let location = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
+        let hint = "this is a bug; the last checkpoint is intact, and --resume continues from it";
+        terminal::error("internal error", &format!("{text}{}", location.unwrap_or_default()), Some(hint));
         std::process::exit(i32::from(INTERNAL));
     }));
 }

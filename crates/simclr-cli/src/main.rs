@@ -1,4 +1,4 @@
-//! The process: argv to a command to an exit code. Results go to stdout, progress and messages to stderr.
+//! The executable: arguments to a command to an exit code. Results go to stdout, progress and messages to stderr.
 
 mod args;
 mod commands;
@@ -15,7 +15,7 @@ use args::{Arguments, Command};
 
 fn main() -> ExitCode {
     failure::install_panic_hook();
-    settle_environment();
+    limit_busy_waiting();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(usage) => {
@@ -43,11 +43,11 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|failure| failure.report())
 }
 
-/// Waiting threads that spin starve the others: libtorch's OpenMP threads the loader's (on two busy cores a step took
-/// fifteen times as long), and processes that wait in Open MPI those that they wait for. Both read their settings before
-/// `main`, or from the environment, so they are set for a second start of this program, unless the user has set them.
+/// Limits busy waiting, which slows down other threads: that of libtorch's OpenMP threads (a step took fifteen times as long on
+/// two busy cores) and of Open MPI processes. Both libraries read their environment before `main`, so the program is executed
+/// again, unless the user has set the variables.
 #[cfg(unix)]
-fn settle_environment() {
+fn limit_busy_waiting() {
     use std::os::unix::process::CommandExt;
     let unset = |name: &str| std::env::var_os(name).is_none();
     let mut settings = Vec::new();
@@ -63,10 +63,10 @@ fn settle_environment() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
-        // `exec` comes back only when it failed; the run is then slower, not wrong.
+        // `exec` returns only on failure, which makes the run slower, but not wrong.
         let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(settings).exec();
     }
 }
 
 #[cfg(not(unix))]
-fn settle_environment() {}
+fn limit_busy_waiting() {}

@@ -1,4 +1,4 @@
-//! What a run shows: facts at start, a progress bar on a terminal or a line now and then elsewhere, sentences.
+//! Progress of a run on stderr: facts at the start, a progress bar on a terminal or periodic lines elsewhere, messages.
 
 use std::time::{Duration, Instant};
 
@@ -10,26 +10,25 @@ use simclr::{
 
 use crate::terminal;
 
-/// Seconds between lines where there is no terminal.
 const LINE_SECONDS: u64 = 10;
 
 /// Shows a run on stderr.
 pub struct Terminal {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
-    /// When the training began that now runs here, and its first step.
+    /// Start time and first step of the current training.
     started: Option<(Instant, u64)>,
     began: Instant,
     last_step: Option<u64>,
 }
 
 impl Terminal {
-    /// A bar where stderr is a terminal, lines elsewhere.
+    /// A bar if stderr is a terminal, else lines.
     pub fn new() -> Self {
         Self { bar: terminal::bar(), last_line: None, started: None, began: Instant::now(), last_step: None }
     }
 
-    /// Prints a line without tearing the bar.
+    /// Prints a line above the bar.
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| terminal::message(text)),
@@ -37,13 +36,14 @@ impl Terminal {
         }
     }
 
-    /// Time left at the pace since this training started here; an evaluation trains several models one after another.
+    /// Remaining time at the mean rate of the current training; an evaluation trains several models in sequence.
     fn eta(&mut self, report: &StepReport) -> Duration {
         if self.last_step.replace(report.step).is_some_and(|last| last >= report.step) {
             self.started = None;
         }
         let (start, first) = *self.started.get_or_insert((self.began, report.step));
-        let (done, left) = (report.step + 1 - first, report.total_steps - report.step - 1);
+        let done = report.step + 1 - first;
+        let left = report.total_steps - report.step - 1;
         start.elapsed().mul_f64(left as f64 / done as f64)
     }
 }
@@ -102,7 +102,7 @@ impl Observer for Terminal {
         if self.bar.is_some() || health.spread.is_nan() {
             return;
         }
-        // Without a terminal the verdict follows the step lines; with one the bar already moves too often.
+        // Only without a terminal, after a line of a step.
         if self.last_line.is_some_and(|last| last.elapsed().as_secs() < 1) {
             self.line(&health.verdict());
         }
@@ -136,16 +136,20 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// Nothing shown yet.
     pub fn new() -> Self {
         Self { last: String::new() }
     }
 
-    /// Shows `stage` once.
+    /// Shows `stage` unless it is the current one.
     pub fn show(&mut self, stage: &str) {
         if self.last != stage {
             self.last = stage.to_owned();
             terminal::message(stage);
         }
+    }
+
+    /// Shows progress in steps of 10 %.
+    pub fn show_progress(&mut self, done: usize, of: usize) {
+        self.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
     }
 }

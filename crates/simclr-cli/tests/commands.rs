@@ -1,4 +1,4 @@
-//! The commands as a user meets them, and runs that are killed.
+//! The commands of the binary, and runs that are killed or interrupted.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -10,48 +10,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{image_folder, newest_checkpoint, pretrain, said, simclr, stack, step_of, stripes};
+use support::{execute, image_folder, newest_checkpoint, pretrain, simclr, stack, step_of, stripes};
 
 #[test]
 fn help_lists_the_commands() {
-    let said = said(&mut simclr(&["--help"]));
-    said.succeeds();
+    let output = execute(&mut simclr(&["--help"]));
+    output.succeeds();
     for command in ["pretrain", "evaluate", "embed", "export", "views", "inspect", "pack"] {
-        assert!(said.out.lines().any(|line| line.trim_start().starts_with(command)), "{}", said.out);
+        assert!(output.out.lines().any(|line| line.trim_start().starts_with(command)), "{}", output.out);
     }
 }
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    assert_eq!(said(&mut simclr(&["pretain"])).code, Some(2));
-    assert_eq!(said(&mut simclr(&["pretrain", "--resume"])).code, Some(2));
-    said(&mut simclr(&["pretrain"])).refuses(&["no images are named"]);
+    assert_eq!(execute(&mut simclr(&["pretain"])).code, Some(2));
+    assert_eq!(execute(&mut simclr(&["pretrain", "--resume"])).code, Some(2));
+    execute(&mut simclr(&["pretrain"])).refuses(&["no images are named"]);
 }
 
-/// Copies that do not know each other would train one run over each other.
+/// Processes without a connection would overwrite each other's run.
 #[test]
-fn processes_that_cannot_meet_are_refused() {
+fn unconnected_processes_are_refused() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
-    said(pretrain(&data, &run, &[]).env("SLURM_STEP_NUM_TASKS", "4")).refuses(&["srun started 4 processes"]);
-    said(simclr(&["inspect", "--data"]).arg(&data).env("SLURM_STEP_NUM_TASKS", "4"))
+    execute(pretrain(&data, &run, &[]).env("SLURM_STEP_NUM_TASKS", "4"))
+        .refuses(&["srun started 4 processes"]);
+    execute(simclr(&["inspect", "--data"]).arg(&data).env("SLURM_STEP_NUM_TASKS", "4"))
         .refuses(&["4 processes were started for a command that runs as one"]);
     #[cfg(not(feature = "mpi"))]
-    said(pretrain(&data, &run, &[]).env("OMPI_COMM_WORLD_SIZE", "2")).refuses(&["built without MPI"]);
+    execute(pretrain(&data, &run, &[]).env("OMPI_COMM_WORLD_SIZE", "2")).refuses(&["built without MPI"]);
     assert!(!run.exists());
 }
 
 #[test]
-fn the_straight_line_from_images_to_features() {
+fn pretrain_evaluate_export_embed_and_views() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 80), temp.path().join("run"));
-    let trained = said(&mut pretrain(&data, &run, &[]));
+    let trained = execute(&mut pretrain(&data, &run, &[]));
     trained.succeeds();
     assert_eq!(trained.out.trim(), run.display().to_string());
     for fact in ["data ", "device", "encoder", "head", "loss", "learning rate", "groups", "step 10/10"] {
         assert!(trained.err.lines().any(|line| line.starts_with(fact)), "no `{fact}` in {}", trained.err);
     }
-    let evaluated = said(simclr(&["evaluate"]).arg(&run));
+    let evaluated = execute(simclr(&["evaluate"]).arg(&run));
     evaluated.succeeds();
     for row in ["trained h", "random-init h", "raw pixels", "chance"] {
         assert!(evaluated.out.lines().any(|line| line.starts_with(row)), "{}", evaluated.out);
@@ -59,7 +60,7 @@ fn the_straight_line_from_images_to_features() {
     let results: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(run.join("results.json")).unwrap()).unwrap();
     assert!(results["rows"].as_array().is_some_and(|rows| rows.len() == 4), "{results}");
-    let exported = said(simclr(&["export"]).arg(&run));
+    let exported = execute(simclr(&["export"]).arg(&run));
     exported.succeeds();
     assert!(
         run.join("encoder.safetensors").is_file() && exported.out.contains("read back"),
@@ -68,17 +69,18 @@ fn the_straight_line_from_images_to_features() {
     );
     for name in ["h.npy", "h.parquet"] {
         let out = temp.path().join(name);
-        let embedded = said(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
+        let embedded = execute(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
         embedded.succeeds();
         assert!(embedded.out.contains("80 rows of 32 features, 0 images skipped"), "{}", embedded.out);
         assert!(out.is_file());
     }
     let out = temp.path().join("pixels.npy");
     let embedded =
-        said(simclr(&["embed", "--pixels"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
+        execute(simclr(&["embed", "--pixels"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(&out));
     assert!(embedded.out.contains("80 rows of 768 features"), "{}", embedded.out);
     let sheet = temp.path().join("views.png");
-    let drawn = said(simclr(&["views", "--image-size", "16", "--data"]).arg(&data).arg("--out").arg(&sheet));
+    let drawn =
+        execute(simclr(&["views", "--image-size", "16", "--data"]).arg(&data).arg("--out").arg(&sheet));
     drawn.succeeds();
     let sheet = image::open(sheet).unwrap();
     // Tiles of 96 pixels, a line of titles, and six lines below each row.
@@ -86,14 +88,14 @@ fn the_straight_line_from_images_to_features() {
     let parameters: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(temp.path().join("views.png.json")).unwrap()).unwrap();
     assert_eq!(parameters["rows"].as_array().unwrap().len(), 8 * 9);
-    views_are_written_as_numbers_with_what_made_them(&data, temp.path());
+    views_are_written_as_arrays_with_parameters(&data, temp.path());
 }
 
-fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) {
+fn views_are_written_as_arrays_with_parameters(data: &Path, folder: &Path) {
     let out = folder.join("views.npy");
     let arguments =
         ["views", "--image-size", "16", "--images", "3", "--views", "2", "--set", "transform.crop=0.5"];
-    let written = said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&out));
+    let written = execute(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&out));
     written.succeeds();
     assert!(written.out.contains("central square of 50 %"), "{}", written.out);
     // A header of 128 bytes, then three originals with two views each of 3 x 16 x 16 numbers.
@@ -109,7 +111,7 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
     assert!(picture.len() > text.len(), "the parameters of the picture are kept");
     let tensors = folder.join("views.safetensors");
     for _ in 0..2 {
-        said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors)).succeeds();
+        execute(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors)).succeeds();
     }
     assert_eq!(fs::read_to_string(folder.join("views.safetensors.json")).unwrap(), text);
     let stored = tch::Tensor::read_safetensors(&tensors).unwrap();
@@ -117,12 +119,12 @@ fn views_are_written_as_numbers_with_what_made_them(data: &Path, folder: &Path) 
     let npy = tch::Tensor::read_npy(&out).unwrap();
     assert!(name == "views" && array.equal(&npy), "{name} {:?}", array.size());
     fs::copy(folder.join("views.png"), &tensors).unwrap();
-    said(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors))
+    execute(simclr(&arguments).arg("--data").arg(data).arg("--out").arg(&tensors))
         .refuses(&["exists and is not"]);
 }
 
 #[test]
-fn pages_are_images_in_every_command_where_the_rule_is_so() {
+fn all_commands_apply_the_page_rule() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (temp.path().join("images"), temp.path().join("run"));
     fs::create_dir(&data).unwrap();
@@ -130,7 +132,7 @@ fn pages_are_images_in_every_command_where_the_rule_is_so() {
         let levels: Vec<u8> = (0..4).map(|page| 40 * file + 10 * page).collect();
         fs::write(data.join(format!("{file}.tif")), stack(&levels)).unwrap();
     }
-    let inspected = |path: &Path, more: &[&str]| said(simclr(&["inspect", "--data"]).arg(path).args(more));
+    let inspected = |path: &Path, more: &[&str]| execute(simclr(&["inspect", "--data"]).arg(path).args(more));
     let contains = |text: &str, parts: &[&str]| {
         parts.iter().for_each(|part| assert!(text.contains(part), "expected `{part}` in {text}"));
     };
@@ -141,25 +143,25 @@ fn pages_are_images_in_every_command_where_the_rule_is_so() {
     );
     let rule = "5 of 5 files have several pages, which are 20 images (data.pages = images)";
     contains(&inspected(&data, &["--pages", "images"]).succeeds().out, &["20 images, 3 channels", rule]);
-    said(&mut pretrain(&data, &run, &["--set", "data.pages=images", "--epochs", "1"])).succeeds();
+    execute(&mut pretrain(&data, &run, &["--set", "data.pages=images", "--epochs", "1"])).succeeds();
     contains(&fs::read_to_string(run.join("config.toml")).unwrap(), &["pages = \"images\""]);
-    let embedded = said(
+    let embedded = execute(
         simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(temp.path().join("h.npy")),
     );
     contains(&embedded.succeeds().out, &["20 rows"]);
     contains(&fs::read_to_string(temp.path().join("h.npy.paths.txt")).unwrap(), &["0.tif#0", "4.tif#3"]);
     let views = ["views", "--image-size", "16", "--images", "40", "--set", "data.pages=images", "--data"];
-    let drawn = said(simclr(&views).arg(&data).arg("--out").arg(temp.path().join("views.png")));
+    let drawn = execute(simclr(&views).arg(&data).arg("--out").arg(temp.path().join("views.png")));
     contains(&drawn.succeeds().out, &["20 images"]);
     let set = temp.path().join("set.pack");
-    let packed = said(simclr(&["pack", "--pages", "images", "--data"]).arg(&data).arg("--out").arg(&set));
+    let packed = execute(simclr(&["pack", "--pages", "images", "--data"]).arg(&data).arg("--out").arg(&set));
     contains(&packed.succeeds().out, &["20 training"]);
     contains(&inspected(&set, &[]).succeeds().out, &["20 images, 3 channels"]);
     inspected(&set, &["--pages", "channels"]).refuses(&["written with data.pages = images"]);
 }
 
 #[test]
-fn weights_are_judged_on_the_range_that_the_images_cover() {
+fn foreign_weights_are_evaluated_on_the_measured_range() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run, new) = (temp.path().join("images"), temp.path().join("run"), temp.path().join("new"));
     for index in 0..40 {
@@ -169,14 +171,14 @@ fn weights_are_judged_on_the_range_that_the_images_cover() {
         fs::create_dir_all(&folder).unwrap();
         image.save(folder.join(format!("{index}.png"))).unwrap();
     }
-    said(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
-    said(simclr(&["export"]).arg(&run)).succeeds();
+    execute(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
+    execute(simclr(&["export"]).arg(&run)).succeeds();
     let evaluate = |more: &[&str]| {
         let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
         command
-            .args(["--image-size", "16", "--draws", "1", "--weights"])
+            .args(["--image-size", "16", "--set", "eval.draws=1", "--weights"])
             .arg(run.join("encoder.safetensors"));
-        said(command.arg(&new).arg("--data").arg(&data).args(more))
+        execute(command.arg(&new).arg("--data").arg(&data).args(more))
     };
     let first = evaluate(&[]);
     assert!(first.succeeds().err.contains("data.range = [[3"), "{}", first.err);
@@ -190,20 +192,20 @@ fn weights_are_judged_on_the_range_that_the_images_cover() {
 }
 
 #[test]
-fn imported_weights_have_a_folder_of_their_own() {
+fn foreign_weights_are_evaluated_in_a_folder_of_their_own() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let weights = ["1", "2"].map(|seed| {
         let run = temp.path().join(seed);
-        said(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
-        said(simclr(&["export"]).arg(&run)).succeeds();
+        execute(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
+        execute(simclr(&["export"]).arg(&run)).succeeds();
         run.join("encoder.safetensors")
     });
     let new = temp.path().join("new");
     let evaluate = |run: &Path, weights: &Path, more: &[&str]| {
         let mut command = simclr(&["evaluate", "--encoder", "conv-c3", "--set", "encoder.width=0.25"]);
         command.args(["--image-size", "16", "--set", "eval.draws=1"]).args(more);
-        said(command.arg("--data").arg(&data).arg("--weights").arg(weights).arg(run))
+        execute(command.arg("--data").arg(&data).arg("--weights").arg(weights).arg(run))
     };
     let first = evaluate(&new, &weights[0], &[]);
     let again = evaluate(&new, &weights[0], &[]);
@@ -220,13 +222,13 @@ fn imported_weights_have_a_folder_of_their_own() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+fn runs_are_deterministic_by_seed() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let weights = |name: &str, seed: &str| {
         let run = temp.path().join(name);
-        said(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
-        said(simclr(&["export"]).arg(&run)).succeeds();
+        execute(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
+        execute(simclr(&["export"]).arg(&run)).succeeds();
         fs::read(run.join("encoder.safetensors")).unwrap()
     };
     let first = weights("a", "1");
@@ -234,59 +236,58 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     assert!(first != weights("c", "2"), "two seeds give one result");
 }
 
-/// Twice the same run, on a folder and on what `pack` made of it: the same fingerprint and the same bytes of weights.
+/// Runs on a folder and on its packed set: same fingerprint and weights.
 #[test]
-fn a_packed_set_trains_as_its_folder_does() {
+fn packed_sets_give_the_same_weights_as_their_folder() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     fs::write(data.join("class-1/cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     let file = temp.path().join("images.pack");
-    let packed = said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&file));
+    let packed = execute(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&file));
     packed.succeeds();
     assert!(packed.out.contains("41 training and 0 test images, 1 undecodable"), "{}", packed.out);
     assert!(packed.err.contains("cannot decode `class-1/cut.png`"), "{}", packed.err);
     let described = |path: &Path| {
-        let said = said(simclr(&["inspect", "--data"]).arg(path));
-        said.refuses(&["1 images cannot be decoded"]);
-        said.out.lines().next().unwrap().to_owned()
+        let output = execute(simclr(&["inspect", "--data"]).arg(path));
+        output.refuses(&["1 images cannot be decoded"]);
+        output.out.lines().next().unwrap().to_owned()
     };
     assert_eq!(described(&data), described(&file));
     let fingerprint = described(&data).rsplit(' ').next().unwrap().to_owned();
     assert!(packed.out.trim_end().ends_with(&fingerprint), "{}", packed.out);
     let weights = |data: &Path, name: &str| {
         let run = temp.path().join(name);
-        said(&mut pretrain(data, &run, &["--set", "data.max_bad_share=0.1"])).succeeds();
+        execute(&mut pretrain(data, &run, &["--set", "data.max_bad_share=0.1"])).succeeds();
         assert!(fs::read_to_string(run.join("bad_files.txt")).unwrap().starts_with("class-1/cut.png\t"));
-        said(simclr(&["export"]).arg(&run)).succeeds();
+        execute(simclr(&["export"]).arg(&run)).succeeds();
         fs::read(run.join("encoder.safetensors")).unwrap()
     };
     assert!(weights(&data, "a") == weights(&file, "b"), "weights differ");
-    // Smaller pixels are another set.
-    let small = said(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
+    // Scaled images are another set.
+    let small = execute(simclr(&["pack", "--size", "8", "--data"]).arg(&data).arg("--out").arg(&file));
     assert!(!small.succeeds().out.contains(&fingerprint), "{}", small.out);
     assert!(weights(&data, "c") != weights(&file, "d"), "scaled images gave the same weights");
 }
 
-/// The whole network on another set, with settings for a small one, as the command line offers it.
 #[test]
-fn a_run_is_fine_tuned_on_a_transfer_set() {
+fn runs_are_fine_tuned_on_transfer_sets() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
-    said(&mut pretrain(&data, &run, &[])).succeeds();
+    execute(&mut pretrain(&data, &run, &[])).succeeds();
     let other = image_folder(&temp.path().join("other"), 80);
     let evaluate = |more: &[&str]| {
         let mut command = simclr(&["evaluate", "--set", "eval.draws=1", "--protocols", "transfer-finetune"]);
         command.arg(&run).args(more);
         command
     };
-    let without = said(&mut evaluate(&[]));
+    let without = execute(&mut evaluate(&[]));
     without.refuses(&["no set to fine-tune on"]);
     assert!(without.err.contains("--transfer PATH[:METRIC]"), "{}", without.err);
     let set = format!("{}:mean-per-class", other.display());
     let small = ["steps=4", "batch=16", "rates=0.1,0.01", "decays=1e-3"]
         .map(|key| format!("--set=eval.transfer_finetune.{key}"));
     let small: Vec<&str> = small.iter().map(String::as_str).collect();
-    let tuned = said(&mut evaluate(&[&["--transfer", &set], &small[..]].concat()));
+    let tuned = execute(&mut evaluate(&[&["--transfer", &set], &small[..]].concat()));
     tuned.succeeds();
     assert!(tuned.err.contains("training 6 of 6: transfer to other, fresh weights"), "{}", tuned.err);
     let text = fs::read_to_string(run.join("results.json")).unwrap();
@@ -297,7 +298,7 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
     let decay = row["finetuned"]["weight_decay"].as_f64().unwrap();
     let rate = row["finetuned"]["learning_rate"].as_f64().unwrap();
     assert!((decay * rate - 1e-3).abs() < 1e-12, "{row}");
-    let compared = said(simclr(&["compare"]).arg(&run).arg("--out").arg(temp.path().join("plot.svg")));
+    let compared = execute(simclr(&["compare"]).arg(&run).arg("--out").arg(temp.path().join("plot.svg")));
     for protocol in ["linear", "fine-tuned", "fresh weights"] {
         assert!(compared.out.lines().any(|line| line.contains(protocol)), "{}", compared.out);
     }
@@ -308,11 +309,11 @@ fn a_run_is_fine_tuned_on_a_transfer_set() {
 fn evaluation_options_come_from_a_file_and_replaced_flags_are_refused() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
-    said(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
+    execute(&mut pretrain(&data, &run, &["--epochs", "1"])).succeeds();
     let file = temp.path().join("eval.toml");
     fs::write(&file, "[eval]\ndraws = 2\nknn_k = 3\nlabels_per_class = [2]\n").unwrap();
     let evaluate =
-        |more: &[&str]| said(simclr(&["evaluate"]).arg(&run).arg("--config").arg(&file).args(more));
+        |more: &[&str]| execute(simclr(&["evaluate"]).arg(&run).arg("--config").arg(&file).args(more));
     evaluate(&["--set", "eval.draws=1"]).succeeds();
     let text = fs::read_to_string(run.join("results.json")).unwrap();
     let results: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -328,11 +329,11 @@ fn evaluation_options_come_from_a_file_and_replaced_flags_are_refused() {
     unknown.refuses(&["unknown key `eval.drawz`"]);
     unknown.hints("`eval.draws`");
     evaluate(&["--set", "optim.lr=1"]).hints("--weights only");
-    let help = said(&mut simclr(&["evaluate", "--help"]));
+    let help = execute(&mut simclr(&["evaluate", "--help"]));
     assert!(help.succeeds().out.contains("eval.draws") && help.out.contains("[default: 5]"), "{}", help.out);
 }
 
-/// Names and times of the figures that an evaluation of `run` has found.
+/// Names and times of the cached results of an evaluation of `run`.
 fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };
     let whole = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some());
@@ -343,13 +344,13 @@ fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     found
 }
 
-/// Killed in the middle, once among the frozen protocols and once among those that train: what was found is kept, nothing
-/// is done twice, and the results are those of an evaluation that was left alone.
+/// Killed twice, during frozen protocols and during trainings: cached results are kept, nothing is computed twice, and the
+/// results equal those of an uninterrupted evaluation.
 #[test]
-fn a_killed_evaluation_goes_on_and_ends_the_same() {
+fn killed_evaluations_resume_with_the_same_results() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 80), temp.path().join("run"));
-    said(&mut pretrain(&data, &run, &[])).succeeds();
+    execute(&mut pretrain(&data, &run, &[])).succeeds();
     let whole = temp.path().join("whole");
     assert!(std::process::Command::new("cp").arg("-r").args([&run, &whole]).status().unwrap().success());
     let evaluate = |run: &Path| {
@@ -360,7 +361,7 @@ fn a_killed_evaluation_goes_on_and_ends_the_same() {
         command.arg(run);
         command
     };
-    said(&mut evaluate(&whole)).succeeds();
+    execute(&mut evaluate(&whole)).succeeds();
     let of = |run: &Path| {
         let text = fs::read_to_string(run.join("results.json")).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()
@@ -384,7 +385,7 @@ fn a_killed_evaluation_goes_on_and_ends_the_same() {
         assert!(kept.iter().all(|figure| now.contains(figure)), "a figure was found twice");
         kept = now;
     }
-    said(&mut evaluate(&run)).succeeds();
+    execute(&mut evaluate(&run)).succeeds();
     let now = figures(&run);
     assert!(kept.iter().all(|figure| now.contains(figure)) && now.len() > kept.len());
     assert_eq!(of(&run), of(&whole));
@@ -405,12 +406,12 @@ fn started(data: &Path, run: &Path) -> Child {
 const LONG: &[&str] = &["--epochs", "200", "--set", "train.checkpoint_minutes=0"];
 
 fn uninterrupted(data: &Path, run: &Path) -> Vec<u8> {
-    said(&mut pretrain(data, run, LONG)).succeeds();
+    execute(&mut pretrain(data, run, LONG)).succeeds();
     fs::read(newest_checkpoint(run).unwrap()).unwrap()
 }
 
 #[test]
-fn kill_9_leaves_a_whole_checkpoint_and_resuming_gives_the_same_bytes() {
+fn killed_runs_resume_with_the_same_weights() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = uninterrupted(&data, &temp.path().join("whole"));
@@ -418,7 +419,7 @@ fn kill_9_leaves_a_whole_checkpoint_and_resuming_gives_the_same_bytes() {
     let mut child = started(&data, &run);
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it was still running when it was killed");
-    let resumed = said(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
+    let resumed = execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
     resumed.succeeds();
     assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
     assert!(expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(), "weights differ");
@@ -426,7 +427,7 @@ fn kill_9_leaves_a_whole_checkpoint_and_resuming_gives_the_same_bytes() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_writes_a_checkpoint_and_exits_with_130() {
+fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = uninterrupted(&data, &temp.path().join("whole"));
@@ -436,7 +437,7 @@ fn an_interrupt_writes_a_checkpoint_and_exits_with_130() {
         let id = child.id().to_string();
         assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(code));
-        said(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
+        execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
         assert!(
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
             "weights differ after SIG{signal}"

@@ -1,4 +1,4 @@
-//! Where labels come from, as a user chooses it.
+//! Sources of labels: `--labels-from` and tables in the folder.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -6,19 +6,19 @@ mod support;
 use fs_err as fs;
 use std::path::Path;
 
-use support::{Said, image_folder, pretrain, said, simclr, stripes};
+use support::{Finished, execute, image_folder, pretrain, simclr, stripes};
 
-fn inspected(data: &Path, more: &[&str]) -> Said {
-    said(simclr(&["inspect", "--data"]).arg(data).args(more))
+fn inspected(data: &Path, more: &[&str]) -> Finished {
+    execute(simclr(&["inspect", "--data"]).arg(data).args(more))
 }
 
 fn results(run: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(run.join("results.json")).unwrap()).unwrap()
 }
 
-/// Without class folders; the table is elsewhere.
+/// Without class folders, with a table outside the set.
 #[test]
-fn a_table_of_labels_goes_with_the_run() {
+fn label_tables_are_recorded_with_the_run() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (temp.path().join("images"), temp.path().join("run"));
     fs::create_dir(&data).unwrap();
@@ -33,10 +33,10 @@ fn a_table_of_labels_goes_with_the_run() {
     assert!(inspected(&data, &[]).succeeds().out.contains("no labels"));
     assert!(inspected(&data, &given).succeeds().out.contains("4 classes"));
     let set = temp.path().join("set.pack");
-    said(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&set).args(given)).succeeds();
+    execute(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(&set).args(given)).succeeds();
     assert!(inspected(&set, &[]).succeeds().out.contains("4 classes"));
     let mut trained = pretrain(&data, &run, &["--labels-from", "t.csv"]);
-    let trained = said(trained.current_dir(temp.path()));
+    let trained = execute(trained.current_dir(temp.path()));
     assert!(
         trained.succeeds().err.contains("4 classes (labels are used by the online kNN only)"),
         "{}",
@@ -47,7 +47,7 @@ fn a_table_of_labels_goes_with_the_run() {
     assert!(config.contains(&format!("labels = \"{}\"", whole.display())), "{config}");
     let evaluate = |more: &[&str]| {
         let mut command = simclr(&["evaluate", "--set", "eval.draws=1", "--set", "eval.trained.epochs=1"]);
-        said(command.arg(&run).args(more))
+        execute(command.arg(&run).args(more))
     };
     evaluate(&["--protocols", "linear-sgd"]).succeeds();
     let notes = results(&run)["notes"].to_string();
@@ -61,26 +61,26 @@ fn a_table_of_labels_goes_with_the_run() {
 }
 
 #[test]
-fn folders_need_not_be_classes() {
+fn labels_can_be_switched_off() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     assert!(inspected(&data, &["--labels-from", "none"]).succeeds().out.contains("no labels"));
-    let trained = said(&mut pretrain(&data, &run, &["--labels-from", "none"]));
+    let trained = execute(&mut pretrain(&data, &run, &["--labels-from", "none"]));
     assert!(trained.succeeds().err.contains("no labels"), "{}", trained.err);
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert!(!metrics.contains("knn"), "{metrics}");
-    let refused = said(simclr(&["evaluate"]).arg(&run));
+    let refused = execute(simclr(&["evaluate"]).arg(&run));
     refused.refuses(&["switched off: data.labels is \"none\""]);
     refused.hints("--labels-from");
-    said(simclr(&["evaluate", "--set", "eval.draws=1", "--labels-from", "auto"]).arg(&run)).succeeds();
+    execute(simclr(&["evaluate", "--set", "eval.draws=1", "--labels-from", "auto"]).arg(&run)).succeeds();
     let missing = temp.path().join("missing");
-    said(&mut pretrain(&data, &missing, &["--labels-from", "nnone"]))
+    execute(&mut pretrain(&data, &missing, &["--labels-from", "nnone"]))
         .refuses(&["data.labels = `nnone`: expected auto, none or the path"]);
     assert!(!missing.exists(), "a wrong name leaves nothing behind");
 }
 
 #[test]
-fn a_table_in_the_folder_is_found_and_shown() {
+fn tables_in_the_folder_are_used_and_noted() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 8);
     let rows: String = (0..8).map(|at| format!("class-{}/{at:04}.png,kind {}\n", at % 4, at % 2)).collect();

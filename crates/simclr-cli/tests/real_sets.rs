@@ -1,4 +1,4 @@
-//! Sets as sensors and people leave them, from the first look to the table of features.
+//! Sets of sensors (12 bits in 16) and sets of several sources, from `inspect` to `embed`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -7,7 +7,7 @@ use fs_err as fs;
 use std::path::{Path, PathBuf};
 
 use image::{ImageBuffer, Luma};
-use support::{image_folder, pretrain, said, simclr, stripes};
+use support::{execute, image_folder, pretrain, simclr, stripes};
 
 /// Stripes in 500 of 65536 values, 16 bits in PNG.
 fn twelve_bits(data: &Path, count: usize) -> PathBuf {
@@ -23,29 +23,29 @@ fn twelve_bits(data: &Path, count: usize) -> PathBuf {
 }
 
 #[test]
-fn the_range_of_values_goes_with_the_run() {
+fn value_ranges_are_recorded_with_the_run() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (twelve_bits(&temp.path().join("images"), 40), temp.path().join("run"));
-    let looked = said(simclr(&["inspect", "--data"]).arg(&data));
+    let looked = execute(simclr(&["inspect", "--data"]).arg(&data));
     assert!(looked.succeeds().out.contains("uint16 values: data.range = [[10"), "{}", looked.out);
-    let trained = said(&mut pretrain(&data, &run, &["--epochs", "1"]));
+    let trained = execute(&mut pretrain(&data, &run, &["--epochs", "1"]));
     assert!(trained.succeeds().err.contains("uint16 values: data.range"), "{}", trained.err);
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     let range = config["data"]["range"].as_array().unwrap().clone();
     assert_eq!(range.len(), 3);
     let low = range[0].as_array().unwrap()[0].as_float().unwrap();
     assert!((1000.0..1100.0).contains(&low), "{range:?}");
-    // What was measured at the start holds from then on, for other images as well.
-    said(&mut pretrain(&data, &run, &["--resume", "--epochs", "1"])).succeeds();
+    // The range that was measured at the start is kept on resume.
+    execute(&mut pretrain(&data, &run, &["--resume", "--epochs", "1"])).succeeds();
     let again: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(again["data"]["range"].as_array().unwrap(), &range);
-    said(simclr(&["evaluate", "--set", "eval.draws=1"]).arg(&run)).succeeds();
+    execute(simclr(&["evaluate", "--set", "eval.draws=1"]).arg(&run)).succeeds();
     let results = fs::read_to_string(run.join("results.json")).unwrap();
     let results: serde_json::Value = serde_json::from_str(&results).unwrap();
     let recorded =
         results["run"]["transform"]["range"].as_array().or(results["transform"]["range"].as_array());
     assert_eq!(recorded.unwrap().len(), 3, "{results}");
-    let dark = said(
+    let dark = execute(
         simclr(&["views", "--image-size", "16", "--set", "data.range=full", "--data"])
             .arg(&data)
             .arg("--out")
@@ -55,7 +55,7 @@ fn the_range_of_values_goes_with_the_run() {
 }
 
 #[test]
-fn every_part_of_every_source_is_embedded() {
+fn all_splits_of_all_sources_are_embedded() {
     let temp = tempfile::tempdir().unwrap();
     let (one, two) = (temp.path().join("one"), temp.path().join("two"));
     image_folder(&one.join("train"), 24);
@@ -67,13 +67,13 @@ fn every_part_of_every_source_is_embedded() {
     image_folder(&two, 16);
     let run = temp.path().join("run");
     let mut trained = pretrain(&one, &run, &["--epochs", "1"]);
-    let trained = said(trained.arg("--data").arg(&two));
+    let trained = execute(trained.arg("--data").arg(&two));
     // 24 and 16 training images, 8 without a label.
     assert!(trained.succeeds().err.contains("48 images"), "{}", trained.err);
     let table = temp.path().join("h.npy");
     let embed = |more: &[&str]| {
         let mut command = simclr(&["embed"]);
-        said(
+        execute(
             command
                 .arg(&run)
                 .arg("--data")
@@ -89,6 +89,6 @@ fn every_part_of_every_source_is_embedded() {
     assert!(embed(&["--split", "unlabelled"]).succeeds().out.contains("8 rows"));
     embed(&["--split", "dev"]).refuses(&["expected one of train, test, validation, unlabelled"]);
     let all = temp.path().join("all");
-    let parts = said(&mut pretrain(&one, &all, &["--epochs", "1", "--split", "train,test"]));
+    let parts = execute(&mut pretrain(&one, &all, &["--epochs", "1", "--split", "train,test"]));
     assert!(parts.succeeds().err.contains("32 images"), "{}", parts.err);
 }

@@ -1,4 +1,4 @@
-//! What a new run chooses where nothing is written, and what it says before its first step.
+//! Keys that a new run chooses if they are not written, and its output before the first step.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{finished, image_folder, newest_checkpoint, pretrain, said, simclr};
+use support::{execute, finished, image_folder, newest_checkpoint, pretrain, simclr};
 
-/// A key of the `config.toml` of a run, as it is written there.
+/// The value of a key in the `config.toml` of a run, as text.
 fn key(run: &Path, name: &str) -> String {
     let text = fs::read_to_string(run.join("config.toml")).unwrap();
     let (section, key) = name.split_once('.').unwrap();
@@ -25,11 +25,11 @@ fn key(run: &Path, name: &str) -> String {
 }
 
 #[test]
-fn the_first_command_takes_what_a_cpu_and_a_small_set_allow_and_resumes_with_it() {
+fn defaults_are_chosen_for_cpu_and_small_sets_and_kept_on_resume() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     let mut command = simclr(&["pretrain", "--device", "cpu", "--epochs", "1", "--data"]);
-    let trained = said(command.arg(&data).arg("--run").arg(&run));
+    let trained = execute(command.arg(&data).arg("--run").arg(&run));
     trained.succeeds();
     let chosen = [
         ("encoder.name", "\"resnet18\""),
@@ -44,18 +44,18 @@ fn the_first_command_takes_what_a_cpu_and_a_small_set_allow_and_resumes_with_it(
     }
     let warned = "note           warm-up is as long as the run or longer";
     assert!(trained.err.contains(warned), "{}", trained.err);
-    // Twice as many images would give another batch now.
-    let resumed = said(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
+    // On resume, nothing is chosen again.
+    let resumed = execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
     assert!(!resumed.succeeds().err.contains("chosen "), "{}", resumed.err);
     as_chosen();
 }
 
 #[test]
-fn what_is_written_is_kept_and_the_time_is_announced() {
+fn written_keys_are_kept_and_the_time_is_estimated() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     let written = ["--encoder", "conv-c4", "--image-size", "24", "--batch", "8", "--chunk", "4"];
-    let trained = said(pretrain(&data, &run, &written).args(["--epochs", "60"]));
+    let trained = execute(pretrain(&data, &run, &written).args(["--epochs", "60"]));
     trained.succeeds();
     for (name, value) in [
         ("encoder.name", "\"conv-c4\""),
@@ -73,10 +73,10 @@ fn what_is_written_is_kept_and_the_time_is_announced() {
 }
 
 #[test]
-fn what_fits_in_no_way_is_refused_with_numbers() {
+fn steps_that_exceed_memory_are_refused_with_numbers() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
-    let refused = said(&mut pretrain(&data, &run, &["--set", "train.memory_gib=0.01"]));
+    let refused = execute(&mut pretrain(&data, &run, &["--set", "train.memory_gib=0.01"]));
     refused.refuses(&[
         "memory: a step of conv-c3 over 16 images of 16 px",
         "needs 0.",
@@ -84,13 +84,13 @@ fn what_fits_in_no_way_is_refused_with_numbers() {
     ]);
     refused.hints("--batch");
     assert!(!run.exists());
-    // A chunk that is written is taken all the same, with a warning.
-    let taken = said(&mut pretrain(&data, &run, &["--chunk", "8", "--set", "train.memory_gib=0.01"]));
+    // A written chunk is kept, with a warning.
+    let taken = execute(&mut pretrain(&data, &run, &["--chunk", "8", "--set", "train.memory_gib=0.01"]));
     assert!(taken.succeeds().err.contains("the system may end the run"), "{}", taken.err);
 }
 
 #[test]
-fn an_interrupted_run_prints_the_command_that_goes_on() {
+fn interrupted_runs_print_the_command_to_resume() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("my run's"));
     let mut command = pretrain(&data, &run, &["--epochs", "400", "--set", "train.checkpoint_minutes=0"]);
@@ -102,14 +102,14 @@ fn an_interrupted_run_prints_the_command_that_goes_on() {
     }
     let id = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
-    let said = finished(child, Duration::from_secs(60));
-    assert_eq!(said.code, Some(130));
-    let command = said.err.lines().find_map(|line| line.strip_prefix("stopped; to go on: simclr "));
-    let command = command.unwrap_or_else(|| panic!("no command in {}", said.err));
-    // As a shell reads it.
+    let output = finished(child, Duration::from_secs(60));
+    assert_eq!(output.code, Some(130));
+    let command = output.err.lines().find_map(|line| line.strip_prefix("stopped; to resume: simclr "));
+    let command = command.unwrap_or_else(|| panic!("no command in {}", output.err));
+    // Executed by a shell.
     let program = env!("CARGO_BIN_EXE_simclr");
     let more = "--set train.checkpoint_minutes=10";
     let mut shell = std::process::Command::new("sh");
-    let again = support::said(shell.args(["-c", &format!("'{program}' {command} {more}")]));
+    let again = support::execute(shell.args(["-c", &format!("'{program}' {command} {more}")]));
     assert!(again.succeeds().err.contains("resumed after step "), "{}", again.err);
 }

@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Buffers that are not in use.
 #[derive(Default)]
 pub(crate) struct BufferPool<T = f32>(Mutex<Vec<Vec<T>>>);
 

@@ -74,7 +74,6 @@ impl DeferredImage {
         if 2 * whole.len() < whole.image.data.len() { whole.trimmed() } else { whole }
     }
 
-    /// Bytes of the rectangle.
     pub(crate) fn len(&self) -> usize {
         self.rectangle.width * self.rectangle.height * self.image.channels
     }
@@ -88,9 +87,9 @@ impl DeferredImage {
         Self { image: Image::new(width, height, channels, data), rectangle, views: self.views }
     }
 
-    /// Copies the rectangle to `out`.
     fn write(&self, out: &mut [u8]) {
-        let (rectangle, stride) = (self.rectangle, self.image.width * self.image.channels);
+        let rectangle = self.rectangle;
+        let stride = self.image.width * self.image.channels;
         let row = rectangle.width * self.image.channels;
         let rows = self.image.data[rectangle.y * stride..].chunks(stride);
         for (out, from) in out.chunks_exact_mut(row).zip(rows) {

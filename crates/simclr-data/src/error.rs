@@ -1,6 +1,6 @@
 //! Errors of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Errors of reading images. Messages name what, where, expected, got.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,22 @@ pub fn allowed_failures(share: f64, images: usize) -> usize {
 }
 
 impl DataError {
+    pub(crate) fn format(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Format { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn decode(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Decode { name: name.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn empty(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Empty { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn config(key: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {
+        Self::Config { key, value: value.to_string(), reason: reason.into() }
+    }
+
     /// What the user can do about the error; printed after the message.
     pub fn hint(&self) -> Option<String> {
         match self {

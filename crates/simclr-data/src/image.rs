@@ -47,7 +47,6 @@ pub enum Pixels {
 }
 
 impl Pixels {
-    /// Copies shared bytes.
     pub(crate) fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Own(data) => data,

@@ -70,8 +70,7 @@ impl ValueRange {
     /// # Errors
     /// A number of pairs other than `channels`, a low end that is not below its high end, or a value that is not finite.
     pub fn validate(&self, channels: Option<usize>) -> Result<(), DataError> {
-        let invalid =
-            |reason: String| Err(DataError::Config { key: "data.range", value: self.to_string(), reason });
+        let invalid = |reason: String| Err(DataError::config("data.range", self, reason));
         let pairs: &[[f64; 2]] = match self {
             Self::Full => return Ok(()),
             Self::Same(range) => std::slice::from_ref(range),

@@ -6,7 +6,7 @@ use simclr::{eval::report::compare::Comparison, train::RunFolder};
 
 use crate::{args::Compare, failure::Failure, terminal};
 
-/// Prints the table, writes the plot.
+/// Prints the table and writes the plot.
 pub fn run(arguments: &Compare) -> Result<ExitCode, Failure> {
     let folders = arguments.runs.iter().map(|run| RunFolder::open(run)).collect::<Result<Vec<_>, _>>()?;
     let comparison = match &arguments.data {

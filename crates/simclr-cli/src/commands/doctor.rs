@@ -12,26 +12,26 @@ use simclr::{
 
 use crate::{args::Doctor, failure::Failure, processes, terminal};
 
-/// Exit code where something is wrong.
+/// Exit code after a failed check.
 const WRONG: u8 = 1;
 
-/// Examines on every process, and lets rank 0 say what was found.
+/// Runs all checks on every process; rank 0 prints the findings.
 pub fn run(arguments: &Doctor, group: &ProcessGroup) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let overrides = arguments.config.overrides(&[]);
     let load = || Ok(RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?);
-    let (own, told) = processes::broadcast_from_root(group, load, |(config, _)| config.to_toml())?;
-    // What is not written is for rank 0 to choose.
+    let (own, broadcast) = processes::broadcast_from_root(group, load, |(config, _)| config.to_toml())?;
+    // Rank 0 chooses the keys that are not written.
     let (config, written) = match own {
         Some(own) => own,
-        None => (RunConfig::of_toml(&told)?, Written::EVERYTHING),
+        None => (RunConfig::of_toml(&broadcast)?, Written::EVERYTHING),
     };
     let findings = examine(group, (&config, &written), &data)?;
     let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
     if group.is_first() {
         findings.iter().for_each(|finding| terminal::result(&line(finding)));
     }
-    // What is wrong on one process is wrong.
+    // A check fails if it fails on any process.
     Ok(if group.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })
 }
 

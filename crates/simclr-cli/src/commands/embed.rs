@@ -16,16 +16,17 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
-    let transform = arguments.transform.change();
-    let (pixels, layer) = (arguments.pixels, arguments.layer);
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
-    let own = || config.data.labels_of(&data);
-    let labels = arguments.labels_from.clone().unwrap_or_else(own);
-    let split = arguments.split;
-    let options = EmbedOptions { labels, split, pixels, layer, transform, ..EmbedOptions::default() };
+    let options = EmbedOptions {
+        labels: arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data)),
+        split: arguments.split,
+        pixels: arguments.pixels,
+        layer: arguments.layer,
+        transform: arguments.transform.change(),
+        ..EmbedOptions::default()
+    };
     let embedded = embed(&folder, &data, &arguments.out, &options, &mut |done, of| {
-        // Ten lines at most.
-        stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
+        stages.show_progress(done, of);
     })?;
     for bad in &embedded.bad {
         stages.show(&format!("skipped: {}", bad.reason));

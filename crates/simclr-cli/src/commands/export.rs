@@ -6,7 +6,7 @@ use simclr::{export::export_encoder, train::RunFolder};
 
 use crate::{args::Export, failure::Failure, terminal};
 
-/// Writes the encoder and says what was verified.
+/// Writes the encoder and prints the result of the verification.
 pub fn run(arguments: &Export) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let out = arguments.out.clone().unwrap_or_else(|| folder.path().join("encoder.safetensors"));

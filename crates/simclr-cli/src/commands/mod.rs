@@ -16,7 +16,7 @@ use simclr::data::dataset::as_one_path;
 
 use crate::failure::Failure;
 
-/// One path for those given with `--data`, if any.
+/// The `--data` paths as one path.
 fn data_path(given: &[PathBuf]) -> Result<Option<PathBuf>, Failure> {
     Ok((!given.is_empty()).then(|| as_one_path(given)).transpose()?)
 }

@@ -13,10 +13,10 @@ use simclr::{
 use super::pretrain::watch_signals;
 use crate::{args::Pack, failure::Failure, report::Stages, terminal};
 
-/// Packs, and says under which fingerprint the set is now known.
+/// Packs a set and prints a summary with the fingerprint.
 pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
-    let threads = arguments.threads.or_else(|| Some(std::thread::available_parallelism().ok()?.get()));
+    let all_processors = || std::thread::available_parallelism().map_or(1, usize::from);
     let options = PackOptions {
         channels: arguments.channels.map_or(Channels::Auto, Channels::Count),
         size: arguments.size,
@@ -24,33 +24,27 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
         range: arguments.range.clone(),
         pages: arguments.pages,
         labels: arguments.labels_from.clone(),
-        threads: threads.unwrap_or(1),
+        threads: arguments.threads.unwrap_or_else(all_processors),
     };
     let _held = RunFolder::around(&arguments.out, None)?;
     let (stop, signal) = watch_signals()?;
     let mut stages = Stages::new();
-    let mut progress = |done: usize, of: usize| {
-        // Ten lines at most.
-        stages.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
-    };
+    let mut progress = |done: usize, of: usize| stages.show_progress(done, of);
     let Some(packed) = pack(&data, &arguments.out, &options, &mut progress, &stop)? else {
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     };
     let Packed { train, test, validation, unlabelled, bytes, failed, range, notes } = packed;
     notes.iter().for_each(|note| stages.show(&format!("note: {note}")));
-    let parts = [("validation", validation), ("unlabelled", unlabelled)];
-    let more: String = parts
-        .iter()
-        .filter(|(_, images)| *images > 0)
-        .map(|(part, images)| format!(", {images} {part} images"))
-        .collect();
+    let further = [("validation", validation), ("unlabelled", unlabelled)].into_iter();
+    let further = further.filter(|(_, images)| *images > 0);
+    let further: String = further.map(|(part, images)| format!(", {images} {part} images")).collect();
     for (name, reason) in &failed {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
     let scaled = if range == ValueRange::Full { String::new() } else { format!(", values {range}") };
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
     terminal::result(&format!(
-        "{}  {train} training and {test} test images{more}, {} undecodable, {:.1} MB{scaled}, fingerprint {fingerprint}",
+        "{}  {train} training and {test} test images{further}, {} undecodable, {:.1} MB{scaled}, fingerprint {fingerprint}",
         arguments.out.display(),
         failed.len(),
         bytes as f64 / 1e6,

@@ -1,4 +1,4 @@
-//! `simclr views`: what the augmentation makes of the user's images, to be looked at before a long run.
+//! `simclr views`: augmented views of the user's images, for inspection before a long run.
 
 mod sheet;
 
@@ -14,7 +14,7 @@ use simclr::{
     RunConfig,
     data::{
         Dataset, Split, ValueRange, ViewParams, atomic_file,
-        augment::{self, EvalTransform, Scratch},
+        augment::{self, AugmentBuffers, EvalTransform},
         dataset::as_one_path,
         output,
         rng::Key,
@@ -26,15 +26,15 @@ use simclr::{
 use self::sheet::Sheet;
 use crate::{args::Views, failure::Failure, terminal};
 
-/// Outputs of this command, which a later one may replace.
+/// Outputs of this command, which it may replace.
 const SHEET: output::Kind = output::Kind { name: "a picture of this command", is_earlier: is_sheet };
 const ARRAY: output::Kind =
     output::Kind { name: "an array of views with its file of parameters", is_earlier: is_array };
 const PARAMETERS: output::Kind = output::Kind { name: "the parameters of views", is_earlier: is_parameters };
-/// Text in a picture that identifies this command: PNG's keyword, and the value.
+/// PNG text (keyword, value) that identifies pictures of this command.
 const MARK: (&str, &str) = ("Software", "simclr views");
 
-/// What is written, by the ending of its name.
+/// Format of the output, by its extension.
 #[derive(Clone, Copy, PartialEq)]
 enum Format {
     Picture,
@@ -52,8 +52,7 @@ impl Format {
     }
 }
 
-/// One row per image: the original as the evaluation sees it, then views; as a picture, or as numbers where a `.npy` or a
-/// `.safetensors` is asked for.
+/// Writes one row per image: the original with the transform of an evaluation, then views.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
@@ -70,22 +69,22 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
         Format::Npy | Format::Safetensors => table.write_array(&arguments.out, format)?,
     }
     table.set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
-    let (rows, transform) = (table.rows, table.transform());
     terminal::result(&format!(
-        "{}  {rows} images, {} views each; originals: {transform}",
+        "{}  {} images, {} views each; originals: {}",
         arguments.out.display(),
-        arguments.views
+        table.rows,
+        arguments.views,
+        table.transform()
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses to replace anything but an earlier output of this command.
+/// Refuses to replace other files than outputs of this command.
 fn check(out: &Path, format: Format, data: &Path) -> Result<(), Failure> {
     output::check(out, if format == Format::Picture { SHEET } else { ARRAY }, Some(data))?;
     Ok(output::check(&parameters_file(out), PARAMETERS, Some(data))?)
 }
 
-/// What is shown.
 struct Table {
     config: RunConfig,
     set: Dataset,
@@ -94,7 +93,7 @@ struct Table {
     views: usize,
 }
 
-/// Receives row and column, planes, what a view was made by (the original by nothing), and width and height of the image.
+/// Receives row and column, planes, parameters of a view (`None` for the original), and width and height of the image.
 type Receiver<'a> =
     dyn FnMut((usize, usize), &[f32], Option<&ViewParams>, (usize, usize)) -> Result<(), Failure> + 'a;
 
@@ -108,17 +107,18 @@ impl Table {
         row * self.set.len() / self.rows
     }
 
-    /// Row by row.
     fn each(&self, receiver: &mut Receiver<'_>) -> Result<(), Failure> {
-        let (config, size) = (&self.config, self.config.train.image_size);
-        let (mut pixels, mut scratch) = (vec![0.0; self.set.channels() * size * size], Scratch::default());
+        let config = &self.config;
+        let size = config.train.image_size;
+        let mut pixels = vec![0.0; self.set.channels() * size * size];
+        let mut buffers = AugmentBuffers::default();
         for row in 0..self.rows {
             let image = self.set.decode(self.index(row))?;
-            self.transform().apply(&image, &mut pixels, &mut scratch);
+            self.transform().apply(&image, &mut pixels, &mut buffers);
             let stored = (image.width, image.height);
             receiver((row, 0), &pixels, None, stored)?;
             for view in 0..self.views {
-                // Two views an epoch, as in training.
+                // Two views per epoch, as in training.
                 let key = Key {
                     seed: config.train.seed,
                     epoch: view as u64 / 2,
@@ -126,7 +126,7 @@ impl Table {
                     view: view as u64 % 2,
                 };
                 let params = config.augment.draw(key, image.width, image.height);
-                augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut scratch);
+                augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut buffers);
                 receiver((row, view + 1), &pixels, Some(&params), stored)?;
             }
         }
@@ -135,19 +135,19 @@ impl Table {
 
     fn draw(&self, out: &Path) -> Result<(), Failure> {
         let mut sheet = Sheet::new(self.rows, self.views + 1, self.config.train.image_size);
-        let mut made_by = Vec::new();
+        let mut parameters = Vec::new();
         self.each(&mut |(row, column), pixels, params, size| {
             sheet.put((row, column), pixels, self.set.channels());
             sheet.label((row, column), params, size);
-            made_by.push(self.described((row, column), params));
+            parameters.push(self.described((row, column), params));
             Ok(())
         })?;
         let png = encode(&sheet.image).map_err(|error| Failure::user(error.to_string(), None))?;
         atomic_file::write(out, &png)?;
-        self.write_parameters(out, made_by)
+        self.write_parameters(out, parameters)
     }
 
-    /// What the original or a view was made by.
+    /// Parameters of a view, or transform of an original.
     fn described(&self, (row, column): (usize, usize), params: Option<&ViewParams>) -> Value {
         let name = &self.set.samples()[self.index(row)].name;
         match params {
@@ -163,14 +163,15 @@ impl Table {
         Ok(atomic_file::write(&parameters_file(out), format!("{text:#}\n").as_bytes())?)
     }
 
-    /// A row of `C * S * S` numbers for each original and each view.
+    /// A row of `C * S * S` values for each original and each view.
     fn write_array(&self, out: &Path, format: Format) -> Result<(), Failure> {
         let transform = self.transform();
         let width = transform.channels * transform.size * transform.size;
-        let (mut values, mut made_by) = (Vec::new(), Vec::new());
+        let mut values = Vec::new();
+        let mut parameters = Vec::new();
         self.each(&mut |place, pixels, params, _| {
             values.extend_from_slice(pixels);
-            made_by.push(self.described(place, params));
+            parameters.push(self.described(place, params));
             Ok(())
         })?;
         let bytes = match format {
@@ -178,7 +179,7 @@ impl Table {
             Format::Npy | Format::Picture => npy_of(&values, width)?,
         };
         atomic_file::write(out, &bytes)?;
-        self.write_parameters(out, made_by)
+        self.write_parameters(out, parameters)
     }
 }
 
@@ -188,14 +189,14 @@ fn npy_of(values: &[f32], width: usize) -> std::io::Result<Vec<u8>> {
     Ok(array.finish()?.into_inner())
 }
 
-/// Where the parameters of the views in `out` are written: `x.npy.json`, so that a picture and an array of one name keep theirs.
+/// Path of the parameters of the views in `out`: `x.npy.json`, which differs for a picture and an array of one name.
 fn parameters_file(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".json");
     name.into()
 }
 
-/// The picture as a PNG that [`is_sheet`] knows again.
+/// Encodes the picture as PNG with [`MARK`].
 fn encode(image: &RgbImage) -> Result<Vec<u8>, png::EncodingError> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
@@ -217,7 +218,6 @@ fn is_sheet(path: &Path) -> bool {
     })
 }
 
-/// Whether `path` is an array of views with its file of parameters.
 fn is_array(path: &Path) -> bool {
     is_parameters(&parameters_file(path)) && (npy_rows(path).is_some() || is_safetensors_of_views(path))
 }

@@ -1,4 +1,4 @@
-//! Runs the real binary on image sets that the tests draw.
+//! Runs the real binary on generated image sets.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A folder of `count` 16x16 PNG files in four class folders; stripes differ by class, colours by chance.
+/// A folder of `count` 16x16 PNG files in four class folders, with stripes by class and pseudo-random colours.
 pub fn image_folder(data: &Path, count: usize) -> PathBuf {
     for index in 0..count {
         let class = index % 4;
@@ -30,7 +30,7 @@ pub fn stripes(index: usize, class: usize) -> image::RgbImage {
     })
 }
 
-/// A TIFF file of 16x16 pages of one grey level each, little-endian and not compressed.
+/// A TIFF file of 16x16 pages of one grey level each, little-endian, uncompressed.
 pub fn stack(levels: &[u8]) -> Vec<u8> {
     const ENTRIES: u32 = 8;
     let directory = 2 + 12 * ENTRIES + 4;
@@ -66,7 +66,7 @@ pub const SMALL: [&str; 12] = [
     "optim.warmup_epochs=0",
 ];
 
-/// The binary, not yet started.
+/// A command of the binary.
 pub fn simclr(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_simclr"));
     command.args(arguments).env("NO_COLOR", "1");
@@ -84,12 +84,12 @@ pub fn pretrain(data: &Path, run: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// `command` on so many processes of this machine, whatever its number of processors.
+/// `command` as an MPI job on this machine, which may have fewer processors.
 pub fn mpirun(processes: usize, command: &mut Command) -> Command {
     let mut mpirun = Command::new("mpirun");
     mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &processes.to_string()]);
     mpirun.arg(command.get_program()).args(command.get_args()).env("NO_COLOR", "1");
-    // Tests run as root in containers, which mpirun asks for twice.
+    // Tests run as root in containers, which mpirun requires two variables for.
     mpirun.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
     mpirun
 }
@@ -110,23 +110,23 @@ pub fn step_of(checkpoint: &Path) -> u64 {
     name.trim_start_matches("step-").parse().unwrap()
 }
 
-/// Waits until a process with piped outputs has ended, and kills it where it does not in time.
+/// Waits for a process with piped outputs; kills it and panics after the time `within`.
 #[track_caller]
-pub fn finished(mut child: Child, within: Duration) -> Said {
+pub fn finished(mut child: Child, within: Duration) -> Finished {
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begin.elapsed() > within {
             child.kill().unwrap();
-            let said = Said::of(&child.wait_with_output().unwrap());
-            panic!("still running after {within:?}: stdout {}\nstderr {}", said.out, said.err);
+            let output = Finished::of(&child.wait_with_output().unwrap());
+            panic!("still running after {within:?}: stdout {}\nstderr {}", output.out, output.err);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Said::of(&child.wait_with_output().unwrap())
+    Finished::of(&child.wait_with_output().unwrap())
 }
 
-/// What a finished process said.
-pub struct Said {
+/// Exit code and outputs of a process.
+pub struct Finished {
     /// Exit code.
     pub code: Option<i32>,
     /// Standard output.
@@ -135,18 +135,18 @@ pub struct Said {
     pub err: String,
 }
 
-/// Runs to the end.
-pub fn said(command: &mut Command) -> Said {
-    Said::of(&command.output().expect("the binary starts"))
+/// Runs `command` to the end.
+pub fn execute(command: &mut Command) -> Finished {
+    Finished::of(&command.output().expect("the binary starts"))
 }
 
-impl Said {
+impl Finished {
     fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// Exit code 2, exactly one message, which holds every one of `parts`, and no panic.
+    /// Expects exit code 2 and exactly one error message, which contains all `parts`.
     #[track_caller]
     pub fn refuses(&self, parts: &[&str]) {
         assert_eq!(self.code, Some(2), "stdout {}\nstderr {}", self.out, self.err);
@@ -158,14 +158,14 @@ impl Said {
         assert!(!self.err.contains("panicked") && !self.err.contains("internal error"), "{}", self.err);
     }
 
-    /// A hint that holds `part`.
+    /// Expects a hint that contains `part`.
     #[track_caller]
     pub fn hints(&self, part: &str) {
         let hint = self.err.lines().find(|line| line.starts_with("hint: ")).unwrap_or_default();
         assert!(hint.contains(part), "expected `{part}` in the hint of {}", self.err);
     }
 
-    /// Exit code 0.
+    /// Expects exit code 0.
     #[track_caller]
     pub fn succeeds(&self) -> &Self {
         assert_eq!(self.code, Some(0), "stdout {}\nstderr {}", self.out, self.err);

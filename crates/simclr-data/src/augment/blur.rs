@@ -41,7 +41,8 @@ pub fn gaussian(view: &mut View, sigma: f32, alike: bool, buffer: &mut Vec<f32>)
 /// pass, still in the L1 cache.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn blur(plane: &mut [f32], side: usize, kernel: &[f32], buffer: &mut Vec<f32>) {
-    let (radius, width) = (kernel.len() / 2, side.next_multiple_of(LANES));
+    let radius = kernel.len() / 2;
+    let width = side.next_multiple_of(LANES);
     // One zero-padded row of the plane, then all rows after the horizontal pass, zero-padded above and below.
     buffer.resize((width + 2 * radius) + (side + 2 * radius) * width, 0.0);
     let (padded, rows) = buffer.split_at_mut(width + 2 * radius);

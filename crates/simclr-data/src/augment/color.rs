@@ -218,7 +218,6 @@ fn distort_any(view: &mut View, op: Jitter, model: ColorModel) {
     }
 }
 
-/// x * factor + shift.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn affine(pixels: &mut [f32], factor: f32, shift: f32) {
     for x in pixels {
@@ -227,7 +226,8 @@ fn affine(pixels: &mut [f32], factor: f32, shift: f32) {
 }
 
 fn contrast(view: &mut View, factor: f32, model: ColorModel) {
-    let (area, channels) = (view.area(), view.channels as f32);
+    let area = view.area();
+    let channels = view.channels as f32;
     // Summed in tiles as in `apply`, for the same rounding.
     let mean = |plane: &[f32]| plane.chunks(TILE).map(sum).sum::<f32>() / area as f32;
     let gray = view.pixels.chunks_exact(area).map(mean).sum::<f32>() / channels;

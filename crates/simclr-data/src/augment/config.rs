@@ -199,11 +199,8 @@ impl AugmentConfig {
     }
 }
 
-fn check(fine: bool, key: &'static str, value: f32, expected: &str) -> Result<(), DataError> {
-    if fine {
-        return Ok(());
-    }
-    Err(DataError::Config { key, value: value.to_string(), reason: format!("expected {expected}") })
+fn check(is_valid: bool, key: &'static str, value: f32, expected: &str) -> Result<(), DataError> {
+    if is_valid { Ok(()) } else { Err(DataError::config(key, value, format!("expected {expected}"))) }
 }
 
 fn range(key: &'static str, [low, high]: [f32; 2], max: f32) -> Result<(), DataError> {
@@ -211,5 +208,5 @@ fn range(key: &'static str, [low, high]: [f32; 2], max: f32) -> Result<(), DataE
         return Ok(());
     }
     let reason = format!("expected two numbers above 0, the first not above the second, at most {max}");
-    Err(DataError::Config { key, value: format!("[{low}, {high}]"), reason })
+    Err(DataError::config(key, format!("[{low}, {high}]"), reason))
 }

@@ -9,7 +9,6 @@ use multiversion::multiversion;
 use super::{AugmentBuffers, Crop, Interpolation, sample};
 use crate::Image;
 
-/// Filter of a resize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Resampling {
     pub(super) interpolation: Interpolation,
@@ -78,7 +77,6 @@ impl Crop {
         Self { x, y, width, height }
     }
 
-    /// Bounding box of both.
     pub(crate) fn union(self, other: Self) -> Self {
         let (x, y) = (self.x.min(other.x), self.y.min(other.y));
         let width = (self.x + self.width).max(other.x + other.width) - x;

@@ -1,5 +1,5 @@
-//! Solarization, Sobel filter, Gaussian noise and cutout: operators of the composition study (paper 3.1), whose parameters
-//! were never published. Ours: Sobel magnitude of the luma, cutout of a grey square of half the side.
+//! Solarization, Sobel filter, Gaussian noise and cutout: operators of the composition study (paper 3.1), which published no
+//! parameters. Ours: Sobel magnitude of the luma, cutout of a grey square of half the side.
 
 use std::ops::Range;
 

@@ -2,7 +2,6 @@
 
 use super::View;
 
-/// Mirrors left and right.
 pub(super) fn flip(view: &mut View) {
     view.pixels.chunks_exact_mut(view.side).for_each(<[f32]>::reverse);
 }

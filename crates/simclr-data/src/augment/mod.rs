@@ -65,7 +65,6 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Number of values in a plane.
     fn area(&self) -> usize {
         self.side * self.side
     }

@@ -20,8 +20,10 @@ pub(super) fn resize(
     out: &mut [f32],
     buffer: &mut Vec<f32>,
 ) {
-    let (channels, stride) = (image.channels, image.width * image.channels);
-    let (columns, rows) = (taps(crop.width, size, interpolation), taps(crop.height, size, interpolation));
+    let channels = image.channels;
+    let stride = image.width * channels;
+    let columns = taps(crop.width, size, interpolation);
+    let rows = taps(crop.height, size, interpolation);
     buffer.resize(crop.width * channels, 0.0);
     for (y, taps) in rows.iter().enumerate() {
         let row =

@@ -40,7 +40,7 @@ pub enum EvalCrop {
     /// `"whole"`.
     #[serde(with = "whole")]
     Whole,
-    /// The central square whose side is this share of the shorter side.
+    /// A central square; its side as a share of the shorter side.
     Share(f64),
 }
 
@@ -101,11 +101,10 @@ impl TransformConfig {
     /// [`DataError::Config`].
     pub fn validate(&self) -> Result<(), DataError> {
         match self.crop {
-            EvalCrop::Share(share) if !(share > 0.0 && share <= 1.0) => Err(DataError::Config {
-                key: "transform.crop",
-                value: share.to_string(),
-                reason: "expected `whole` or a share of the shorter side above 0 and up to 1".into(),
-            }),
+            EvalCrop::Share(share) if !(share > 0.0 && share <= 1.0) => {
+                let reason = "expected `whole` or a share of the shorter side above 0 and up to 1";
+                Err(DataError::config("transform.crop", share, reason))
+            }
             _ => Ok(()),
         }
     }

@@ -46,7 +46,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
         if bytes.is_empty() || bytes.len() % (label_bytes + PIXELS) != 0 {
             let reason =
                 format!("{} bytes are no whole number of {}-byte records", bytes.len(), label_bytes + PIXELS);
-            return Err(DataError::Format { path: file.clone(), reason });
+            return Err(DataError::format(file, reason));
         }
         for (index, record) in bytes.chunks_exact(label_bytes + PIXELS).enumerate() {
             let label = Some(u32::from(record[label_bytes - 1]));
@@ -62,7 +62,7 @@ pub fn open(path: &Path, files: &[PathBuf], split: Split) -> Result<Opened, Data
     if let Some(sample) = out_of_range {
         let reason =
             format!("`{}` has label {:?}, expected below {}", sample.name, sample.label, classes.len());
-        return Err(DataError::Format { path: path.to_owned(), reason });
+        return Err(DataError::format(path, reason));
     }
     let source =
         Raw { width: SIDE, height: SIDE, channels: 3, planar: true, pixels: pixels.into(), files: states };

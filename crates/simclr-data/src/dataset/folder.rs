@@ -74,9 +74,7 @@ fn open_listed(root: &Path, listed: Listed, split: Split) -> Result<Opened, Data
 #[derive(Default)]
 struct Listed {
     images: Vec<(String, PathBuf)>,
-    /// See `folder_tables`.
     tables: Vec<String>,
-    /// See `tiny_imagenet`.
     annotations: Vec<String>,
     others: Others,
 }
@@ -153,18 +151,18 @@ impl Others {
         } else {
             &format!("{total} files of other kinds are")
         };
-        Some(format!("{files} passed over: {}", list_counts(kinds, NAMED)))
+        Some(format!("{files} skipped: {}", list_counts(kinds, NAMED)))
     }
 }
 
 impl Source for Folder {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let path = &self.files[index];
-        let failed = |reason: String| DataError::Decode { name: path.display().to_string(), reason };
+        let failed = |reason: &str| DataError::decode(path.display().to_string(), reason);
         if fs_err::metadata(path).is_ok_and(|now| now.len() > decode::MAX_BYTES) {
-            return Err(failed("the file is larger than any image that is decoded".into()));
+            return Err(failed("the file is larger than any image that is decoded"));
         }
-        Ok(fs_err::read(path).map_err(|error| failed(io_reason(&error)))?.into())
+        Ok(fs_err::read(path).map_err(|error| failed(&io_reason(&error)))?.into())
     }
 
     fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {

@@ -12,12 +12,10 @@ use super::{
 
 /// In order of precedence within a folder.
 const FILES: [&str; 4] = ["metadata.csv", "metadata.jsonl", "metadata.parquet", "labels.csv"];
-/// Maximal number of tables in notes.
-const NOTED: usize = 5;
+const MAX_NOTES: usize = 5;
 
 /// Labels of all images of a folder.
 pub struct Labels {
-    /// By image.
     pub of: Vec<Option<u32>>,
     pub classes: ClassNames,
 }
@@ -27,7 +25,6 @@ pub fn is_table(path: &Path) -> bool {
     path.file_name().is_some_and(|name| FILES.iter().any(|table| name == *table))
 }
 
-/// A table that gives labels.
 struct Used {
     /// With a trailing `/`; empty for the root.
     folder: String,
@@ -63,9 +60,9 @@ pub fn labels(root: &Path, names: &[String], mut files: Vec<String>) -> (Option<
             }
         }
     }
-    if notes.len() > NOTED {
-        let more = notes.len() - NOTED;
-        notes.truncate(NOTED);
+    if notes.len() > MAX_NOTES {
+        let more = notes.len() - MAX_NOTES;
+        notes.truncate(MAX_NOTES);
         notes.push(format!("so with {more} more tables"));
     }
     let labels = (!used.is_empty()).then(|| combined(names, &used, &mut notes));
@@ -95,7 +92,6 @@ fn read(root: &Path, names: &[String], name: &str, folder: String) -> Result<Use
     Ok(Used { folder, name: name.to_owned(), table, first, found })
 }
 
-/// Merges all tables.
 fn combined(names: &[String], used: &[Used], notes: &mut Vec<String>) -> Labels {
     // Table and row of each image.
     let mut rows: Vec<Option<(usize, usize)>> = vec![None; names.len()];

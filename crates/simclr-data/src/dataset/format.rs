@@ -23,7 +23,6 @@ pub(super) enum Format {
     Folder,
     /// Image files in different folders.
     Files(Vec<PathBuf>),
-    /// Several sets, of any other formats.
     Several(Vec<PathBuf>),
 }
 
@@ -93,7 +92,7 @@ impl<'a> Location<'a> {
             Split::Validation => "the set has no validation part (val or validation next to test)",
             Split::Unlabelled => "the set has no unlabelled part (unlabeled)",
         };
-        Err(DataError::Empty { path: self.path.to_owned(), reason: reason.into() })
+        Err(DataError::empty(self.path, reason))
     }
 }
 
@@ -124,7 +123,7 @@ impl Format {
             () if path.is_dir() => Ok(Self::Folder),
             () => {
                 let reason = "a single file must be a tar shard, parquet, IDX, CIFAR binary or a packed set";
-                Err(DataError::Empty { path: path.to_owned(), reason: reason.into() })
+                Err(DataError::empty(path, reason))
             }
         }
     }

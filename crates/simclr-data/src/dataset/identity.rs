@@ -32,7 +32,6 @@ const STORED_BYTES: u64 = 1 << 63;
 const TICK: Duration = Duration::from_millis(20);
 const COARSE: Duration = Duration::from_secs(3);
 
-/// Size and stamp of a file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FileState {
     pub bytes: u64,
@@ -93,7 +92,6 @@ impl Contents {
     }
 }
 
-/// 63 bits of BLAKE3.
 fn content(stored: &Result<Bytes, DataError>) -> u64 {
     let Ok(bytes) = stored else { return UNREADABLE };
     let hash = blake3::hash(bytes);

@@ -42,7 +42,7 @@ pub fn open(files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(images);
     let (shape, pixels) = read(images)?;
     let [count, height, width] = shape[..] else {
-        return Err(wrong(images, format!("expected 3 dimensions, found {}", shape.len())));
+        return Err(DataError::format(images, format!("expected 3 dimensions, found {}", shape.len())));
     };
     let labels = labels_file(images).map(|file| read_labels(&file, count)).transpose()?;
     let classes = if labels.is_some() { class_count(files) } else { 0 };
@@ -69,7 +69,7 @@ fn class_count(files: &[PathBuf]) -> usize {
 fn read_labels(path: &Path, count: usize) -> Result<Vec<u8>, DataError> {
     let (shape, labels) = read(path)?;
     if shape != [count] {
-        return Err(wrong(
+        return Err(DataError::format(
             path,
             format!("expected {count} labels, one per image, found dimensions {shape:?}"),
         ));
@@ -98,11 +98,11 @@ fn read(path: &Path) -> Result<(Vec<usize>, Vec<u8>), DataError> {
 }
 
 fn parse(path: &Path, mut stream: impl Read) -> Result<(Vec<usize>, Vec<u8>), DataError> {
-    let damaged = |error: std::io::Error| wrong(path, format!("damaged IDX file: {error}"));
+    let damaged = |error: std::io::Error| DataError::format(path, format!("damaged IDX file: {error}"));
     let mut magic = [0; 4];
     stream.read_exact(&mut magic).map_err(damaged)?;
     let [0, 0, 8, dimensions] = magic else {
-        return Err(wrong(path, "not an IDX file of unsigned bytes".into()));
+        return Err(DataError::format(path, "not an IDX file of unsigned bytes"));
     };
     let mut shape = Vec::new();
     for _ in 0..dimensions {
@@ -112,21 +112,23 @@ fn parse(path: &Path, mut stream: impl Read) -> Result<(Vec<usize>, Vec<u8>), Da
     }
     let promised = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let Some(promised) = promised.filter(|&bytes| bytes > 0 && bytes <= MAX_BYTES) else {
-        return Err(wrong(path, format!("the header promises {shape:?} bytes, expected 1 to {MAX_BYTES}")));
+        return Err(DataError::format(
+            path,
+            format!("the header declares {shape:?} bytes, expected 1 to {MAX_BYTES}"),
+        ));
     };
     let mut pixels = Vec::new();
     stream.take(promised as u64 + 1).read_to_end(&mut pixels).map_err(damaged)?;
     if pixels.len() != promised {
         let found = if pixels.len() > promised { "more".into() } else { pixels.len().to_string() };
-        return Err(wrong(path, format!("the header promises {shape:?} bytes, the file holds {found}")));
+        return Err(DataError::format(
+            path,
+            format!("the header declares {shape:?} bytes, the file holds {found}"),
+        ));
     }
     Ok((shape, pixels))
 }
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn wrong(path: &Path, reason: String) -> DataError {
-    DataError::Format { path: path.to_owned(), reason }
 }

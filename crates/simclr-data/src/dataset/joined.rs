@@ -20,7 +20,7 @@ impl Dataset {
         let sets = opened(path, &[Split::Train, Split::Validation], options)?;
         if let Some(name) = sets[1].classes.iter().find(|name| !sets[0].classes.contains(name)) {
             let reason = format!("class `{name}` of the validation part is not in the training part");
-            return Err(DataError::Format { path: path.to_owned(), reason });
+            return Err(DataError::format(path, reason));
         }
         Ok(Self::concatenated(sets, options))
     }
@@ -57,7 +57,9 @@ fn opened(path: &Path, parts: &[Split], options: OpenOptions) -> Result<Vec<Open
 
 /// Concatenates `sets`, with labels by class name among `classes`.
 pub(super) fn joined(sets: Vec<Opened>, classes: ClassNames) -> Opened {
-    let (mut samples, mut notes, mut label_notes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut samples = Vec::new();
+    let mut notes = Vec::new();
+    let mut label_notes = Vec::new();
     let mut source = Joined { sources: Vec::new(), ends: Vec::new() };
     for set in sets {
         let labels: Vec<Option<u32>> = set.classes.iter().map(|name| classes.label(name)).collect();
@@ -73,7 +75,6 @@ pub(super) fn joined(sets: Vec<Opened>, classes: ClassNames) -> Opened {
     Opened { samples, classes: classes.names, source: Box::new(source), notes, label_notes }
 }
 
-/// Several sources, one after another.
 struct Joined {
     sources: Vec<Box<dyn Source>>,
     /// Cumulative number of images.
@@ -104,12 +105,11 @@ impl Source for Joined {
         source.file_name(index)
     }
 
-    /// Of the first source with a recorded range; packed sets with different ranges cannot be joined.
+    /// Of the first source with a recorded range; all packed sources must have the same.
     fn recorded_range(&self) -> Option<&ValueRange> {
         self.sources.iter().find_map(|source| source.recorded_range())
     }
 
-    /// As for the range.
     fn recorded_pages(&self) -> Option<Pages> {
         self.sources.iter().find_map(|source| source.recorded_pages())
     }

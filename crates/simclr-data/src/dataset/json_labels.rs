@@ -25,7 +25,6 @@ pub struct JsonLabels {
 }
 
 impl JsonLabels {
-    /// Reads the member `name` of `sample`.
     pub fn add(&mut self, sample: Sample, name: &str, bytes: &[u8]) {
         // Members of most large sets hold captions and URLs only and need not be parsed.
         if !mentions_label(bytes) {
@@ -53,7 +52,8 @@ impl JsonLabels {
         wanted: impl Fn(&Sample) -> bool,
     ) -> (Vec<(Sample, String)>, HashMap<String, String>, Option<String>) {
         let found: Vec<_> = self.found.into_iter().filter(|(sample, ..)| wanted(sample)).collect();
-        let (mut names, mut labels) = (HashMap::new(), HashMap::new());
+        let mut names = HashMap::new();
+        let mut labels = HashMap::new();
         let mut is_one_to_one = true;
         for (_, label, class) in &found {
             let Some(class) = class else { continue };
@@ -66,7 +66,7 @@ impl JsonLabels {
         let note = (!unusable.is_empty()).then(|| {
             let names = list_names(&unusable, NAMED);
             let count = unusable.len();
-            format!("{count} .json members hold no integer or text as label and are passed over: {names}")
+            format!("{count} .json members hold no integer or text as label and are skipped: {names}")
         });
         let labels = found.into_iter().map(|(sample, label, _)| (sample, label)).collect();
         (labels, if is_one_to_one { names } else { HashMap::new() }, note)

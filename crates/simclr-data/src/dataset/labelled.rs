@@ -121,11 +121,10 @@ impl Dataset {
         let table = Table::read(path, &tables::ANY).map_err(|error| error.into_error(path))?;
         let samples = std::iter::once(&self).chain(others).flat_map(Self::samples);
         let (names, places) = self.file_names(samples);
-        let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
         let found = table.matches(&Names::of(names.iter().copied().enumerate()), names.len());
-        let found = found.map_err(invalid)?;
+        let found = found.map_err(|reason| DataError::format(path, reason))?;
         if found.rows.iter().all(Option::is_none) {
-            return Err(invalid(no_image_in(&table, &names)));
+            return Err(DataError::format(path, no_image_in(&table, &names)));
         }
         let label = |row: &Option<usize>| row.and_then(|row| table.rows[row].label.as_deref());
         let classes = tables::classes(&table.class_names, found.rows.iter().filter_map(label));
@@ -142,7 +141,8 @@ impl Dataset {
     /// The file names of `samples`, and each sample's index among them: pages of a file share its name.
     fn file_names<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> (Vec<&'a str>, Vec<usize>) {
         let is_paged = self.decoding.pages == Pages::Images;
-        let (mut names, mut places) = (Vec::new(), Vec::new());
+        let mut names = Vec::new();
+        let mut places = Vec::new();
         for sample in samples {
             let name = if is_paged { pages::file_of(&sample.name) } else { &sample.name };
             if !is_paged || names.last() != Some(&name) {
@@ -172,12 +172,13 @@ impl Dataset {
 /// For misspelt words as well, which are taken as paths.
 fn cannot_open(path: &Path, error: &std::io::Error) -> DataError {
     let reason = format!("expected auto, none or the path of a table of images and labels: {error}");
-    DataError::Config { key: "data.labels", value: format!("`{}`", path.display()), reason }
+    DataError::config("data.labels", format!("`{}`", path.display()), reason)
 }
 
 fn no_image_in(table: &Table, names: &[&str]) -> String {
     let row = table.rows.first().map(|row| row.image.as_str()).unwrap_or_default();
-    let (count, image) = (table.rows.len(), names.first().copied().unwrap_or_default());
+    let image = names.first().copied().unwrap_or_default();
+    let count = table.rows.len();
     format!(
         "none of its {count} rows names an image of the set: the first is `{row}`, an image is called `{image}`"
     )
@@ -224,7 +225,7 @@ pub(super) fn note_on_unlabelled(samples: &[Sample]) -> Option<String> {
     }
     let names = list_names(unlabelled.iter().map(|sample| &sample.name), NAMED);
     Some(format!(
-        "{} of {} images have no label; whatever needs labels leaves them out: {names}",
+        "{} of {} images have no label; evaluations with labels skip them: {names}",
         unlabelled.len(),
         samples.len()
     ))

@@ -27,7 +27,6 @@ pub fn is_visible(path: &str) -> bool {
     path.split('/').all(|part| !part.starts_with('.'))
 }
 
-/// The images of a split.
 pub struct Arranged {
     /// Index into the paths, and sample.
     pub kept: Vec<(usize, Sample)>,
@@ -52,11 +51,10 @@ impl Arranged {
     pub fn checked(self, root: &Path) -> Result<Self, DataError> {
         let Some([one, other]) = &self.twins else { return Ok(self) };
         let reason = format!("two class folders have one name in two Unicode forms: `{one}` and `{other}`");
-        Err(DataError::Format { path: root.to_owned(), reason })
+        Err(DataError::format(root, reason))
     }
 }
 
-/// The images of `split` among `paths`.
 pub fn arrange(paths: &[String], split: Split) -> Arranged {
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let Layout { split_at, class_at, around } = Layout::of(&parts);

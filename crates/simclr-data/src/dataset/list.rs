@@ -14,16 +14,16 @@ impl Dataset {
     /// A list that cannot be read or is empty, or a name that is unknown or ambiguous.
     pub fn listed(&self, list: &Path) -> Result<Vec<usize>, DataError> {
         let text = fs_err::read_to_string(list)?;
-        let invalid = |reason: String| DataError::Format { path: list.to_owned(), reason };
         let names = Names::of(self.samples().iter().map(|sample| sample.name.as_str()).enumerate());
         let comment = |line: &str| line.starts_with('#') && !names.whole.contains_key(line);
         let lines = text.lines().filter(|line| !line.trim().is_empty() && !comment(line));
         let found = lines.map(|line| names.find(line).map_err(|missed| missed.reason(line)));
-        let mut indices = found.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+        let mut indices =
+            found.collect::<Result<Vec<_>, _>>().map_err(|reason| DataError::format(list, reason))?;
         indices.sort_unstable();
         indices.dedup();
         if indices.is_empty() {
-            return Err(invalid("it names no image".into()));
+            return Err(DataError::format(list, "it names no image"));
         }
         Ok(indices)
     }
@@ -55,7 +55,8 @@ impl Missed {
 
 impl<'a> Names<'a> {
     pub fn of(names: impl Iterator<Item = (usize, &'a str)>) -> Self {
-        let (mut whole, mut last) = (HashMap::new(), HashMap::new());
+        let mut whole = HashMap::new();
+        let mut last = HashMap::new();
         for (index, name) in names {
             add(&mut whole, name, Some(index));
             add(&mut last, name.rsplit('/').next().unwrap_or_default(), Some(index));

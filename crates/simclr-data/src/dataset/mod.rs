@@ -114,8 +114,7 @@ impl Dataset {
     pub fn open(path: &Path, split: Split, options: impl Into<OpenOptions>) -> Result<Self, DataError> {
         let options = options.into();
         if options.channels == Channels::Count(0) {
-            let reason = "an image has at least one channel".into();
-            return Err(DataError::Config { key: "channels", value: "0".into(), reason });
+            return Err(DataError::config("channels", 0, "an image has at least one channel"));
         }
         Self::open_at(&Location::of(path)?, split, options)
     }
@@ -220,7 +219,7 @@ impl Dataset {
             Some(recorded) if recorded != range => {
                 let reason =
                     format!("the packed set was written with {recorded}; pack it again with --range");
-                return Err(DataError::Config { key: "data.range", value: range.to_string(), reason });
+                return Err(DataError::config("data.range", range, reason));
             }
             _ => self.decoding.range = range.clone(),
         }
@@ -249,7 +248,6 @@ impl Dataset {
         }
     }
 
-    /// The index in the source.
     fn stored(&self, index: usize) -> usize {
         self.part.as_ref().map_or(index, |part| part[index])
     }
@@ -308,7 +306,6 @@ impl Dataset {
         self.source.decode_stored(index, stored?, &self.decoding)
     }
 
-    /// Stored bytes of image `index`.
     fn stored_bytes(&self, index: usize) -> u64 {
         self.source.stored_bytes(self.stored(index))
     }

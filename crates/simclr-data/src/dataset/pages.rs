@@ -30,7 +30,7 @@ pub(super) fn resolved(
             let reason = format!(
                 "the packed set was written with data.pages = {recorded}; pack it again with --pages {wanted}"
             );
-            Err(DataError::Config { key: "data.pages", value: wanted.to_string(), reason })
+            Err(DataError::config("data.pages", wanted, reason))
         }
         _ => Ok(wanted),
     }
@@ -78,10 +78,7 @@ fn pages_of(source: &dyn Source, index: usize) -> Result<Vec<usize>, DataError> 
     }
     // Reported when it is decoded.
     let Ok(bytes) = source.read(index) else { return Ok(Vec::new()) };
-    match decode::pages(&bytes) {
-        Ok(pages) => Ok(pages),
-        Err(reason) => Err(DataError::Decode { name, reason }),
-    }
+    decode::pages(&bytes).map_err(|reason| DataError::decode(name, reason))
 }
 
 fn is_tiff(name: &str) -> bool {
@@ -95,7 +92,6 @@ pub(super) fn file_of(name: &str) -> &str {
     name.rsplit_once('#').filter(|(_, page)| is_number(page)).map_or(name, |(file, _)| file)
 }
 
-/// Location of an image.
 struct Origin {
     file: usize,
     /// `None` for the whole file.

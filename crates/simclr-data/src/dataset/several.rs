@@ -35,7 +35,7 @@ pub fn as_one_path(paths: &[PathBuf]) -> Result<PathBuf, DataError> {
         if text.contains(['{', '}', ',']) {
             let reason =
                 "its name has a brace or a comma: write the paths into a text file, one on each line";
-            return Err(DataError::Format { path: path.clone(), reason: reason.into() });
+            return Err(DataError::format(path, reason));
         }
         whole.push(text);
     }
@@ -57,25 +57,29 @@ pub fn canonical(path: &Path) -> Result<PathBuf, DataError> {
 
 /// The sources of a pattern or list; `None` for the path of a single set.
 pub fn sources(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
-    let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
     let is_list = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("txt"));
     if path.is_file() && is_list {
         let folder = path.parent().unwrap_or(Path::new(""));
         let text = fs_err::read_to_string(path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let found: Vec<PathBuf> = lines.map(|line| folder.join(line)).collect();
-        return if found.is_empty() { Err(invalid("it names no path".into())) } else { Ok(Some(found)) };
+        return if found.is_empty() {
+            Err(DataError::format(path, "it names no path"))
+        } else {
+            Ok(Some(found))
+        };
     }
     let text = path.to_string_lossy();
     if path.exists() || !text.contains('{') {
         return Ok(None);
     }
-    let expanded = expanded(&text).map_err(invalid)?;
+    let expanded = expanded(&text).map_err(|reason| DataError::format(path, reason))?;
     match expanded.iter().find(|source| !Path::new(source).exists()) {
-        Some(source) => Err(invalid(format!(
-            "`{source}`, one of the {} paths that it stands for, does not exist",
-            expanded.len()
-        ))),
+        Some(source) => {
+            let count = expanded.len();
+            let reason = format!("`{source}`, one of the {count} paths that it expands to, does not exist");
+            Err(DataError::format(path, reason))
+        }
         None => Ok(Some(expanded.into_iter().map(PathBuf::from).collect())),
     }
 }
@@ -87,7 +91,7 @@ pub(crate) fn sources_of(path: &Path) -> Vec<PathBuf> {
 }
 
 pub fn no_such(path: &Path) -> DataError {
-    DataError::Empty { path: path.to_owned(), reason: "no such file or folder".into() }
+    DataError::empty(path, "no such file or folder")
 }
 
 /// The expansions of `pattern`, in the order of its alternatives.
@@ -106,7 +110,7 @@ fn expanded(pattern: &str) -> Result<Vec<String>, String> {
     }
     let rest = expanded(after)?;
     if middle.len().saturating_mul(rest.len()) > MAX_PATHS {
-        return Err(format!("it stands for more than {MAX_PATHS} paths"));
+        return Err(format!("it expands to more than {MAX_PATHS} paths"));
     }
     Ok(middle
         .iter()
@@ -189,8 +193,10 @@ pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, Dat
     for path in paths {
         let location = Location::of(path)?;
         if location.is_several() {
-            let reason = "it stands for several sets, and is one of several itself".into();
-            return Err(DataError::Format { path: path.clone(), reason });
+            return Err(DataError::format(
+                path,
+                "it is a list or pattern within a list or pattern, which is not supported",
+            ));
         }
         if split == Split::Train || location.has_split(split) {
             let mut set = location.open(split, pages)?;

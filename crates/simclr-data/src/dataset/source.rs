@@ -1,4 +1,4 @@
-//! The seam between formats and the rest: what a format returns for a split, and how its images are read.
+//! The interface of formats: a split as opened, and access to its images.
 
 use std::borrow::Cow;
 
@@ -77,7 +77,6 @@ pub trait Source: Send + Sync {
 /// A split as opened by its format.
 pub(super) struct Opened {
     pub samples: Vec<Sample>,
-    /// In label order.
     pub classes: Vec<String>,
     pub source: Box<dyn Source>,
     /// See [`super::Dataset::notes`]; without those on labels.
@@ -91,7 +90,6 @@ impl Opened {
         Self::new(Vec::new(), Vec::new(), Box::new(Raw::default()))
     }
 
-    /// A split without notes.
     pub fn new(samples: Vec<Sample>, classes: Vec<String>, source: Box<dyn Source>) -> Self {
         Self { samples, classes, source, notes: Vec::new(), label_notes: Vec::new() }
     }

@@ -19,7 +19,7 @@ pub enum Split {
     Test,
     /// The hold-out split for model selection (`val`, `validation`), if there is a test split as well.
     Validation,
-    /// Further images for pretraining (`unlabeled`, `unlabelled`, `unsupervised`), whose folders are not classes.
+    /// Further images for pretraining (`unlabeled`, `unlabelled`, `unsupervised`). Its folders are not classes.
     Unlabelled,
 }
 

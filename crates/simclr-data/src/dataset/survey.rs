@@ -9,8 +9,7 @@ use crate::{DataError, RangeChoice, ValueRange, decode::Raster};
 
 /// Number of sampled images: for sets of 8-bit images, which need no range, and for others.
 const IMAGES: [usize; 2] = [8, 64];
-/// Sampled pixels per image.
-const PIXELS: usize = 4096;
+const PIXELS_PER_IMAGE: usize = 4096;
 /// Share of the values outside a measured range, at each end.
 const TAIL: f64 = 0.001;
 /// A 16-bit set that covers this many of 65536 values in every channel keeps the full range, and so its colour balance.
@@ -93,7 +92,6 @@ pub struct Survey {
     full_levels: Levels,
 }
 
-/// Histogram over 256 levels.
 type Levels = Vec<u64>;
 
 impl Dataset {
@@ -113,7 +111,8 @@ impl Dataset {
         index: usize,
         missing: &mut Missing,
     ) -> Result<(&'static str, Option<String>), DataError> {
-        let (raster, name) = (self.stored_values(index)?, &self.samples()[index].name);
+        let raster = self.stored_values(index)?;
+        let name = &self.samples()[index].name;
         missing.add(name, &raster);
         let found = (raster.kind(), raster.note().map(str::to_owned));
         if self.source.recorded_range().is_none() {
@@ -127,7 +126,7 @@ impl Dataset {
         let indices: Vec<usize> = (0..count).map(|at| at * self.len() / count).collect();
         let sampled = indices.par_iter().filter_map(|&index| {
             let raster = self.stored_values(index).ok()?;
-            let pixels = raster.sample(PIXELS, self.channels()).ok()?;
+            let pixels = raster.sample(PIXELS_PER_IMAGE, self.channels()).ok()?;
             let name = &self.samples()[index].name;
             let mut missing = Missing::default();
             missing.add(name, &raster);
@@ -179,7 +178,8 @@ impl Dataset {
         } else {
             if *choice == RangeChoice::Auto && *range != ValueRange::Full {
                 let kinds: Vec<&str> = survey.kinds.keys().copied().collect();
-                let (kinds, images) = (kinds.join(", "), survey.images);
+                let kinds = kinds.join(", ");
+                let images = survey.images;
                 notes.push(format!("{kinds} values: data.range = {range}, measured on {images} images"));
             }
             notes.extend(survey.notes_on(range));
@@ -259,12 +259,12 @@ impl Survey {
         notes
     }
 
-    /// Notes on the effect of `range`.
     fn notes_on(&self, range: &ValueRange) -> Vec<String> {
         let Some(pairs) = range.per_channel(self.values.len()) else {
             return note_on_levels(&self.full_levels).into_iter().collect();
         };
-        let (mut notes, mut levels) = (Vec::new(), vec![0; 256]);
+        let mut notes = Vec::new();
+        let mut levels = vec![0; 256];
         for (channel, (values, [low, high])) in self.values.iter().zip(pairs).enumerate() {
             let outside = values.iter().filter(|&&value| value < low || value > high).count();
             let share = outside as f64 / values.len().max(1) as f64;

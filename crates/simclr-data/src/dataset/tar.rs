@@ -32,14 +32,12 @@ use crate::{DataError, decode};
 const MAX_OPEN: usize = 256;
 /// Block size of tar; at least one block of zeros marks the end.
 const BLOCK: u64 = 512;
-/// Maximal size of a `.cls` member.
-const MAX_LABEL: u64 = 1024;
+const MAX_CLS_BYTES: u64 = 1024;
 
 struct Shards {
     paths: Vec<PathBuf>,
     /// One per path; empty for more than [`MAX_OPEN`].
     files: Vec<fs_err::File>,
-    /// One per path.
     states: Vec<FileState>,
     members: Vec<Member>,
 }
@@ -91,7 +89,7 @@ impl Listing {
         let total: usize = dropped.values().sum();
         (total > 0).then(|| {
             let kinds = list_counts(&dropped, usize::MAX);
-            format!("{total} further images of labelled samples are passed over, as masks: {kinds}")
+            format!("{total} further images of labelled samples are skipped, as masks: {kinds}")
         })
     }
 }
@@ -149,11 +147,9 @@ fn is_compressed(path: &Path) -> bool {
 /// shard once, although every split opens it.
 fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err::File, DataError> {
     static UNPACKED: Mutex<Vec<(PathBuf, u64, fs_err::File)>> = Mutex::new(Vec::new());
-    let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
     if shards > MAX_OPEN {
-        return Err(invalid(format!(
-            "one of {shards} compressed shards, at most {MAX_OPEN} are read: unpack them"
-        )));
+        let reason = format!("one of {shards} compressed shards, at most {MAX_OPEN} are read: unpack them");
+        return Err(DataError::format(path, reason));
     }
     let stamp = FileState::of(path).stamp;
     let mut known = UNPACKED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,8 +161,9 @@ fn unpacked(path: &Path, shards: usize, mut file: fs_err::File) -> Result<fs_err
         return Ok(whole);
     }
     let mut whole = tempfile::tempfile()?;
-    std::io::copy(&mut MultiGzDecoder::new(&mut file), &mut whole)
-        .map_err(|error| invalid(format!("cannot be unpacked into a temporary file: {error}")))?;
+    std::io::copy(&mut MultiGzDecoder::new(&mut file), &mut whole).map_err(|error| {
+        DataError::format(path, format!("cannot be unpacked into a temporary file: {error}"))
+    })?;
     let mut whole = fs_err::File::from_parts(whole, path);
     whole.rewind()?;
     known.push((path.to_owned(), stamp, whole.try_clone()?));
@@ -188,10 +185,7 @@ fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arran
 
 /// Adds the images and labels of a shard to `listing`.
 fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -> Result<(), DataError> {
-    let damaged = |reason: String| DataError::Format {
-        path: path.to_owned(),
-        reason: format!("damaged tar: {reason}"),
-    };
+    let damaged = |reason: String| DataError::format(path, format!("damaged tar: {reason}"));
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file.file());
     let mut end = 0;
@@ -202,12 +196,15 @@ fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -
         let (offset, size) = (entry.raw_file_position(), entry.size());
         end = offset.saturating_add(size);
         if end > length {
-            return Err(damaged(format!("`{name}` is cut, the file ends {} bytes early", end - length)));
+            return Err(damaged(format!(
+                "`{name}` is truncated, the file ends {} bytes early",
+                end - length
+            )));
         }
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        if name.ends_with(".cls") && size <= MAX_LABEL {
+        if name.ends_with(".cls") && size <= MAX_CLS_BYTES {
             let mut text = String::new();
             entry.read_to_string(&mut text).map_err(|error| damaged(format!("`{name}`: {error}")))?;
             listing.labels.insert((shard, key(&name)), text.trim().to_owned());
@@ -277,9 +274,11 @@ impl Source for Shards {
 
 impl Shards {
     fn bytes(&self, member: &Member) -> Result<Vec<u8>, DataError> {
-        let failed = |reason: String| DataError::Decode { name: member.name.clone(), reason };
         if member.size > decode::MAX_BYTES {
-            return Err(failed("the member is larger than any image that is decoded".into()));
+            return Err(DataError::decode(
+                &member.name,
+                "the member is larger than any image that is decoded",
+            ));
         }
         let mut bytes = vec![0; member.size as usize];
         let read = match self.files.get(member.shard) {
@@ -287,7 +286,7 @@ impl Shards {
             None => fs_err::File::open(&self.paths[member.shard])
                 .and_then(|file| file.file().read_exact_at(&mut bytes, member.offset)),
         };
-        read.map_err(|error| failed(error.to_string()))?;
+        read.map_err(|error| DataError::decode(&member.name, error.to_string()))?;
         Ok(bytes)
     }
 }

@@ -78,7 +78,6 @@ impl Pages {
         }
     }
 
-    /// For `skip_serializing_if`.
     pub(crate) fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
@@ -143,7 +142,7 @@ pub(crate) fn stored(
     } else {
         other(bytes, how, page)
     };
-    raster.map_err(|reason| DataError::Decode { name: name.to_owned(), reason })
+    raster.map_err(|reason| DataError::decode(name, reason))
 }
 
 /// Channels of a multi-band file; 3 for grey, RGB and unreadable files.
@@ -173,8 +172,7 @@ pub fn to_channels(name: &str, image: Image, channels: usize) -> Result<Image, D
         (1, 3) => image.data.iter().flat_map(|&grey| [grey; 3]).collect(),
         (3, 1) => image.data.chunks_exact(3).map(luma).collect(),
         (have, want) => {
-            let reason = format!("it has {have} channels, expected {want}");
-            return Err(DataError::Decode { name: name.to_owned(), reason });
+            return Err(DataError::decode(name, format!("it has {have} channels, expected {want}")));
         }
     };
     Ok(Image::new(image.width, image.height, channels, data))

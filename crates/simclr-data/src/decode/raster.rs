@@ -136,7 +136,7 @@ impl Raster {
         channels: usize,
         range: &ValueRange,
     ) -> Result<Image, DataError> {
-        let failed = |reason: String| DataError::Decode { name: name.to_owned(), reason };
+        let failed = |reason: String| DataError::decode(name, reason);
         let Some(range) = range.per_channel(channels) else {
             let (width, height, have) = (self.width, self.height, self.channels);
             let full = Image::new(width, height, have, self.full_range().map_err(failed)?);
@@ -187,7 +187,6 @@ fn number<T: Copy + Into<f64>>(values: &[T], at: usize) -> f64 {
     values[at].into()
 }
 
-/// Conversion between numbers of channels.
 #[derive(Clone, Copy)]
 enum Conversion {
     Same,

@@ -133,7 +133,6 @@ fn too_many() -> String {
     format!("it has more than {MAX_PAGES} pages")
 }
 
-/// The pages of an image.
 struct Used {
     /// At least one; several are a stack.
     pages: Vec<usize>,
@@ -182,7 +181,6 @@ fn not_channels(found: &[(usize, Page)], (at, page): &(usize, Page)) -> String {
     )
 }
 
-/// The tags of a page.
 struct Page {
     width: u32,
     height: u32,
@@ -218,7 +216,6 @@ impl Page {
         Ok(Self { width, height, photometric, bits, format, stored, kept, is_copy_or_mask, orientation })
     }
 
-    /// Description for messages.
     fn layout(&self) -> String {
         let Self { width, height, stored, bits, photometric, .. } = self;
         let kind = if *photometric == PALETTE { " of a palette" } else { "" };
@@ -290,7 +287,6 @@ impl Page {
     }
 }
 
-/// All samples of the current page.
 fn samples(reader: &mut Reader<'_>) -> Result<(DecodingResult, BufferLayoutPreference), String> {
     let mut data = DecodingResult::U8(Vec::new());
     let layout = reader.read_image_to_buffer(&mut data).map_err(reason)?;

@@ -80,14 +80,9 @@ impl Loader {
         config: LoaderConfig,
     ) -> Result<Self, DataError> {
         if dataset.len() < config.batch || config.batch == 0 {
-            return Err(DataError::Config {
-                key: "train.batch",
-                value: config.batch.to_string(),
-                reason: format!(
-                    "expected at least 1 and at most the {} images of the data set",
-                    dataset.len()
-                ),
-            });
+            let images = dataset.len();
+            let reason = format!("expected at least 1 and at most the {images} images of the data set");
+            return Err(DataError::config("train.batch", config.batch, reason));
         }
         let pixel_pool = Arc::default();
         Ok(Self { dataset, augment, config, chunking: None, pixel_pool, byte_pool: None, part: (0, 1) })
@@ -141,7 +136,6 @@ impl Loader {
     }
 }
 
-/// Threads for decoding.
 pub(crate) fn worker_pool(threads: usize) -> Result<ThreadPool, DataError> {
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|n| format!("loader-{n}"));

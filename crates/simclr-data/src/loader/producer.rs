@@ -43,7 +43,6 @@ pub(super) struct Producer {
     failed: HashSet<usize>,
 }
 
-/// The images of a step.
 struct Step<'a> {
     number: u64,
     epoch: u64,

@@ -44,7 +44,7 @@ fn skipped_files_are_noted_with_counts() {
         notes,
         [
             "2 images lie outside of the parts of the set and are not used: 2 in `extra`",
-            "4 files of other kinds are passed over: .svs 2, .csv 1, without an ending 1"
+            "4 files of other kinds are skipped: .svs 2, .csv 1, without an ending 1"
         ]
     );
     assert!(open(root.path(), Split::Test).notes().is_empty(), "once for a set");
@@ -58,10 +58,7 @@ fn images_without_a_label_are_noted() {
     }
     let set = open(root.path(), Split::Train);
     assert_eq!(set.labels(), None);
-    assert_eq!(
-        set.notes(),
-        ["1 of 3 images have no label; whatever needs labels leaves them out: `views.png`"]
-    );
+    assert_eq!(set.notes(), ["1 of 3 images have no label; evaluations with labels skip them: `views.png`"]);
 }
 
 #[test]
@@ -77,7 +74,7 @@ fn archives_next_to_folders_of_images_are_skipped() {
     put(root.path(), "annotations.tar", &archive.into_inner().unwrap());
     let set = open(root.path(), Split::Train);
     assert_eq!(names(&set), ["a/1.png", "b/1.png"]);
-    assert_eq!(set.notes(), ["1 file of another kind is passed over: .tar 1"]);
+    assert_eq!(set.notes(), ["1 file of another kind is skipped: .tar 1"]);
     assert!(!Dataset::has_split(root.path(), Split::Test));
 }
 

@@ -99,7 +99,7 @@ fn tables_take_precedence_over_class_folders() {
         [
             "labels are those of `labels.csv`; 1 of 3 images are not named there: `y/3.png`; 2 of 4 rows name no \
              image: `z/9.png`, `x/8.png`",
-            "1 of 3 images have no label; whatever needs labels leaves them out: `y/3.png`",
+            "1 of 3 images have no label; evaluations with labels skip them: `y/3.png`",
         ]
     );
 }

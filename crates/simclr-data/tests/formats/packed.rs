@@ -275,10 +275,10 @@ fn contradictory_indices_are_refused() {
     type Change = fn(&mut serde_json::Value);
     let changes: [(Change, &str); 8] = [
         (|index| index["channels"] = 0.into(), "0 channels"),
-        (|index| index["channels"] = 4.into(), "promises pixels up to byte"),
+        (|index| index["channels"] = 4.into(), "declares pixels up to byte"),
         (|index| index["channels"] = u64::MAX.into(), "pixels and 18446744073709551615 channels"),
         (|index| index["train"]["widths"][0] = u32::MAX.into(), "of 4294967295x"),
-        (|index| index["test"]["heights"][1] = 1.into(), "promises pixels up to byte"),
+        (|index| index["test"]["heights"][1] = 1.into(), "declares pixels up to byte"),
         (|index| index["train"]["labels"][2] = 2.into(), "label 2, but 2 classes"),
         (|index| drop(index["test"]["names"].as_array_mut().unwrap().pop()), "3 names, but columns"),
         (|index| index["train"] = serde_json::Value::Null, "damaged packed set"),

@@ -45,7 +45,7 @@ fn lists_of_sets_or_images() {
     fs_err::write(&list, "one/train/cat/1.png\ntwo/dog/3.png\n").unwrap();
     assert_eq!(names(&open(&list, Split::Train)), ["one/train/cat/1.png", "two/dog/3.png"]);
     for (text, expected) in
-        [("", "names no path"), ("sets.txt\none\n", "one of several itself"), ("none\n", "no such")]
+        [("", "names no path"), ("sets.txt\none\n", "which is not supported"), ("none\n", "no such")]
     {
         fs_err::write(&list, text).unwrap();
         let error = Dataset::open(&list, Split::Train, Channels::Auto).unwrap_err().to_string();

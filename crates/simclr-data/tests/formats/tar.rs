@@ -76,7 +76,7 @@ fn masks_of_webdataset_samples_are_skipped() {
     );
     let set = open(&path, Split::Train);
     assert_eq!((names(&set), set.labels().unwrap()), (vec!["000.png", "001.rgb.png"], vec![1, 0]));
-    assert_eq!(set.notes(), ["1 further images of labelled samples are passed over, as masks: .seg.png 1"]);
+    assert_eq!(set.notes(), ["1 further images of labelled samples are skipped, as masks: .seg.png 1"]);
     tar_of(&path, &[("photo.png", &images[0]), ("photo.v2.png", &images[1])]);
     assert_eq!(open(&path, Split::Train).len(), 2, "members of unlabelled samples are images");
 }
@@ -109,10 +109,7 @@ fn truncated_shards_are_refused() {
             "{error}"
         );
     }
-    assert!(
-        Dataset::has_split(&path, Split::Test),
-        "a damaged set must be opened and reported, not passed over"
-    );
+    assert!(Dataset::has_split(&path, Split::Test), "a damaged set must be opened and reported, not skipped");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The picture: tiles in rows and columns, each with a few words on what it was made by.
+//! A picture of tiles in rows and columns, labelled with augmentation parameters.
 
 use font8x8::{BASIC_FONTS, UnicodeFonts};
 use image::{Rgb, RgbImage};
@@ -7,14 +7,14 @@ use simclr::data::{
     augment::{Crop, Jitter},
 };
 
-/// Tiles smaller than this are enlarged by a whole factor, so that pixels can be seen.
-const LEGIBLE: usize = 96;
+/// Smaller tiles are enlarged by an integer factor to at least this size.
+const MIN_TILE: usize = 96;
 /// White pixels between tiles.
 const GAP: usize = 4;
-/// Pixels of a letter in either direction, and between the tops of two lines.
+/// Width and height of a letter; distance of two lines.
 const LETTER: usize = 8;
 const LINE: usize = 10;
-/// Letters of a long label; what does not fit is left to the file of parameters.
+/// Letters for which there is room below a tile; longer labels are cut.
 const LONG_LABEL: usize = 60;
 
 pub(super) struct Sheet {
@@ -25,7 +25,7 @@ pub(super) struct Sheet {
 
 impl Sheet {
     pub(super) fn new(rows: usize, columns: usize, size: usize) -> Self {
-        let mut sheet = Self { image: RgbImage::new(0, 0), size, zoom: LEGIBLE.div_ceil(size).max(1) };
+        let mut sheet = Self { image: RgbImage::new(0, 0), size, zoom: MIN_TILE.div_ceil(size).max(1) };
         let (width, height) = sheet.corner((rows, columns));
         sheet.image = RgbImage::from_pixel(width as u32, height as u32, Rgb([255; 3]));
         for column in 0..columns {
@@ -44,12 +44,10 @@ impl Sheet {
         self.tile() / LETTER
     }
 
-    /// Lines of text below a tile.
     fn lines(&self) -> usize {
         LONG_LABEL.div_ceil(self.letters()) + 1
     }
 
-    /// Left and top of a tile.
     fn corner(&self, (row, column): (usize, usize)) -> (usize, usize) {
         let left = GAP + column * (self.tile() + GAP);
         (left, LINE + GAP + row * (self.tile() + GAP + self.lines() * LINE))
@@ -68,7 +66,7 @@ impl Sheet {
         }
     }
 
-    /// Writes below a tile what it was made by, of an image of `width` x `height` pixels.
+    /// Writes the parameters of a view, or the size of an original, below its tile.
     pub(super) fn label(
         &mut self,
         place: (usize, usize),
@@ -96,8 +94,7 @@ impl Sheet {
     }
 }
 
-/// The operators that run, with their strengths: area of the crop, brightness, contrast, saturation and hue by their first
-/// letters.
+/// The enabled operators with their strengths; brightness, contrast, saturation and hue by their first letters.
 fn words(params: &ViewParams, area: f64) -> Vec<String> {
     let Crop { width, height, .. } = params.crop;
     let mut words = vec![format!("crop {:.0}%", 100.0 * (width * height) as f64 / area)];
@@ -120,7 +117,7 @@ fn words(params: &ViewParams, area: f64) -> Vec<String> {
     words
 }
 
-/// As many words in a line as fit.
+/// Joins words to lines of at most `letters`, if possible.
 fn wrapped(words: &[String], letters: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in words {
@@ -137,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_wrapped_and_tiles_do_not_overlap() {
+    fn labels_wrap_and_tiles_do_not_overlap() {
         let words: Vec<String> = ["crop 45%", "flip", "b1.20"].map(str::to_owned).to_vec();
         assert_eq!(wrapped(&words, 12), ["crop 45%", "flip b1.20"]);
         assert_eq!(wrapped(&words, 40), ["crop 45% flip b1.20"]);
@@ -151,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_leave_ink() {
+    fn labels_are_drawn() {
         let mut sheet = Sheet::new(1, 1, 32);
         let ink = |sheet: &Sheet| sheet.image.pixels().filter(|pixel| pixel.0 == [0; 3]).count();
         let before = ink(&sheet);

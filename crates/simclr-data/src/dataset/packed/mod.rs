@@ -40,7 +40,6 @@ const FOOTER: usize = 28;
 /// The content of a packed set but for pixels.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
-    /// Channels of every image.
     channels: usize,
     /// The size to which shorter sides were scaled down.
     size: Option<usize>,
@@ -68,7 +67,6 @@ struct Part {
     heights: Vec<u32>,
     /// Size of each image in the original set, or of its pixels if it was scaled down; for the fingerprint.
     stored_bytes: Vec<u64>,
-    /// CRC-32C of the pixels.
     checksums: Vec<u32>,
     /// Checksum of each image in the original set, or [`content_of_pixels`] if it was scaled down; empty in files of earlier
     /// versions.
@@ -90,7 +88,7 @@ pub fn is_packed(path: &Path) -> bool {
 pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
-    let (index, pixels_end) = read_index(&file).map_err(|reason| invalid(path, reason))?;
+    let (index, pixels_end) = read_index(&file).map_err(|reason| DataError::format(path, reason))?;
     let Index { channels, range, pages, train, test, validation, unlabelled, .. } = index;
     let mut end = HEADER as u64;
     let mut part = Part::default();
@@ -103,15 +101,15 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     ];
     for (of, found) in parts {
         let found = found.unwrap_or_default();
-        let places = found.extents(end, channels).map_err(|reason| invalid(path, reason))?;
+        let places = found.extents(end, channels).map_err(|reason| DataError::format(path, reason))?;
         end = places.last().map_or(end, |extent| extent.end);
         if of == split {
             (part, extents) = (found, places);
         }
     }
     if end != pixels_end as u64 {
-        let reason = format!("its index promises pixels up to byte {end}, they end at byte {pixels_end}");
-        return Err(invalid(path, reason));
+        let reason = format!("its index declares pixels up to byte {end}, they end at byte {pixels_end}");
+        return Err(DataError::format(path, reason));
     }
     let samples = part.names.iter().zip(&part.labels);
     let samples = samples.map(|(name, &label)| Sample { name: name.clone(), label }).collect();
@@ -125,10 +123,6 @@ pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
 /// True also for a damaged file, so that opening it reports the damage.
 pub fn has_part(path: &Path, split: Split) -> bool {
     open(path, split).map_or(true, |opened| !opened.samples.is_empty())
-}
-
-fn invalid(path: &Path, reason: String) -> DataError {
-    DataError::Format { path: path.to_owned(), reason }
 }
 
 fn map(path: &Path) -> Result<Bytes, DataError> {
@@ -154,7 +148,7 @@ fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
     }
     let footer = file.len() - FOOTER;
     if &file[file.len() - MAGIC.len()..] != MAGIC {
-        return Err("a packed set cut short: it does not end as it should".into());
+        return Err("a packed set cut short: the end mark is missing".into());
     }
     let (start, length, checksum) = (number(footer), number(footer + 8), number(footer + 16) as u32);
     if start < HEADER as u64 || start.checked_add(length) != Some(footer as u64) {
@@ -222,7 +216,6 @@ impl Part {
     }
 }
 
-/// One split of a mapped file.
 struct Mapped {
     path: PathBuf,
     file: Bytes,
@@ -244,17 +237,17 @@ impl Source for Mapped {
 
     fn decode_stored(&self, index: usize, pixels: Bytes, how: &Decoding) -> Result<Image, DataError> {
         let name = || format!("{}: {}", self.path.display(), self.part.names[index]);
-        let failed = |reason: String| DataError::Decode { name: name(), reason };
         let width = self.part.widths[index] as usize;
         let height = self.part.heights[index] as usize;
         if width == 0 || height == 0 {
             let reason =
                 self.part.failed.iter().find(|(place, _)| *place == index).map(|(_, reason)| reason.clone());
-            return Err(failed(reason.unwrap_or_else(|| "it has no pixels".into())));
+            return Err(DataError::decode(name(), reason.unwrap_or_else(|| "it has no pixels".into())));
         }
         if !self.checked[index].load(Ordering::Relaxed) {
             if crc32c::crc32c(&pixels) != self.part.checksums[index] {
-                return Err(failed("the packed pixels are damaged: their checksum does not match".into()));
+                let reason = "the packed pixels are damaged: their checksum does not match";
+                return Err(DataError::decode(name(), reason));
             }
             self.checked[index].store(true, Ordering::Relaxed);
         }

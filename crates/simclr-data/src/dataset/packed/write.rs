@@ -21,7 +21,6 @@ use crate::{
 /// The output of [`pack`], which it may replace.
 pub const PACKED_SET: output::Kind = output::Kind { name: "a packed set", is_earlier: is_packed };
 
-/// Images per thread between two writes.
 const IMAGES_PER_THREAD: usize = 4;
 
 /// Options of [`pack`].
@@ -79,15 +78,14 @@ pub fn pack(
     stop: &AtomicBool,
 ) -> Result<Option<Packed>, DataError> {
     if options.size == Some(0) {
-        let reason = "an image has at least one pixel".into();
-        return Err(DataError::Config { key: "size", value: "0".into(), reason });
+        return Err(DataError::config("size", 0, "an image has at least one pixel"));
     }
     let wanted = OpenOptions { channels: options.channels, pages: options.pages };
     let labelled = |set: Dataset, split| set.labelled(&options.labels, data, &[split]);
     let train = Dataset::open(data, Split::Train, wanted)?.decoded_by(options.jpeg);
     let train = labelled(train, Split::Train)?;
     if is_same_file(out, data) {
-        return Err(DataError::Format { path: out.to_owned(), reason: "it is the data set itself".into() });
+        return Err(DataError::format(out, "it is the data set itself"));
     }
     output::check(out, PACKED_SET, Some(data))?;
     let (train, range) = train.with_range(&options.range)?;
@@ -230,7 +228,8 @@ impl PackWriter {
         let mut parts = parts.into_iter();
         let mut next = || parts.next().flatten();
         let (train, test, validation, unlabelled) = (next().unwrap_or_default(), next(), next(), next());
-        let (channels, size, range, pages) = (self.channels, self.size, self.range.clone(), self.pages);
+        let Self { channels, size, ref range, pages, .. } = self;
+        let range = range.clone();
         let index = Index { channels, size, range, pages, train, test, validation, unlabelled };
         let json = serde_json::to_vec(&index).map_err(std::io::Error::from)?;
         self.put(&json)?;
@@ -244,7 +243,6 @@ impl PackWriter {
     }
 }
 
-/// An image ready to be written.
 struct Packable {
     image: Image,
     checksum: u32,

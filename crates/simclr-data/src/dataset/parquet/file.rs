@@ -37,7 +37,6 @@ pub struct File {
     pub class_names: Vec<String>,
     /// A note on an unusable label column.
     pub note: Option<String>,
-    /// When the file was opened.
     pub state: FileState,
     metadata: ArrowReaderMetadata,
     reader: SharedFile,
@@ -47,15 +46,15 @@ pub struct File {
 
 impl File {
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let invalid = |reason: String| DataError::Format { path: path.to_owned(), reason };
         let reader = SharedFile::open(path)?;
         let metadata = ArrowReaderMetadata::load(&reader, Default::default());
-        let metadata = metadata.map_err(|error| invalid(format!("not a parquet file: {error}")))?;
+        let metadata =
+            metadata.map_err(|error| DataError::format(path, format!("not a parquet file: {error}")))?;
         let schema = metadata.schema().clone();
         let find = |names: &[&str]| names.iter().find_map(|name| schema.index_of(name).ok());
         let image = find(&IMAGE_COLUMNS).ok_or_else(|| {
             let found: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-            invalid(format!("no column image, img or jpg among {}", found.join(", ")))
+            DataError::format(path, format!("no column image, img or jpg among {}", found.join(", ")))
         })?;
         let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
         let mut file = Self {
@@ -85,7 +84,10 @@ impl File {
             }
         }
         if file.labels.len() != file.rows().count() {
-            return Err(invalid(format!("{} labels for {} rows", file.labels.len(), file.rows().count())));
+            return Err(DataError::format(
+                path,
+                format!("{} labels for {} rows", file.labels.len(), file.rows().count()),
+            ));
         }
         Ok(file)
     }
@@ -107,7 +109,6 @@ impl File {
         group.total_byte_size().unsigned_abs() / group.num_rows().max(1) as u64
     }
 
-    /// The encoded images of all rows.
     pub fn read_all(&self) -> Result<Vec<Bytes>, DataError> {
         let mut images = Vec::new();
         for batch in self.builder(self.image).build().map_err(|error| self.damaged(&error))? {
@@ -120,7 +121,6 @@ impl File {
         Ok(images)
     }
 
-    /// The encoded image of one row.
     pub fn read_row(&self, group: usize, row: usize) -> Result<Bytes, DataError> {
         let builder = self.builder(self.image).with_row_groups(vec![group]).with_offset(row).with_limit(1);
         let mut batches = builder.build().map_err(|error| self.damaged(&error))?;
@@ -150,7 +150,7 @@ impl File {
     }
 
     fn format(&self, reason: String) -> DataError {
-        DataError::Format { path: self.path.clone(), reason }
+        DataError::format(&self.path, reason)
     }
 }
 

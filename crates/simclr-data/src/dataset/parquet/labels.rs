@@ -13,7 +13,6 @@ use crate::DataError;
 /// Maximal number of classes, against columns of identifiers.
 const MAX_CLASSES: i64 = 1 << 20;
 
-/// A stored label.
 #[derive(Debug, Clone)]
 pub enum Label {
     Number(i64),
@@ -77,7 +76,7 @@ pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
         let count = counts.max().unwrap_or(0);
         if count > MAX_CLASSES {
             let reason = format!("label {}, expected below {MAX_CLASSES}", count - 1);
-            return Err(DataError::Format { path: file.path.clone(), reason });
+            return Err(DataError::format(&file.path, reason));
         }
         numbers = numbers.max(count);
     }
@@ -88,7 +87,7 @@ pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
                 numbers - 1,
                 file.class_names.len()
             );
-            return Err(DataError::Format { path: file.path.clone(), reason });
+            return Err(DataError::format(&file.path, reason));
         }
         return Ok(ClassNames::numbered(file.class_names.clone()));
     }

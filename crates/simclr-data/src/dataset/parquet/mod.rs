@@ -58,7 +58,6 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
 
 struct Memory {
     images: Vec<Bytes>,
-    /// By image.
     stamps: Vec<u64>,
     names: Vec<String>,
 }
@@ -96,8 +95,7 @@ impl Disk {
     fn bytes(&self, index: usize) -> Result<Bytes, DataError> {
         let (file, group, row) = self.rows[index];
         let bytes = self.files[file].read_row(group, row);
-        bytes
-            .map_err(|error| DataError::Decode { name: self.names[index].clone(), reason: error.to_string() })
+        bytes.map_err(|error| DataError::decode(&self.names[index], error.to_string()))
     }
 }
 

@@ -46,9 +46,7 @@ pub enum Unusable {
 
 /// The relation of a table to the images of a set.
 pub struct Matches {
-    /// Row of each image.
     pub rows: Vec<Option<usize>>,
-    /// Rows that name no image.
     pub unknown: Vec<usize>,
 }
 
@@ -95,7 +93,7 @@ impl Unusable {
     }
 
     pub fn into_error(self, path: &Path) -> DataError {
-        DataError::Format { path: path.to_owned(), reason: self.reason() }
+        DataError::format(path, self.reason())
     }
 }
 
@@ -125,7 +123,6 @@ fn places(columns: &[String], images: &[&str]) -> Result<(usize, usize), Unusabl
     Ok((image, label))
 }
 
-/// The whole file as text.
 fn text_of(path: &Path) -> Result<String, Unusable> {
     let bytes = fs_err::read(path).map_err(|error| Unusable::Damaged(error.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|error| {

@@ -11,7 +11,6 @@ use mozjpeg_sys::{
     JWRN_HIT_MARKER, JWRN_HUFF_BAD_CODE, JWRN_JPEG_EOF, jpeg_common_struct, jpeg_error_mgr, jpeg_std_error,
 };
 
-/// Errors of libjpeg.
 pub(super) enum Failure {
     /// Pixel data are missing or wrong.
     Damage(String),
