@@ -1,4 +1,4 @@
-//! The projection head g: h `[B, F]` to z `[B, D]`, thrown away after pretraining (spec 4.3).
+//! The projection head g: h `[B, F]` to z `[B, D]`, thrown away after pretraining (docs/method.md 2.4).
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};

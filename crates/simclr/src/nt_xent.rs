@@ -1,7 +1,7 @@
 //! NT-Xent, the normalised temperature-scaled cross entropy (paper section 2.1; google-research/simclr `objective.py`).
 //!
 //! The `[2N, 2N]` matrix of similarities is never whole: two passes walk it tile by tile, the first for the sum
-//! of exponentials of every row, the second for the gradient, whose closed form (spec 3.4) needs nothing else. So memory is O(N D). The
+//! of exponentials of every row, the second for the gradient, whose closed form (docs/method.md 1.3) needs nothing else. So memory is O(N D). The
 //! matrix is symmetric, so with all rows at hand only the tiles on and above the diagonal are made.
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 pub struct LossConfig {
     /// tau, above 0. Paper: 0.1 on ImageNet (Table 5), 0.5 on CIFAR-10 (B.9).
     pub temperature: f64,
-    /// Mean over anchors (paper) or twice that (official code, spec 3.2).
+    /// Mean over anchors (paper) or twice that (official code, docs/method.md 1.1).
     pub scale: LossScale,
     /// L2-normalise z; off only for the ablation of Table 5.
     pub normalize: bool,
@@ -96,7 +96,7 @@ impl AllGather for SingleProcess {
     }
 }
 
-/// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and what is watched (spec 3.5).
+/// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and what is watched (docs/method.md 1.4).
 ///
 /// Where several group share a batch of N images, loss and accuracy are this member's share, to be added up; the
 /// gradient is that of the whole loss.
@@ -176,7 +176,7 @@ impl UnitRows {
         Self { unit: (z * &inverse).contiguous(), inverse: Some((inverse, long)) }
     }
 
-    /// The gradient at z from that at the unit rows: what would only lengthen a row has no effect (spec 3.4).
+    /// The gradient at z from that at the unit rows: what would only lengthen a row has no effect (docs/method.md 1.3).
     fn back(&self, gradient: &Tensor) -> Tensor {
         let Some((inverse, long)) = &self.inverse else { return gradient.shallow_clone() };
         let along = (gradient * &self.unit).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * long;
@@ -314,7 +314,7 @@ impl Similarities {
         }
     }
 
-    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (spec 3.4); the sums of the
+    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (docs/method.md 1.3); the sums of the
     /// own anchors and of all.
     fn gradient(&self, own_sums: &Tensor, all_sums: &Tensor) -> Tensor {
         let split = |sums: &Tensor| (sums.select(1, 0).contiguous(), sums.select(1, 1).reciprocal());

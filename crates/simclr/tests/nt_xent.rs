@@ -99,7 +99,7 @@ fn a_row_of_zeros_is_no_nan() {
     assert!((loss.double_value(&[]) - 3f64.ln()).abs() < 1e-6);
 }
 
-/// Only the views of the other side are candidates (spec 3.5). Both first views are nearest to each other, which over all
+/// Only the views of the other side are candidates (docs/method.md 1.4). Both first views are nearest to each other, which over all
 /// 2N - 1 candidates would be 0; among the second views the first one is right and the second takes its neighbour's.
 #[test]
 fn contrastive_accuracy_leaves_out_the_own_side() {
@@ -107,7 +107,7 @@ fn contrastive_accuracy_leaves_out_the_own_side() {
     assert_eq!(nt_xent(&z, &config(0.5)).accuracy.double_value(&[]), 0.5);
 }
 
-/// Twice the loss is twice the gradient (spec 3.2).
+/// Twice the loss is twice the gradient (docs/method.md 1.1).
 #[test]
 fn the_official_scale_doubles_the_gradient() {
     let gradient = |scale| {

@@ -63,7 +63,7 @@ fn initial_kernel(shape: [i64; 4], init: Init, stream: &mut Stream) -> Tensor {
     let [output, input, height, width] = shape;
     let count = (output * input * height * width) as usize;
     let (draws, std) = match init {
-        // TF `variance_scaling_initializer()`: scale 1, fan-in, normal cut at 2 sigma and rescaled (spec 4.2).
+        // TF `variance_scaling_initializer()`: scale 1, fan-in, normal cut at 2 sigma and rescaled (docs/method.md 2.2).
         Init::Official => {
             let std = (1.0 / (input * height * width) as f64).sqrt() / CUT_NORMAL_STD;
             (stream.cut_normals(count), std)

@@ -60,7 +60,7 @@ impl Default for EncoderConfig {
     }
 }
 
-/// Architectures (spec 4.1; small ones 15.2).
+/// Architectures (docs/method.md 2.1; small ones 15.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncoderName {
@@ -74,9 +74,9 @@ pub enum EncoderName {
     Resnet101,
     /// Bottlenecks 3,8,36,3.
     Resnet152,
-    /// Three strided convolutions, 32-64-128 (spec 15.2 C3-32).
+    /// Three strided convolutions, 32-64-128 (docs/method.md 2.5 C3-32).
     ConvC3,
-    /// Four convolutions with pooling, 16-32-64-128 (spec 15.2 C4-16).
+    /// Four convolutions with pooling, 16-32-64-128 (docs/method.md 2.5 C4-16).
     ConvC4,
 }
 

@@ -1,4 +1,4 @@
-//! Two small convolutional encoders for CPUs (spec 15.2).
+//! Two small convolutional encoders for CPUs (docs/method.md 2.5).
 
 use tch::Tensor;
 

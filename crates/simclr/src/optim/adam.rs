@@ -1,4 +1,4 @@
-//! AdamW (decoupled decay, as torch.optim.AdamW) and LAMB (spec 12.3).
+//! AdamW (decoupled decay, as torch.optim.AdamW) and LAMB (docs/method.md 4.4).
 
 use simclr_shim::Rule;
 use tch::Tensor;
@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::{OptimConfig, OptimKind, ratio_or_one};
 use crate::params::Param;
 
-/// Upper bound of phi(|w|) in LAMB (the public port's; the paper leaves it open, spec 12.3).
+/// Upper bound of phi(|w|) in LAMB (the public port's; the paper leaves it open, docs/method.md 4.4).
 const LAMB_MAX_NORM: f64 = 10.0;
 
 /// Epsilon where `optim.eps` is unset: PyTorch's AdamW, and the LAMB paper's (arXiv 1904.00962).

@@ -83,17 +83,17 @@ impl Default for OptimConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimKind {
-    /// Layer-wise adaptive rate scaling (spec 6.1).
+    /// Layer-wise adaptive rate scaling (docs/method.md 4.1).
     Lars,
     /// Momentum SGD.
     Sgd,
     /// Adam with decoupled weight decay.
     Adamw,
-    /// Layer-wise adaptive moments (spec 12.3).
+    /// Layer-wise adaptive moments (docs/method.md 4.4).
     Lamb,
 }
 
-/// `optim.scaling` (spec 6.2). B is the number of images of the whole batch, not of views.
+/// `optim.scaling` (docs/method.md 4.2). B is the number of images of the whole batch, not of views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
@@ -107,7 +107,7 @@ pub enum Scaling {
     None,
 }
 
-/// `optim.lars_norm` (spec 6.1).
+/// `optim.lars_norm` (docs/method.md 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LarsNorm {
@@ -121,7 +121,7 @@ pub enum LarsNorm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Half a cosine to 0 (spec 6.3).
+    /// Half a cosine to 0 (docs/method.md 4.3).
     Cosine,
     /// Constant.
     Constant,

@@ -1,4 +1,4 @@
-//! Momentum SGD, and LARS, which scales each layer's step by |w| / |g| (spec 6.1).
+//! Momentum SGD, and LARS, which scales each layer's step by |w| / |g| (docs/method.md 4.1).
 
 use simclr_shim::{Rule, Trust};
 use tch::Tensor;

@@ -1,4 +1,4 @@
-//! Learning rate over steps: linear warm-up, then half a cosine (spec 6.3; google-research/simclr `model_util.py`).
+//! Learning rate over steps: linear warm-up, then half a cosine (docs/method.md 4.3; google-research/simclr `model_util.py`).
 
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@ use crate::{Plan, TrainError, device::to_device, encoder::Mode, knn, model::Mode
 
 /// Share of the images that are classified; the others are the bank.
 const QUERY_SHARE: f64 = 0.2;
-/// Neighbours and temperature (spec 8.2; k = 20 on small banks, 15.0).
+/// Neighbours and temperature (docs/method.md 6.2; k = 20 on small banks, 15.0).
 const NEIGHBOURS: i64 = 20;
 const TEMPERATURE: f64 = 0.1;
 /// Images that pass through the encoder at once.
