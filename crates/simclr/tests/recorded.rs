@@ -87,7 +87,7 @@ fn step_by_step(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch,
 }
 
 fn at_once(setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> Stepped {
-    optimizer.announce(&setting.model.params, lr);
+    optimizer.set_step_scalars(&setting.model.params, lr);
     enqueue(setting, optimizer, &setting.views(batch).unwrap()).unwrap().read()
 }
 
@@ -135,7 +135,7 @@ fn a_step_asked_for_at_once_waits_for_no_number() {
     for optimizer in ["lars", "adamw"] {
         let mut seen = 0;
         let mut step = |setting: &Setting<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
-            optimizer.announce(&setting.model.params, lr);
+            optimizer.set_step_scalars(&setting.model.params, lr);
             let views = setting.views(batch).unwrap();
             let (made, names) = operations(|| enqueue(setting, optimizer, &views).unwrap()).unwrap();
             assert_eq!(waits(&names), 0, "{names:?}");

@@ -28,6 +28,12 @@ impl Written {
     }
 }
 
+/// Former names of keys, which files and overrides may still use.
+const RENAMED_KEYS: [(&str, &str); 2] = [
+    ("ranks.silence_seconds", "dist.heartbeat_timeout_s"),
+    ("ranks.stall_minutes", "dist.straggler_timeout_min"),
+];
+
 /// Names at least this alike (Jaro-Winkler) are suggested.
 const NEAR: f64 = 0.8;
 
@@ -82,6 +88,7 @@ impl RunConfig {
 
     fn of_table(mut table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
         let place = path.unwrap_or(Path::new("--set")).to_owned();
+        rename_keys(&mut table)?;
         refuse_unknown(&place, &table)?;
         // Reading the file alone first: its errors then carry line and column.
         if let Some(path) = path {
@@ -90,6 +97,7 @@ impl RunConfig {
         for text in overrides {
             set(&mut table, text)?;
         }
+        rename_keys(&mut table)?;
         refuse_unknown(Path::new("--set"), &table)?;
         let config: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
             ConfigError::Parse { path: PathBuf::from("--set"), message: error.message().to_owned() }
@@ -150,6 +158,22 @@ fn set(table: &mut Table, text: &str) -> Result<(), ConfigError> {
             .ok_or_else(|| wrong(format!("`{key}`: `{section}` is a value, not a section")))?;
     }
     place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// Moves values from former names of keys to the current ones.
+fn rename_keys(table: &mut Table) -> Result<(), ConfigError> {
+    for (old, new) in RENAMED_KEYS {
+        let (section, key) = old.split_once('.').unwrap_or_default();
+        let Some(Value::Table(inner)) = table.get_mut(section) else { continue };
+        let value = inner.remove(key);
+        if inner.is_empty() && value.is_some() {
+            table.remove(section);
+        }
+        if let Some(value) = value {
+            set(table, &format!("{new}={value}"))?;
+        }
+    }
     Ok(())
 }
 
@@ -253,6 +277,15 @@ mod tests {
         let recorded = read("[transform]\ncrop = 'whole'\n[train]\nimage_size = 64\n", &[]);
         assert_eq!(recorded, (EvalCrop::Whole, None));
         assert_eq!(read(&RunConfig::default().to_toml(), &[]), (EvalCrop::Whole, None));
+    }
+
+    #[test]
+    fn former_key_names_still_load() {
+        let config = load("[ranks]\nsilence_seconds = 7\n", &["ranks.stall_minutes=3"]).unwrap();
+        assert_eq!((config.dist.heartbeat_timeout_s, config.dist.straggler_timeout_min), (7.0, 3.0));
+        let config = load(&config.to_toml(), &["ranks.silence_seconds=9"]).unwrap();
+        assert_eq!((config.dist.heartbeat_timeout_s, config.dist.straggler_timeout_min), (9.0, 3.0));
+        assert!(matches!(load("", &["ranks.silence=9"]), Err(ConfigError::UnknownKey { .. })));
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl LargeStep<'_> {
         lr: f64,
     ) -> Result<(Vec<usize>, Stepped), TrainError> {
         let (ids, done) = self.gradients(chunks)?;
-        self.setting.update(optimizer, &done, lr);
+        self.setting.update(optimizer, &done, lr)?;
         Ok((ids, done))
     }
 
@@ -138,7 +138,7 @@ impl LargeStep<'_> {
             // The gradients of all chunks are there together: nothing is left to overlap with.
             buckets.arm();
             buckets.finish();
-            gradient_norm = optim::gradient_norm(&model.params);
+            gradient_norm = optim::gradient_norm(&model.params)?;
         }
         let (z, counts) = (z.detach(), paired.counts);
         Ok((paired.ids, Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
@@ -262,8 +262,7 @@ impl LargeStep<'_> {
 }
 
 fn back_from(output: &Tensor, gradient: &Tensor) -> Result<(), ModelError> {
-    let said = |error: simclr_shim::ShimError| ModelError::Torch(tch::TchError::Torch(error.to_string()));
-    simclr_shim::backward(output, gradient).map_err(said)
+    Ok(simclr_shim::backward(output, gradient)?)
 }
 
 /// Which rows of all chunks of all ranks are the two views of an image.

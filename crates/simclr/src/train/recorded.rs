@@ -56,7 +56,7 @@ impl Recorder {
     /// part (several processes, labels), TorchScript modules, whose inside is not ours.
     pub fn new(setting: &Setting<'_>, wanted: bool) -> Self {
         let Setting { model, objective, group, .. } = *setting;
-        let on_gpu = model.params.device().is_cuda() && optim::served(&model.params);
+        let on_gpu = model.params.device().is_cuda() && optim::kernels_available(&model.params);
         let ours = model.stages().is_some() && matches!(objective, Objective::Contrastive(_));
         let can = wanted && on_gpu && ours && group.count() == 1;
         Self { state: if can { State::WarmUp(0) } else { State::Off }, note: None }
@@ -86,7 +86,7 @@ impl Recorder {
             return Ok(None);
         }
         views.shallow_clone().copy_(new);
-        optimizer.announce(&setting.model.params, lr);
+        optimizer.set_step_scalars(&setting.model.params, lr);
         recording.replay()?;
         Ok(Some(made.read()))
     }
@@ -126,11 +126,11 @@ pub fn enqueue(setting: &Setting<'_>, optimizer: &Optimizer, views: &Tensor) -> 
     let (h, z) = model.forward(views, &setting.mode())?;
     let Value { loss, accuracy } = objective.of(&z, &[], &SingleProcess, images);
     loss.f_backward()?;
-    let norm = optim::gradient_norm_on_gpu(&model.params);
+    let norm = optim::gradient_norm_on_gpu(&model.params)?;
     let loss = loss.detach().to_kind(Kind::Double);
     // No number where either is none.
     let guard = &loss * 0.0 + &norm;
-    optimizer.enqueue(&model.params, Some(&guard));
+    optimizer.launch_step(&model.params, Some(&guard))?;
     let figures = Tensor::stack(&[loss, accuracy.to_kind(Kind::Double), norm], 0);
     Ok(Enqueued { figures, h: h.detach(), z: z.detach() })
 }

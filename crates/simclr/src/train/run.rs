@@ -90,7 +90,7 @@ pub fn fit(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    group.set_timeouts(&config.ranks);
+    group.set_timeouts(&config.dist);
     // Images, plan, model and optimizer, fresh or from the newest checkpoint.
     let opened = all_ok(group, open(group, config, data))?;
     let Fitted { config, facts } = fitted(group, &opened, written)?;

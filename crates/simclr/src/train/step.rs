@@ -79,7 +79,7 @@ fn gradients_of(
         buckets.arm();
         loss.backward();
         buckets.finish();
-        gradient_norm = optim::gradient_norm(&model.params);
+        gradient_norm = optim::gradient_norm(&model.params)?;
     }
     let (h, z, counts) = (h.detach(), z.detach(), shards.counts().to_vec());
     Ok((ids.concat(), Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
@@ -99,7 +99,7 @@ pub fn train_step(
     lr: f64,
 ) -> Result<(Vec<usize>, Stepped), TrainError> {
     let (ids, done) = gradients(setting, batch)?;
-    setting.update(optimizer, &done, lr);
+    setting.update(optimizer, &done, lr)?;
     Ok((ids, done))
 }
 
@@ -114,7 +114,7 @@ pub fn train_step_of(
     lr: f64,
 ) -> Result<(Vec<usize>, Stepped), TrainError> {
     let (ids, done) = gradients_of(setting, own, views)?;
-    setting.update(optimizer, &done, lr);
+    setting.update(optimizer, &done, lr)?;
     Ok((ids, done))
 }
 
@@ -145,14 +145,18 @@ impl Setting<'_> {
 
     /// The update, where loss and gradient are numbers. Where every rank has batch-norm statistics of its own, the running
     /// ones become their mean, so that the model is one and the same everywhere.
-    pub fn update(&self, optimizer: &mut Optimizer, done: &Stepped, lr: f64) {
+    ///
+    /// # Errors
+    /// See [`Optimizer::step`].
+    pub fn update(&self, optimizer: &mut Optimizer, done: &Stepped, lr: f64) -> Result<(), ModelError> {
         if done.gradient_norm.is_finite() {
-            optimizer.step(&self.model.params, lr);
+            optimizer.step(&self.model.params, lr)?;
         }
         if self.over != BatchNormScope::Global && self.group.count() > 1 {
             let buffers = self.model.params.buffers().iter().map(|(_, buffer)| buffer);
             buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.group.average(buffer));
         }
+        Ok(())
     }
 }
 
