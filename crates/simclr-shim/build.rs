@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 fn main() {
-    println!("cargo:rerun-if-changed=src");
+    rerun_if_cpp_changed("src");
+    rerun_if_cpp_changed("src/gpu");
     let lib =
         PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("libtorch/lib has a parent").join("include");
@@ -11,6 +12,16 @@ fn main() {
     kernels();
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display()); // for this crate's own tests
     println!("cargo:libtorch_lib={}", lib.display());
+}
+
+/// The Rust files of the same folder are left out: a change of theirs must not recompile the C++.
+fn rerun_if_cpp_changed(folder: &str) {
+    let entries = std::fs::read_dir(folder).expect("the crate has this folder");
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_file() && path.extension().is_some_and(|extension| extension != "rs") {
+            println!("cargo:rerun-if-changed={}", path.display());
+        }
+    }
 }
 
 fn glue(include: &Path) {
@@ -38,7 +49,6 @@ fn glue(include: &Path) {
                 "nccl",
                 "operations",
                 "optimizer",
-                "optimizer_gpu",
                 "stream",
                 "upload",
                 "views_gpu",
@@ -48,8 +58,7 @@ fn glue(include: &Path) {
         .compile("simclr_shim");
 }
 
-/// The inner loops, once per instruction set: name, compiler flags, vectors of sums that the registers hold. The plain
-/// one is what every processor of the target has (SSE2, NEON).
+/// The inner loops, once per instruction set: name, compiler flags, SIMCLR_TILE. `baseline` is the target's (SSE2, NEON).
 fn kernels() {
     let x86: &[(&str, &[&str], &str)] = &[
         ("avx2", &["-mavx2", "-mfma"], "2"),

@@ -1,4 +1,4 @@
-//! Several processes of one command: joining them, and ending together with one message.
+//! Commands with several processes: joining the process group, and ending it with one message.
 
 use std::process::ExitCode;
 
@@ -6,21 +6,21 @@ use simclr::dist::{Launch, ProcessFailure, ProcessGroup, RankError};
 
 use crate::{failure::Failure, terminal};
 
-/// Exit code where a process is lost: its machine or network, which the user can mend.
+/// Exit code if a process is lost: a user error (machine or network).
 const LOST: i32 = 2;
 
-/// Runs `command` on every process that the launcher started; prints its failure, once, before any of them leaves.
+/// Runs `command` on every process that the launcher started; one of them prints a failure before any exits.
 pub fn together(
     command: impl FnOnce(&ProcessGroup) -> Result<ExitCode, Failure>,
 ) -> Result<ExitCode, Failure> {
-    let group = ProcessGroup::join(Box::new(lost))?;
+    let group = ProcessGroup::join(Box::new(report_and_abort))?;
     let outcome = command(&group).map_err(|failure| failure.of_rank(group.rank()));
     let code = outcome.unwrap_or_else(Failure::report);
     group.finish();
     Ok(code)
 }
 
-/// Refuses to run a command several times over that is made for one process.
+/// Runs a command for one process; an error if the launcher started several.
 pub fn alone(command: impl FnOnce() -> Result<ExitCode, Failure>) -> Result<ExitCode, Failure> {
     match Launch::of_environment() {
         Launch::Mpi { count } | Launch::Unconnected { count } if count > 1 => {
@@ -34,22 +34,22 @@ pub fn alone(command: impl FnOnce() -> Result<ExitCode, Failure>) -> Result<Exit
     }
 }
 
-/// What rank 0 has to say decides for all: its value is turned into a text by `tell`, which every process gets.
+/// Runs `decide` on rank 0 and broadcasts its value as the text `encode` makes of it.
 pub fn broadcast_from_root<T>(
     group: &ProcessGroup,
     decide: impl FnOnce() -> Result<T, Failure>,
-    tell: impl FnOnce(&T) -> String,
+    encode: impl FnOnce(&T) -> String,
 ) -> Result<(Option<T>, String), Failure> {
     let own = if group.is_first() { decide().map(Some) } else { Ok(None) };
-    let agreed = group.all_ok(own, |own| own.as_ref().map(tell).unwrap_or_default());
-    let (own, mut told) = agreed.map_err(|disagreed| match disagreed {
+    let result = group.all_ok(own, |own| own.as_ref().map(encode).unwrap_or_default());
+    let (own, mut texts) = result.map_err(|error| match error {
         RankError::Local(failure) => failure,
         RankError::Remote { message, .. } => Failure::elsewhere(message),
     })?;
-    Ok((own, told.swap_remove(0)))
+    Ok((own, texts.swap_remove(0)))
 }
 
-fn lost(lost: &ProcessFailure<'_>) {
-    terminal::error("error", &lost.message, Some(&lost.hint));
-    lost.abort_all(LOST);
+fn report_and_abort(failure: &ProcessFailure<'_>) {
+    terminal::error("error", &failure.message, Some(&failure.hint));
+    failure.abort_all(LOST);
 }

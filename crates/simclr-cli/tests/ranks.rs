@@ -18,7 +18,7 @@ use support::{
     Finished, execute, finished, image_folder, mpirun, newest_checkpoint, pretrain, simclr, step_of,
 };
 
-/// Lost ranks are noticed within this time; the default silence is 20 s.
+/// Lost ranks are detected within this time; the default heartbeat timeout is 18 s.
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// One test at a time: each starts several processes.
@@ -27,7 +27,7 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of a checkpoint: tensors by name.
+/// The tensors of the newest checkpoint by name.
 fn tensors(run: &Path) -> BTreeMap<String, Vec<f64>> {
     let path = newest_checkpoint(run).unwrap();
     let checkpoint = Checkpoint::load(&path).unwrap();
@@ -39,7 +39,7 @@ fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// The largest distance of a tensor from its twin, relative to the tensor, and whose it is.
+/// The largest relative distance between tensors of the same name, and that name.
 fn furthest<'a>(
     found: &'a BTreeMap<String, Vec<f64>>,
     expected: &BTreeMap<String, Vec<f64>>,
@@ -77,7 +77,7 @@ fn trained(processes: usize, data: &Path, run: &Path, more: &[&str]) {
     assert!(!execute.err.contains("resumed"), "{}", execute.err);
 }
 
-/// Plain SGD from rest: after one step the momentum buffer is the gradient.
+/// Plain SGD: after one step the momentum buffer is the gradient.
 const ONE_STEP: &[&str] = &[
     "--set",
     "optim.kind=sgd",
@@ -90,7 +90,7 @@ const ONE_STEP: &[&str] = &[
 ];
 
 #[test]
-fn every_gradient_is_that_of_one_process() {
+fn gradients_match_those_of_one_process() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
@@ -114,10 +114,9 @@ fn every_gradient_is_that_of_one_process() {
     }
 }
 
-/// The part of each of two processes is a chunk of 10: batch norm over it is one process's with chunks of 10, and its
-/// gradients travel to wherever the other view is.
+/// Each of two processes holds a chunk of 10, so batch norm per chunk equals that of one process with chunks of 10.
 #[test]
-fn chunks_and_processes_part_a_batch_alike() {
+fn chunks_and_processes_split_a_batch_alike() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
@@ -145,7 +144,7 @@ fn chunks_and_processes_part_a_batch_alike() {
 }
 
 #[test]
-fn twenty_steps_stay_together_also_where_the_number_of_processes_changes() {
+fn twenty_steps_agree_for_any_number_of_processes() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
@@ -168,7 +167,7 @@ fn twenty_steps_stay_together_also_where_the_number_of_processes_changes() {
     }
 }
 
-/// The process of `rank` in the run that is told by its folder.
+/// Process id of `rank` in the run with this folder.
 fn process_of(rank: usize, run: &Path) -> u32 {
     let has = |file: &Path, part: &str| {
         let bytes = std::io::Read::bytes(fs::File::open(file).ok()?).collect::<Result<Vec<u8>, _>>().ok()?;
@@ -192,7 +191,7 @@ fn signal(name: &str, process: u32) {
     assert!(sent.success());
 }
 
-/// Settings of a run that writes a checkpoint after every step and would go on for long.
+/// A long run that writes a checkpoint after every step.
 const LONG: &[&str] =
     &["--epochs", "2000", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
 
@@ -208,15 +207,15 @@ fn started(processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
     child
 }
 
-/// It ends by itself in time, with an error.
+/// Waits for the processes to exit with an error.
 fn ends(child: Child) -> Finished {
-    let execute = finished(child, WITHIN);
-    assert_ne!(execute.code, Some(0), "{}", execute.err);
-    assert!(!execute.err.contains("internal error"), "{}", execute.err);
-    execute
+    let result = finished(child, WITHIN);
+    assert_ne!(result.code, Some(0), "{}", result.err);
+    assert!(!result.err.contains("internal error"), "{}", result.err);
+    result
 }
 
-/// Ends the long run early: goes on for a few steps, on so many processes.
+/// Resumes the long run on `processes` processes for a few steps.
 fn resumed(processes: usize, run: &Path) {
     let before = step_of(&newest_checkpoint(run).unwrap());
     let mut command = mpirun(processes, simclr(&["pretrain", "--resume", "--run"]).arg(run));
@@ -235,26 +234,26 @@ fn resumed(processes: usize, run: &Path) {
 }
 
 #[test]
-fn a_killed_rank_ends_all_and_the_run_goes_on_with_fewer() {
+fn killed_rank_aborts_all_and_the_run_resumes_with_fewer() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let run = temp.path().join("run");
     let child = started(3, &data, &run, &[]);
     signal("KILL", process_of(1, &run));
-    let execute = ends(child);
-    assert!(execute.err.contains("rank 1"), "it is named: {}", execute.err);
+    let result = ends(child);
+    assert!(result.err.contains("rank 1"), "the rank is named: {}", result.err);
     resumed(2, &run);
 }
 
 #[test]
-fn a_rank_that_stands_still_is_named_and_ends_all() {
+fn suspended_rank_is_named_and_aborts_all() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     for lost in [2, 0] {
         let run = temp.path().join(format!("run-{lost}"));
-        let child = started(3, &data, &run, &["--set", "ranks.silence_seconds=8"]);
+        let child = started(3, &data, &run, &["--set", "dist.heartbeat_timeout_s=8"]);
         signal("STOP", process_of(lost, &run));
         let execute = ends(child);
         let errors: Vec<_> = execute.err.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -265,7 +264,7 @@ fn a_rank_that_stands_still_is_named_and_ends_all() {
 }
 
 #[test]
-fn the_doctor_proves_processes_and_chunks() {
+fn doctor_checks_processes_and_chunks() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 160);
@@ -292,7 +291,7 @@ fn the_doctor_proves_processes_and_chunks() {
 }
 
 #[test]
-fn what_is_wrong_is_said_once() {
+fn errors_are_reported_once() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
@@ -315,14 +314,14 @@ fn what_is_wrong_is_said_once() {
 }
 
 #[test]
-fn images_that_cannot_be_read_are_counted_over_all_ranks() {
+fn undecodable_images_are_counted_over_all_ranks() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     for name in ["class-0/0000.png", "class-3/0039.png"] {
         fs::write(data.join(name), b"no image").unwrap();
     }
-    // Two full batches an epoch: every image is met.
+    // Two full batches per epoch: every image is read.
     let some = ["--set", "data.max_bad_share=0.1", "--batch", "20"];
     trained(0, &data, &temp.path().join("plain"), &some);
     trained(3, &data, &temp.path().join("ranks"), &some);

@@ -1,5 +1,5 @@
-//! Two machines that train together over TCP, and the link between them is cut. Each machine is a network namespace of its
-//! own, which takes root: `make test` runs this where it can and says so where it cannot.
+//! Training on two machines over TCP with the link between them cut. Each machine is a network namespace, which needs root;
+//! `make test` skips this with a notice if it cannot run.
 #![cfg(feature = "mpi")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use std::{
 use fs_err as fs;
 use support::{execute, finished, image_folder, mpirun, newest_checkpoint, pretrain, simclr, step_of};
 
-/// Everything on both sides has ended within this time after the cut.
+/// All processes exit within this time after the cut.
 const WITHIN: Duration = Duration::from_secs(30);
 const ADDRESSES: [&str; 2] = ["10.213.77.1", "10.213.77.2"];
 
@@ -24,7 +24,7 @@ fn ip(arguments: &str) -> bool {
     Command::new("ip").args(arguments.split(' ')).stderr(Stdio::null()).status().unwrap().success()
 }
 
-/// Two namespaces joined by a pair of virtual cards. Dropping it takes them away with whatever still runs there.
+/// Two namespaces connected by a veth pair. Dropping it kills their processes and deletes them.
 struct Hosts {
     names: [String; 2],
     agent: PathBuf,
@@ -35,7 +35,7 @@ impl Hosts {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let names = ["a", "b"].map(|side| format!("simclr-{side}-{}-{number}", std::process::id()));
-        // In place of ssh: mpirun calls it with a machine and a command.
+        // Replaces ssh: mpirun calls it with a host and a command.
         let agent = folder.join("agent.sh");
         let text = format!("#!/bin/sh\nshift\nexec ip netns exec {} sh -c \"$*\"\n", names[1]);
         fs::write(&agent, text).unwrap();
@@ -51,12 +51,12 @@ impl Hosts {
         hosts
     }
 
-    /// Pulls the plug on the second machine's side, or puts it back.
+    /// Sets the link of the second machine `up` or `down`.
     fn link(&self, state: &str) {
         assert!(ip(&format!("-n {} link set card {state}", self.names[1])));
     }
 
-    /// `command` as one process on each, started from the first.
+    /// Runs `command` as one process per machine, started from the first.
     fn mpirun(&self, settings: &[&str], command: &mut Command) -> Command {
         let hosts = ADDRESSES.map(|address| format!("{address}:1")).join(",");
         let network = format!("{}0/24", ADDRESSES[0].trim_end_matches('1'));
@@ -85,7 +85,7 @@ impl Hosts {
         String::from_utf8_lossy(&pids).split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Processes on both that are `simclr`.
+    /// Number of `simclr` processes on both machines.
     fn trainers(&self) -> usize {
         let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let all = self.processes(0).into_iter().chain(self.processes(1));
@@ -116,7 +116,7 @@ impl Drop for Hosts {
     }
 }
 
-/// What the README tells users of several machines: mpirun and its daemons then notice a cut by themselves.
+/// The README's settings for several machines, with which mpirun and its daemons detect a cut themselves.
 const KEEPALIVE: &[&str] = &[
     "--mca",
     "oob_tcp_keepalive_time",
@@ -167,15 +167,15 @@ fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
     assert!(bytes(&whole) == bytes(&cut), "the weights differ");
 }
 
-/// Without help from the launcher, whose TCP connections wait for many minutes.
+/// Without the launcher's detection: its TCP connections time out after many minutes.
 #[test]
 #[ignore = "needs root and network namespaces; `make test` runs it where it can"]
-fn both_sides_notice_a_cut_by_themselves() {
+fn both_sides_detect_a_cut_without_the_launcher() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let hosts = Hosts::new(temp.path());
     let run = temp.path().join("run");
-    let child = started(&hosts, &[], &data, &run, &["--set", "ranks.silence_seconds=4"]);
+    let child = started(&hosts, &[], &data, &run, &["--set", "dist.heartbeat_timeout_s=4"]);
     hosts.link("down");
     hosts.wait_until("the end of both processes", |hosts| hosts.trainers() == 0);
     hosts.kill_all();

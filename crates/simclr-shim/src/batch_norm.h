@@ -1,8 +1,8 @@
-// Batch norm (+ addition of a residual) (+ ReLU) as one node of the autograd graph, whose statistics may be those of
-// several members: chunks of a batch, processes, or both. Arithmetic and statistics are f32 whatever the input's type.
+// Batch norm (+ addition of a residual) (+ ReLU) as one node of the autograd graph, with statistics that may be all-reduced
+// over several participants: chunks of a batch, processes, or both. Arithmetic and statistics are f32 for every input type.
 //
-// Members combine their statistics as google-research/simclr resnet.py does: the mean of all, then the variances of all
-// plus the squared distances of their means from it; weighted by row counts, as members may hold different numbers.
+// Participants combine their statistics as google-research/simclr resnet.py does: the common mean, then all variances plus
+// the squared distances of the means from it; weighted by row counts, which may differ.
 #pragma once
 
 #include <torch/csrc/autograd/function.h>
@@ -25,31 +25,31 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Adds a tensor up over all members, in place. It takes the tensor handle over; a message means failure.
+// Sums a tensor over all participants, in place. It takes ownership of the handle; a non-null result is an error message.
 using Sum = char* (*)(void* context, Tensor* values);
 using Drop = void (*)(void* context);
 
-// The members. The graph shares it, so it lives until the last backward pass has run or been dropped.
-struct Exchange {
+// The all-reduce of the statistics. The graph shares it, so it lives until the last backward pass has run or been dropped.
+struct AllReduce {
     void* context;
     Sum call;
     Drop drop;
 
-    Exchange(void* context, Sum call, Drop drop) : context(context), call(call), drop(drop) {}
-    Exchange(const Exchange&) = delete;
-    Exchange& operator=(const Exchange&) = delete;
-    ~Exchange() { drop(context); }
+    AllReduce(void* context, Sum call, Drop drop) : context(context), call(call), drop(drop) {}
+    AllReduce(const AllReduce&) = delete;
+    AllReduce& operator=(const AllReduce&) = delete;
+    ~AllReduce() { drop(context); }
 
     void sum(const Tensor& values) const {
         if (char* failure = call(context, new Tensor(values))) {
             std::string text(failure);
             std::free(failure);
-            throw std::runtime_error("exchange of batch-norm statistics: " + text);
+            throw std::runtime_error("all-reduce of batch-norm statistics: " + text);
         }
     }
 };
 
-// Counts are sent as two numbers, since f32 holds whole numbers only up to 2^24 and a batch may have more positions.
+// Counts are sent as two values: f32 represents integers exactly only up to 2^24, and a batch may have more positions.
 constexpr int64_t COUNT_UNIT = 4096;
 
 struct Inputs {
@@ -67,10 +67,10 @@ struct Options {
     double momentum;
     int batch;     // statistics of the batch, else the running ones
     int relu;
-    int composed;  // of libtorch's operations even where there are kernels
+    int via_aten;  // by ATen operations even if there are kernels
 };
 
-// The nodes' common ground. `inputs` of the graph are x, residual, scale, shift.
+// The node's inputs are x, residual, scale, shift.
 inline void connect(const std::shared_ptr<Node>& node, const Inputs& in, Tensor& out) {
     node->set_next_edges(torch::autograd::collect_next_edges(in.x, in.residual, in.scale, in.shift));
     torch::autograd::set_history(out, node);
@@ -80,26 +80,26 @@ inline bool needs_graph(const Inputs& in) {
     return torch::autograd::compute_requires_grad(in.x, in.residual, in.scale, in.shift);
 }
 
-inline void refuse_second_derivative() {
+inline void reject_second_derivative() {
     if (at::GradMode::is_enabled()) throw std::runtime_error("batch norm has no second derivative here");
 }
 
-// Channels innermost.
+// The memory format with channels innermost.
 inline at::MemoryFormat layout(const Tensor& tensor) {
     return tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-// Whether nobody else can see the tensor's values, so that they may be overwritten.
+// Whether the values are not shared, so that they may be overwritten.
 inline bool exclusive(const Tensor& tensor) {
     return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && !tensor.requires_grad();
 }
 
-// The node of a batch norm by kernels, whatever the device. Of the activations only the input is kept, and the output where a
-// residual was added, which the next convolution keeps anyway; behind a ReLU alone the sign of the output is computed anew.
+// The autograd node of a batch norm by kernels, on any device. It saves the input, and the output only if a residual was added
+// (the next convolution saves it anyway); after a ReLU alone the sign of the output is recomputed.
 struct KernelBackward : Node {
     SavedVariable x, y;
     bool relu, residual;
-    std::shared_ptr<Exchange> exchange;
+    std::shared_ptr<AllReduce> all_reduce;
 
     bool gated_by_output() const { return relu && residual; }
 
@@ -109,41 +109,41 @@ struct KernelBackward : Node {
         y.reset_data();
     }
 
-    // Makes `node` the one of `out`, where gradients are wanted.
+    // Makes `node` the gradient function of `out`, if gradients are needed.
     static void attach(const std::shared_ptr<KernelBackward>& node, const Inputs& in, const Options& options,
-                       std::shared_ptr<Exchange> exchange, Tensor& out) {
+                       std::shared_ptr<AllReduce> all_reduce, Tensor& out) {
         if (!needs_graph(in)) return;
         node->x = SavedVariable(in.x, false);
         node->relu = options.relu != 0;
         node->residual = in.residual.defined();
-        node->exchange = std::move(exchange);
+        node->all_reduce = std::move(all_reduce);
         connect(node, in, out);
         if (node->gated_by_output()) node->y = SavedVariable(out, true);
     }
 };
 
-// What the members' batches come to together.
+// Statistics over all participants.
 struct Common {
     Tensor mean;      // [C]
     Tensor variance;  // [C], biased
-    Tensor count;     // rows of all members, f64, no dimension; on the device, so that nothing waits for it
+    Tensor count;     // rows of all participants, f64 scalar; on the device, to avoid synchronisation
 };
 
-// From what this member's rows come to, `mean` and biased `variance` [C].
-Common common_moments(const Tensor& mean, const Tensor& variance, int64_t rows, const Exchange& exchange);
+// From this participant's `mean` and biased `variance` [C].
+Common common_moments(const Tensor& mean, const Tensor& variance, int64_t rows, const AllReduce& all_reduce);
 
 void update_running(const Common& found, const Inputs& in, double momentum);
 
-// Any device, by libtorch's operations.
-Tensor composed_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+// Any device, by ATen operations.
+Tensor aten_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce);
 
 // CPU, f32 and bf16, by kernels.h.
-Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce);
 
-// Where gpu::serves, f32 and bf16, by gpu/batch_norm.cu.
-Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange);
+// If gpu::kernels_available, f32 and bf16, by gpu/batch_norm.cu.
+Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce);
 
-// relu(x * factor + offset + residual) by the running statistics, without a graph; CPU as above.
+// relu(x * factor + offset + residual) with the running statistics, without a graph; CPU as above.
 Tensor fused_inference(const Inputs& in, const Options& options);
 
 }  // namespace simclr

@@ -1,4 +1,4 @@
-//! Batch norm as one node of the autograd graph, with statistics that may be shared (C++ side: `batch_norm.cpp`).
+//! Batch norm as one node of the autograd graph, with statistics that may be all-reduced (C++ side: `batch_norm.cpp`).
 
 use std::{
     any::Any,
@@ -12,10 +12,10 @@ use torch_sys::C_tensor;
 
 use crate::{ShimError, check, message, take, text};
 
-/// Adds an `f32` vector up over all members, in place. A panic inside becomes an error of the pass that called it.
+/// Sums an `f32` vector over all participants, in place. A panic becomes an error of the calling pass.
 pub type Sum = Arc<dyn Fn(&Tensor) + Send + Sync>;
 
-/// The parts of a batch norm over C channels, each `[C]` in `f32`.
+/// Parameters and running statistics of a batch norm over C channels, each `[C]` in `f32`.
 #[derive(Debug)]
 pub struct BatchNorm<'a> {
     /// gamma.
@@ -30,18 +30,18 @@ pub struct BatchNorm<'a> {
     pub epsilon: f64,
 }
 
-/// What to normalise with.
+/// Statistics used to normalise.
 #[derive(Clone)]
 pub enum Statistics {
-    /// The running ones, which stay as they are.
+    /// The running statistics, which are not modified.
     Running,
-    /// Those of the batch at hand.
+    /// Statistics of the batch.
     Batch {
-        /// Weight of this batch in the running ones; 0 leaves them as they are.
+        /// Weight of this batch in the running statistics; 0 leaves them unchanged.
         momentum: f64,
-        /// Adds up over those whose batches count too. Every member calls it twice per forward and once per backward
-        /// pass, in the same order, from whichever thread runs the pass.
-        exchange: Option<Sum>,
+        /// Sums over all participants. Each calls it twice per forward and once per backward pass, in the same order, on the
+        /// thread that runs the pass.
+        all_reduce: Option<Sum>,
     },
 }
 
@@ -51,7 +51,7 @@ struct COptions {
     momentum: f64,
     batch: c_int,
     relu: c_int,
-    composed: c_int,
+    via_aten: c_int,
 }
 
 type CSum = extern "C" fn(*mut c_void, *mut C_tensor) -> *mut c_char;
@@ -77,10 +77,10 @@ unsafe extern "C" {
 
 impl BatchNorm<'_> {
     /// `relu(norm(x) + residual)`, both optional. `x` is `[B, C]` or `[B, C, H, W]` in `f32` or `bf16`, `residual` and the
-    /// result are like it. Gradients of scale and shift are this member's own share.
+    /// result are like it. Gradients of scale and shift cover this participant's rows only.
     ///
     /// # Errors
-    /// Shapes that do not fit, and what the exchange panicked with. In the backward pass the latter is libtorch's error.
+    /// Mismatched shapes, and a panic of the all-reduce; in the backward pass the latter is libtorch's error.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -91,11 +91,11 @@ impl BatchNorm<'_> {
         self.call(x, residual, relu, statistics, false)
     }
 
-    /// [`BatchNorm::forward`] by libtorch's operations, as other devices than the CPU have it.
+    /// [`BatchNorm::forward`] by ATen operations, as on devices without kernels.
     ///
     /// # Errors
-    /// As there.
-    pub fn forward_composed(
+    /// As [`BatchNorm::forward`].
+    pub fn forward_via_aten(
         &self,
         x: &Tensor,
         residual: Option<&Tensor>,
@@ -111,20 +111,20 @@ impl BatchNorm<'_> {
         residual: Option<&Tensor>,
         relu: bool,
         statistics: Statistics,
-        composed: bool,
+        via_aten: bool,
     ) -> Result<Tensor, ShimError> {
-        let (momentum, exchange) = match &statistics {
+        let (momentum, all_reduce) = match &statistics {
             Statistics::Running => (0.0, None),
-            Statistics::Batch { momentum, exchange } => (*momentum, exchange.clone()),
+            Statistics::Batch { momentum, all_reduce } => (*momentum, all_reduce.clone()),
         };
         let options = COptions {
             epsilon: self.epsilon,
             momentum,
             batch: c_int::from(matches!(statistics, Statistics::Batch { .. })),
             relu: c_int::from(relu),
-            composed: c_int::from(composed),
+            via_aten: c_int::from(via_aten),
         };
-        let context = exchange.map_or(std::ptr::null_mut(), |sum| Box::into_raw(Box::new(sum)));
+        let context = all_reduce.map_or(std::ptr::null_mut(), |sum| Box::into_raw(Box::new(sum)));
         let shared = !context.is_null();
         let mut out = std::ptr::null_mut();
         // SAFETY: all tensors are live for the call. `context` fits `sum` and `drop_sum` and is handed over; `out` is an
@@ -148,23 +148,23 @@ impl BatchNorm<'_> {
     }
 }
 
-/// Instruction set of the CPU kernels in use: `avx512`, `avx2` or `baseline`. The best that this machine has, at first.
+/// Instruction set of the CPU kernels in use: `avx512`, `avx2` or `baseline`; initially the best of this machine.
 pub fn instructions() -> String {
     // SAFETY: takes nothing, returns an owned string.
     take(unsafe { simclr_instructions() }).unwrap_or_default()
 }
 
-/// Takes the kernels of another instruction set, for all threads from now on.
+/// Switches all threads to the kernels of another instruction set.
 ///
 /// # Errors
-/// There are none of that name, or the machine cannot run them.
+/// An unknown name, or instructions that the machine lacks.
 pub fn use_instructions(name: &str) -> Result<(), ShimError> {
     let name = text(name.as_bytes())?;
     // SAFETY: `name` outlives the call.
     check(unsafe { simclr_use_instructions(name.as_ptr()) })
 }
 
-/// Unwinding must not cross the C++ frames between here and whoever started the pass.
+/// Catches panics, which must not unwind through the C++ frames of the pass.
 extern "C" fn sum(context: *mut c_void, values: *mut C_tensor) -> *mut c_char {
     // SAFETY: `context` is the box that `forward` handed over, alive until `drop_sum`; `values` is ours.
     let (call, values) = unsafe { (&*context.cast::<Sum>(), Tensor::from_ptr(values)) };
@@ -182,5 +182,5 @@ extern "C" fn drop_sum(context: *mut c_void) {
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned())
+        .unwrap_or_else(|| "panic without a message".to_owned())
 }

@@ -1,4 +1,4 @@
-// Batch norm by our own kernels: each pass reads its tensors once. Forward: moments, then normalise + residual + ReLU;
+// Batch norm by the CPU kernels: each pass reads its tensors once. Forward: moments, then normalise + residual + ReLU;
 // backward: sums, then the gradient.
 
 #include <vector>
@@ -13,7 +13,7 @@ namespace {
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
 
-// A tensor as rows of channels.
+// A tensor as a matrix of rows x channels.
 struct Rows {
     Tensor tensor;
     Matrix matrix;
@@ -38,13 +38,13 @@ Rows empty_like(const Rows& like) {
             like.matrix};
 }
 
-// Parts of a matrix that tasks work on. They depend on its size only, so sums do not depend on the number of threads.
+// Row ranges that tasks process. They depend on the matrix size only, so sums do not depend on the number of threads.
 struct Parts {
     int64_t rows, count;
 
     explicit Parts(const Matrix& matrix) {
-        int64_t worthwhile = 32768 / std::max<int64_t>(matrix.channels, 1) + 1;
-        rows = std::max(matrix.rows / 64 + 1, worthwhile);
+        int64_t min_rows = 32768 / std::max<int64_t>(matrix.channels, 1) + 1;
+        rows = std::max(matrix.rows / 64 + 1, min_rows);
         count = (matrix.rows + rows - 1) / rows;
     }
 };
@@ -75,13 +75,13 @@ Doubles two_sums(const Matrix& matrix, const F& add) {
     return total;
 }
 
-// What one normalisation used, per channel.
+// Statistics per channel.
 struct Moments {
     Doubles mean, variance;  // biased
-    double count;            // rows of all members
+    double count;            // rows of all participants
 };
 
-// A mean of a few rows spread over the matrix: squares about it lose nothing to cancellation.
+// The mean of a few rows spread over the matrix: deviations from it do not cancel.
 Floats rough_mean(const Rows& x) {
     int64_t channels = x.matrix.channels, sampled = std::min<int64_t>(x.matrix.rows, 32);
     Doubles sums(2 * channels);
@@ -110,31 +110,31 @@ Moments own_moments(const Rows& x) {
     return found;
 }
 
-// Adds f64 vectors up over the members, who exchange f32.
-void exchange_sums(Doubles& values, const Exchange& exchange) {
+// Sums f64 vectors over the participants, in f32.
+void reduce(Doubles& values, const AllReduce& all_reduce) {
     Tensor sent = at::empty({static_cast<int64_t>(values.size())}, at::kFloat);
     float* numbers = sent.mutable_data_ptr<float>();
     for (size_t i = 0; i < values.size(); i++) numbers[i] = static_cast<float>(values[i]);
-    exchange.sum(sent);
+    all_reduce.sum(sent);
     for (size_t i = 0; i < values.size(); i++) values[i] = numbers[i];
 }
 
-// sum (x - m)^2 = sum (x - m_r)^2 + n_r (m_r - m)^2, summed over members r.
-Moments common_moments(const Moments& own, const Exchange& exchange) {
+// sum (x - m)^2 = sum (x - m_r)^2 + n_r (m_r - m)^2, summed over participants r.
+Moments common_moments(const Moments& own, const AllReduce& all_reduce) {
     size_t channels = own.mean.size();
     int64_t count = static_cast<int64_t>(own.count);
     Doubles sums(channels + 2), squares(channels);
     for (size_t c = 0; c < channels; c++) sums[c] = own.count == 0 ? 0 : own.count * own.mean[c];
     sums[channels] = static_cast<double>(count / COUNT_UNIT);
     sums[channels + 1] = static_cast<double>(count % COUNT_UNIT);
-    exchange_sums(sums, exchange);
+    reduce(sums, all_reduce);
     Moments common{Doubles(channels), Doubles(channels), sums[channels] * COUNT_UNIT + sums[channels + 1]};
     for (size_t c = 0; c < channels; c++) {
         common.mean[c] = sums[c] / common.count;
         double distance = own.mean[c] - common.mean[c];
         squares[c] = own.count == 0 ? 0 : own.count * (own.variance[c] + distance * distance);
     }
-    exchange_sums(squares, exchange);
+    reduce(squares, all_reduce);
     for (size_t c = 0; c < channels; c++) common.variance[c] = squares[c] / common.count;
     return common;
 }
@@ -155,7 +155,7 @@ void update_running(const Moments& found, const Inputs& in, double momentum) {
 Tensor normalise(const Rows& x, const Inputs& in, const Floats& factor, const Floats& offset, bool relu) {
     Rows y = empty_like(x), residual{};
     if (in.residual.defined()) residual = rows(in.residual, x.tensor.scalar_type());
-    y.tensor.mutable_data_ptr();  // once here, so that no thread is the first to ask
+    y.tensor.mutable_data_ptr();  // unshares the storage before the threads access it
     each_part(x.matrix, [&](int64_t, int64_t first, const Matrix& m) {
         const void* added = residual.tensor.defined() ? residual.data(first) : nullptr;
         kernels().normalise(m, x.data(first), added, factor.data(), offset.data(), relu, y.out(first));
@@ -164,16 +164,16 @@ Tensor normalise(const Rows& x, const Inputs& in, const Floats& factor, const Fl
 }
 
 struct FusedBackward : KernelBackward {
-    // mean; 1 / deviation; the normalisation as x * factor + offset.
+    // Mean, 1 / standard deviation, and the normalisation as x * factor + offset.
     Floats mean, inverse, factor, offset;
     double count;
 
     std::string name() const override { return "SimclrBatchNormBackward"; }
 
-    // Gradients of x, residual, scale, shift. Those of scale and shift are this member's share.
+    // Gradients of x, residual, scale, shift; those of scale and shift over this participant's rows only.
     variable_list apply(variable_list&& grads) override {
         std::lock_guard<std::mutex> lock(mutex_);
-        refuse_second_derivative();
+        reject_second_derivative();
         at::NoGradGuard no_grad;
         variable_list out(4);
         if (!grads[0].defined()) return out;
@@ -183,7 +183,7 @@ struct FusedBackward : KernelBackward {
         Doubles sums = gated_by_output() ? sums_through_output(input, g) : sums_of(input, g);
         if (task_should_compute_output(2)) out[2] = to_tensor(sums.data() + mean.size());
         if (task_should_compute_output(3)) out[3] = to_tensor(sums.data());
-        if (exchange) exchange_sums(sums, *exchange);
+        if (all_reduce) reduce(sums, *all_reduce);
         bool wants_residual = residual && task_should_compute_output(1);
         if (task_should_compute_output(0)) {
             bool in_place = !wants_residual && exclusive(g.tensor);
@@ -194,7 +194,7 @@ struct FusedBackward : KernelBackward {
     }
 
    private:
-    // sum g and sum g * normalised x. `dy` becomes g, the gradient behind the ReLU.
+    // sum g and sum g * normalised x. `dy` becomes g, the gradient at the input of the ReLU.
     Doubles sums_through_output(const Rows& input, Rows& dy) {
         Tensor output = y.unpack(shared_from_this());
         Rows above = rows(output, output.scalar_type()), g = exclusive(dy.tensor) ? std::move(dy) : empty_like(dy);
@@ -208,7 +208,7 @@ struct FusedBackward : KernelBackward {
         return normalised(std::move(sums));
     }
 
-    // The same where the sign of the output follows from the input; `dy` stays as it is.
+    // The same if the sign of the output follows from the input; `dy` is not modified.
     Doubles sums_of(const Rows& input, const Rows& dy) const {
         return normalised(two_sums(input.matrix, [&](int64_t first, const Matrix& m, double* sum, double* products) {
             kernels().gradient_sums(m, input.data(first), dy.data(first), nullptr, mean.data(),
@@ -257,14 +257,14 @@ void affine(const Inputs& in, const Floats& mean, const Floats& inverse, Floats&
 
 }  // namespace
 
-Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
+Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce) {
     auto node = std::make_shared<FusedBackward>();
     Tensor out;
     {
         at::NoGradGuard no_grad;
         Rows x = rows(in.x, in.x.scalar_type());
         Moments found = own_moments(x);
-        if (exchange) found = common_moments(found, *exchange);
+        if (all_reduce) found = common_moments(found, *all_reduce);
         update_running(found, in, options.momentum);
         size_t channels = found.mean.size();
         for (Floats* vector : {&node->mean, &node->inverse, &node->factor, &node->offset}) vector->resize(channels);
@@ -276,7 +276,7 @@ Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_pt
         node->count = found.count;
         out = normalise(x, in, node->factor, node->offset, options.relu != 0);
     }
-    KernelBackward::attach(node, in, options, std::move(exchange), out);
+    KernelBackward::attach(node, in, options, std::move(all_reduce), out);
     return out;
 }
 

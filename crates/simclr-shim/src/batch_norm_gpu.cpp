@@ -1,4 +1,4 @@
-// Batch norm by the kernels of gpu/batch_norm.cu: three kernels forward, three backward, nothing comes back to the host.
+// Batch norm by the kernels of gpu/batch_norm.cu: three launches forward, three backward, no device-to-host synchronisation.
 
 #include <string>
 
@@ -19,7 +19,7 @@ struct Rows {
     void* data() const { return tensor.data_ptr(); }
     std::string kernel(const char* name) const { return std::string(name) + ending; }
 
-    // `rows_each`: rows that a thread shall take, where there are enough for many blocks.
+    // `rows_each`: rows per thread, if there are enough for many blocks.
     gpu::Grid grid(int64_t rows_each) const {
         int64_t groups = (cover.channels + packed - 1) / packed, across = (groups + cover.lanes - 1) / cover.lanes;
         int64_t together = gpu::THREADS / cover.lanes * rows_each;
@@ -27,11 +27,11 @@ struct Rows {
         return {static_cast<int32_t>(across), static_cast<int32_t>(std::max<int64_t>(down, 1))};
     }
 
-    // 8 for each of the 132 processors of an H100: all of its threads have work, and sums have few parts.
+    // 8 per multiprocessor of an H100 (132): full occupancy with few partial sums.
     static constexpr int64_t MOST_BLOCKS = 1056;
 };
 
-// Rows for a thread, at least: fewer would make more parts to add up than they save time.
+// Minimum rows per thread: fewer would add more partial sums than they save time.
 constexpr int64_t ROWS_EACH = 8;
 
 bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
@@ -60,17 +60,17 @@ const float* vector(const Tensor& tensor, int64_t row, int64_t channels) {
     return tensor.const_data_ptr<float>() + row * channels;
 }
 
-// Blocks that add parts up.
-gpu::Grid by_channels(int channels) { return {(channels + gpu::TOGETHER - 1) / gpu::TOGETHER, 1}; }
+// Blocks that add up partial sums.
+gpu::Grid by_channels(int channels) { return {(channels + gpu::CHANNELS_PER_BLOCK - 1) / gpu::CHANNELS_PER_BLOCK, 1}; }
 
-// Fills [4][C]: mean, 1 / deviation, factor, offset; returns the rows of all members, f64 without dimension, or none where the
-// batch is on its own.
-Tensor moments(const Rows& x, const Inputs& in, const Options& options, const Exchange* exchange, const Tensor& used) {
+// Fills `used` [4][C]: mean, 1 / standard deviation, factor, offset. Returns the rows of all participants, an f64 scalar;
+// undefined without an all-reduce.
+Tensor moments(const Rows& x, const Inputs& in, const Options& options, const AllReduce* all_reduce, const Tensor& used) {
     auto f32 = x.tensor.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous);
     int channels = x.cover.channels;
     gpu::Grid grid = x.grid(ROWS_EACH);
     Tensor about = at::empty({channels}, f32), partial = at::empty({grid.y, 2, channels}, f32), own;
-    if (exchange != nullptr) own = at::empty({2, channels}, f32.dtype(at::kDouble));
+    if (all_reduce != nullptr) own = at::empty({2, channels}, f32.dtype(at::kDouble));
     gpu::Sums sums{x.cover, x.data(), about.mutable_data_ptr<float>(), partial.mutable_data_ptr<float>()};
     gpu::launch(x.kernel("norm_sums").c_str(), grid, &sums, x.tensor);
     gpu::Moments all{sums.about, sums.partial, grid.y, x.cover.rows, channels, in.scale.const_data_ptr<float>(),
@@ -78,8 +78,8 @@ Tensor moments(const Rows& x, const Inputs& in, const Options& options, const Ex
                      in.running_var.mutable_data_ptr<float>(), options.epsilon, options.momentum,
                      used.mutable_data_ptr<float>(), own.defined() ? own.mutable_data_ptr<double>() : nullptr};
     gpu::launch("norm_moments", by_channels(channels), &all, x.tensor);
-    if (exchange == nullptr) return {};
-    Common found = common_moments(own[0], own[1], x.cover.rows, *exchange);
+    if (all_reduce == nullptr) return {};
+    Common found = common_moments(own[0], own[1], x.cover.rows, *all_reduce);
     update_running(found, in, options.momentum);
     used[0].copy_(found.mean);
     used[1].copy_((found.variance + options.epsilon).rsqrt_());
@@ -100,14 +100,14 @@ Tensor normalise(const Rows& x, const Inputs& in, const Tensor& used, bool relu)
 
 struct GpuBackward : KernelBackward {
     Tensor used;   // [4][C]
-    Tensor count;  // of all members, or none
+    Tensor count;  // rows of all participants, or undefined
 
     std::string name() const override { return "SimclrGpuBatchNormBackward"; }
 
-    // Gradients of x, residual, scale, shift. Those of scale and shift are this member's share.
+    // Gradients of x, residual, scale, shift; those of scale and shift over this participant's rows only.
     variable_list apply(variable_list&& grads) override {
         std::lock_guard<std::mutex> lock(mutex_);
-        refuse_second_derivative();
+        reject_second_derivative();
         at::NoGradGuard no_grad;
         variable_list out(4);
         if (!grads[0].defined()) return out;
@@ -117,7 +117,7 @@ struct GpuBackward : KernelBackward {
         sum(input, g, parameters, coefficients);
         if (task_should_compute_output(2)) out[2] = parameters[0];
         if (task_should_compute_output(3)) out[3] = parameters[1];
-        if (exchange) coefficients = common_coefficients(parameters);
+        if (all_reduce) coefficients = common_coefficients(parameters);
         bool wants_residual = residual && task_should_compute_output(1);
         if (task_should_compute_output(0)) {
             Rows dx = !wants_residual && exclusive(g.tensor) ? g : empty_like(g);
@@ -134,8 +134,8 @@ struct GpuBackward : KernelBackward {
     }
 
    private:
-    // Gradients of scale and shift, and q and r of this batch alone. Behind a gate by the output `g` is replaced by what
-    // passes it.
+    // Gradients of scale and shift, and q and r of this participant's rows. If gated by the output, `g` becomes the gradient
+    // at the input of the ReLU.
     void sum(const Rows& input, Rows& g, const Tensor& parameters, const Tensor& coefficients) {
         int64_t channels = input.cover.channels;
         gpu::Grid grid = input.grid(ROWS_EACH);
@@ -152,14 +152,14 @@ struct GpuBackward : KernelBackward {
         gpu::launch(input.kernel("norm_gradient_sums").c_str(), grid, &sums, input.tensor);
         gpu::GradientTotals all{sums.partial, grid.y, input.cover.rows, input.cover.channels, vector(used, 1, channels),
                                 vector(used, 2, channels), parameters.mutable_data_ptr<float>(),
-                                exchange ? nullptr : coefficients.mutable_data_ptr<float>()};
+                                all_reduce ? nullptr : coefficients.mutable_data_ptr<float>()};
         gpu::launch("norm_gradient_totals", by_channels(input.cover.channels), &all, input.tensor);
         if (gated_by_output()) g = std::move(passed);
     }
 
     Tensor common_coefficients(const Tensor& parameters) const {
-        Tensor sums = parameters.flip(0).contiguous().view(-1);  // sum g first, as every member sends it
-        exchange->sum(sums);
+        Tensor sums = parameters.flip(0).contiguous().view(-1);  // sum g first, as every participant sends it
+        all_reduce->sum(sums);
         Tensor all = sums.view({2, -1}).to(at::kDouble) / count;
         return at::stack({-used[2] * used[1] * all[1], -used[2] * all[0]}).to(at::kFloat);
     }
@@ -167,19 +167,19 @@ struct GpuBackward : KernelBackward {
 
 }  // namespace
 
-Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<Exchange> exchange) {
+Tensor gpu_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce) {
     auto node = std::make_shared<GpuBackward>();
     Tensor out;
     {
         at::NoGradGuard no_grad;
         Rows x = rows(in.x, in.x.scalar_type());
         node->used = at::empty({4, x.cover.channels}, in.scale.options());
-        node->count = moments(x, in, options, exchange.get(), node->used);
+        node->count = moments(x, in, options, all_reduce.get(), node->used);
         in.running_mean.unsafeGetTensorImpl()->bump_version();
         in.running_var.unsafeGetTensorImpl()->bump_version();
         out = normalise(x, in, node->used, options.relu != 0);
     }
-    KernelBackward::attach(node, in, options, std::move(exchange), out);
+    KernelBackward::attach(node, in, options, std::move(all_reduce), out);
     return out;
 }
 

@@ -1,4 +1,4 @@
-// What libtorch's allocator of a GPU says about its memory. Any GPU that libtorch has an allocator for answers.
+// Memory statistics of libtorch's caching device allocators.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -11,8 +11,7 @@ using simclr::guarded;
 
 extern "C" {
 
-// Bytes on the device of `like`: out[0] that no process holds, out[1] the most that the allocator held since
-// simclr_device_peak_forget.
+// Bytes on the device of `like`: out[0] free, out[1] the peak that the allocator reserved since simclr_device_peak_reset.
 char* simclr_device_memory(const at::Tensor* like, int64_t* out) {
     return guarded([&] {
         c10::Device device = like->device();
@@ -23,8 +22,8 @@ char* simclr_device_memory(const at::Tensor* like, int64_t* out) {
     });
 }
 
-// Gives back what the allocator holds and does not use; the peak starts again from the rest.
-char* simclr_device_peak_forget(const at::Tensor* like) {
+// Frees the allocator's unused blocks and resets the peak.
+char* simclr_device_peak_reset(const at::Tensor* like) {
     return guarded([&] {
         c10::Device device = like->device();
         auto* allocator = c10::getDeviceAllocator(device.type());

@@ -1,4 +1,4 @@
-//! Memory of a GPU (C++ side: `device_memory.cpp`).
+//! Memory statistics of a GPU (C++ side: `device_memory.cpp`).
 
 use std::ffi::c_char;
 
@@ -9,22 +9,22 @@ use crate::{ShimError, check};
 
 unsafe extern "C" {
     fn simclr_device_memory(like: *const C_tensor, out: *mut i64) -> *mut c_char;
-    fn simclr_device_peak_forget(like: *const C_tensor) -> *mut c_char;
+    fn simclr_device_peak_reset(like: *const C_tensor) -> *mut c_char;
 }
 
 /// Bytes of a GPU's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// That no process holds.
+    /// Not allocated by any process.
     pub free: u64,
-    /// The most that this process's libtorch held since [`forget_device_peak`].
+    /// Peak reserved by this process's libtorch since [`reset_device_peak`].
     pub peak: u64,
 }
 
 /// The memory of the GPU of `like`.
 ///
 /// # Errors
-/// What libtorch reports; on the CPU, that it keeps no count there.
+/// libtorch errors; always on the CPU.
 pub fn device_memory(like: &Tensor) -> Result<DeviceMemory, ShimError> {
     let mut bytes = [0_i64; 2];
     // SAFETY: the tensor is borrowed for the call; `bytes` has room for two numbers.
@@ -33,13 +33,13 @@ pub fn device_memory(like: &Tensor) -> Result<DeviceMemory, ShimError> {
     Ok(DeviceMemory { free, peak })
 }
 
-/// The peak of [`device_memory`] starts again from what is in use; the rest is given back.
+/// Frees unused cached blocks and resets the peak of [`device_memory`].
 ///
 /// # Errors
 /// As [`device_memory`].
-pub fn forget_device_peak(like: &Tensor) -> Result<(), ShimError> {
+pub fn reset_device_peak(like: &Tensor) -> Result<(), ShimError> {
     // SAFETY: the tensor is borrowed for the call.
-    check(unsafe { simclr_device_peak_forget(like.as_ptr()) })
+    check(unsafe { simclr_device_peak_reset(like.as_ptr()) })
 }
 
 #[cfg(test)]
@@ -49,6 +49,6 @@ mod tests {
     #[test]
     fn the_cpu_has_no_device_memory() {
         let like = Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cpu));
-        assert!(device_memory(&like).is_err() && forget_device_peak(&like).is_err());
+        assert!(device_memory(&like).is_err() && reset_device_peak(&like).is_err());
     }
 }

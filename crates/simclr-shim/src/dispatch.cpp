@@ -1,4 +1,4 @@
-// Which build of kernels.cpp this machine runs.
+// Chooses the build of kernels.cpp for this machine.
 
 #include <atomic>
 #include <cstring>
@@ -17,7 +17,7 @@ extern const Kernels kernels_avx2, kernels_avx512;
 
 namespace {
 
-// The best first; nullptr where the machine lacks the instructions.
+// Best first; nullptr if the machine lacks the instructions.
 const Kernels* offered(int rank) {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -55,7 +55,7 @@ char* simclr_instructions() {
     return simclr::text_or_null([] { return std::string(simclr::kernels().name); });
 }
 
-// Takes the kernels of another instruction set; a message where there are none or the machine lacks them.
+// Switches to the kernels of another instruction set; fails if there are none or the machine lacks the instructions.
 char* simclr_use_instructions(const char* name) {
     return simclr::guarded([&] {
         for (int rank = 0; rank < 3; rank++) {

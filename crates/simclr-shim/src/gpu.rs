@@ -1,4 +1,4 @@
-//! Kernels for GPUs (C++ side: `gpu/`), compiled for the GPU at hand when the process starts.
+//! GPU kernels (C++ side: `gpu/`), compiled by NVRTC at run time, and their CPU emulation.
 
 use std::{
     cmp::Ordering,
@@ -11,27 +11,33 @@ use torch_sys::C_tensor;
 
 use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder, text};
 
-/// The library beside `libtorch_cuda.so` that brings NVRTC and the driver's interface.
+/// The library next to `libtorch_cuda.so` that depends on NVRTC and the CUDA driver.
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
 
-/// What NVRTC compiles: the first text, which includes the others.
-const SOURCES: [(&str, &str); 8] = [
-    ("simclr.cu", "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n#include \"views.cu\"\n"),
+/// The translation unit that NVRTC compiles, and the files that it includes.
+const SOURCES: [(&str, &str); 10] = [
+    (
+        "simclr.cu",
+        "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n#include \"view_blur.cu\"\n\
+         #include \"view_color.cu\"\n#include \"view_resize.cu\"\n",
+    ),
     ("device.h", include_str!("gpu/device.h")),
     ("batch_norm.h", include_str!("gpu/batch_norm.h")),
     ("batch_norm.cu", include_str!("gpu/batch_norm.cu")),
     ("optimizer.h", include_str!("gpu/optimizer.h")),
     ("optimizer.cu", include_str!("gpu/optimizer.cu")),
     ("views.h", include_str!("gpu/views.h")),
-    ("views.cu", include_str!("gpu/views.cu")),
+    ("view_blur.cu", include_str!("gpu/view_blur.cu")),
+    ("view_color.cu", include_str!("gpu/view_color.cu")),
+    ("view_resize.cu", include_str!("gpu/view_resize.cu")),
 ];
 
-/// In which order an emulated GPU runs threads and blocks.
+/// Order in which the emulation runs threads and blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// From the first to the last.
+    /// First to last.
     Rising,
-    /// From the last to the first.
+    /// Last to first.
     Falling,
 }
 
@@ -51,12 +57,12 @@ unsafe extern "C" {
         architecture: *const c_char,
         size: *mut usize,
     ) -> *mut c_char;
-    fn simclr_gpu_refuse(like: *const C_tensor);
+    fn simclr_gpu_disable(like: *const C_tensor);
     fn simclr_gpu_emulate(order: c_int) -> c_int;
-    fn simclr_gpu_serves(like: *const C_tensor) -> c_int;
+    fn simclr_gpu_kernels_available(like: *const C_tensor) -> c_int;
 }
 
-/// Names and texts of the sources as C has them, for the time of a call.
+/// Passes names and texts of the sources as C strings.
 fn with_sources<T>(call: impl FnOnce(*const *const c_char, *const *const c_char, usize) -> T) -> T {
     let owned = |text: &str| CString::new(text).expect("sources have no NUL");
     let (names, texts) = (SOURCES.map(|(name, _)| owned(name)), SOURCES.map(|(_, text)| owned(text)));
@@ -64,11 +70,11 @@ fn with_sources<T>(call: impl FnOnce(*const *const c_char, *const *const c_char,
     call(names.as_ptr(), texts.as_ptr(), SOURCES.len())
 }
 
-/// Compiles the kernels for the GPU of `like`, loads them and has them [`agree`]; from then on they serve its tensors. Without
-/// them all works by libtorch's own operations, slower.
+/// Compiles the kernels for the GPU of `like`, loads them and runs [`self_test`]; on success they are used for its tensors. On
+/// failure ATen operations are used, which are slower.
 ///
 /// # Errors
-/// No NVRTC or driver, a GPU that NVRTC does not know, kernels that compute something else there.
+/// No NVRTC or driver, an unsupported GPU, or a failed self-test.
 pub fn prepare(like: &Tensor) -> Result<(), ShimError> {
     let library = text(libtorch_folder().join(LIBRARY).as_os_str().as_encoded_bytes())?;
     check(with_sources(|names, texts, count| {
@@ -76,36 +82,34 @@ pub fn prepare(like: &Tensor) -> Result<(), ShimError> {
         unsafe { simclr_gpu_prepare(library.as_ptr(), names, texts, count, like.as_ptr()) }
     }))?;
     // SAFETY: the tensor is borrowed for the call.
-    agree(like).inspect_err(|_| unsafe { simclr_gpu_refuse(like.as_ptr()) })
+    self_test(like).inspect_err(|_| unsafe { simclr_gpu_disable(like.as_ptr()) })
 }
 
-/// Whether batch norm by the kernels is that by libtorch's operations on the device of `like`, forward and backward: a moment's
-/// work before a run of days relies on it.
+/// Compares batch norm by the kernels with batch norm by ATen operations on the device of `like`, forward and backward.
 ///
 /// # Errors
-/// What differs, and by how much.
-pub fn agree(like: &Tensor) -> Result<(), ShimError> {
+/// The first quantity that differs, and its relative error.
+pub fn self_test(like: &Tensor) -> Result<(), ShimError> {
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
-        let [found, expected] = [false, true].map(|composed| small_batch_norm(like.device(), kind, composed));
+        let [found, expected] = [false, true].map(|via_aten| small_batch_norm(like.device(), kind, via_aten));
         for (what, (found, expected)) in
             ["y", "dx", "the gradient of the scale"].iter().zip(found?.iter().zip(&expected?))
         {
             let norm = |x: &Tensor| x.norm().double_value(&[]);
-            let off = norm(&(found - expected)) / norm(expected);
-            // What is no number is off, too.
-            if off.partial_cmp(&tolerance) != Some(Ordering::Less) {
-                let said = format!(
-                    "kernels disagree with libtorch in batch norm of {kind:?}: {what} is off by {off:e}"
-                );
-                return Err(ShimError(said));
+            let error = norm(&(found - expected)) / norm(expected);
+            // NaN counts as a mismatch.
+            if error.partial_cmp(&tolerance) != Some(Ordering::Less) {
+                return Err(ShimError(format!(
+                    "self-test of batch norm in {kind:?}: {what} differs from libtorch's by {error:e}"
+                )));
             }
         }
     }
     Ok(())
 }
 
-/// y, and gradients of x and scale, of a batch norm with addition and ReLU; of waves, so that no generator is used.
-fn small_batch_norm(device: Device, kind: Kind, composed: bool) -> Result<[Tensor; 3], ShimError> {
+/// y and the gradients of x and scale of a batch norm with addition and ReLU, on deterministic inputs.
+fn small_batch_norm(device: Device, kind: Kind, via_aten: bool) -> Result<[Tensor; 3], ShimError> {
     let wave = |shape: &[i64], phase: f64| {
         let count: i64 = shape.iter().product();
         ((Tensor::arange(count, (Kind::Float, device)) * 0.37 + phase).sin() + 0.1).view(shape)
@@ -121,25 +125,25 @@ fn small_batch_norm(device: Device, kind: Kind, composed: bool) -> Result<[Tenso
         running_var: &running_var,
         epsilon: 1e-5,
     };
-    let statistics = Statistics::Batch { momentum: 0.1, exchange: None };
-    let forward = if composed { BatchNorm::forward_composed } else { BatchNorm::forward };
+    let statistics = Statistics::Batch { momentum: 0.1, all_reduce: None };
+    let forward = if via_aten { BatchNorm::forward_via_aten } else { BatchNorm::forward };
     let y = forward(&norm, &x, Some(&residual), true, statistics)?;
     let loss = (y.to_kind(Kind::Float) * image(4.0).to_kind(Kind::Float)).sum(Kind::Float);
-    loss.f_backward().map_err(|error| ShimError(error.to_string()))?;
+    loss.f_backward()?;
     Ok([y.detach(), x.grad(), scale.grad()].map(|t| t.to_kind(Kind::Double)))
 }
 
-/// Whether the kernels work on the device of `like`: a GPU for which they were compiled, or the CPU under [`emulated`].
-pub fn serves(like: &Tensor) -> bool {
+/// Whether there are kernels for the device of `like`: a GPU for which they were compiled, or the CPU under [`emulated`].
+pub fn kernels_available(like: &Tensor) -> bool {
     // SAFETY: the tensor is borrowed for the call.
-    unsafe { simclr_gpu_serves(like.as_ptr()) != 0 }
+    unsafe { simclr_gpu_kernels_available(like.as_ptr()) != 0 }
 }
 
-/// Compiles the kernels for `architecture`, such as `sm_90`, with the NVRTC that `library` brings; returns the size of what
-/// comes out, in bytes. Needs no GPU.
+/// Compiles the kernels for `architecture`, such as `sm_90`, with the NVRTC that `library` loads, and returns the size of the
+/// cubin in bytes. Needs no GPU.
 ///
 /// # Errors
-/// What the compiler says.
+/// The compiler's log.
 pub fn compile(library: &Path, architecture: &str) -> Result<usize, ShimError> {
     let (library, architecture) =
         (text(library.as_os_str().as_encoded_bytes())?, text(architecture.as_bytes())?);
@@ -151,8 +155,7 @@ pub fn compile(library: &Path, architecture: &str) -> Result<usize, ShimError> {
     Ok(size)
 }
 
-/// Runs `work` with the kernels serving this thread's CPU tensors, for tests: on the CPU, one thread of the GPU after the other.
-/// Slow.
+/// Runs `work` with the kernels emulated for this thread's CPU tensors. For tests; slow.
 pub fn emulated<T>(order: Order, work: impl FnOnce() -> T) -> T {
     struct Restore(c_int);
     impl Drop for Restore {

@@ -1,4 +1,4 @@
-// The backward pass from a tensor whose gradient is known, on the thread that asks for it.
+// The backward pass from a tensor with a given gradient, on the calling thread; dropping gradients.
 
 #include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -8,8 +8,8 @@
 
 namespace {
 
-// Without this, the nodes of CUDA tensors run on one thread per device, and passes that wait for each other would wait
-// there for ever. CPU nodes run on the caller's thread in any case.
+// By default the nodes of CUDA tensors run on one thread per device, where backward passes that wait for each other would
+// deadlock. CPU nodes always run on the calling thread.
 struct OnThisThread {
     bool was;
     OnThisThread() : was(c10::AutogradState::get_tls_state().get_multithreading_enabled()) {
@@ -27,6 +27,10 @@ char* simclr_backward(const torch::Tensor* output, const torch::Tensor* gradient
         OnThisThread scope;
         torch::autograd::backward({*output}, {*gradient});
     });
+}
+
+char* simclr_drop_gradient(const torch::Tensor* weight) {
+    return simclr::guarded([&] { weight->mutable_grad().reset(); });
 }
 
 }  // extern "C"

@@ -1,5 +1,5 @@
-// What every function of the C interface does with an exception: it becomes a message. No exception leaves this crate's
-// C++: a function that can fail returns nullptr on success, else a text that the caller frees with simclr_free.
+// Error handling of the C interface. No exception leaves this crate's C++: a function that can fail returns nullptr on success,
+// else a message that the caller frees with simclr_free.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -12,13 +12,13 @@ namespace simclr {
 
 inline char* message(const std::string& text) {
     char* copy = static_cast<char*>(std::malloc(text.size() + 1));
-    if (copy == nullptr) std::abort();  // not even room to say so
+    if (copy == nullptr) std::abort();  // out of memory
     std::memcpy(copy, text.c_str(), text.size() + 1);
     return copy;
 }
 
-// c10::Error's what() carries a C++ stack; people need its first line. The TorchScript interpreter says first only that
-// something failed, then where in the module, and what in the last line.
+// c10::Error's what() contains a C++ stack trace; only its first line is kept. Errors of the TorchScript interpreter have the
+// cause in their last line.
 inline std::string first_line(const char* what) {
     std::string text(what);
     const std::string interpreter = "The following operation failed in the TorchScript interpreter";

@@ -21,7 +21,7 @@ struct Hook final : torch::autograd::PostAccumulateGradHook {
 
 extern "C" {
 
-// Takes `context` over: it is released with the hook. Returns 0 where libtorch refuses.
+// Takes ownership of `context`, which is released with the hook. Returns 0 if libtorch rejects the hook.
 int simclr_hook_set(torch::Tensor* leaf, void* context, void (*call)(void*), void (*release)(void*)) {
     auto hook = std::make_unique<Hook>(context, call, release);
     try {

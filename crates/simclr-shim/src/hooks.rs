@@ -1,4 +1,4 @@
-//! Hooks on leaf tensors, and plain access to the numbers of a tensor on the CPU.
+//! Gradient hooks of leaf tensors, and access to the memory of CPU tensors.
 
 use std::ffi::{c_int, c_void};
 
@@ -17,23 +17,23 @@ unsafe extern "C" {
 
 type Call = Box<dyn Fn() + Send + Sync>;
 
-/// A function that libtorch calls, from the thread of the backward pass, whenever the gradient of a leaf has been added up.
-/// Dropping it takes the function away.
+/// A function called on the thread of the backward pass when the gradient of a leaf has been accumulated. Dropping it removes
+/// the hook.
 #[derive(Debug)]
 pub struct GradientHook {
     leaf: Tensor,
 }
 
 impl GradientHook {
-    /// Sets the one hook of `leaf`, which requires a gradient. `None` where libtorch refuses. `call` must not panic: there
-    /// is C++ above it.
+    /// Sets the only hook of `leaf`, which must require a gradient; `None` if libtorch rejects it. `call` must not panic: its
+    /// caller is C++.
     pub fn new(leaf: &Tensor, call: impl Fn() + Send + Sync + 'static) -> Option<Self> {
         extern "C" fn run(context: *mut c_void) {
             // SAFETY: `context` is the boxed function below, shared and alive until `release`.
             unsafe { (*context.cast::<Call>())() }
         }
         extern "C" fn release(context: *mut c_void) {
-            // SAFETY: made by `Box::into_raw` below; C++ calls this once, when the hook goes.
+            // SAFETY: made by `Box::into_raw` below; C++ calls this once, when the hook is removed.
             drop(unsafe { Box::from_raw(context.cast::<Call>()) });
         }
         let mut leaf = leaf.shallow_clone();
@@ -51,19 +51,19 @@ impl Drop for GradientHook {
     }
 }
 
-/// Lets `work` change the `f32` numbers of a contiguous tensor on the CPU in place; `None` for any other tensor.
+/// Passes the `f32` values of a contiguous CPU tensor to `work`, to modify in place; `None` for any other tensor.
 pub fn with_floats<R>(tensor: &mut Tensor, work: impl FnOnce(&mut [f32]) -> R) -> Option<R> {
     let plain = tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous();
     plain.then(|| with_memory(tensor, work))
 }
 
-/// Lets `work` change the bytes of a contiguous tensor on the CPU in place; `None` for any other tensor.
+/// Passes the bytes of a contiguous CPU tensor to `work`, to modify in place; `None` for any other tensor.
 pub fn with_bytes<R>(tensor: &mut Tensor, work: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
     let plain = tensor.device() == Device::Cpu && tensor.is_contiguous();
     plain.then(|| with_memory(tensor, work))
 }
 
-/// `T` is the tensor's type, or bytes.
+/// `T` is the tensor's element type, or `u8`.
 fn with_memory<T, R>(tensor: &mut Tensor, work: impl FnOnce(&mut [T]) -> R) -> R {
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     let start: *mut T = tensor.data_ptr().cast();
@@ -71,7 +71,7 @@ fn with_memory<T, R>(tensor: &mut Tensor, work: impl FnOnce(&mut [T]) -> R) -> R
         return work(&mut []);
     }
     // SAFETY: a contiguous tensor of the CPU is one block of so many bytes, alive as long as the tensor, which is borrowed;
-    // every bit pattern is a number.
+    // every bit pattern is valid.
     work(unsafe { std::slice::from_raw_parts_mut(start, bytes / size_of::<T>()) })
 }
 
@@ -85,25 +85,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hook_is_called_once_a_backward_pass_and_no_more_after_its_drop() {
+    fn hook_runs_once_per_backward_pass_until_dropped() {
         let leaf = Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let calls = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&calls);
         let hook = GradientHook::new(&leaf, move || {
             seen.fetch_add(1, Ordering::Relaxed);
         });
-        // Two uses of the leaf are one gradient.
+        // Two uses of the leaf give one gradient.
         (&leaf * 2.0 + &leaf * 3.0).sum(Kind::Float).backward();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         drop(hook);
-        assert_eq!(Arc::strong_count(&calls), 1, "the function went with its hook");
+        assert_eq!(Arc::strong_count(&calls), 1, "the closure is dropped with its hook");
         (&leaf * 2.0).sum(Kind::Float).backward();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         assert_eq!(Vec::<f32>::try_from(leaf.grad()).unwrap(), [7.0; 3]);
     }
 
     #[test]
-    fn numbers_are_changed_in_place() {
+    fn values_are_modified_in_place() {
         let mut tensor = Tensor::from_slice(&[1.0f32, 2.0]);
         with_floats(&mut tensor, |values| values[1] = 5.0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.0, 5.0]);

@@ -1,13 +1,13 @@
-// See kernels.h. Compiled once per instruction set, with SIMCLR_KERNELS naming the table, SIMCLR_INSTRUCTIONS the set
-// and SIMCLR_TILE how many vectors of sums fit the registers. It must include nothing with inline functions: the linker
-// keeps one copy of such, which might be the one with instructions that this machine lacks.
+// See kernels.h. Compiled once per instruction set: SIMCLR_KERNELS is the name of the table, SIMCLR_INSTRUCTIONS that of the
+// set, SIMCLR_TILE the number of vectors of sums that fit the registers. It must include nothing with inline functions: the
+// linker keeps one copy of those, which may use instructions that this machine lacks.
 
 #include "kernels.h"
 
 namespace simclr {
 namespace {
 
-// Sixteen lanes; the compiler splits them where registers are narrower.
+// Sixteen lanes; the compiler splits them if registers are narrower.
 constexpr int64_t LANES = 16;
 typedef float F32x16 __attribute__((vector_size(64)));
 typedef uint32_t U32x16 __attribute__((vector_size(64)));
@@ -32,7 +32,7 @@ struct BF16 {
         __builtin_memcpy(&half, from, sizeof half);
         return (F32x16)(__builtin_convertvector(half, U32x16) << 16);
     }
-    // To the nearest, ties to even; every NaN to one quiet NaN, since rounding could carry its bits into infinity.
+    // Rounds to nearest, ties to even; every NaN becomes one quiet NaN, as rounding could turn its bits into infinity.
     INLINE void store(uint16_t* to, F32x16 value) {
         U32x16 bits = (U32x16)value;
         U32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -58,7 +58,7 @@ struct Ragged {
     }
 };
 
-// `FULL`: sixteen lanes, known when compiled; else the first `lanes`.
+// `FULL`: sixteen lanes at compile time; else the first `lanes`.
 template <class T, bool FULL>
 INLINE F32x16 load(const void* base, int64_t at, int64_t lanes) {
     auto from = static_cast<const typename T::Memory*>(base) + at;
@@ -79,7 +79,7 @@ INLINE F32x16 vector(const float* values, int64_t at, int64_t lanes) {
 }
 
 INLINE F32x16 positive(F32x16 value) {
-    // A NaN stays one, so that a broken run is seen.
+    // NaN is preserved.
     return (F32x16)((U32x16)value & ~(U32x16)(value < 0.0f));
 }
 
@@ -90,8 +90,7 @@ INLINE void add(double* sums, int64_t at, F32x16 value, int64_t lanes) {
     for (int64_t i = 0; i < (FULL ? LANES : lanes); i++) sums[at + i] += value[i];
 }
 
-// Rows whose sums are held in f32 before they are added up in f64; fewer where rows are long, so that a block stays in
-// the cache while its columns are walked.
+// Rows whose sums are held in f32 before they are added up in f64; fewer if rows are long, so that a block fits the cache.
 INLINE int64_t block_rows(int64_t channels) {
     int64_t rows = 65536 / channels;
     return rows < 16 ? 16 : rows > 256 ? 256 : rows;
@@ -152,7 +151,7 @@ void normalise_of(const Matrix& m, const void* x, const void* residual, const fl
     }
 }
 
-// How the gradient passes the ReLU.
+// What determines where the gradient passes the ReLU.
 enum class Gate { OPEN, BY_INPUT, BY_OUTPUT };
 
 template <class T, Gate GATE, int N, bool FULL>
@@ -271,81 +270,9 @@ void gradient(const Matrix& m, const void* x, const void* dy, const float* mean,
     else gradient_as<BF16>(m, x, dy, mean, factor, offset, p, q, r, dx);
 }
 
-// Elements whose sums are held in f32 before they are added up in f64.
-constexpr int64_t RUN = 4096;
-
-// Adds sum first(i)^2 and sum second(i)^2 over i in 0 .. count.
-#define SQUARES(count, FIRST, SECOND, sums)                                        \
-    for (int64_t run = 0; run < (count); run += RUN) {                             \
-        int64_t end = (count) - run < RUN ? (count) : run + RUN, i = run;          \
-        F32x16 first_sum = {}, second_sum = {};                                    \
-        for (; i < end; i += LANES) {                                              \
-            int64_t lanes = end - i < LANES ? end - i : LANES;                     \
-            F32x16 first = FIRST, second = SECOND;                                 \
-            first_sum += first * first;                                            \
-            second_sum += second * second;                                         \
-        }                                                                          \
-        for (int64_t lane = 0; lane < LANES; lane++) {                             \
-            (sums)[0] += first_sum[lane];                                          \
-            (sums)[1] += second_sum[lane];                                         \
-        }                                                                          \
-    }
-
-INLINE F32x16 lanes_of(const float* values, int64_t at, int64_t lanes) {
-    return lanes == LANES ? F32::load(values + at) : Ragged<F32>::load(values + at, lanes);
-}
-
-void norms(const float* w, const float* g, float decay, int64_t count, double* sums) {
-    SQUARES(count, lanes_of(w, i, lanes), lanes_of(g, i, lanes) + first * decay, sums)
-}
-
-template <bool NESTEROV>
-void momentum_of(const MomentumRule& rule, float* __restrict w, const float* __restrict g, float* __restrict v,
-                 int64_t count) {
-    float decay = rule.decay, momentum = rule.momentum, inside = rule.inside, outside = rule.outside;
-    for (int64_t i = 0; i < count; i++) {
-        float step = (g[i] + w[i] * decay) * inside;
-        float velocity = v[i] * momentum + step;
-        v[i] = velocity;
-        w[i] -= (NESTEROV ? velocity * momentum + step : velocity) * outside;
-    }
-}
-
-void momentum(const MomentumRule& rule, float* w, const float* g, float* v, int64_t count) {
-    if (rule.nesterov) momentum_of<true>(rule, w, g, v, count);
-    else momentum_of<false>(rule, w, g, v, count);
-}
-
-INLINE float adam_update(const AdamRule& rule, float w, float m, float s) {
-    return m / rule.unbias1 / (__builtin_sqrtf(s / rule.unbias2) + rule.eps) + w * rule.added_decay;
-}
-
-void adam_moments(const AdamRule& rule_, const float* __restrict w, const float* __restrict g, float* __restrict m,
-                  float* __restrict s, int64_t count, double* sums) {
-    const AdamRule rule = rule_;  // a copy that the stores below cannot change
-    float updates[RUN];
-    for (int64_t from = 0; from < count; from += RUN) {
-        int64_t part = count - from < RUN ? count - from : RUN;
-        for (int64_t i = 0; i < part; i++) {
-            int64_t at = from + i;
-            m[at] = m[at] * rule.beta1 + g[at] * rule.one_less_beta1;
-            s[at] = s[at] * rule.beta2 + g[at] * g[at] * rule.one_less_beta2;
-            updates[i] = adam_update(rule, w[at], m[at], s[at]);
-        }
-        SQUARES(part, lanes_of(w + from, i, lanes), lanes_of(updates, i, lanes), sums)
-    }
-}
-
-void adam_weights(const AdamRule& rule_, float* __restrict w, const float* __restrict m, const float* __restrict s,
-                  int64_t count) {
-    const AdamRule rule = rule_;
-    for (int64_t i = 0; i < count; i++) w[i] = w[i] * rule.kept - adam_update(rule, w[i], m[i], s[i]) * rule.rate;
-}
-
 }  // namespace
 
 extern const Kernels SIMCLR_KERNELS;
-const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments, normalise, gradient_sums, gradient,
-                                norms, momentum, adam_moments, adam_weights};
+const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments, normalise, gradient_sums, gradient};
 
 }  // namespace simclr

@@ -1,6 +1,6 @@
-//! The few things of libtorch that `tch` 0.24 does not reach: TorchScript modules with their buffers, loading the
-//! CUDA half of libtorch at run time, batch norm as an autograd node of its own, views made on a GPU, hooks on gradients, and NCCL; and, with
-//! the feature `mpi`, MPI. All `unsafe` code of the project is in this crate.
+//! Parts of libtorch that `tch` 0.24 does not bind: TorchScript modules with their buffers, loading `libtorch_cuda` at run time,
+//! batch norm as an autograd node, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; NCCL;
+//! and, with the feature `mpi`, MPI.
 
 mod batch_norm;
 mod device_memory;
@@ -25,19 +25,22 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
-pub use device_memory::{DeviceMemory, device_memory, forget_device_peak};
-pub use gradient::backward;
+pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
+pub use gradient::{backward, drop_gradient};
 pub use operations::operations;
-pub use optimizer::{
-    Parameter, Rule, Trust, drop_gradient, gpu_gradient_norm, gpu_optimizer_step, gradient_norm,
-    optimizer_step,
-};
+pub use optimizer::{Parameter, Rule, Trust, gpu_gradient_norm, gpu_optimizer_step};
 pub use upload::upload;
 
-/// What libtorch said, first line.
+/// First line of an error of libtorch, CUDA or NCCL.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ShimError(String);
+
+impl From<tch::TchError> for ShimError {
+    fn from(error: tch::TchError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 #[repr(C)]
 struct CModule {
@@ -52,7 +55,7 @@ unsafe extern "C" {
     fn simclr_libtorch_folder() -> *mut c_char;
     fn simclr_libtorch_version() -> *mut c_char;
     fn simclr_cpu_capability() -> *mut c_char;
-    fn simclr_keep_memory() -> *mut c_char;
+    fn simclr_cache_memory() -> *mut c_char;
     fn simclr_trim_memory();
     fn simclr_module_load(path: *const c_char, out: *mut *mut CModule) -> *mut c_char;
     fn simclr_module_free(module: *mut CModule);
@@ -72,7 +75,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Takes over a string that the shim allocated.
+/// Takes ownership of a string that the shim allocated.
 fn take(text: *mut c_char) -> Option<String> {
     if text.is_null() {
         return None;
@@ -89,71 +92,69 @@ fn check(message: *mut c_char) -> Result<(), ShimError> {
     take(message).map_or(Ok(()), |text| Err(ShimError(text)))
 }
 
-/// A text for C++ to read.
+/// A C string; an error if `value` contains NUL.
 fn text(value: &[u8]) -> Result<CString, ShimError> {
     CString::new(value).map_err(|error| ShimError(error.to_string()))
 }
 
-/// A text for C++ to take over.
+/// A copy of `text` owned by C++.
 fn message(text: &CStr) -> *mut c_char {
     // SAFETY: `text` is NUL-terminated and copied.
     unsafe { simclr_message(text.as_ptr()) }
 }
 
-/// What became of `libtorch_cuda.so`.
+/// Outcome of [`load_cuda`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cuda {
-    /// Loaded; whether a GPU answers is for `tch::Cuda` to say.
+    /// Loaded; there may be no GPU (`tch::Cuda::is_available`).
     Loaded,
-    /// No such file beside libtorch: a CPU build.
+    /// No such file next to libtorch: a CPU build.
     NotThere,
-    /// There, but it could not be loaded.
+    /// The file could not be loaded.
     Failed(String),
 }
 
-/// The folder of the libtorch that this process runs on.
+/// Directory of the loaded libtorch.
 pub fn libtorch_folder() -> PathBuf {
     // SAFETY: takes nothing, returns an owned string.
     PathBuf::from(take(unsafe { simclr_libtorch_folder() }).unwrap_or_default())
 }
 
-/// Version of the libtorch that this was built against, such as `2.11.0`.
+/// Version of libtorch at build time, such as `2.11.0`.
 pub fn libtorch_version() -> String {
     // SAFETY: takes nothing, returns an owned string.
     take(unsafe { simclr_libtorch_version() }).unwrap_or_default()
 }
 
-/// The instruction set of libtorch's own CPU kernels, such as `AVX512`.
+/// Instruction set of libtorch's own CPU kernels, such as `AVX512`.
 pub fn cpu_capability() -> String {
     // SAFETY: takes nothing, returns an owned string.
     take(unsafe { simclr_cpu_capability() }).unwrap_or_default()
 }
 
-/// From now on CPU tensors of a megabyte or more come from huge pages that the process keeps until it ends, so that a
-/// training step does not have the kernel clear the same memory again and again. Calling it twice changes nothing.
+/// Installs a caching allocator of huge pages for CPU tensors of a megabyte or more. Idempotent.
 ///
 /// # Errors
-/// What libtorch said.
-pub fn keep_memory() -> Result<(), ShimError> {
-    // SAFETY: takes nothing; tensors made before remember who frees them.
-    check(unsafe { simclr_keep_memory() })
+/// libtorch errors.
+pub fn cache_memory() -> Result<(), ShimError> {
+    // SAFETY: takes nothing; existing tensors keep their deleter.
+    check(unsafe { simclr_cache_memory() })
 }
 
-/// Gives memory that is kept but not in use back to the kernel; what [`keep_memory`] does goes on.
+/// Returns cached and unused memory to the kernel; see [`cache_memory`].
 pub fn trim_memory() {
-    // SAFETY: takes nothing; free blocks have no content.
+    // SAFETY: takes nothing; affects free blocks only.
     unsafe { simclr_trim_memory() }
 }
 
-/// Loads `libtorch_cuda.so` where it lies beside libtorch, so that one binary serves CPU and GPU. Call before any tensor
-/// is made.
+/// Loads `libtorch_cuda.so` if it is next to libtorch, so that one binary runs on CPU and GPU. Call before creating tensors.
 pub fn load_cuda() -> Cuda {
     let file = libtorch_folder().join("libtorch_cuda.so");
     if !file.exists() {
         return Cuda::NotThere;
     }
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: libtorch_cuda registers its kernels in static initialisers, which is what is wanted; it is never unloaded.
+    // SAFETY: libtorch_cuda registers its kernels in static initialisers; it is never unloaded.
     match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
@@ -163,29 +164,29 @@ pub fn load_cuda() -> Cuda {
     }
 }
 
-/// A TorchScript module (`torch.jit.save`), for encoders that are not written here.
+/// A TorchScript module (`torch.jit.save`).
 #[derive(Debug)]
 pub struct ScriptModule {
     module: *mut CModule,
 }
 
-// SAFETY: a module is reference-counted tensors and code; libtorch lets any thread run it, one at a time.
+// SAFETY: a module is reference-counted tensors and code; any one thread at a time may run it.
 unsafe impl Send for ScriptModule {}
 
 impl ScriptModule {
     /// Reads a `.pt` file onto the CPU.
     ///
     /// # Errors
-    /// Not a TorchScript file, or one of a newer version.
+    /// Not a TorchScript file, or a newer version.
     pub fn load(path: &Path) -> Result<Self, ShimError> {
         let path = text(path.as_os_str().as_encoded_bytes())?;
         let mut module = std::ptr::null_mut();
-        // SAFETY: `path` outlives the call; `module` is written on success only, which `check` tells.
+        // SAFETY: `path` outlives the call; `module` is written on success.
         check(unsafe { simclr_module_load(path.as_ptr(), &mut module) })?;
         Ok(Self { module })
     }
 
-    /// Moves parameters and buffers to `device`. Tensors taken before keep the old storage: call this first.
+    /// Moves parameters and buffers to `device`. Tensors obtained before keep the old storage.
     ///
     /// # Errors
     /// Out of memory.
@@ -195,11 +196,10 @@ impl ScriptModule {
         check(unsafe { simclr_module_to(self.module, like.as_ptr()) })
     }
 
-    /// Runs the module in training or inference mode; with `bf16` under libtorch's autocast, whose cast is part of the
-    /// graph.
+    /// Runs the module in training or inference mode; with `bf16` under libtorch's autocast.
     ///
     /// # Errors
-    /// What the module's code raised, or a result that is not one tensor.
+    /// Errors of the module's code, or a result that is not one tensor.
     pub fn forward(&self, images: &Tensor, train: bool, bf16: bool) -> Result<Tensor, ShimError> {
         let mut out = std::ptr::null_mut();
         // SAFETY: pointers are live for the call; `out` is an owned tensor on success, which `from_ptr` takes over.
@@ -218,7 +218,7 @@ impl ScriptModule {
     /// Parameters by name, sharing the module's storage.
     ///
     /// # Errors
-    /// What libtorch said.
+    /// libtorch errors.
     pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, ShimError> {
         self.tensors(0)
     }
@@ -226,15 +226,14 @@ impl ScriptModule {
     /// Buffers (batch-norm running statistics) by name, sharing the module's storage.
     ///
     /// # Errors
-    /// What libtorch said.
+    /// libtorch errors.
     pub fn buffers(&self) -> Result<Vec<(String, Tensor)>, ShimError> {
         self.tensors(1)
     }
 
     fn tensors(&self, buffers: c_int) -> Result<Vec<(String, Tensor)>, ShimError> {
         extern "C" fn push(context: *mut c_void, name: *const c_char, tensor: *mut C_tensor) {
-            // SAFETY: `context` is the vector below, alive during the call; the name is NUL-terminated; the tensor is
-            // handed over.
+            // SAFETY: `context` is the vector below, alive during the call; the name is NUL-terminated; the tensor is owned.
             unsafe {
                 let found = &mut *context.cast::<Vec<(String, Tensor)>>();
                 found.push((CStr::from_ptr(name).to_string_lossy().into_owned(), Tensor::from_ptr(tensor)));

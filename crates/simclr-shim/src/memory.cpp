@@ -1,8 +1,6 @@
-// Large CPU tensors in huge pages that are kept. A training step frees and asks for the same hundreds of megabytes again;
-// malloc gives such blocks back to the kernel, which then clears page after page anew, a tenth of a step. (ResNet-18, 32 px, 256
-// views, bf16, 2 cores of an AMD EPYC, three runs in turns: 2.10, 2.04, 2.13 s a step and 0.85 GiB at most; without this file 2.27,
-// 2.40, 2.40 s and 1.04 GiB; with glibc told to keep everything in huge pages, GLIBC_TUNABLES mmap_max=0, trim_threshold and
-// hugetlb=1, 2.12, 2.14, 2.12 s and 1.37 GiB.)
+// A caching allocator of huge pages for large CPU tensors. A training step frees and allocates the same hundreds of megabytes
+// again; malloc returns such blocks to the kernel, which clears every page again. Measured against glibc and its tunables in
+// bench/results/house.txt.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -23,18 +21,17 @@
 namespace simclr {
 namespace {
 
-constexpr size_t LARGE = size_t{1} << 20;         // smaller ones are malloc's business
+constexpr size_t LARGE = size_t{1} << 20;         // smaller blocks are left to malloc
 constexpr size_t GRAIN = size_t{1} << 16;         // sizes are rounded up to it
 constexpr size_t HUGE_PAGE = size_t{1} << 21;     // alignment of regions
-constexpr size_t REGION = size_t{1} << 30;        // address space taken at a time; memory follows when it is touched
+constexpr size_t REGION = size_t{1} << 30;        // address space reserved at a time; memory is committed on first access
 
 size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Blocks cut from regions: the lowest free one that fits is taken, so that memory touched before is touched again, and
-// neighbours that are free are joined.
+// First-fit allocation from reserved regions, so that committed memory is reused; adjacent free blocks are merged.
 class Regions {
    public:
-    // nullptr where the kernel gives no address space.
+    // nullptr if no address space can be reserved.
     void* take(size_t bytes) {
         size_t size = round_up(bytes, GRAIN);
         std::lock_guard<std::mutex> lock(mutex_);
@@ -50,10 +47,10 @@ class Regions {
         return start;
     }
 
-    // Whether `pointer` was a block of ours, which is free now.
-    bool give_back(void* pointer) {
+    // Frees `pointer` if it was allocated here; else returns false.
+    bool release(void* pointer) {
         char* block = static_cast<char*>(pointer);
-        // Most tensors are small and none of ours; they pay no lock.
+        // Avoids the lock for small tensors.
         if (block < lowest_.load(std::memory_order_relaxed) || block >= highest_.load(std::memory_order_relaxed)) return false;
         std::lock_guard<std::mutex> lock(mutex_);
         auto found = taken_.find(block);
@@ -76,7 +73,7 @@ class Regions {
         return true;
     }
 
-    // Gives the memory of free blocks back to the kernel; the address space stays.
+    // Returns the memory of free blocks to the kernel; the address space stays reserved.
     void trim() {
         std::lock_guard<std::mutex> lock(mutex_);
         for (auto [start, size] : free_) madvise(start, size, MADV_DONTNEED);
@@ -97,7 +94,7 @@ class Regions {
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) return false;
         char* start = reinterpret_cast<char*>(round_up(reinterpret_cast<size_t>(memory), HUGE_PAGE));
-        madvise(start, length, MADV_HUGEPAGE);  // a wish: without huge pages all works, slower
+        madvise(start, length, MADV_HUGEPAGE);  // advisory
         region_starts_.insert(start);
         free_.emplace(start, length);
         if (start < lowest_) lowest_ = start;
@@ -109,27 +106,27 @@ class Regions {
     std::atomic<char*> lowest_{reinterpret_cast<char*>(UINTPTR_MAX)}, highest_{nullptr};
     Free free_;  // start to size
     std::unordered_map<char*, size_t> taken_;
-    std::set<char*> region_starts_;  // two regions may touch, but are not joined
+    std::set<char*> region_starts_;  // adjacent regions are not merged
 };
 
-// Never destroyed: tensors may outlive everything.
+// Never destroyed: tensors may outlive static objects.
 Regions& regions() {
     static Regions* all = new Regions;
     return *all;
 }
 
-void give_back(void* pointer) {
-    // Blocks that were taken before this allocator was put in are malloc's.
-    if (pointer != nullptr && !regions().give_back(pointer)) c10::GetDefaultCPUAllocator()->raw_deallocate(pointer);
+void release(void* pointer) {
+    // Blocks allocated before this allocator was installed belong to malloc.
+    if (pointer != nullptr && !regions().release(pointer)) c10::GetDefaultCPUAllocator()->raw_deallocate(pointer);
 }
 
-struct KeepingAllocator final : c10::Allocator {
+struct CachingAllocator final : c10::Allocator {
     c10::DataPtr allocate(size_t bytes) override {
         void* block = bytes >= LARGE ? regions().take(bytes) : nullptr;
         if (block == nullptr) block = c10::GetDefaultCPUAllocator()->raw_allocate(bytes);
-        return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
+        return {block, block, &release, c10::Device(c10::DeviceType::CPU)};
     }
-    c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
+    c10::DeleterFnPtr raw_deleter() const override { return &release; }
     void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 };
 
@@ -138,15 +135,15 @@ struct KeepingAllocator final : c10::Allocator {
 
 extern "C" {
 
-// From now on large CPU tensors come from memory that is kept.
-char* simclr_keep_memory() {
+// Installs the allocator.
+char* simclr_cache_memory() {
     return simclr::guarded([] {
-        static simclr::KeepingAllocator* allocator = new simclr::KeepingAllocator;
+        static simclr::CachingAllocator* allocator = new simclr::CachingAllocator;
         c10::SetCPUAllocator(allocator, 1);
     });
 }
 
-// What no tensor uses goes back to the kernel, of large blocks and of malloc's.
+// Returns unused memory to the kernel, including malloc's.
 void simclr_trim_memory() {
     simclr::regions().trim();
 #ifdef __GLIBC__

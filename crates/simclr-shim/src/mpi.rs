@@ -1,5 +1,5 @@
-//! MPI behind a safe interface: joining, separate channels, and the few operations that a run needs, each with its return
-//! code checked, which the `mpi` crate's own methods throw away.
+//! A safe interface to MPI: initialisation, communicators, and the collectives in use, with their return codes checked, which
+//! the `mpi` crate's own methods discard.
 
 use std::{
     ffi::{c_int, c_void},
@@ -8,15 +8,15 @@ use std::{
 
 use mpi::{Threading, environment::Universe, ffi, traits::AsRaw};
 
-/// What MPI said.
+/// An error message of MPI.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("MPI: {0}")]
 pub struct MpiError(String);
 
-/// Elements of one call: MPI counts in C ints.
-const MOST: usize = 1 << 28;
+/// Maximum number of elements per call: MPI counts in C ints.
+const MAX_COUNT: usize = 1 << 28;
 
-/// MPI as this process joined it. It is left (finalised) when the last [`Channel`] and this are gone.
+/// The initialised MPI library, finalised when this and the last [`Channel`] have been dropped.
 pub struct Mpi {
     universe: Universe,
     rank: usize,
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Mpi {
     }
 }
 
-// SAFETY: `start` makes sure of MPI_THREAD_MULTIPLE, under which any thread may call MPI at any time.
+// SAFETY: `start` checks for MPI_THREAD_MULTIPLE, under which any thread may call MPI at any time.
 unsafe impl Send for Mpi {}
 // SAFETY: as above.
 unsafe impl Sync for Mpi {}
@@ -40,54 +40,56 @@ fn check(code: c_int) -> Result<(), MpiError> {
     }
     let mut text = [0u8; ffi::MPI_MAX_ERROR_STRING as usize];
     let mut length: c_int = 0;
-    // SAFETY: the buffer has the length that MPI asks for.
+    // SAFETY: the buffer has the required length.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
     let length = usize::try_from(length).unwrap_or_default().min(text.len());
     Err(MpiError(String::from_utf8_lossy(&text[..length]).into_owned()))
 }
 
 fn int(value: usize) -> c_int {
-    c_int::try_from(value).expect("messages are cut into pieces that C ints can count")
+    c_int::try_from(value).expect("messages are split into pieces of at most MAX_COUNT")
 }
 
 impl Mpi {
-    /// Joins the processes that the launcher started. Once in the life of a process.
+    /// Initialises MPI; at most once per process.
     ///
     /// # Errors
-    /// A second call, or an MPI that does not let several threads communicate (MPI_THREAD_MULTIPLE).
+    /// A second call, or an MPI without MPI_THREAD_MULTIPLE.
     pub fn start() -> Result<Arc<Self>, MpiError> {
         let joined = mpi::initialize_with_threading(Threading::Multiple);
-        let (universe, level) = joined.ok_or_else(|| MpiError("it was started before".into()))?;
+        let (universe, level) = joined.ok_or_else(|| MpiError("already initialised".into()))?;
         if level < Threading::Multiple {
-            return Err(MpiError(format!("it gives {level:?} of threads, this needs MPI_THREAD_MULTIPLE")));
+            return Err(MpiError(format!(
+                "it provides thread level {level:?}, MPI_THREAD_MULTIPLE is required"
+            )));
         }
         use mpi::traits::Communicator;
         let world = universe.world();
         let (rank, count) = (world.rank() as usize, world.size() as usize);
-        // SAFETY: the world is live, the handler a constant of MPI. Errors then come back as return codes.
+        // SAFETY: the world is live, the handler a constant of MPI: errors become return codes.
         check(unsafe { ffi::MPI_Comm_set_errhandler(world.as_raw(), ffi::RSMPI_ERRORS_RETURN) })?;
         Ok(Arc::new(Self { universe, rank, count }))
     }
 
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many there are.
+    /// Number of ranks.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The name of this machine.
+    /// Host name.
     pub fn host() -> String {
         mpi::environment::processor_name().unwrap_or_default()
     }
 
-    /// A channel of its own: what is sent on it meets nothing that is sent on another. All processes call this together.
+    /// A new communicator over all ranks, independent of the others. Collective.
     ///
     /// # Errors
-    /// What MPI said.
+    /// MPI errors.
     pub fn channel(self: &Arc<Self>) -> Result<Channel, MpiError> {
         // SAFETY: the world is live; `raw` is written on success, and owned by the channel.
         unsafe {
@@ -98,20 +100,19 @@ impl Mpi {
         }
     }
 
-    /// Ends all processes at once with this exit code, whatever state they are in; this one for certain, even where the
-    /// launcher cannot be reached any more.
-    pub fn end_all(&self, code: i32) -> ! {
+    /// Aborts all ranks with this exit code; this process exits even if the launcher is unreachable.
+    pub fn abort_all(&self, code: i32) -> ! {
         unsafe extern "C" {
             fn _exit(code: c_int) -> !;
         }
-        /// For the launcher to hear of it.
-        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+        /// Time for `MPI_Abort` to reach the launcher.
+        const GRACE_PERIOD: std::time::Duration = std::time::Duration::from_secs(3);
         std::thread::spawn(move || {
-            std::thread::sleep(PATIENCE);
+            std::thread::sleep(GRACE_PERIOD);
             // SAFETY: ends the process without running anything that could wait for the other threads.
             unsafe { _exit(code) }
         });
-        // SAFETY: may be called from any thread; it does not come back unless the launcher is gone.
+        // SAFETY: may be called from any thread; it returns only if the launcher is gone.
         unsafe {
             ffi::MPI_Abort(self.universe.world().as_raw(), code);
             _exit(code)
@@ -119,8 +120,8 @@ impl Mpi {
     }
 }
 
-/// A communicator of its own over all processes. All methods but [`Channel::send`] and [`Channel::receive`] are called by
-/// all processes together, in the same order.
+/// A communicator over all ranks. All methods but [`Channel::send`] and [`Channel::receive`] are collective: every rank calls
+/// them in the same order.
 pub struct Channel {
     raw: ffi::MPI_Comm,
     mpi: Arc<Mpi>,
@@ -145,26 +146,26 @@ impl Drop for Channel {
 }
 
 impl Channel {
-    /// Adds up over all processes, in place. All receive the same bits.
+    /// Sum over all ranks, in place; bit-identical on all ranks.
     ///
     /// # Errors
-    /// What MPI said.
-    pub fn sum(&self, values: &mut [f32]) -> Result<(), MpiError> {
+    /// MPI errors.
+    pub fn all_reduce(&self, values: &mut [f32]) -> Result<(), MpiError> {
         // SAFETY: the type is MPI's for f32.
-        self.sum_as(values, unsafe { ffi::RSMPI_FLOAT })
+        self.all_reduce_as(values, unsafe { ffi::RSMPI_FLOAT })
     }
 
-    /// [`Channel::sum`] of f64.
+    /// [`Channel::all_reduce`] of f64.
     ///
     /// # Errors
-    /// What MPI said.
-    pub fn sum_f64(&self, values: &mut [f64]) -> Result<(), MpiError> {
+    /// MPI errors.
+    pub fn all_reduce_f64(&self, values: &mut [f64]) -> Result<(), MpiError> {
         // SAFETY: the type is MPI's for f64.
-        self.sum_as(values, unsafe { ffi::RSMPI_DOUBLE })
+        self.all_reduce_as(values, unsafe { ffi::RSMPI_DOUBLE })
     }
 
-    fn sum_as<T: Copy>(&self, values: &mut [T], kind: ffi::MPI_Datatype) -> Result<(), MpiError> {
-        for piece in values.chunks_mut(MOST) {
+    fn all_reduce_as<T: Copy>(&self, values: &mut [T], kind: ffi::MPI_Datatype) -> Result<(), MpiError> {
+        for piece in values.chunks_mut(MAX_COUNT) {
             let own = piece.to_vec();
             // SAFETY: both buffers hold `len` values of `kind` and do not overlap.
             check(unsafe {
@@ -181,18 +182,18 @@ impl Channel {
         Ok(())
     }
 
-    /// What every process gives, by rank; lengths may differ.
+    /// The bytes of every rank; lengths may differ.
     ///
     /// # Errors
-    /// What MPI said.
+    /// MPI errors.
     ///
     /// # Panics
-    /// If all together are 2 GiB or more.
-    pub fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, MpiError> {
+    /// If the total is 2 GiB or more.
+    pub fn all_gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, MpiError> {
         let count = self.mpi.count;
         let mut lengths = vec![0 as c_int; count];
         let length = int(own.len());
-        // SAFETY: one number goes out, `count` come in.
+        // SAFETY: one value is sent, `count` are received.
         check(unsafe {
             let kind = ffi::RSMPI_INT32_T;
             ffi::MPI_Allgather(
@@ -208,7 +209,7 @@ impl Channel {
         let sizes: Vec<usize> = lengths.iter().map(|&length| length as usize).collect();
         let places: Vec<c_int> =
             sizes.iter().scan(0, |at, size| Some(int(std::mem::replace(at, *at + size)))).collect();
-        // Buffers of no bytes still need an address: Rust's for an empty slice is 1, which Open MPI takes for MPI_IN_PLACE.
+        // The address of an empty Rust slice is 1, which Open MPI interprets as MPI_IN_PLACE.
         let own = if own.is_empty() { &[0u8][..] } else { own };
         let mut all = vec![0u8; sizes.iter().sum::<usize>().max(1)];
         // SAFETY: `all` has room for every piece at its place; `own` holds at least `length` bytes.
@@ -228,12 +229,12 @@ impl Channel {
         Ok(sizes.iter().map(|&size| rest.split_off(..size).unwrap_or_default().to_vec()).collect())
     }
 
-    /// The bytes of process `from`, for all; lengths are the same everywhere.
+    /// Copies the bytes of rank `from` to all ranks; lengths must be equal.
     ///
     /// # Errors
-    /// What MPI said.
+    /// MPI errors.
     pub fn broadcast(&self, from: usize, bytes: &mut [u8]) -> Result<(), MpiError> {
-        for piece in bytes.chunks_mut(MOST) {
+        for piece in bytes.chunks_mut(MAX_COUNT) {
             let length = int(piece.len());
             let start: *mut c_void = piece.as_mut_ptr().cast();
             // SAFETY: the buffer holds `length` bytes.
@@ -242,16 +243,16 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits until all are here.
+    /// Waits until all ranks have called it.
     ///
     /// # Errors
-    /// What MPI said.
+    /// MPI errors.
     pub fn barrier(&self) -> Result<(), MpiError> {
         // SAFETY: the communicator is live.
         check(unsafe { ffi::MPI_Barrier(self.raw) })
     }
 
-    /// Sends without waiting. `None` where MPI refuses, which [`Channel::receive`]'s silence on the other side shows too.
+    /// Sends without blocking; `None` on error, which the receiver's heartbeat timeout detects as well.
     pub fn send(&self, to: usize, words: [u64; 2]) -> Option<Sending> {
         let words = Box::new(words);
         // SAFETY: `words` lives on the heap until the request is done: `Sending` owns both.
@@ -263,7 +264,7 @@ impl Channel {
         }
     }
 
-    /// The next message that has come, and from whom.
+    /// The next received message, if any, and its sender.
     pub fn receive(&self) -> Option<(usize, [u64; 2])> {
         // SAFETY: what is probed is two words, the only message that `send` makes on this channel.
         unsafe {
@@ -282,7 +283,7 @@ impl Channel {
     }
 }
 
-/// A message on its way.
+/// A send in progress.
 pub struct Sending {
     request: ffi::MPI_Request,
     words: Option<Box<[u64; 2]>>,
@@ -292,10 +293,10 @@ pub struct Sending {
 unsafe impl Send for Sending {}
 
 impl Sending {
-    /// Whether it has left this process.
+    /// Whether the buffer may be reused.
     pub fn is_done(&mut self) -> bool {
         let mut done: c_int = 0;
-        // SAFETY: the request is live, or the null one, for which MPI says done.
+        // SAFETY: the request is live, or null, which counts as done.
         let code = unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
         code != 0 || done != 0
     }
@@ -304,7 +305,7 @@ impl Sending {
 impl Drop for Sending {
     fn drop(&mut self) {
         if !self.is_done() {
-            // MPI still reads the words; sixteen bytes of a process that is about to end are left to it.
+            // MPI still reads the buffer, so it is leaked: sixteen bytes of a process that is about to exit.
             self.words.take().map(Box::leak);
         }
     }

@@ -1,7 +1,7 @@
-//! NVIDIA's collectives (NCCL) on f32 tensors of a GPU. The library is loaded at run time, so that one binary serves machines
-//! with and without it; `libtorch_cuda.so` brings it along.
+//! NVIDIA's collectives (NCCL) on f32 tensors of a GPU. The library, a dependency of `libtorch_cuda.so`, is loaded at run time,
+//! so that one binary runs with and without it.
 //!
-//! Numbers of the interface are those of NCCL's `nccl.h`, the same in every 2.x.
+//! Constants are those of `nccl.h`, stable across NCCL 2.x.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -14,24 +14,24 @@ use torch_sys::C_tensor;
 
 use crate::{ShimError, check};
 
-/// The name under which the system's loader knows it.
+/// Name for the dynamic loader.
 pub const LIBRARY: &str = "libnccl.so.2";
 
 const FLOAT32: c_int = 7; // ncclFloat32
 const SUM: c_int = 0; // ncclSum
 
-/// What rank 0 makes and every rank joins with.
+/// Created on rank 0; identifies the communicator.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId([u8; 128]);
 
 impl UniqueId {
-    /// Its bytes, to be sent to the other ranks.
+    /// The bytes to broadcast to the other ranks.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// From the bytes that rank 0 sent; none where there are not 128.
+    /// From the bytes of rank 0; `None` unless there are 128.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -49,7 +49,7 @@ unsafe extern "C" {
     fn simclr_use_device_of(like: *const C_tensor, stream: *mut *mut c_void) -> *mut c_char;
 }
 
-/// The functions of NCCL, loaded.
+/// The loaded functions of NCCL.
 #[derive(Debug)]
 pub struct Functions {
     get_unique_id: Symbol<GetUniqueId>,
@@ -60,22 +60,22 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Loads `file`; a bare name is looked for as the system does.
+    /// Loads `file`; a bare name is searched by the dynamic loader.
     ///
     /// # Errors
     /// No such library, or one without these functions.
     pub fn load(file: &Path) -> Result<Self, ShimError> {
-        let said = |error: libloading::Error| ShimError(format!("{}: {error}", file.display()));
+        let failed = |error: libloading::Error| ShimError(format!("{}: {error}", file.display()));
         // SAFETY: NCCL's initialisers do nothing but prepare NCCL; it is never unloaded. The types of the functions are those
         // of `nccl.h`.
         unsafe {
-            let library = Library::open(Some(file), RTLD_NOW).map_err(said)?;
+            let library = Library::open(Some(file), RTLD_NOW).map_err(failed)?;
             let loaded = Self {
-                get_unique_id: library.get(b"ncclGetUniqueId").map_err(said)?,
-                comm_init_rank: library.get(b"ncclCommInitRank").map_err(said)?,
-                all_reduce: library.get(b"ncclAllReduce").map_err(said)?,
-                comm_destroy: library.get(b"ncclCommDestroy").map_err(said)?,
-                error_string: library.get(b"ncclGetErrorString").map_err(said)?,
+                get_unique_id: library.get(b"ncclGetUniqueId").map_err(failed)?,
+                comm_init_rank: library.get(b"ncclCommInitRank").map_err(failed)?,
+                all_reduce: library.get(b"ncclAllReduce").map_err(failed)?,
+                comm_destroy: library.get(b"ncclCommDestroy").map_err(failed)?,
+                error_string: library.get(b"ncclGetErrorString").map_err(failed)?,
             };
             std::mem::forget(library);
             Ok(loaded)
@@ -93,10 +93,10 @@ impl Functions {
         Err(ShimError(format!("NCCL: {} ({result})", text.unwrap_or_default())))
     }
 
-    /// Made on rank 0.
+    /// A new id; call on rank 0 only.
     ///
     /// # Errors
-    /// What NCCL said.
+    /// NCCL errors.
     pub fn unique_id(&self) -> Result<UniqueId, ShimError> {
         let mut id = UniqueId([0; 128]);
         // SAFETY: `id` has the size and layout of `ncclUniqueId`.
@@ -104,23 +104,22 @@ impl Functions {
         Ok(id)
     }
 
-    /// Joins the ranks that share `id`, with the GPU of `like`; waits for all of them.
+    /// Joins the communicator `id` with the GPU of `like`; blocks until all `count` ranks have joined.
     ///
     /// # Errors
-    /// What NCCL said: two ranks with one GPU, no way from GPU to GPU.
+    /// NCCL errors: two ranks on one GPU, no connection between GPUs.
     pub fn join(self, id: UniqueId, (rank, count): (usize, usize), like: &Tensor) -> Result<Nccl, ShimError> {
         let mut comm = std::ptr::null_mut();
         let number = |value: usize| c_int::try_from(value).map_err(|error| ShimError(error.to_string()));
         let (rank, count) = (number(rank)?, number(count)?);
         stream(like)?;
-        // SAFETY: `comm` is written on success only, which `check` tells; the id is passed as C passes it.
+        // SAFETY: `comm` is written on success only, checked; the id is passed as C passes it.
         self.check(unsafe { (self.comm_init_rank)(&raw mut comm, count, id, rank) })?;
         Ok(Nccl { library: self, comm })
     }
 }
 
-/// The stream on which libtorch works with the device of `like` on this thread, and that device made the thread's own: NCCL
-/// asks CUDA for it.
+/// Makes the device of `like` current on this thread, as NCCL requires, and returns libtorch's stream on it.
 fn stream(like: &Tensor) -> Result<*mut c_void, ShimError> {
     let mut stream = std::ptr::null_mut();
     // SAFETY: both pointers are live for the call.
@@ -128,9 +127,9 @@ fn stream(like: &Tensor) -> Result<*mut c_void, ShimError> {
     Ok(stream)
 }
 
-/// This process among the others' GPUs.
+/// An NCCL communicator.
 ///
-/// Everything is put on libtorch's stream and waits there; so operations have to come in the same order on every rank.
+/// Collectives are enqueued on libtorch's stream, so every rank must issue them in the same order.
 #[derive(Debug)]
 pub struct Nccl {
     library: Functions,
@@ -141,19 +140,19 @@ pub struct Nccl {
 unsafe impl Send for Nccl {}
 
 impl Nccl {
-    /// Adds `values` (contiguous, f32) up over all ranks, in place. Comes back before it is done, as CUDA's operations do.
+    /// Sums `values` (contiguous, f32) over all ranks, in place. Asynchronous.
     ///
     /// # Errors
-    /// A tensor of another kind or layout, and what NCCL said.
-    pub fn sum(&mut self, values: &Tensor) -> Result<(), ShimError> {
+    /// A tensor of another dtype or layout; NCCL errors.
+    pub fn all_reduce(&mut self, values: &Tensor) -> Result<(), ShimError> {
         if values.kind() != Kind::Float || !values.is_contiguous() {
             let (kind, shape) = (values.kind(), values.size());
             return Err(ShimError(format!("expected a contiguous f32 tensor, got {kind:?} {shape:?}")));
         }
         let stream = stream(values)?;
         let (start, count) = (values.data_ptr(), values.numel());
-        // SAFETY: `start` is the first of `count` f32 values, which live on until the stream has come here: libtorch gives
-        // memory back in the order of the stream.
+        // SAFETY: `start` is the first of `count` f32 values, which stay allocated until the stream has passed this point:
+        // libtorch frees memory in stream order.
         let done = unsafe { (self.library.all_reduce)(start, start, count, FLOAT32, SUM, self.comm, stream) };
         self.library.check(done)
     }
@@ -161,7 +160,7 @@ impl Nccl {
 
 impl Drop for Nccl {
     fn drop(&mut self) {
-        // SAFETY: made by `join`, destroyed once. What it says then is of no use to anybody.
+        // SAFETY: made by `join`, destroyed once; errors at shutdown are irrelevant.
         let _ = unsafe { (self.library.comm_destroy)(self.comm) };
     }
 }

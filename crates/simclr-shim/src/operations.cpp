@@ -1,4 +1,4 @@
-// Which of libtorch's operations a thread asks for.
+// Records the names of the ATen operations that a thread calls.
 
 #include <ATen/record_function.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 thread_local std::string names;
 
-std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& function) {
+std::unique_ptr<at::ObserverContext> record(const at::RecordFunction& function) {
     names += function.name();
     names += '\n';
     return nullptr;
@@ -24,16 +24,16 @@ std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& function) {
 
 extern "C" {
 
-// From here on this thread's operations are noted; `handle` ends it.
+// Begins recording this thread's operations; `handle` is the argument of simclr_operations_end.
 char* simclr_operations_begin(uint64_t* handle) {
     return simclr::guarded([&] {
         simclr::names.clear();
-        at::RecordFunctionCallback callback(&simclr::note);
+        at::RecordFunctionCallback callback(&simclr::record);
         *handle = at::addThreadLocalCallback(callback.scopes({at::RecordScope::FUNCTION}));
     });
 }
 
-// The names, a line each.
+// Ends the recording; returns the names, one per line.
 char* simclr_operations_end(uint64_t handle) {
     at::removeCallback(handle);
     return simclr::text_or_null([] { return simclr::names; });

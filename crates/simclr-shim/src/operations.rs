@@ -1,4 +1,4 @@
-//! Which of libtorch's operations something asks for (C++ side: `operations.cpp`).
+//! Recording of the ATen operations that a closure calls (C++ side: `operations.cpp`).
 
 use std::ffi::c_char;
 
@@ -9,17 +9,17 @@ unsafe extern "C" {
     fn simclr_operations_end(handle: u64) -> *mut c_char;
 }
 
-/// What `work` gives, and the names of the operations that it asked libtorch for on this thread, such as `aten::item`, in
-/// their order. For tests: a step that shall be recorded must not have the host wait for a number.
+/// The result of `work`, and the names of the ATen operations that it called on this thread, such as `aten::item`, in order. For
+/// tests: a captured step must not synchronise with the host.
 ///
 /// # Errors
-/// What libtorch said.
+/// libtorch errors.
 pub fn operations<T>(work: impl FnOnce() -> T) -> Result<(T, Vec<String>), ShimError> {
     let mut handle = 0;
     // SAFETY: `handle` is written on success.
     check(unsafe { simclr_operations_begin(&mut handle) })?;
     let made = work();
-    // SAFETY: begun above, ended once.
+    // SAFETY: `handle` was written above and is used once.
     let names = take(unsafe { simclr_operations_end(handle) }).unwrap_or_default();
     Ok((made, names.lines().map(str::to_owned).collect()))
 }

@@ -1,171 +1,167 @@
-// One optimizer step over all parameters of the CPU: each number is read and written once (twice where a layer's norm
-// is wanted first), however many tensors there are. Formulas: kernels.h; who decays and adapts is the caller's choice.
+// One optimizer step on a GPU by the kernels of gpu/optimizer.cu (multi-tensor apply): at most two launches per 72
+// parameters, without device-to-host synchronisation, so that a CUDA graph can capture it.
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <cmath>
-#include <stdexcept>
 #include <vector>
 
+#include "gpu/launch.h"
+#include "gpu/optimizer.h"
 #include "guard.h"
-#include "kernels.h"
-#include "optimizer.h"
-#include "parallel.h"
 
 namespace simclr {
 namespace {
 
-// A parameter's numbers, all in one order.
-struct Flat {
-    float *weight, *first, *second;
-    const float* gradient;
-    int64_t count;
-    bool decayed, adapted;
-    size_t index;     // in the caller's list
-    at::Tensor held;  // the gradient
+// As `CParameter` of optimizer.rs.
+struct Parameter {
+    const at::Tensor* weight;
+    const at::Tensor* first;   // momentum buffer, or first moment
+    const at::Tensor* second;  // second moment, or null
+    int decayed;               // weight decay applies
+    int adapted;               // layer-wise rules scale its step by the trust ratio
 };
 
-// A run of numbers of one parameter.
-struct Piece {
-    size_t parameter;
-    int64_t from, count;
+// As `CRule` of optimizer.rs.
+struct Rule {
+    int adam;
+    int layerwise;
+    int nesterov;
+    int lr_in_momentum;
+    int separate_norms;
+    double decay, momentum, trust;
+    double beta1, beta2, eps, max_norm;
 };
 
-constexpr int64_t PIECE = 65536;
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+    if (a.sizes() != b.sizes()) return false;
+    for (int64_t d = 0; d < a.dim(); d++) {
+        if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+    }
+    return true;
+}
 
-// Parameters that have a gradient.
-std::vector<Flat> flatten(const Parameter* parameters, size_t count) {
-    std::vector<Flat> flat;
+// The gradient of a weight in the weight's layout; undefined where there is none.
+at::Tensor gradient_like(const at::Tensor& weight) {
+    at::Tensor gradient = weight.grad();
+    if (gradient.defined() && !same_layout(gradient, weight)) gradient = at::empty_like(weight).copy_(gradient);
+    return gradient;
+}
+
+// The values of `tensor`, which has the layout and the device of `weight`.
+float* values(const at::Tensor& tensor, const at::Tensor& weight) {
+    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.device() == weight.device() && same_layout(tensor, weight) &&
+                    tensor.is_non_overlapping_and_dense(),
+                "optimizer: expected f32 on ", weight.device(), " in the weight's layout, got ", tensor.scalar_type(),
+                " on ", tensor.device(), " of ", tensor.sizes(), ", strides ", tensor.strides());
+    return tensor.mutable_data_ptr<float>();
+}
+
+// Null, or room for `count` trust ratios.
+double* ratios(const at::Tensor* trust_ratios, size_t count) {
+    if (trust_ratios == nullptr) return nullptr;
+    TORCH_CHECK(trust_ratios->numel() >= static_cast<int64_t>(count) && trust_ratios->is_contiguous(),
+                "optimizer: expected room for ", count, " trust ratios, got ", trust_ratios->sizes());
+    return trust_ratios->mutable_data_ptr<double>();
+}
+
+// The parameters of one launch, and the gradients that must live until it is enqueued.
+struct Launch {
+    gpu::Update update;
+    int blocks = 0;
+    std::vector<at::Tensor> held;
+
+    bool is_full() const { return update.count == gpu::MAX_TENSORS; }
+
+    void add(const at::Tensor& weight, const at::Tensor& gradient, float* first, float* second, bool decayed, bool adapted) {
+        update.tensors[update.count++] = {values(weight, weight), first, second, values(gradient, weight),
+                                          weight.numel(), blocks, decayed, adapted};
+        blocks += static_cast<int>((weight.numel() + gpu::PIECE - 1) / gpu::PIECE);
+        held.push_back(gradient);
+    }
+
+    void run(const char* kernel) { gpu::launch(kernel, {blocks, 1}, &update, held.front()); }
+};
+
+// Where a kernel writes its partial sums: [blocks, 2].
+at::Tensor allocate_partial(Launch& launch) {
+    at::Tensor sums = at::empty({launch.blocks, 2}, launch.held.front().options().dtype(at::kDouble));
+    launch.update.partial = sums.mutable_data_ptr<double>();
+    return sums;
+}
+
+gpu::Update arguments(const Rule& rule, const at::Tensor& scalars, const at::Tensor& guard) {
+    gpu::Update update{};
+    update.layerwise = rule.layerwise, update.nesterov = rule.nesterov;
+    update.lr_in_momentum = rule.lr_in_momentum, update.separate_norms = rule.separate_norms;
+    update.scalars = scalars.const_data_ptr<double>();
+    update.guard = guard.defined() ? guard.const_data_ptr<double>() : nullptr;
+    update.decay = static_cast<float>(rule.decay), update.momentum = static_cast<float>(rule.momentum);
+    update.beta1 = static_cast<float>(rule.beta1), update.one_less_beta1 = static_cast<float>(1 - rule.beta1);
+    update.beta2 = static_cast<float>(rule.beta2), update.one_less_beta2 = static_cast<float>(1 - rule.beta2);
+    update.eps = static_cast<float>(rule.eps), update.trust = rule.trust, update.max_norm = rule.max_norm;
+    return update;
+}
+
+void run(const Rule& rule, Launch& launch) {
+    at::Tensor sums = allocate_partial(launch);
+    if (rule.adam != 0) {
+        launch.run("optimizer_adam_moments");
+        launch.run("optimizer_adam_weights");
+        return;
+    }
+    if (rule.layerwise != 0) launch.run("optimizer_norms");
+    launch.run("optimizer_momentum");
+}
+
+void step(const Rule& rule, const Parameter* parameters, size_t count, const at::Tensor& scalars, const at::Tensor& guard,
+          double* trust_ratios) {
+    at::NoGradGuard no_grad;
+    Launch empty{arguments(rule, scalars, guard)}, launch = empty;
+    auto flush = [&] {
+        launch.update.trust_ratios = trust_ratios;
+        run(rule, launch);
+        if (trust_ratios != nullptr) trust_ratios += launch.update.count;
+        launch = empty;
+    };
+    for (size_t i = 0; i < count; i++) {
+        const Parameter& p = parameters[i];
+        TORCH_CHECK(rule.adam == 0 || p.second != nullptr, "optimizer: no second moment");
+        at::Tensor gradient = gradient_like(*p.weight);
+        if (!gradient.defined() || gradient.numel() == 0) continue;
+        launch.add(*p.weight, gradient, values(*p.first, *p.weight),
+                   p.second == nullptr ? nullptr : values(*p.second, *p.weight), p.decayed != 0, p.adapted != 0);
+        if (launch.is_full()) flush();
+    }
+    if (launch.update.count > 0) flush();
     for (size_t i = 0; i < count; i++) {
         const at::Tensor& weight = *parameters[i].weight;
-        at::Tensor gradient = gradient_like(weight);
-        if (!gradient.defined()) continue;
-        TORCH_CHECK(weight.is_cpu(), "optimizer: expected f32 on the CPU, got ", weight.device());
-        const at::Tensor* second = parameters[i].second;
-        flat.push_back({numbers(weight, weight), numbers(*parameters[i].first, weight),
-                        second == nullptr ? nullptr : numbers(*second, weight), numbers(gradient, weight),
-                        weight.numel(), parameters[i].decayed != 0, parameters[i].adapted != 0, i, gradient});
+        if (!weight.grad().defined()) continue;
+        weight.unsafeGetTensorImpl()->bump_version();  // autograd must reject values saved before this step
+        weight.mutable_grad().reset();
     }
-    return flat;
 }
 
-std::vector<Piece> pieces(const std::vector<Flat>& flat) {
-    std::vector<Piece> all;
-    for (size_t parameter = 0; parameter < flat.size(); parameter++) {
-        for (int64_t from = 0; from < flat[parameter].count; from += PIECE) {
-            all.push_back({parameter, from, std::min(PIECE, flat[parameter].count - from)});
-        }
-    }
-    return all;
-}
-
-// Two norms per parameter: `add(parameter, piece, two sums of squares)`. The pieces are added up in their order.
-template <typename F>
-std::vector<std::pair<double, double>> two_norms(const std::vector<Flat>& flat, const F& add) {
-    std::vector<Piece> all = pieces(flat);
-    std::vector<double> sums(2 * all.size());
-    parallel(static_cast<int64_t>(all.size()), [&](int64_t i) { add(flat[all[i].parameter], all[i], &sums[2 * i]); });
-    std::vector<std::pair<double, double>> norms(flat.size());
-    for (size_t i = 0; i < all.size(); i++) {
-        norms[all[i].parameter].first += sums[2 * i];
-        norms[all[i].parameter].second += sums[2 * i + 1];
-    }
-    for (auto& [first, second] : norms) first = std::sqrt(first), second = std::sqrt(second);
-    return norms;
-}
-
-template <typename F>
-void each_piece(const std::vector<Flat>& flat, const F& task) {
-    std::vector<Piece> all = pieces(flat);
-    parallel(static_cast<int64_t>(all.size()), [&](int64_t i) { task(flat[all[i].parameter], all[i]); });
-}
-
-// 1 where either is not above 0: a zero-initialised layer must be able to leave zero.
-double ratio_or_one(double numerator, double denominator) {
-    return numerator > 0 && denominator > 0 ? numerator / denominator : 1;
-}
-
-void momentum_step(const Rule& rule, const std::vector<Flat>& flat, double* trust_ratios) {
-    std::vector<double> ratios(flat.size(), 1);
-    if (rule.layerwise != 0) {
-        float added = rule.separate_norms != 0 ? 0 : static_cast<float>(rule.decay);
-        auto norms = two_norms(flat, [&](const Flat& p, const Piece& at, double* sums) {
-            if (!p.adapted) return;
-            kernels().norms(p.weight + at.from, p.gradient + at.from, p.decayed ? added : 0, at.count, sums);
-        });
-        for (size_t i = 0; i < flat.size(); i++) {
-            if (!flat[i].adapted) continue;
-            auto [weight, gradient] = norms[i];
-            if (rule.separate_norms != 0 && flat[i].decayed) gradient += rule.decay * weight;
-            ratios[i] = ratio_or_one(rule.trust * weight, gradient);
-            if (trust_ratios != nullptr) trust_ratios[flat[i].index] = ratios[i];
-        }
-    }
-    each_piece(flat, [&](const Flat& p, const Piece& at) {
-        double ratio = ratios[at.parameter];
-        MomentumRule momentum{p.decayed ? static_cast<float>(rule.decay) : 0, static_cast<float>(rule.momentum),
-                              static_cast<float>(rule.lr_in_momentum != 0 ? rule.lr * ratio : ratio),
-                              static_cast<float>(rule.lr_in_momentum != 0 ? 1 : rule.lr), rule.nesterov != 0};
-        kernels().momentum(momentum, p.weight + at.from, p.gradient + at.from, p.first + at.from, at.count);
-    });
-}
-
-void adam_step(const Rule& rule, const std::vector<Flat>& flat, double* trust_ratios) {
-    auto rule_of = [&](const Flat& p, double ratio) {
-        double decay = p.decayed ? rule.decay : 0, steps = static_cast<double>(rule.steps);
-        AdamRule adam{};
-        adam.beta1 = static_cast<float>(rule.beta1), adam.one_less_beta1 = static_cast<float>(1 - rule.beta1);
-        adam.beta2 = static_cast<float>(rule.beta2), adam.one_less_beta2 = static_cast<float>(1 - rule.beta2);
-        adam.unbias1 = rule.bias_correction != 0 ? static_cast<float>(1 - std::pow(rule.beta1, steps)) : 1;
-        adam.unbias2 = rule.bias_correction != 0 ? static_cast<float>(1 - std::pow(rule.beta2, steps)) : 1;
-        adam.eps = static_cast<float>(rule.eps);
-        adam.added_decay = rule.layerwise != 0 ? static_cast<float>(decay) : 0;
-        adam.kept = rule.layerwise != 0 ? 1 : static_cast<float>(1 - rule.lr * decay);
-        adam.rate = static_cast<float>(rule.lr * ratio);
-        return adam;
+// Norm of all gradients together: [] in f64 on the device.
+at::Tensor gradient_norm(const at::Tensor* const* weights, size_t count) {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> squares;
+    Launch launch{};
+    auto flush = [&] {
+        at::Tensor sums = allocate_partial(launch);
+        launch.run("optimizer_norms");
+        squares.push_back(sums.select(1, 1));
+        launch = Launch{};
     };
-    auto norms = two_norms(flat, [&](const Flat& p, const Piece& at, double* sums) {
-        kernels().adam_moments(rule_of(p, 1), p.weight + at.from, p.gradient + at.from, p.first + at.from,
-                               p.second + at.from, at.count, sums);
-    });
-    each_piece(flat, [&](const Flat& p, const Piece& at) {
-        auto [weight, update] = norms[at.parameter];
-        bool adapts = rule.layerwise != 0 && p.adapted;
-        double ratio = adapts ? ratio_or_one(std::min(weight, rule.max_norm), update) : 1;
-        if (adapts && trust_ratios != nullptr && at.from == 0) trust_ratios[p.index] = ratio;
-        kernels().adam_weights(rule_of(p, ratio), p.weight + at.from, p.first + at.from, p.second + at.from, at.count);
-    });
-}
-
-void step(const Rule& rule, const Parameter* parameters, size_t count, double* trust_ratios) {
-    at::NoGradGuard no_grad;
-    std::vector<Flat> flat = flatten(parameters, count);
-    for (const Flat& p : flat) TORCH_CHECK(rule.adam == 0 || p.second != nullptr, "optimizer: no second moment");
-    if (rule.adam != 0) adam_step(rule, flat, trust_ratios);
-    else momentum_step(rule, flat, trust_ratios);
     for (size_t i = 0; i < count; i++) {
-        if (parameters[i].weight->grad().defined()) changed(*parameters[i].weight);
+        at::Tensor gradient = gradient_like(*weights[i]);
+        if (!gradient.defined() || gradient.numel() == 0) continue;
+        launch.add(*weights[i], gradient, nullptr, nullptr, false, false);
+        if (launch.is_full()) flush();
     }
-}
-
-double gradient_norm(const at::Tensor* const* weights, size_t count) {
-    at::NoGradGuard no_grad;
-    std::vector<Flat> flat;
-    double squares = 0;
-    for (size_t i = 0; i < count; i++) {
-        at::Tensor gradient = weights[i]->grad();
-        if (!gradient.defined()) continue;
-        TORCH_CHECK(gradient.is_cpu(), "optimizer: expected f32 on the CPU, got ", gradient.device());
-        if (!gradient.is_non_overlapping_and_dense()) gradient = gradient.contiguous();
-        float* values = numbers(gradient, gradient);
-        flat.push_back({values, nullptr, nullptr, values, gradient.numel(), false, true, i, gradient});
-    }
-    auto norms = two_norms(flat, [&](const Flat& p, const Piece& at, double* sums) {
-        kernels().norms(p.weight + at.from, p.gradient + at.from, 0, at.count, sums);
-    });
-    for (auto [norm, same] : norms) squares += norm * norm;
-    return std::sqrt(squares);
+    if (launch.update.count > 0) flush();
+    TORCH_CHECK(!squares.empty(), "optimizer: no parameter has a gradient");
+    return at::cat(squares).sum().sqrt_();
 }
 
 }  // namespace
@@ -173,23 +169,21 @@ double gradient_norm(const at::Tensor* const* weights, size_t count) {
 
 extern "C" {
 
-// One step of all parameters that have a gradient, which is dropped. `trust_ratios`: null, or f64 on the CPU, one for every
-// parameter; those of adapted parameters are written.
-char* simclr_optimizer_step(const simclr::Rule* rule, const simclr::Parameter* parameters, size_t count,
-                            const at::Tensor* trust_ratios) {
+// One step of all parameters that have a gradient, which is dropped; requires gpu::kernels_available. `scalars`: f64 [3] on
+// the device, learning rate and 1 - beta^steps for both betas; `guard`: f64 on the device or null, nothing is updated unless
+// it is finite; `trust_ratios`: null, or f64 on the device, one for every parameter that has a gradient, in order; those of
+// adapted parameters are written.
+char* simclr_gpu_optimizer_step(const simclr::Rule* rule, const simclr::Parameter* parameters, size_t count,
+                                const at::Tensor* scalars, const at::Tensor* guard, const at::Tensor* trust_ratios) {
     return simclr::guarded([&] {
-        simclr::step(*rule, parameters, count, simclr::ratios(trust_ratios, count));
+        simclr::step(*rule, parameters, count, *scalars, guard == nullptr ? at::Tensor() : *guard,
+                     simclr::ratios(trust_ratios, count));
     });
 }
 
-// Norm of the gradients of all weights together.
-char* simclr_gradient_norm(const at::Tensor* const* weights, size_t count, double* out) {
-    return simclr::guarded([&] { *out = simclr::gradient_norm(weights, count); });
-}
-
-// Forgets a gradient.
-char* simclr_drop_gradient(const at::Tensor* weight) {
-    return simclr::guarded([&] { weight->mutable_grad().reset(); });
+// Norm of the gradients of all weights together, on the device; requires gpu::kernels_available.
+char* simclr_gpu_gradient_norm(const at::Tensor* const* weights, size_t count, at::Tensor** out) {
+    return simclr::guarded([&] { *out = new at::Tensor(simclr::gradient_norm(weights, count)); });
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// libtorch's own threads for loops of ours.
+// Parallel loops on libtorch's thread pool.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,10 +7,10 @@
 
 namespace simclr {
 
-// Calls `task(i)` for i in 0 .. tasks, spread over the threads of libtorch. `task` must not throw nor use tensors.
+// Calls `task(i)` for i in 0 .. tasks on libtorch's threads. `task` must neither throw nor use tensors.
 //
-// at::parallel_for is a template that brings OpenMP into whoever instantiates it, and a second OpenMP runtime means a
-// second pool of threads. A TensorIterator runs the instance inside libtorch: here over an index vector nobody reads.
+// at::parallel_for is a template that would link this crate with a second OpenMP runtime and thread pool. A TensorIterator
+// runs the instance inside libtorch; its tensor is only an index range.
 template <typename F>
 void parallel(int64_t tasks, const F& task) {
     if (tasks == 1 || at::get_num_threads() == 1) {

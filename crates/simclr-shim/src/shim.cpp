@@ -1,5 +1,5 @@
-// The few calls of libtorch that tch lacks, behind a C interface. Functions that can fail return a message (guard.h);
-// functions that answer with a text return one to be freed likewise, or nullptr where there is none.
+// Calls of libtorch that tch lacks, behind a C interface. Functions that can fail return an error message (guard.h); functions
+// that return a text return one to be freed with simclr_free, or nullptr.
 
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
@@ -44,10 +44,10 @@ extern "C" {
 
 void simclr_free(char* text) { std::free(text); }
 
-// A copy of `text` that simclr_free frees: how Rust hands a message over.
+// A copy of `text` to be freed with simclr_free: the format of error messages that Rust callbacks return.
 char* simclr_message(const char* text) { return message(text); }
 
-// The folder of the libtorch_cpu that this process runs on.
+// The directory of the loaded libtorch_cpu.
 char* simclr_libtorch_folder() {
     return text_or_null([] {
         Dl_info info;
@@ -59,10 +59,10 @@ char* simclr_libtorch_folder() {
     });
 }
 
-// The version whose headers this file was compiled with.
+// The version of the headers that this file was compiled with.
 char* simclr_libtorch_version() { return text_or_null([] { return std::string(TORCH_VERSION); }); }
 
-// Which instructions libtorch's own CPU kernels use: DEFAULT, AVX2, AVX512, ...
+// The instruction set of libtorch's own CPU kernels: DEFAULT, AVX2, AVX512, ...
 char* simclr_cpu_capability() { return text_or_null([] { return at::get_cpu_capability(); }); }
 
 char* simclr_module_load(const char* path, torch::jit::Module** out) {
@@ -91,7 +91,7 @@ char* simclr_module_forward(torch::jit::Module* module, const torch::Tensor* ima
     });
 }
 
-// Calls `visit` for every parameter (buffers = 0) or buffer (buffers = 1); the tensor is the callee's to keep.
+// Calls `visit` for every parameter (buffers = 0) or buffer (buffers = 1); `visit` takes ownership of the tensor.
 char* simclr_module_tensors(torch::jit::Module* module, int buffers, void* context,
                             void (*visit)(void*, const char*, torch::Tensor*)) {
     return guarded([&] {

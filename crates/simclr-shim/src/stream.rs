@@ -1,5 +1,4 @@
-//! Streams of a GPU, and steps recorded as CUDA graphs (C++ side: `stream.cpp`). On the CPU, which does one thing after the other,
-//! streams are nothing.
+//! Streams and events of a GPU, and CUDA graphs (C++ side: `stream.cpp`). Streams and events are no-ops on the CPU.
 
 use std::ffi::{c_char, c_int};
 
@@ -9,125 +8,125 @@ use torch_sys::C_tensor;
 use crate::{ShimError, check};
 
 #[repr(C)]
-struct CMark {
+struct CEvent {
     _opaque: [u8; 0],
 }
 
 #[repr(C)]
-struct CRecording {
+struct CGraph {
     _opaque: [u8; 0],
 }
 
 unsafe extern "C" {
-    fn simclr_stream_own(like: *const C_tensor, before: *mut i64) -> *mut c_char;
-    fn simclr_stream_back(before: *const i64) -> *mut c_char;
-    fn simclr_mark(like: *const C_tensor, out: *mut *mut CMark) -> *mut c_char;
-    fn simclr_mark_wait(mark: *const CMark, tensor: *const C_tensor) -> *mut c_char;
-    fn simclr_mark_free(mark: *mut CMark);
-    fn simclr_graph_begin(out: *mut *mut CRecording) -> *mut c_char;
-    fn simclr_graph_end(recording: *mut CRecording) -> *mut c_char;
-    fn simclr_graph_replay(recording: *mut CRecording) -> *mut c_char;
-    fn simclr_graph_free(recording: *mut CRecording);
+    fn simclr_stream_enter(like: *const C_tensor, previous: *mut i64) -> *mut c_char;
+    fn simclr_stream_leave(previous: *const i64) -> *mut c_char;
+    fn simclr_event_record(like: *const C_tensor, out: *mut *mut CEvent) -> *mut c_char;
+    fn simclr_event_wait(event: *const CEvent, tensor: *const C_tensor) -> *mut c_char;
+    fn simclr_event_free(event: *mut CEvent);
+    fn simclr_graph_begin(out: *mut *mut CGraph) -> *mut c_char;
+    fn simclr_graph_end(graph: *mut CGraph) -> *mut c_char;
+    fn simclr_graph_replay(graph: *mut CGraph) -> *mut c_char;
+    fn simclr_graph_free(graph: *mut CGraph);
     fn simclr_cudnn(deterministic: c_int);
 }
 
-/// While it lives, this thread works on a stream of its own, behind what it asked of the device before. A recorded step needs
-/// one, and copies on one go on beside another's work. Not to be sent to another thread.
+/// Makes a stream from libtorch's pool current on this thread until it is dropped; the streams are ordered one after the other.
+/// Graph capture needs a non-default stream, and copies on a stream of their own overlap with computation. Not `Send`.
 #[derive(Debug)]
 pub struct StreamGuard {
-    before: [i64; 3],
-    _of_this_thread: std::marker::PhantomData<*const ()>,
+    previous: [i64; 3],
+    _not_send: std::marker::PhantomData<*const ()>,
 }
 
 impl StreamGuard {
-    /// For the device of `like`.
+    /// A stream of the device of `like`.
     ///
     /// # Errors
-    /// What CUDA said.
+    /// CUDA errors.
     pub fn new(like: &Tensor) -> Result<Self, ShimError> {
-        let mut before = [0; 3];
-        // SAFETY: the tensor is borrowed for the call; `before` has room for three numbers.
-        check(unsafe { simclr_stream_own(like.as_ptr(), before.as_mut_ptr()) })?;
-        Ok(Self { before, _of_this_thread: std::marker::PhantomData })
+        let mut previous = [0; 3];
+        // SAFETY: the tensor is borrowed for the call; `previous` has three elements.
+        check(unsafe { simclr_stream_enter(like.as_ptr(), previous.as_mut_ptr()) })?;
+        Ok(Self { previous, _not_send: std::marker::PhantomData })
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        // SAFETY: written by `simclr_stream_own`. What CUDA says here it says again to whoever uses it next.
-        let _ = check(unsafe { simclr_stream_back(self.before.as_ptr()) });
+        // SAFETY: written by `simclr_stream_enter`. CUDA errors are sticky: the next call reports them.
+        let _ = check(unsafe { simclr_stream_leave(self.previous.as_ptr()) });
     }
 }
 
-/// A point in a stream that another one can wait for.
+/// A point in a stream that another stream can wait for.
 #[derive(Debug)]
-pub struct CudaEvent(*mut CMark);
+pub struct CudaEvent(*mut CEvent);
 
 // SAFETY: an event may be waited for on any thread.
 unsafe impl Send for CudaEvent {}
 
 impl CudaEvent {
-    /// Where this thread's stream has come to on the device of `like`.
+    /// Records an event on this thread's current stream of the device of `like`.
     ///
     /// # Errors
-    /// What CUDA said.
+    /// CUDA errors.
     pub fn new(like: &Tensor) -> Result<Self, ShimError> {
-        let mut mark = std::ptr::null_mut();
-        // SAFETY: the tensor is borrowed for the call; `mark` is written on success.
-        check(unsafe { simclr_mark(like.as_ptr(), &mut mark) })?;
-        Ok(Self(mark))
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the tensor is borrowed for the call; `event` is written on success.
+        check(unsafe { simclr_event_record(like.as_ptr(), &mut event) })?;
+        Ok(Self(event))
     }
 
-    /// This thread's stream goes on once the mark is reached. `made` is what the other stream made before it: its memory is
-    /// kept until this stream, too, is done with it.
+    /// Makes this thread's current stream wait for the event. The memory of `tensor`, allocated on the other stream, is not
+    /// reused before this stream has passed this point.
     ///
     /// # Errors
-    /// What CUDA said.
-    pub fn wait(&self, made: &Tensor) -> Result<(), ShimError> {
+    /// CUDA errors.
+    pub fn wait(&self, tensor: &Tensor) -> Result<(), ShimError> {
         // SAFETY: both live for the call.
-        check(unsafe { simclr_mark_wait(self.0, made.as_ptr()) })
+        check(unsafe { simclr_event_wait(self.0, tensor.as_ptr()) })
     }
 }
 
 impl Drop for CudaEvent {
     fn drop(&mut self) {
-        // SAFETY: made by `simclr_mark`, freed once.
-        unsafe { simclr_mark_free(self.0) }
+        // SAFETY: made by `simclr_event_record`, freed once.
+        unsafe { simclr_event_free(self.0) }
     }
 }
 
-/// What a device was asked to do, to be asked again at once.
+/// A captured, replayable CUDA graph.
 #[derive(Debug)]
-pub struct CudaGraph(*mut CRecording);
+pub struct CudaGraph(*mut CGraph);
 
 // SAFETY: a graph may be replayed from any thread, one at a time.
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
-    /// Records what `work` asks of the GPU, on this thread's [`StreamGuard`]; nothing is done meanwhile. Tensors that `work` takes in
-    /// or gives out keep their places in memory: a replay reads and writes those same ones.
+    /// Captures the GPU work that `work` launches on this thread's [`StreamGuard`], without executing it. A replay reads and
+    /// writes the same memory, so input and output tensors of `work` must be kept.
     ///
     /// # Errors
-    /// `work` waits for the GPU, or does what cannot be recorded: its error, or CUDA's.
+    /// The error of `work`, or CUDA's if `work` synchronises or does what cannot be captured.
     pub fn capture<T, E: From<ShimError>>(work: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
-        let mut recording = std::ptr::null_mut();
-        // SAFETY: `recording` is written on success.
-        check(unsafe { simclr_graph_begin(&mut recording) })?;
-        let recording = Self(recording);
-        let made = work();
-        // SAFETY: begun above; ended whatever became of `work`, as the stream takes no other work before.
-        let ended = check(unsafe { simclr_graph_end(recording.0) });
-        let made = made?;
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: `graph` is written on success.
+        check(unsafe { simclr_graph_begin(&mut graph) })?;
+        let graph = Self(graph);
+        let output = work();
+        // SAFETY: begun above; ended even if `work` failed, as the stream accepts no other work before.
+        let ended = check(unsafe { simclr_graph_end(graph.0) });
+        let output = output?;
         ended?;
-        Ok((recording, made))
+        Ok((graph, output))
     }
 
-    /// Asks the GPU again.
+    /// Launches the captured work.
     ///
     /// # Errors
-    /// What CUDA said.
+    /// CUDA errors.
     pub fn replay(&self) -> Result<(), ShimError> {
-        // SAFETY: whole, as `of` returned it.
+        // SAFETY: complete, as `capture` returned it.
         check(unsafe { simclr_graph_replay(self.0) })
     }
 }
@@ -139,7 +138,7 @@ impl Drop for CudaGraph {
     }
 }
 
-/// How cuDNN convolves: `deterministic`, with the same bits in every run, or by whatever it finds to be the fastest.
+/// Restricts cuDNN to `deterministic` algorithms, or lets it benchmark all and take the fastest.
 pub fn set_deterministic(deterministic: bool) {
     // SAFETY: sets two flags.
     unsafe { simclr_cudnn(c_int::from(deterministic)) }

@@ -1,5 +1,4 @@
-// Pinned host memory. Tensor::pin_memory and is_pinned with a device, which is how tch calls them, print a deprecation warning
-// in every step.
+// Pinned host memory. tch calls Tensor::pin_memory and is_pinned with a device, which prints a deprecation warning each time.
 
 #include <ATen/ATen.h>
 
@@ -9,7 +8,7 @@
 
 extern "C" {
 
-// A copy of the contiguous CPU tensor `here` in pinned memory, from which a GPU copies without waiting.
+// A copy of the contiguous CPU tensor `here` in pinned memory, for asynchronous copies to a GPU.
 char* simclr_pinned(const at::Tensor* here, at::Tensor** out) {
     return simclr::guarded([&] {
         at::Tensor pinned = at::empty(here->sizes(), here->options().pinned_memory(true));

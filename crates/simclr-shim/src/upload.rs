@@ -1,8 +1,8 @@
-//! Host memory to a device, with one copy on the host (C++ side: `upload.cpp`).
+//! Copies from host memory to a device (C++ side: `upload.cpp`).
 
 use std::ffi::c_char;
 
-use tch::{Device, TchError, Tensor, kind::Element};
+use tch::{Device, Tensor, kind::Element};
 use torch_sys::C_tensor;
 
 use crate::{ShimError, check};
@@ -11,25 +11,22 @@ unsafe extern "C" {
     fn simclr_pinned(here: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
 }
 
-/// Copies `values` to a tensor on `device`, of one dimension. To a GPU they go from pinned memory, and nobody waits for them:
-/// what is started there afterwards finds them.
+/// Copies `values` to a one-dimensional tensor on `device`; to a GPU asynchronously from pinned memory, ordered before later
+/// work on the stream.
 ///
 /// # Errors
-/// No memory.
-pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor, TchError> {
+/// Out of memory.
+pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor, ShimError> {
     // SAFETY: the values outlive the tensor over them, which nothing writes to and which does not leave this function.
     let here = unsafe {
-        Tensor::f_from_blob(values.as_ptr().cast(), &[values.len() as i64], &[1], T::KIND, Device::Cpu)?
+        Tensor::f_from_blob(values.as_ptr().cast(), &[values.len() as i64], &[1], T::KIND, Device::Cpu)
     };
-    match device {
+    let here = here?;
+    let there = match device {
         Device::Cpu => here.f_to_device_(device, T::KIND, false, true),
-        _ => pinned(&here).map_err(|error| TchError::Torch(error.to_string()))?.f_to_device_(
-            device,
-            T::KIND,
-            true,
-            false,
-        ),
-    }
+        _ => pinned(&here)?.f_to_device_(device, T::KIND, true, false),
+    };
+    Ok(there?)
 }
 
 /// A copy of a contiguous CPU tensor in pinned memory.

@@ -1,4 +1,5 @@
-//! Views made on a GPU (C++ side: `views_gpu.cpp`, `gpu/views.cu`): images as bytes and a table of dice go in, pixels come out.
+//! Views computed on a GPU (C++ side: `views_gpu.cpp`, `gpu/view_*.cu`) from images as bytes and a table of augmentation
+//! parameters.
 
 use std::ffi::{c_char, c_int};
 
@@ -7,14 +8,14 @@ use torch_sys::C_tensor;
 
 use crate::{ShimError, check, upload};
 
-/// Most channels that the kernels take.
-pub const MOST_CHANNELS: usize = 16;
-/// Largest side of a view: a block computes the weights of its blur at once, one a thread.
-pub const MOST_SIDE: usize = 2048;
-/// Most changes of a view.
-pub const MOST_CHANGES: usize = 5;
+/// Maximum number of channels.
+pub const MAX_CHANNELS: usize = 16;
+/// Maximum side of a view: a block computes the weights of its blur with one thread each.
+pub const MAX_SIDE: usize = 2048;
+/// Maximum number of changes of a view.
+pub const MAX_CHANGES: usize = 5;
 
-/// What is done to the colour of a pixel, clipped to `[0, 1]` after each.
+/// A change of a pixel's colour, clamped to `[0, 1]` afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[repr(C)]
 pub struct Change {
@@ -33,7 +34,7 @@ impl Change {
         Self { kind: 2, value: by }
     }
 
-    /// Scale the distance from the mean of the view. Once in a view, at most.
+    /// Scale the distance from the mean of the view. At most one per view.
     pub const fn contrast(factor: f32) -> Self {
         Self { kind: CONTRAST, value: factor }
     }
@@ -61,7 +62,7 @@ impl Change {
 
 const CONTRAST: i32 = 3;
 
-/// All that is known of a view before its pixels are, as the kernels read it (`gpu/views.h`).
+/// The augmentation parameters of a view, in the memory layout of the kernels (`gpu/views.h`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C)]
 pub struct View {
@@ -83,22 +84,22 @@ pub struct View {
     pub mirrored: i32,
     /// Quarter turns anticlockwise, 0 to 3.
     pub turns: i32,
-    /// Of the blur, in pixels of the view; 0: none.
+    /// Of the blur, in pixels of the view; 0: no blur.
     pub sigma: f32,
-    /// Whether values from the threshold on are inverted.
+    /// Whether values >= `threshold` are inverted (solarization).
     pub inverts: i32,
     /// The threshold.
     pub threshold: f32,
-    /// Left, right, top, bottom of the grey square; right and bottom are beyond it.
+    /// Left, right, top, bottom of the grey square; right and bottom are exclusive.
     pub cut: [i32; 4],
-    /// How many changes there are.
+    /// Number of changes.
     pub changes: i32,
-    /// What is done to the colour, in this order.
-    pub change: [Change; MOST_CHANGES],
+    /// Changes of the colour, in order.
+    pub change: [Change; MAX_CHANGES],
 }
 
 impl View {
-    /// Whether its crop lies in its image, and that within `bytes` bytes of `channels` channels.
+    /// Whether the crop lies within the image, and the image within `bytes` bytes of `channels` channels.
     fn fits(&self, bytes: usize, channels: usize) -> bool {
         let inside = |from: i32, length: i32, all: i32| {
             from >= 0 && length >= 1 && i64::from(from) + i64::from(length) <= i64::from(all)
@@ -110,24 +111,24 @@ impl View {
             && inside(self.left, self.columns, self.width)
             && inside(self.top, self.rows, self.height)
             && (0..=3).contains(&self.turns)
-            && (0..=MOST_CHANGES as i32).contains(&self.changes)
+            && (0..=MAX_CHANGES as i32).contains(&self.changes)
             && contrasts <= 1
             && self.sigma >= 0.0
     }
 }
 
-/// How views are made.
+/// Options common to all views of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewOptions {
-    /// C.
+    /// Channels C.
     pub channels: usize,
-    /// S.
+    /// Side S in pixels.
     pub side: usize,
-    /// Keys' cubic; else a triangle.
+    /// Keys' cubic filter; else a triangle filter.
     pub cubic: bool,
-    /// All source pixels count where a crop shrinks; else as `tf.image.resize`.
+    /// Antialiased downscaling; else as `tf.image.resize`.
     pub antialias: bool,
-    /// Contrast about the mean of the grey image; else of each channel.
+    /// Contrast relative to the mean of the grey image; else to that of each channel.
     pub gray_mean: bool,
     /// Whether any view may be blurred.
     pub blurs: bool,
@@ -154,7 +155,7 @@ unsafe extern "C" {
     fn simclr_gpu_view_size() -> usize;
 }
 
-/// Bytes of images and what is to be made of them, checked against each other.
+/// Images as bytes and the parameters of their views, validated against each other.
 #[derive(Debug)]
 pub struct KernelInputs {
     pixels: Tensor,
@@ -163,38 +164,35 @@ pub struct KernelInputs {
 }
 
 impl KernelInputs {
-    /// Copies both to `device`. To a GPU they go through pinned memory, and nobody waits for them: what is started there
-    /// afterwards finds them.
+    /// Copies both to `device`; to a GPU asynchronously from pinned memory, ordered before later work on the stream.
     ///
     /// # Errors
-    /// A view beyond the pixels, or more than the kernels take; no memory.
+    /// A view outside its image, too many channels; out of memory.
     pub fn upload(pixels: &[u8], views: &[View], channels: usize, device: Device) -> Result<Self, ShimError> {
-        if !(1..=MOST_CHANNELS).contains(&channels) {
-            return Err(ShimError(format!("{channels} channels, where kernels take 1 to {MOST_CHANNELS}")));
+        if !(1..=MAX_CHANNELS).contains(&channels) {
+            return Err(ShimError(format!("{channels} channels; kernels support 1 to {MAX_CHANNELS}")));
         }
         if let Some(view) = views.iter().find(|view| !view.fits(pixels.len(), channels)) {
-            return Err(ShimError(format!("a view that its image does not hold: {view:?}")));
+            return Err(ShimError(format!("view outside its image: {view:?}")));
         }
-        // SAFETY: the struct is plain numbers without padding (a test tells), so it is bytes, as many as named.
+        // SAFETY: the struct has no padding (checked by a test), so all of its bytes are initialised.
         let table = unsafe { std::slice::from_raw_parts(views.as_ptr().cast::<u8>(), size_of_val(views)) };
-        let said = |error: tch::TchError| ShimError(error.to_string());
-        let pixels = upload(pixels, device).map_err(said)?;
-        Ok(Self { pixels, table: upload(table, device).map_err(said)?, channels })
+        Ok(Self { pixels: upload(pixels, device)?, table: upload(table, device)?, channels })
     }
 
-    /// What lies on the device.
+    /// Pixels and table on the device.
     pub fn tensors(&self) -> [&Tensor; 2] {
         [&self.pixels, &self.table]
     }
 
-    /// Makes the views `[B, C, S, S]`, `f32` in `[0, 1]`, channels last. Starts kernels, and waits for none of them.
+    /// The views `[B, C, S, S]`, `f32` in `[0, 1]`, channels last. Asynchronous.
     ///
     /// # Errors
-    /// A device without kernels, other channels, too large a view, no memory.
-    pub fn views(&self, making: ViewOptions) -> Result<Tensor, ShimError> {
-        let ViewOptions { channels, side, cubic, antialias, gray_mean, blurs } = making;
-        if channels != self.channels || !(1..=MOST_SIDE).contains(&side) {
-            return Err(ShimError(format!("{making:?} of images with {} channels", self.channels)));
+    /// A device without kernels, another number of channels, a side above [`MAX_SIDE`], out of memory.
+    pub fn views(&self, options: ViewOptions) -> Result<Tensor, ShimError> {
+        let ViewOptions { channels, side, cubic, antialias, gray_mean, blurs } = options;
+        if channels != self.channels || !(1..=MAX_SIDE).contains(&side) {
+            return Err(ShimError(format!("{options:?} of images with {} channels", self.channels)));
         }
         let options = COptions {
             channels: channels as i64,
@@ -219,11 +217,10 @@ impl KernelInputs {
 mod tests {
     use super::*;
 
-    /// The numbers fill it without a gap, and C++ has the same.
     #[test]
-    fn a_view_is_the_struct_of_the_kernels() {
+    fn view_has_no_padding_and_the_size_of_the_cpp_struct() {
         // SAFETY: returns a number.
         assert_eq!(size_of::<View>(), unsafe { simclr_gpu_view_size() });
-        assert_eq!(size_of::<View>(), 8 + 16 * 4 + MOST_CHANGES * 8);
+        assert_eq!(size_of::<View>(), 8 + 16 * 4 + MAX_CHANGES * 8);
     }
 }

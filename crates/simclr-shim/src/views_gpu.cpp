@@ -1,5 +1,5 @@
-// Views by the kernels of gpu/views.cu: resize, means, colour, and two passes of the blur. Nothing comes back to the host,
-// and which kernels run depends on sizes and configuration alone, so a CUDA graph can hold them.
+// Views by the kernels of gpu/view_*.cu: resize, means, colour, and two passes of the blur. There is no device-to-host
+// synchronisation, and the launches depend on sizes and configuration only, so a CUDA graph can capture them.
 
 #include <ATen/ATen.h>
 
@@ -16,7 +16,7 @@ namespace {
 
 using at::Tensor;
 
-// Options of `views.rs`.
+// As `COptions` of views.rs.
 struct ViewOptions {
     int64_t channels, side;
     int cubic, antialias, gray_mean, blurs;
@@ -24,7 +24,7 @@ struct ViewOptions {
 
 int64_t parts(int64_t work, int64_t each) { return std::max<int64_t>((work + each - 1) / each, 1); }
 
-// All kernels' blocks stand side by side: as many for every view.
+// The same number of blocks for every view, all in x.
 gpu::Grid grid(int64_t views, int64_t blocks, int64_t down = 1) {
     if (views * blocks > std::numeric_limits<int32_t>::max()) throw std::runtime_error("too many views for a launch");
     return {static_cast<int32_t>(views * blocks), static_cast<int32_t>(down)};
@@ -34,7 +34,7 @@ std::string of_channels(const char* kernel, int64_t channels) {
     return std::string(kernel) + (channels == 1 ? "_1" : channels == 3 ? "_3" : "_any");
 }
 
-struct Maker {
+struct ViewKernels {
     const gpu::View* views;
     int64_t count;
     ViewOptions options;
@@ -52,7 +52,7 @@ struct Maker {
         gpu::launch(of_channels("view_resize", channels()).c_str(), blocks, &resize, out);
     }
 
-    // Pixels that a thread takes: of means many, so that there are few parts to add up.
+    // Means take more pixels per thread, so that there are few partial sums to add up.
     void recolour() const {
         int64_t area = options.side * options.side;
         int sums = static_cast<int>(parts(area, gpu::THREADS * 12));
@@ -80,13 +80,13 @@ struct Maker {
 };
 
 Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& options) {
-    if (!gpu::serves(pixels)) throw std::runtime_error("no kernels for the device of these pixels");
+    if (!gpu::kernels_available(pixels)) throw std::runtime_error("no kernels for the device of these pixels");
     int64_t count = table.numel() / static_cast<int64_t>(sizeof(gpu::View));
     Tensor out = at::empty({count, options.side, options.side, options.channels}, pixels.options().dtype(at::kFloat));
-    Maker maker{reinterpret_cast<const gpu::View*>(table.const_data_ptr<uint8_t>()), count, options, out};
-    maker.resize(pixels);
-    maker.recolour();
-    if (options.blurs) maker.blur();
+    ViewKernels kernels{reinterpret_cast<const gpu::View*>(table.const_data_ptr<uint8_t>()), count, options, out};
+    kernels.resize(pixels);
+    kernels.recolour();
+    if (options.blurs) kernels.blur();
     return out.permute({0, 3, 1, 2});
 }
 
@@ -98,13 +98,13 @@ using namespace simclr;
 extern "C" {
 
 // Views [B, C, S, S], channels last, of `pixels` (bytes) by `table` (bytes of B structs View), both on one device. The caller
-// has checked that every view lies within the pixels, and the limits of channels and side.
+// has checked that every view lies within the pixels, and the limits on channels and side.
 char* simclr_gpu_views(const at::Tensor* pixels, const at::Tensor* table, const ViewOptions* options,
                        at::Tensor** out) {
     return guarded([&] { *out = new at::Tensor(views(*pixels, *table, *options)); });
 }
 
-// So that `views.rs` can tell whether its struct is this one.
+// Size of the struct, checked against views.rs by a test.
 size_t simclr_gpu_view_size() { return sizeof(gpu::View); }
 
 }  // extern "C"

@@ -1,23 +1,23 @@
-//! The kernels for GPUs under their own compiler. What they compute is tested elsewhere, emulated, beside what it must equal.
+//! Compilation of the GPU kernels, their self-test, streams and CUDA graphs. Their results are tested elsewhere, emulated.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
 use simclr_shim::{
     Cuda, ShimError,
-    gpu::{LIBRARY, Order, agree, compile, emulated, prepare},
+    gpu::{LIBRARY, Order, compile, emulated, prepare, self_test},
     load_cuda, operations,
     stream::{CudaEvent, CudaGraph, StreamGuard},
     upload,
 };
 use tch::{Device, Kind, Tensor};
 
-/// Needs NVRTC, but no GPU: `SIMCLR_NVRTC` names a libcaffe2_nvrtc.so, or libtorch lies beside one.
+/// Needs NVRTC, but no GPU: `SIMCLR_NVRTC` is the path of a libcaffe2_nvrtc.so, by default the one next to libtorch.
 #[test]
 #[ignore = "needs a libtorch with CUDA"]
-fn nvrtc_takes_the_kernels_for_every_architecture() {
-    let beside = || simclr_shim::libtorch_folder().join(LIBRARY);
-    let library = std::env::var_os("SIMCLR_NVRTC").map_or_else(beside, PathBuf::from);
+fn nvrtc_compiles_the_kernels_for_every_architecture() {
+    let default = || simclr_shim::libtorch_folder().join(LIBRARY);
+    let library = std::env::var_os("SIMCLR_NVRTC").map_or_else(default, PathBuf::from);
     for architecture in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
         let size = compile(&library, architecture).unwrap_or_else(|error| panic!("{architecture}: {error}"));
         assert!(size > 1000, "{architecture}: {size} bytes");
@@ -26,18 +26,17 @@ fn nvrtc_takes_the_kernels_for_every_architecture() {
     assert!(error.contains("NVRTC"), "{error}");
 }
 
-/// What is asked of kernels before they serve a GPU. They take steps here as there: in either order of threads.
 #[test]
-fn kernels_agree_with_libtorch() {
+fn emulated_kernels_pass_the_self_test() {
     let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     for order in [Order::Rising, Order::Falling] {
-        emulated(order, || agree(&like)).unwrap();
+        emulated(order, || self_test(&like)).unwrap();
     }
 }
 
-/// Both warn in every step when they are given a device. What happens without a GPU shows what is asked of libtorch with one.
+/// `pin_memory` and `is_pinned` print deprecation warnings. The operations are the same without a GPU.
 #[test]
-fn an_upload_calls_neither_pin_memory_nor_is_pinned() {
+fn upload_calls_neither_pin_memory_nor_is_pinned() {
     let (uploaded, operations) = operations(|| upload(&[1.0f32, 2.0], Device::Cuda(0))).unwrap();
     let deprecated = ["aten::pin_memory", "aten::_pin_memory", "aten::is_pinned"];
     let found: Vec<_> = operations.iter().filter(|name| deprecated.contains(&name.as_str())).collect();
@@ -48,9 +47,8 @@ fn an_upload_calls_neither_pin_memory_nor_is_pinned() {
     }
 }
 
-/// Without CUDA's libraries the reason is told, and nothing is served.
 #[test]
-fn a_missing_library_is_named() {
+fn error_contains_the_missing_library() {
     let error = compile("/nowhere/libcaffe2_nvrtc.so".as_ref(), "sm_90").unwrap_err().to_string();
     assert!(error.contains("/nowhere/libcaffe2_nvrtc.so"), "{error}");
     if !tch::Cuda::is_available() {
@@ -58,38 +56,38 @@ fn a_missing_library_is_named() {
     }
 }
 
-/// On the CPU there is nothing to wait for, and nothing to record.
+/// Graph capture fails on the CPU.
 #[test]
-fn streams_are_nothing_on_the_cpu() {
+fn streams_and_events_are_no_ops_on_the_cpu() {
     load_cuda();
     let like = Tensor::zeros([1], (Kind::Float, Device::Cpu));
-    let own = StreamGuard::new(&like).unwrap();
-    let mark = CudaEvent::new(&like).unwrap();
-    std::thread::spawn(move || mark.wait(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap())
+    let stream = StreamGuard::new(&like).unwrap();
+    let event = CudaEvent::new(&like).unwrap();
+    std::thread::spawn(move || event.wait(&Tensor::zeros([1], (Kind::Float, Device::Cpu))).unwrap())
         .join()
         .unwrap();
-    drop(own);
+    drop(stream);
     if tch::Cuda::is_available() {
         return;
     }
-    let recorded = CudaGraph::capture(|| Ok::<_, ShimError>(()));
-    // Without libtorch_cuda there is no such class; with it, no driver.
-    let error = recorded.unwrap_err().to_string();
+    let captured = CudaGraph::capture(|| Ok::<_, ShimError>(()));
+    // Without libtorch_cuda the class is missing; with it, the driver.
+    let error = captured.unwrap_err().to_string();
     assert!(error.contains("CUDA"), "{error}");
 }
 
-/// A recorded addition does nothing at first and then, replayed, adds again and again.
+/// Capture executes nothing; each replay adds once.
 #[test]
 #[ignore = "needs a GPU"]
-fn a_recording_is_done_again() {
+fn captured_graph_is_replayed() {
     assert_eq!(load_cuda(), Cuda::Loaded);
     let x = Tensor::zeros([1000], (Kind::Float, Device::Cuda(0)));
-    let _own = StreamGuard::new(&x).unwrap();
+    let _stream = StreamGuard::new(&x).unwrap();
     let add = || Ok::<_, ShimError>(x.shallow_clone().g_add_scalar_(1.0));
     let _ = add().unwrap();
-    let (recording, _) = CudaGraph::capture(add).unwrap();
+    let (graph, _) = CudaGraph::capture(add).unwrap();
     for _ in 0..3 {
-        recording.replay().unwrap();
+        graph.replay().unwrap();
     }
     assert_eq!(x.sum(Kind::Double).double_value(&[]), 4000.0);
 }

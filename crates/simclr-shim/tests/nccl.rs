@@ -1,5 +1,4 @@
-//! The way to NCCL and back: that every argument arrives as `nccl.h` has it, on a library that only checks and records. What
-//! NCCL itself does needs a GPU.
+//! The arguments of NCCL calls, checked by a mock library; NCCL itself needs a GPU.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
@@ -8,8 +7,8 @@ use std::{path::Path, process::Command};
 use simclr_shim::nccl::{Functions, LIBRARY, UniqueId};
 use tch::{Cuda, Device, Kind, Tensor};
 
-/// As if each of the ranks held the same numbers: the sum is a multiple.
-const PRETENDED: &str = r#"
+/// Reduces as if every rank held the same values.
+const MOCK: &str = r#"
 #include <stddef.h>
 #include <stdlib.h>
 typedef struct { char internal[128]; } ncclUniqueId;
@@ -31,66 +30,63 @@ int ncclCommDestroy(comm_t* comm) { comm->alive = 0; free(comm); return 0; }
 const char* ncclGetErrorString(int result) { return result == 4 ? "invalid argument" : "invalid usage"; }
 "#;
 
-fn pretended(folder: &Path) -> Functions {
+fn mock(folder: &Path) -> Functions {
     let (source, library) = (folder.join("nccl.c"), folder.join("libnccl.so"));
-    fs_err::write(&source, PRETENDED).unwrap();
+    fs_err::write(&source, MOCK).unwrap();
     let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
     assert!(compiled.unwrap().success());
     Functions::load(&library).unwrap()
 }
 
 #[test]
-fn every_argument_arrives() {
+fn arguments_match_nccl_h() {
     let folder = tempfile::tempdir().unwrap();
-    let functions = pretended(folder.path());
+    let functions = mock(folder.path());
     let id = functions.unique_id().unwrap();
     assert!(id.bytes().iter().zip(1..).all(|(&byte, expected)| byte == expected));
     assert_eq!(UniqueId::from_bytes(id.bytes()), Some(id));
     assert_eq!(UniqueId::from_bytes(&id.bytes()[1..]), None);
     let values = Tensor::from_slice(&[1.0f32, -2.0, 0.5]);
     let mut nccl = functions.join(id, (2, 3), &values).unwrap();
-    nccl.sum(&values).unwrap();
+    nccl.all_reduce(&values).unwrap();
     assert_eq!(Vec::<f32>::try_from(&values).unwrap(), [3.0, -6.0, 1.5]);
-    nccl.sum(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap();
+    nccl.all_reduce(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap();
 }
 
 #[test]
-fn what_cannot_be_is_an_error_in_words() {
+fn errors_contain_nccls_message() {
     let folder = tempfile::tempdir().unwrap();
     let like = Tensor::from_slice(&[1.0f32]);
-    let id = pretended(folder.path()).unique_id().unwrap();
-    let outside = pretended(folder.path()).join(id, (3, 3), &like).unwrap_err().to_string();
+    let id = mock(folder.path()).unique_id().unwrap();
+    let outside = mock(folder.path()).join(id, (3, 3), &like).unwrap_err().to_string();
     assert_eq!(outside, "NCCL: invalid usage (5)");
     let wrong = UniqueId::from_bytes(&[0; 128]).unwrap();
     assert!(
-        pretended(folder.path())
-            .join(wrong, (0, 1), &like)
-            .unwrap_err()
-            .to_string()
-            .contains("invalid argument")
+        mock(folder.path()).join(wrong, (0, 1), &like).unwrap_err().to_string().contains("invalid argument")
     );
-    let mut nccl = pretended(folder.path()).join(id, (0, 1), &like).unwrap();
-    let refused =
-        |values: Tensor, nccl: &mut simclr_shim::nccl::Nccl| nccl.sum(&values).unwrap_err().to_string();
+    let mut nccl = mock(folder.path()).join(id, (0, 1), &like).unwrap();
+    let error = |values: Tensor, nccl: &mut simclr_shim::nccl::Nccl| {
+        nccl.all_reduce(&values).unwrap_err().to_string()
+    };
     assert!(
-        refused(Tensor::from_slice(&[1.0f64]), &mut nccl)
+        error(Tensor::from_slice(&[1.0f64]), &mut nccl)
             .contains("expected a contiguous f32 tensor, got Double")
     );
-    assert!(refused(Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).tr(), &mut nccl).contains("[3, 2]"));
+    assert!(error(Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).tr(), &mut nccl).contains("[3, 2]"));
     assert!(Functions::load(&folder.path().join("none.so")).unwrap_err().to_string().contains("none.so"));
 }
 
-/// The real one, one rank: `bench/gpu.sh` runs it where there is a GPU.
+/// One rank with the real library; run by `bench/gpu.sh`.
 #[test]
 #[ignore = "needs a GPU and NCCL"]
 fn one_rank_on_a_gpu() {
     assert_eq!(simclr_shim::load_cuda(), simclr_shim::Cuda::Loaded);
-    assert!(Cuda::is_available(), "no GPU answers");
+    assert!(Cuda::is_available(), "no GPU available");
     let values = Tensor::arange(1 << 20, (Kind::Float, Device::Cuda(0)));
     let functions = Functions::load(Path::new(LIBRARY)).unwrap();
     let id = functions.unique_id().unwrap();
     let mut nccl = functions.join(id, (0, 1), &values).unwrap();
     let doubled = &values * 2.0;
-    nccl.sum(&doubled).unwrap();
+    nccl.all_reduce(&doubled).unwrap();
     assert_eq!(doubled / 2.0, values);
 }

@@ -1,7 +1,7 @@
-//! Named tensors and JSON sections to one safetensors file and back, atomically. Knows no model.
+//! Named tensors and JSON sections in one safetensors file, written atomically. Independent of any model.
 //!
-//! The sections, a format version and a checksum over all that is meant lie in the `__metadata__` of the safetensors
-//! header, so any safetensors reader can open a checkpoint.
+//! The sections, a format version and a checksum over contents are in the `__metadata__` of the safetensors header, so any
+//! safetensors reader can open a checkpoint.
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
@@ -12,13 +12,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::CheckpointError;
 
-/// Raised when an older program could not read a newer file.
+/// Format version, increased when older programs cannot read newer files.
 const VERSION: &str = "1";
 const VERSION_KEY: &str = "simclr.version";
 const CHECKSUM_KEY: &str = "simclr.crc32c";
 const SECTION_PREFIX: &str = "simclr.section.";
 
-/// What a checkpoint file holds.
+/// The contents of a checkpoint file.
 #[derive(Debug, Default)]
 pub struct Checkpoint {
     /// Tensors by name.
@@ -28,10 +28,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes to a temporary sibling, syncs, renames: `path` is either the old file or the new one, whole.
+    /// Writes atomically, see [`write_atomically`].
     ///
     /// # Errors
-    /// Full disk, missing rights; the old file is untouched.
+    /// Full disk, missing permissions; an existing file is not modified.
     pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
         let stored: Vec<_> =
             self.tensors.iter().map(|(name, tensor)| (name.as_str(), Stored::of(tensor))).collect();
@@ -47,10 +47,10 @@ impl Checkpoint {
         Ok(write_atomically(path, &bytes)?)
     }
 
-    /// Reads and checks a file.
+    /// Reads a file and verifies its checksum.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] for a file that is cut, of another format or another version.
+    /// [`CheckpointError::Damaged`] for a truncated file, another format or another version.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let bytes = fs_err::read(path)?;
         let wrong = |error: safetensors::SafeTensorError| {
@@ -70,7 +70,7 @@ impl Checkpoint {
         }
         let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
         let mut views = file.tensors();
-        // The checksum runs over the tensors by name, as they were when it was made.
+        // The checksum covers the tensors in the order of their names.
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = metadata.remove(CHECKSUM_KEY);
         let found =
@@ -91,7 +91,7 @@ impl Checkpoint {
     /// The tensor `name`, which must have `shape`.
     ///
     /// # Errors
-    /// [`CheckpointError::Mismatch`] where it is missing or of another shape.
+    /// [`CheckpointError::Mismatch`] if it is missing or of another shape.
     pub fn tensor(&self, path: &Path, name: &str, shape: &[i64]) -> Result<Tensor, CheckpointError> {
         let mismatch = |reason: String| CheckpointError::Mismatch { path: path.to_owned(), reason };
         let tensor = self.tensors.get(name).ok_or_else(|| mismatch(format!("tensor `{name}` is missing")))?;
@@ -105,11 +105,11 @@ impl Checkpoint {
     }
 }
 
-/// A safetensors file whose bytes are the same for the same contents: the crate writes metadata in the random order of
-/// a hash map, so the metadata is put into the header here, sorted.
+/// Serialises deterministically: the crate writes metadata in the random order of a hash map, so it is inserted into the header
+/// here, sorted.
 ///
 /// # Errors
-/// A tensor that the format cannot hold.
+/// A tensor that the format does not support.
 pub fn encode<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     tensors: impl IntoIterator<Item = (S, V)>,
     metadata: &BTreeMap<String, String>,
@@ -148,8 +148,7 @@ fn sections(
     Ok(sections)
 }
 
-/// CRC-32C of the metadata and of every tensor's name, type, shape and bytes: a changed byte anywhere is seen, be it in
-/// the step or in a weight.
+/// CRC-32C of the metadata and of every tensor's name, dtype, shape and bytes.
 fn checksum<'a>(
     metadata: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
@@ -163,20 +162,23 @@ fn checksum<'a>(
     format!("{crc:08x}")
 }
 
-const KINDS: [(Kind, Dtype); 6] = [
+/// Tensor kinds that files store as they are, and their dtype in safetensors.
+pub(crate) const DTYPES: [(Kind, Dtype); 8] = [
     (Kind::Float, Dtype::F32),
     (Kind::Double, Dtype::F64),
     (Kind::BFloat16, Dtype::BF16),
     (Kind::Half, Dtype::F16),
     (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
     (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
 ];
 
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    KINDS.iter().find(|(_, found)| *found == dtype).map(|(kind, _)| *kind)
+pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    DTYPES.iter().find(|(_, found)| *found == dtype).map(|(kind, _)| *kind)
 }
 
-/// A tensor's values in row-major order, whatever its memory layout or device.
+/// A tensor's values in row-major order, for any memory layout and device.
 struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -186,8 +188,8 @@ struct Stored {
 impl Stored {
     fn of(tensor: &Tensor) -> Self {
         let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-        let found = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
-        // Other types (booleans, other integers) do not occur in states; they are kept exactly as f64 if they do.
+        let found = DTYPES.iter().find(|(kind, _)| *kind == tensor.kind());
+        // Other kinds (16-bit integers) do not occur in states; f64 represents them exactly.
         let (tensor, dtype) = found.map_or_else(
             || (tensor.to_kind(Kind::Double), Dtype::F64),
             |(_, dtype)| (tensor.shallow_clone(), *dtype),
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_comes_back_bit_for_bit() {
+    fn save_and_load_round_trip_is_bit_exact() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let saved = sample();
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_old_file() {
+    fn failed_write_leaves_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("taken");
         fs_err::create_dir(&path).unwrap();
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_told_apart() {
+    fn other_files_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b");
         for (bytes, wanted) in
@@ -282,7 +284,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
         #[test]
-        fn cut_or_altered_files_are_refused(at in 0usize..2000, flip in 1u8..=255, cut in any::<bool>()) {
+        fn truncated_or_corrupted_files_are_rejected(at in 0usize..2000, flip in 1u8..=255, cut in any::<bool>()) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("c");
             sample().save(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The only file that names a backend: which device, which precision, and host pixels to a tensor.
+//! Choice of device and precision, memory of the device, and copies of pixels to it.
 
 use std::sync::OnceLock;
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use simclr_shim::{Cuda, DeviceMemory};
 use tch::{Device, Kind, Tensor};
 
-use crate::ConfigError;
+use crate::{ConfigError, ModelError};
 
 /// `train.device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceChoice {
-    /// CUDA where `libtorch_cuda.so` lies beside libtorch and a GPU answers, else the CPU.
+    /// CUDA if `libtorch_cuda.so` is next to libtorch and there is a GPU, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -21,12 +21,11 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-/// `train.precision`: what convolutions and dense layers compute in. Master weights, batch-norm statistics and the
-/// loss are always `f32`.
+/// `train.precision` of convolutions and dense layers. Master weights, batch-norm statistics and the loss are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrecisionChoice {
-    /// bf16 where the device multiplies it natively, else f32.
+    /// bf16 if the device multiplies it natively, else f32.
     #[default]
     Auto,
     /// Single precision.
@@ -46,7 +45,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The compute type.
+    /// The compute dtype.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
@@ -55,12 +54,11 @@ impl Precision {
     }
 }
 
-/// Decides the device. Call once, at start: it loads the CUDA half of libtorch where there is one, and on the CPU has
-/// large tensors kept (see [`simclr_shim::keep_memory`]). Of several GPUs, each process of a machine takes the one with its
-/// own number there, `local_rank`.
+/// Chooses the device. Call once, at start: it loads `libtorch_cuda` if present and compiles the GPU kernels. Of several GPUs
+/// each process takes number `local_rank`.
 ///
 /// # Errors
-/// Says why CUDA is not to be had, where it was asked for.
+/// CUDA was requested but is unavailable; the error explains why.
 pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, ConfigError> {
     if choice == DeviceChoice::Cpu {
         return Ok(cpu());
@@ -75,7 +73,7 @@ pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, 
         return Ok(cpu());
     }
     let reason = match cuda {
-        Cuda::Loaded => "a GPU, but none answers".to_owned(),
+        Cuda::Loaded => "a GPU, but none is available".to_owned(),
         Cuda::NotThere => {
             format!(
                 "a libtorch_cuda.so in `{}`, which is a CPU build",
@@ -87,10 +85,10 @@ pub fn choose_device(choice: DeviceChoice, local_rank: usize) -> Result<Device, 
     Err(ConfigError::Value { key: "train.device".into(), value: "cuda".into(), expected: reason })
 }
 
-/// What became of the kernels of this process's GPU.
+/// Outcome of compiling the kernels for this process's GPU.
 static KERNELS: OnceLock<Result<(), String>> = OnceLock::new();
 
-/// Has the kernels compiled, once; where that fails all works by libtorch's own operations.
+/// Compiles the kernels, once; on failure ATen operations are used.
 fn prepare_kernels(device: Device) {
     KERNELS.get_or_init(|| {
         let like = Tensor::zeros([1], (Kind::Float, device));
@@ -98,12 +96,12 @@ fn prepare_kernels(device: Device) {
     });
 }
 
-/// Whether the kernels of `simclr-shim` serve `device`.
+/// Whether there are GPU kernels for `device`.
 pub fn has_kernels(device: Device) -> bool {
-    simclr_shim::gpu::serves(&Tensor::empty([0], (Kind::Float, device)))
+    simclr_shim::gpu::kernels_available(&Tensor::empty([0], (Kind::Float, device)))
 }
 
-/// Why they do not.
+/// Why there are no GPU kernels for `device`.
 pub fn why_no_kernels(device: Device) -> String {
     match KERNELS.get() {
         Some(Err(reason)) if device.is_cuda() => format!("no kernels for this GPU ({reason})"),
@@ -112,34 +110,34 @@ pub fn why_no_kernels(device: Device) -> String {
     }
 }
 
-/// The line for people about the kernels of a GPU; none on the CPU, which has its own without compiling.
+/// Human-readable state of the GPU kernels; `None` on the CPU.
 pub fn describe_kernels(device: Device) -> Option<String> {
-    let told = || if has_kernels(device) { "compiled for this GPU".into() } else { why_no_kernels(device) };
-    device.is_cuda().then(told)
+    let state = || if has_kernels(device) { "compiled for this GPU".into() } else { why_no_kernels(device) };
+    device.is_cuda().then(state)
 }
 
-/// Memory of the GPU `device`; none where libtorch does not tell.
+/// Memory of the GPU `device`; `None` on other devices.
 pub fn gpu_memory(device: Device) -> Option<DeviceMemory> {
     simclr_shim::device_memory(&Tensor::empty([0], (Kind::Float, device))).ok()
 }
 
-/// Gives memory back that is kept on `device` and not in use. On a GPU the peak of [`gpu_memory`] starts again from the rest.
+/// Releases cached memory on `device`. On a GPU this resets the peak of [`gpu_memory`].
 pub fn trim_memory(device: Device) {
     if device.is_cuda() {
-        // Where libtorch does not do it, the peak is that of the whole process.
-        let _ = simclr_shim::forget_device_peak(&Tensor::empty([0], (Kind::Float, device)));
+        // If this fails, the peak is that of the whole process.
+        let _ = simclr_shim::reset_device_peak(&Tensor::empty([0], (Kind::Float, device)));
     } else {
         simclr_shim::trim_memory();
     }
 }
 
-/// The CPU, with its memory kept. Where that fails all works, slower.
+/// The CPU, with the caching allocator; without it training is slower.
 fn cpu() -> Device {
-    let _ = simclr_shim::keep_memory();
+    let _ = simclr_shim::cache_memory();
     Device::Cpu
 }
 
-/// Decides the precision for `device`.
+/// Chooses the precision for `device`.
 pub fn choose_precision(choice: PrecisionChoice, device: Device) -> Precision {
     match choice {
         PrecisionChoice::F32 => Precision::F32,
@@ -152,8 +150,7 @@ pub fn choose_precision(choice: PrecisionChoice, device: Device) -> Precision {
 /// Whether the device multiplies bf16 in hardware; elsewhere libtorch emulates it, slower than f32.
 fn multiplies_bf16(device: Device) -> bool {
     if device.is_cuda() {
-        // Ampere (2020) and later; the shim has no query for the compute capability, and older cards are past
-        // what the CUDA 13 build of libtorch supports (Turing runs it slowly but rightly).
+        // Ampere (2020) and later. The CUDA 13 build of libtorch supports no older GPUs but Turing, which emulates bf16.
         return true;
     }
     #[cfg(target_arch = "x86_64")]
@@ -164,7 +161,7 @@ fn multiplies_bf16(device: Device) -> bool {
     return false;
 }
 
-/// One line for people: processor or GPU model, libtorch's version, instructions and threads.
+/// Human-readable description: processor or GPU model, libtorch's version, instruction set and threads.
 pub fn describe(device: Device) -> String {
     let version = simclr_shim::libtorch_version();
     match device {
@@ -181,13 +178,13 @@ fn in_brackets(name: Option<String>) -> String {
     name.map(|name| format!(" ({name})")).unwrap_or_default()
 }
 
-/// Model name, where the system tells it.
+/// Model name of the processor, if the system provides it.
 fn processor() -> Option<String> {
     let info = fs_err::read_to_string("/proc/cpuinfo").ok()?;
     Some(info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "))?.1.trim().to_owned())
 }
 
-/// Model name of the only GPU. With several, the driver's order need not be CUDA's, so none is named.
+/// Model name of the only GPU; `None` with several, as the driver's order may differ from CUDA's.
 fn gpu() -> Option<String> {
     let mut found = fs_err::read_dir("/proc/driver/nvidia/gpus").ok()?;
     let (Some(Ok(only)), None) = (found.next(), found.next()) else { return None };
@@ -197,22 +194,27 @@ fn gpu() -> Option<String> {
 
 /// Host pixels `[B, C, S, S]` to a channels-last `f32` tensor on `device`.
 ///
-/// # Panics
-/// If `pixels` does not fill `shape`.
-pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
-    channels_last(&pixels_to_device(pixels, shape, device))
-}
-
-/// Host pixels `[B, C, S, S]` to a tensor on `device`, laid out as they are; see [`simclr_shim::upload`].
+/// # Errors
+/// See [`pixels_to_device`].
 ///
 /// # Panics
-/// If `pixels` does not fill `shape`, or the device has no room.
-pub fn pixels_to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Tensor {
-    let there = simclr_shim::upload(pixels, device).unwrap_or_else(|error| panic!("{error}"));
-    there.view(shape)
+/// If `pixels` does not fill `shape`.
+pub fn to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Result<Tensor, ModelError> {
+    Ok(channels_last(&pixels_to_device(pixels, shape, device)?))
 }
 
-/// The same values stored with channels innermost, the layout in which convolutions are fast.
+/// Host pixels `[B, C, S, S]` to a contiguous tensor on `device`; see [`simclr_shim::upload`].
+///
+/// # Errors
+/// Out of memory.
+///
+/// # Panics
+/// If `pixels` does not fill `shape`.
+pub fn pixels_to_device(pixels: &[f32], shape: [i64; 4], device: Device) -> Result<Tensor, ModelError> {
+    Ok(simclr_shim::upload(pixels, device)?.view(shape))
+}
+
+/// The same values with channels innermost in memory, the fast layout of convolutions.
 pub fn channels_last(images: &Tensor) -> Tensor {
     images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
@@ -222,16 +224,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pixels_keep_their_places_and_lie_channels_last() {
+    fn to_device_preserves_values_in_channels_last_layout() {
         let pixels: Vec<f32> = (0..2 * 3 * 4 * 5).map(|i| i as f32).collect();
-        let images = to_device(&pixels, [2, 3, 4, 5], Device::Cpu);
+        let images = to_device(&pixels, [2, 3, 4, 5], Device::Cpu).unwrap();
         assert_eq!((images.size(), images.kind()), (vec![2, 3, 4, 5], Kind::Float));
         assert_eq!(images.stride(), [60, 1, 15, 3]);
         assert_eq!(Vec::<f32>::try_from(images.contiguous().view(-1)).unwrap(), pixels);
     }
 
     #[test]
-    fn the_line_for_people_names_libtorch_and_its_threads() {
+    fn description_contains_libtorch_version_and_threads() {
         let line = describe(Device::Cpu);
         let version = simclr_shim::libtorch_version();
         assert!(version.starts_with(|c: char| c.is_ascii_digit()) && line.contains(&version), "{line}");
@@ -239,24 +241,24 @@ mod tests {
     }
 
     #[test]
-    fn named_precisions_are_kept() {
+    fn explicit_precisions_are_kept() {
         assert_eq!(choose_precision(PrecisionChoice::F32, Device::Cpu), Precision::F32);
         assert_eq!(choose_precision(PrecisionChoice::Bf16, Device::Cpu), Precision::Bf16);
         let native = multiplies_bf16(Device::Cpu);
         assert_eq!(choose_precision(PrecisionChoice::Auto, Device::Cpu) == Precision::Bf16, native);
     }
 
-    /// Where no GPU answers, `auto` falls back and `cuda` says what is missing; where one does, both take it.
+    /// Without a GPU, `auto` falls back to the CPU; with one, `auto` and `cuda` agree.
     #[test]
-    fn a_device_that_is_asked_for_is_had_or_missed_with_a_reason() {
+    fn cuda_is_selected_or_error_explains_why() {
         assert_eq!(choose_device(DeviceChoice::Cpu, 0).unwrap(), Device::Cpu);
         let auto = choose_device(DeviceChoice::Auto, 0).unwrap();
         match choose_device(DeviceChoice::Cuda, 0) {
             Ok(device) => assert_eq!(device, auto),
             Err(error) => {
                 assert_eq!(auto, Device::Cpu);
-                let said = error.to_string();
-                assert!(said.starts_with("train.device = cuda: expected a"), "{said}");
+                let message = error.to_string();
+                assert!(message.starts_with("train.device = cuda: expected a"), "{message}");
             }
         }
     }

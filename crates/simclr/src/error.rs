@@ -79,6 +79,9 @@ pub enum ModelError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+    /// libtorch, CUDA or NCCL failed within `simclr-shim`.
+    #[error("libtorch: {0}")]
+    Shim(#[from] simclr_shim::ShimError),
 }
 
 /// A checkpoint that cannot be written or read.
@@ -120,18 +123,18 @@ pub enum CheckpointError {
     },
 }
 
-/// Processes that cannot train together.
+/// The process group cannot be formed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DistError {
-    /// Started several times by a launcher, without MPI in this build.
+    /// The launcher started several processes, but this build lacks MPI.
     #[error("{count} processes were started, but this simclr was built without MPI")]
     NotBuilt {
         /// How many.
         count: usize,
     },
-    /// Started several times by `srun` without PMIx.
-    #[error("srun started {count} processes that do not know each other")]
+    /// `srun` without PMIx started several processes.
+    #[error("srun started {count} processes without connecting them")]
     Unconnected {
         /// How many.
         count: usize,
@@ -463,7 +466,7 @@ impl TrainError {
         match self {
             Self::Torch(_)
             | Self::Device(_)
-            | Self::Model(ModelError::Torch(_))
+            | Self::Model(ModelError::Torch(_) | ModelError::Shim(_))
             | Self::Data(DataError::WorkerLost { .. }) => Blame::Us,
             _ => Blame::User,
         }
@@ -508,7 +511,7 @@ impl EvalError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Torch(_)
-            | Self::Model(ModelError::Torch(_))
+            | Self::Model(ModelError::Torch(_) | ModelError::Shim(_))
             | Self::EncoderChanged { .. }
             | Self::Encoding { .. } => Blame::Us,
             Self::Training(error) => error.blame(),

@@ -1,9 +1,10 @@
-//! The projection head g: h `[B, F]` to z `[B, D]`, thrown away after pretraining (docs/method.md 2.4).
+//! The projection head g: h `[B, F]` to z `[B, D]`, discarded after pretraining.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
+    ModelError,
     device::Precision,
     encoder::{Mode, layers::BatchNorm},
     params::{Params, Role},
@@ -19,7 +20,7 @@ pub struct HeadConfig {
     pub layers: usize,
     /// Width of hidden layers; 0 = F.
     pub hidden: i64,
-    /// D.
+    /// Output width D.
     pub out: i64,
     /// Batch norm in the head.
     pub norm: HeadNorm,
@@ -41,7 +42,7 @@ impl Default for HeadConfig {
 }
 
 impl HeadConfig {
-    /// `init` with `auto` resolved where it means the same for every dense layer.
+    /// `init` with `auto` resolved if it means the same for every dense layer.
     pub fn effective_init(&self) -> HeadInit {
         match self.norm {
             HeadNorm::All => self.init.resolve(true),
@@ -50,7 +51,7 @@ impl HeadConfig {
         }
     }
 
-    /// Whether a dense layer without batch norm behind it starts at N(0, 0.01^2), see [`HeadInit`].
+    /// Whether a dense layer without a following batch norm is initialised with N(0, 0.01^2), see [`HeadInit`].
     pub fn starts_in_plateau(&self) -> bool {
         self.kind != HeadKind::None && self.init == HeadInit::Official && self.norm != HeadNorm::All
     }
@@ -83,13 +84,13 @@ pub enum HeadNorm {
 
 /// `head.init`.
 ///
-/// The scale of a dense layer matters only where no batch norm follows. There N(0, 0.01^2) makes z and its gradients so small
-/// that ReLUs die before anything is learned: PyTorch with that initialisation stays at chance for 12 epochs of the setting in
-/// which `nn.Linear`'s learns from the first step.
+/// The scale of a dense layer matters only without a following batch norm. There N(0, 0.01^2) makes z and its gradients so
+/// small that ReLUs die: PyTorch with that initialisation stays at chance accuracy for 12 epochs of a setting in which
+/// `nn.Linear`'s initialisation learns from the first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadInit {
-    /// `official` for dense layers with batch norm behind them, `linear` for the others.
+    /// `official` for dense layers followed by batch norm, `linear` for the others.
     Auto,
     /// N(0, 0.01^2), biases 0 (google-research/simclr `model.py` `LinearLayer`).
     Official,
@@ -98,7 +99,7 @@ pub enum HeadInit {
 }
 
 impl HeadInit {
-    /// Resolves `auto` for a dense layer with (`normed`) or without batch norm behind it.
+    /// Resolves `auto` for a dense layer followed by batch norm (`normed`) or not.
     fn resolve(self, normed: bool) -> Self {
         match self {
             Self::Auto if normed => Self::Official,
@@ -158,7 +159,7 @@ impl Head {
     }
 
     /// The first `keep` layers of the projection head (fewer than it has), then a linear classifier of `classes` outputs
-    /// under the names `classifier.weight`, `classifier.bias`, which starts at zero as the official fine-tuning does.
+    /// under the names `classifier.weight`, `classifier.bias`, initialised to zero as in the official fine-tuning.
     pub fn classifier(
         config: &HeadConfig,
         features: i64,
@@ -201,29 +202,35 @@ impl Head {
     }
 
     /// z `[B, D]` in f32, not normalised.
-    pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let z = self.outputs(h, mode, precision).last();
-        z.unwrap_or_else(|| h.shallow_clone()).to_kind(Kind::Float)
+    ///
+    /// # Errors
+    /// See [`BatchNorm::forward`].
+    pub fn forward(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
+        let z = self.outputs(h, mode, precision)?.pop();
+        Ok(z.unwrap_or_else(|| h.shallow_clone()).to_kind(Kind::Float))
     }
-}
 
-impl Head {
     /// Width of the output of every dense layer.
     pub fn widths(&self) -> Vec<i64> {
         self.layers.iter().map(|layer| layer.weight.size()[0]).collect()
     }
 
-    /// The output of every dense layer in turn, after its batch norm and, but for the last, its ReLU, in f32. The last is what
-    /// [`Head::forward`] gives.
-    pub fn blocks(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Vec<Tensor> {
-        self.outputs(h, mode, precision).map(|output| output.to_kind(Kind::Float)).collect()
+    /// The outputs of all dense layers in f32, after batch norm and, except for the last, ReLU. The last is z.
+    ///
+    /// # Errors
+    /// See [`BatchNorm::forward`].
+    pub fn blocks(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Result<Vec<Tensor>, ModelError> {
+        let outputs = self.outputs(h, mode, precision)?;
+        Ok(outputs.iter().map(|output| output.to_kind(Kind::Float)).collect())
     }
 
-    fn outputs(&self, h: &Tensor, mode: &Mode, precision: Precision) -> impl Iterator<Item = Tensor> {
-        self.layers.iter().enumerate().scan(h.shallow_clone(), move |x, (index, layer)| {
-            *x = layer.forward(x, index + 1 < self.layers.len(), mode, precision);
-            Some(x.shallow_clone())
-        })
+    fn outputs(&self, h: &Tensor, mode: &Mode, precision: Precision) -> Result<Vec<Tensor>, ModelError> {
+        let mut outputs: Vec<Tensor> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let relu = index + 1 < self.layers.len();
+            outputs.push(layer.forward(outputs.last().unwrap_or(h), relu, mode, precision)?);
+        }
+        Ok(outputs)
     }
 }
 
@@ -239,7 +246,7 @@ impl Layer {
         let init = config.init.resolve(normed);
         let initial = init.weight(params, shape);
         let weight = params.add(format!("{dense}.weight"), Role::Weight, initial);
-        // A batch norm takes the mean away again, so the dense layer before it has no bias.
+        // Batch norm subtracts the mean, so the preceding dense layer has no bias.
         let bias = (!normed).then(|| {
             let initial = init.bias(params, shape);
             params.add(format!("{dense}.bias"), Role::Bias, initial)
@@ -260,15 +267,21 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Tensor, relu: bool, mode: &Mode, precision: Precision) -> Tensor {
+    fn forward(
+        &self,
+        x: &Tensor,
+        relu: bool,
+        mode: &Mode,
+        precision: Precision,
+    ) -> Result<Tensor, ModelError> {
         let kind = precision.kind();
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let mut y = x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref());
         match &self.norm {
             Some(norm) if relu => norm.forward_relu(&y, mode),
             Some(norm) => norm.forward(&y, mode),
-            None if relu => y.relu_(),
-            None => y,
+            None if relu => Ok(y.relu_()),
+            None => Ok(y),
         }
     }
 }
@@ -283,7 +296,7 @@ mod tests {
         (Head::new(&config, 4, &mut params), params)
     }
 
-    /// Spec 4.3: which dense layers have a bias and which norms a shift, by name.
+    /// Which dense layers have a bias and which batch norms a shift, by name.
     #[test]
     fn parameters_of_each_kind() {
         let names = |kind, layers, norm| {
@@ -303,7 +316,7 @@ mod tests {
 
     /// SimCLRv2: a classifier on a middle layer of the head keeps the layers below under their names.
     #[test]
-    fn a_classifier_on_a_middle_layer_of_the_head() {
+    fn classifier_on_a_middle_layer_of_the_head() {
         let mut params = Params::new(tch::Device::Cpu, 0);
         let config = HeadConfig { layers: 3, hidden: 5, out: 3, ..HeadConfig::default() };
         let head = Head::classifier(&config, 4, 1, 7, &mut params);
@@ -313,15 +326,17 @@ mod tests {
             ["head.0.weight", "head.1.weight", "head.1.bias", "classifier.weight", "classifier.bias"]
         );
         let h = crate::test_normals(0, &[6, 4]);
-        let logits = head.forward(&h, &Mode::train(), Precision::F32);
+        let logits = head.forward(&h, &Mode::train(), Precision::F32).unwrap();
         assert_eq!((logits.size(), logits.abs().max().double_value(&[])), (vec![6, 7], 0.0));
     }
 
     #[test]
     fn shapes_and_the_identity() {
         let h = crate::test_normals(0, &[6, 4]);
-        let z =
-            |kind, layers| built(kind, layers, HeadNorm::All).0.forward(&h, &Mode::train(), Precision::F32);
+        let z = |kind, layers| {
+            let (head, _) = built(kind, layers, HeadNorm::All);
+            head.forward(&h, &Mode::train(), Precision::F32).unwrap()
+        };
         assert_eq!(z(HeadKind::None, 2), h, "without a head z is h");
         for (kind, layers) in [(HeadKind::Linear, 1), (HeadKind::Nonlinear, 2), (HeadKind::Nonlinear, 3)] {
             assert_eq!(z(kind, layers).size(), [6, 3], "{kind:?} {layers}");
@@ -333,7 +348,7 @@ mod tests {
 
     /// Moments of the initial weights and biases of every layer, by `head.init` and `head.norm`.
     #[test]
-    fn initial_weights_have_the_scale_of_their_source() {
+    fn initial_weights_have_the_specified_scale() {
         let spread = |norm, init| {
             let mut params = Params::new(tch::Device::Cpu, 3);
             let config = HeadConfig { hidden: 300, out: 200, norm, init, ..HeadConfig::default() };
@@ -365,7 +380,7 @@ mod tests {
 
     /// z = W2 relu(W1 h + b1) + b2, the paper's formula with biases.
     #[test]
-    fn the_head_without_norms_is_the_formula() {
+    fn head_without_batch_norm_matches_the_formula() {
         let (head, params) = built(HeadKind::Nonlinear, 2, HeadNorm::None);
         for param in params.params() {
             let _ = tch::no_grad(|| param.tensor.shallow_clone().uniform_(-1.0, 1.0));
@@ -374,7 +389,7 @@ mod tests {
         let weight = |at: usize| &params.params()[at].tensor;
         let hidden = (h.matmul(&weight(0).tr()) + weight(1)).clamp_min(0.0);
         let expected = hidden.matmul(&weight(2).tr()) + weight(3);
-        let z = head.forward(&h, &Mode::train(), Precision::F32);
+        let z = head.forward(&h, &Mode::train(), Precision::F32).unwrap();
         assert!((z - expected).abs().max().double_value(&[]) < 1e-5);
     }
 }

@@ -1,40 +1,39 @@
-//! Is it learning? Figures that need no labels, and what they mean in plain words.
+//! Label-free metrics of training health, and a verdict in words.
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use crate::nt_xent::l2_normalize;
 
-/// Label-free figures of one batch.
+/// Label-free metrics of one batch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// Mean over anchors (the paper's scale).
     pub loss: f64,
     /// The loss if all similarities were equal, in the same scale; ln(2N - 1) for NT-Xent.
     pub chance_loss: f64,
-    /// Share of first views whose nearest second view is their own, `[0, 1]`.
+    /// Share of first views for which the nearest second view is the positive, `[0, 1]`.
     pub contrastive_accuracy: f64,
     /// Mean |z1 - z2|^2 of positive pairs, `[0, 4]`, lower is closer (Wang & Isola 2020).
     pub alignment: f64,
     /// ln of the mean of exp(-2 |zi - zj|^2) over other pairs, lower is more even (Wang & Isola 2020).
     pub uniformity: f64,
-    /// exp of the entropy of the singular values of h, 1 to F: how many dimensions are used (RankMe, Garrido et al. 2023).
+    /// Effective rank of h, 1 to F: exp of the entropy of its singular values (RankMe, Garrido et al. 2023).
     pub effective_rank: f64,
     /// F.
     pub features: i64,
-    /// Mean over dimensions of the standard deviation of unit-length z, times sqrt(D): 1 when spread evenly, 0 when
-    /// collapsed.
+    /// Mean over dimensions of the standard deviation of unit-length z, times sqrt(D): 1 if isotropic, 0 if collapsed.
     pub spread: f64,
 }
 
-/// Below this share of the even spread, the views of all images have fallen together.
+/// Spread below which the representation has collapsed.
 const COLLAPSED_SPREAD: f64 = 0.05;
-/// Relative distance from chance within which nothing was learned.
+/// Relative distance from chance within which a loss counts as at chance.
 const AT_CHANCE: f64 = 0.01;
-/// Relative distance above chance from which on the run has diverged: equal similarities would do better.
+/// Relative distance above chance beyond which a run counts as diverged.
 const FAR_ABOVE: f64 = 0.05;
 
-/// Where a loss lies against chance.
+/// A loss compared with chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Regime {
     /// Below chance.
@@ -46,7 +45,7 @@ pub enum Regime {
 }
 
 impl Regime {
-    /// Of `loss`, whose value at chance is `chance`, in the same scale.
+    /// The regime of `loss`, given the loss at chance in the same scale.
     pub fn of(loss: f64, chance: f64) -> Self {
         if loss < chance * (1.0 - AT_CHANCE) {
             Self::Learning
@@ -58,12 +57,12 @@ impl Regime {
     }
 }
 
-/// Fewer used dimensions than this share of F are worth a word.
+/// Share of F below which the verdict mentions the effective rank as low.
 const NARROW_RANK: f64 = 0.05;
 
 impl Health {
-    /// Figures of `h` `[2N, F]` and `z` `[2N, D]`, rows i and i + N being views of one image.
-    /// `loss` and `chance_loss` are means over anchors.
+    /// Metrics of `h` `[2N, F]` and `z` `[2N, D]`, rows i and i + N being views of one image. `loss` and `chance_loss` are means over
+    /// anchors.
     pub fn of(h: &Tensor, z: &Tensor, [loss, chance_loss]: [f64; 2], contrastive_accuracy: f64) -> Self {
         tch::no_grad(|| {
             let n = z.size()[0] / 2;
@@ -84,7 +83,7 @@ impl Health {
         })
     }
 
-    /// What the figures say, in a sentence or two.
+    /// Interpretation in a sentence or two.
     pub fn verdict(&self) -> String {
         if self.spread < COLLAPSED_SPREAD {
             return format!(
@@ -112,10 +111,10 @@ impl Health {
     }
 }
 
-/// Rows of a batch that are compared with all others, or cast, at a time: memory does not grow with the square of the batch.
+/// Rows per block, so that memory does not grow with the square of the batch.
 const ROWS: usize = 2048;
 
-/// First row and number of rows of every part of `rows` rows.
+/// First row and number of rows of every block.
 fn parts(rows: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..rows).step_by(ROWS).map(move |start| (start, (rows - start).min(ROWS as i64)))
 }
@@ -127,7 +126,7 @@ fn uniformity(unit: &Tensor, n: i64) -> f64 {
             // |zi - zj|^2 of unit vectors.
             let squared: Tensor = 2.0 - unit.narrow(0, start, count).matmul(&unit.tr()) * 2.0;
             let potentials = (squared * -2.0).exp();
-            // Neither the view itself nor its partner: those are alignment's business.
+            // Exclude the view itself and its positive.
             for offset in [start, start + n, start - n] {
                 let _ = potentials.diagonal(offset, 0, 1).fill_(0.0);
             }
@@ -137,7 +136,7 @@ fn uniformity(unit: &Tensor, n: i64) -> f64 {
     (others.max(f64::MIN_POSITIVE) / (rows * (rows - 2)).max(1) as f64).ln()
 }
 
-/// exp of the entropy of the normalised singular values; NaN where h holds values that are no numbers.
+/// exp of the entropy of the normalised singular values; NaN if h contains NaN or infinity.
 fn effective_rank(h: &Tensor) -> f64 {
     let (rows, features) = (h.size()[0], h.size()[1]);
     // Squared singular values are the eigenvalues of the smaller Gram matrix.
@@ -172,7 +171,7 @@ mod tests {
     const OPTIONS: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
 
     #[test]
-    fn orthogonal_features_use_every_dimension_and_equal_ones_use_one() {
+    fn effective_rank_of_orthogonal_and_of_equal_features() {
         assert!((effective_rank(&Tensor::eye(8, OPTIONS)) - 8.0).abs() < 1e-9);
         assert!((effective_rank(&Tensor::ones([8, 5], OPTIONS)) - 1.0).abs() < 1e-6);
     }
@@ -188,9 +187,9 @@ mod tests {
         assert!((effective_rank(&tall) - effective_rank(&tall.tr())).abs() < 1e-6);
     }
 
-    /// More rows than are looked at at a time, with an odd rest, against the formulas over whole matrices.
+    /// Several blocks, the last one partial, against the formulas over whole matrices.
     #[test]
-    fn a_batch_of_several_parts_agrees_with_whole_matrices() {
+    fn blockwise_metrics_agree_with_whole_matrices() {
         let n = ROWS as i64 + 7;
         let z = Tensor::arange(2 * n * 3, OPTIONS).sin().view([2 * n, 3]);
         let unit = l2_normalize(&z).to_kind(Kind::Double);
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_numbers_do_not_panic() {
+    fn non_finite_features_do_not_panic() {
         let h = Tensor::from_slice(&[f32::NAN, 1.0, 2.0, f32::INFINITY]).view([2, 2]);
         let health = health(&h, &Tensor::eye(2, OPTIONS), 1.0, 0.5);
         assert!(health.effective_rank.is_nan(), "{}", health.effective_rank);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn few_used_dimensions_are_said() {
+    fn verdict_mentions_a_low_effective_rank() {
         let h = test_normals(0, &[64, 2]).matmul(&test_normals(1, &[2, 128]));
         let health = health(&h, &test_normals(2, &[64, 16]), 1.0, 0.5);
         assert!(health.effective_rank < 2.001, "{}", health.effective_rank);
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_projections_are_called_collapsed() {
+    fn verdict_of_equal_projections_is_collapsed() {
         let health = health(&Tensor::ones([8, 4], OPTIONS), &Tensor::ones([8, 4], OPTIONS), 7f64.ln(), 0.25);
         assert!(health.alignment.abs() < 1e-6 && health.spread < 1e-3);
         assert!(

@@ -86,7 +86,7 @@ impl Model {
         } else {
             self.encoder.forward(views, mode, self.precision)?
         };
-        let z = self.head.forward(&h, mode, self.precision);
+        let z = self.head.forward(&h, mode, self.precision)?;
         Ok((h, z))
     }
 }
@@ -114,6 +114,6 @@ impl Stages {
         if index < self.encoder.stages() {
             return self.encoder.stage(index, x, mode, self.precision);
         }
-        Ok(self.head.forward(x, mode, self.precision))
+        self.head.forward(x, mode, self.precision)
     }
 }

@@ -1,8 +1,8 @@
 //! NT-Xent, the normalised temperature-scaled cross entropy (paper section 2.1; google-research/simclr `objective.py`).
 //!
-//! The `[2N, 2N]` matrix of similarities is never whole: two passes walk it tile by tile, the first for the sum
-//! of exponentials of every row, the second for the gradient, whose closed form (docs/method.md 1.3) needs nothing else. So memory is O(N D). The
-//! matrix is symmetric, so with all rows at hand only the tiles on and above the diagonal are made.
+//! The `[2N, 2N]` similarity matrix is never stored: two passes compute it tile by tile, the first for the sum of exponentials
+//! of every row, the second for the closed-form gradient (docs/method.md 1.3), so memory is O(N D). The matrix is symmetric: if all
+//! rows are local, only the tiles on and above the diagonal are computed.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 pub struct LossConfig {
     /// tau, above 0. Paper: 0.1 on ImageNet (Table 5), 0.5 on CIFAR-10 (B.9).
     pub temperature: f64,
-    /// Mean over anchors (paper) or twice that (official code, docs/method.md 1.1).
+    /// Mean over anchors (paper) or twice that (official code; docs/method.md 1.1).
     pub scale: LossScale,
     /// L2-normalise z; off only for the ablation of Table 5.
     pub normalize: bool,
@@ -38,7 +38,7 @@ pub enum LossScale {
 }
 
 impl LossScale {
-    /// The loss in this scale over the mean over anchors.
+    /// Factor of the mean over anchors.
     pub fn factor(self) -> f64 {
         match self {
             Self::Paper => 1.0,
@@ -70,19 +70,19 @@ impl LossConfig {
     }
 }
 
-/// Those whose views stand against each other: processes that hold a part of the batch each.
+/// All-gather over the processes that hold a shard of the batch each.
 ///
-/// Every member calls it the same number of times in the same order.
+/// Every process calls it the same number of times in the same order.
 pub trait AllGather {
-    /// Own rows `[2m, ..]`, m first views and then the m second views, to those of all group `[2N, ..]`: all first views
-    /// in the order of the group, then all second views. No gradient flows.
+    /// Local rows `[2m, ..]`, m first views and then the m second views, to the rows of all ranks `[2N, ..]`: all first views by
+    /// rank, then all second views. Not differentiable.
     fn all_gather(&self, own: &Tensor) -> Tensor;
 
-    /// How many images the group before this one hold.
+    /// Number of images on lower ranks.
     fn first_image(&self) -> i64;
 }
 
-/// One process that holds the whole batch.
+/// A single process that holds the whole batch.
 #[derive(Debug, Clone, Copy)]
 pub struct SingleProcess;
 
@@ -96,39 +96,39 @@ impl AllGather for SingleProcess {
     }
 }
 
-/// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and what is watched (docs/method.md 1.4).
+/// The loss of `z` `[2m, D]`, rows `i` and `i + m` being two views of one image, and the contrastive accuracy (docs/method.md 1.4).
 ///
-/// Where several group share a batch of N images, loss and accuracy are this member's share, to be added up; the
-/// gradient is that of the whole loss.
+/// If several ranks share a batch of N images, loss and accuracy are this rank's share, to be summed; the gradient is that of
+/// the whole loss.
 #[derive(Debug)]
 pub struct NtXent {
-    /// `[]`, f32. Its graph leads to `z` alone.
+    /// `[]`, f32. Its graph leads to `z` only.
     pub loss: Tensor,
     /// Contrastive accuracy over the N views of the other side, `[]`, f32, no gradient. A tie counts as wrong.
     pub accuracy: Tensor,
 }
 
-/// Added under the root of the norm, as TensorFlow's `l2_normalize` does (its default epsilon).
+/// Lower bound of the squared norm, the default epsilon of TensorFlow's `l2_normalize`.
 const NORM_EPSILON: f64 = 1e-12;
 
-/// Side of a tile of similarities: two tiles in f32 are 8 MiB, which a processor's last cache holds.
+/// Side of a tile of similarities: two tiles in f32 are 8 MiB, which fits the last-level cache.
 const TILE: i64 = 1024;
 
-/// The loss of a whole batch, computed in f32 whatever the type of `z`.
+/// The loss of a whole batch, computed in f32 for any dtype of `z`.
 ///
 /// # Panics
-/// If `z` does not have an even number of rows: a batch is made of pairs.
+/// If the number of rows of `z` is odd or 0.
 pub fn nt_xent(z: &Tensor, config: &LossConfig) -> NtXent {
     nt_xent_sharded(z, config, &SingleProcess)
 }
 
-/// [`nt_xent`] of a batch whose rows lie with several group: each computes the anchors that it owns.
+/// [`nt_xent`] of a batch that is sharded over ranks: each computes its own anchors.
 ///
-/// Rows are gathered once and the sums of their exponentials once. With these, an anchor's gradient as negative of all others follows
-/// from its own row, as similarities are symmetric; so no gradient has to travel back.
+/// There are two all-gathers, of the rows and of their sums of exponentials. As similarities are symmetric, the gradient of a row
+/// as negative of other anchors follows from these, so no gradient is communicated.
 ///
 /// # Panics
-/// If `z` does not have an even number of rows: a batch is made of pairs.
+/// If the number of rows of `z` is odd or 0.
 pub fn nt_xent_sharded(z: &Tensor, config: &LossConfig, group: &dyn AllGather) -> NtXent {
     let rows = z.size()[0];
     assert!(rows >= 2 && rows % 2 == 0, "rows i and i + N are two views of one image, got {rows} rows");
@@ -147,7 +147,7 @@ pub fn nt_xent_sharded(z: &Tensor, config: &LossConfig, group: &dyn AllGather) -
     NtXent { loss: with_gradient(&z, &gradient) + loss, accuracy }
 }
 
-/// Zero, whose gradient at `z` is `gradient`: how a gradient that is known already enters a graph.
+/// A zero with the gradient `gradient` with respect to `z`: inserts a known gradient into a graph.
 pub fn with_gradient(z: &Tensor, gradient: &Tensor) -> Tensor {
     ((z - z.detach()) * gradient).sum(Kind::Float)
 }
@@ -158,10 +158,10 @@ pub fn l2_normalize(z: &Tensor) -> Tensor {
     z * squares.clamp_min(NORM_EPSILON).rsqrt()
 }
 
-/// Rows `[B, D]` at unit length, and what leads a gradient back to the rows as they came.
+/// Rows `[B, D]` normalised to unit length, and the factors of the backward pass.
 struct UnitRows {
     unit: Tensor,
-    /// 1 / |z| `[B, 1]`, and whether a row is long enough for its length to count.
+    /// 1 / |z| `[B, 1]`, and 1 for rows with a squared norm above epsilon, else 0.
     inverse: Option<(Tensor, Tensor)>,
 }
 
@@ -176,7 +176,7 @@ impl UnitRows {
         Self { unit: (z * &inverse).contiguous(), inverse: Some((inverse, long)) }
     }
 
-    /// The gradient at z from that at the unit rows: what would only lengthen a row has no effect (docs/method.md 1.3).
+    /// The gradient with respect to z from that of the unit rows: its radial component vanishes (docs/method.md 1.3).
     fn back(&self, gradient: &Tensor) -> Tensor {
         let Some((inverse, long)) = &self.inverse else { return gradient.shallow_clone() };
         let along = (gradient * &self.unit).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * long;
@@ -184,44 +184,44 @@ impl UnitRows {
     }
 }
 
-/// Own rows against all rows.
+/// Similarities of the local rows with all rows.
 struct Similarities {
-    /// Own rows over the temperature, `[2m, D]`.
+    /// Local rows divided by the temperature, `[2m, D]`.
     own: Tensor,
     /// `[2N, D]`.
     all: Tensor,
-    /// Images before the own ones.
+    /// Images on lower ranks.
     first: i64,
-    /// Room for two tiles.
+    /// Buffers for two tiles.
     room: [Tensor; 2],
     decoupled: bool,
 }
 
-/// What the own anchors find.
+/// Results of the first pass over the local anchors.
 struct AnchorTerms {
-    /// Of every anchor's logits but its own: the largest, and the sum of exp(logit - largest), `[2m, 2]`. The logarithm of
-    /// the whole sum in one f32 would round away what a confident anchor has still to learn.
+    /// Per anchor, excluding itself: the largest logit, and the sum of exp(logit - largest), `[2m, 2]`. A single f32
+    /// log-sum-exp would round away small losses of confident anchors.
     sums: Tensor,
     /// Sum of their losses, `[]`, f64.
     loss: Tensor,
-    /// Whether the most similar second view is the own one, of every own first view, `[m]`.
+    /// Per local first view: whether the most similar second view is its positive, `[m]`.
     right: Tensor,
 }
 
-/// A rectangle of the matrix of similarities that lies within one view downwards and within one across.
+/// A rectangle of the similarity matrix within one view in rows and one view in columns.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
-    /// First own row, and rows.
+    /// First local row, and number of rows.
     row: (i64, i64),
-    /// First column among all, and columns.
+    /// First column, and number of columns.
     column: (i64, i64),
-    /// Where an anchor meets itself: the number of the tile's diagonal.
+    /// Diagonal of the tile that holds self-similarities.
     itself: i64,
-    /// Where an anchor meets the other view of its image.
+    /// Diagonal of the tile that holds positive pairs.
     partner: i64,
-    /// Whether the tile stands for its mirror image too.
+    /// Whether the tile also represents its transpose.
     mirrored: bool,
-    /// Whether first views meet second views here.
+    /// Whether rows are first views and columns second views.
     crossed: bool,
 }
 
@@ -234,12 +234,12 @@ impl Similarities {
         Self { own, all, first, room, decoupled: config.decoupled }
     }
 
-    /// Own images and all images.
+    /// Number of local images and of all images.
     fn images(&self) -> (i64, i64) {
         (self.own.size()[0] / 2, self.all.size()[0] / 2)
     }
 
-    /// All tiles; where the own rows are all rows, those on and above the diagonal.
+    /// All tiles; if all rows are local, only those on and above the diagonal.
     fn tiles(&self) -> impl Iterator<Item = Tile> {
         let ((own, all), first) = (self.images(), self.first);
         let starts = |images: i64| {
@@ -262,14 +262,13 @@ impl Similarities {
         tiles.filter(move |tile| !whole || tile.column.0 >= tile.row.0)
     }
 
-    /// Room for a tile.
+    /// A buffer for a tile.
     fn room(&self, index: usize, tile: Tile) -> Tensor {
         let (rows, columns) = (tile.row.1, tile.column.1);
         self.room[index].narrow(0, 0, rows * columns).view([rows, columns])
     }
 
-    /// Similarities over the temperature, an anchor with itself masked to minus infinity, so that it takes part in
-    /// nothing.
+    /// Similarities divided by the temperature; self-similarities are masked to minus infinity.
     fn logits(&self, tile: Tile) -> Tensor {
         let (rows, columns) = (narrow(&self.own, tile.row), narrow(&self.all, tile.column));
         let logits = rows.mm_out(&self.room(0, tile), &columns.tr());
@@ -314,8 +313,8 @@ impl Similarities {
         }
     }
 
-    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every own row i, `[2m, D]` (docs/method.md 1.3); the sums of the
-    /// own anchors and of all.
+    /// The second pass: sum over k of (P_ik + P_ki - 2 Y_ik) z_k for every local row i, `[2m, D]` (docs/method.md 1.3), from the sums
+    /// of the local anchors and of all.
     fn gradient(&self, own_sums: &Tensor, all_sums: &Tensor) -> Tensor {
         let split = |sums: &Tensor| (sums.select(1, 0).contiguous(), sums.select(1, 1).reciprocal());
         let ((own_largest, own_inverse), (all_largest, all_inverse)) = (split(own_sums), split(all_sums));
@@ -323,7 +322,7 @@ impl Similarities {
         for tile in self.tiles() {
             let (mut logits, by_row) = (self.logits(tile), self.room(1, tile));
             let down = |of_rows: &Tensor| narrow(of_rows, tile.row).unsqueeze(1);
-            // Whichever of the two is the anchor, the exponent is at most 0.
+            // The exponent is at most 0 for either row as anchor.
             let _ = logits.sub_out(&by_row, &down(&own_largest)).exp_();
             let mut weights = logits.g_sub_(&narrow(&all_largest, tile.column)).exp_();
             let _ = weights.g_mul_(&narrow(&all_inverse, tile.column)).addcmul_(&by_row, &down(&own_inverse));
@@ -343,7 +342,7 @@ fn narrow(tensor: &Tensor, (start, length): (i64, i64)) -> Tensor {
     tensor.narrow(0, start, length)
 }
 
-/// ln of sums of exponentials that arrive in parts: the largest term so far, and the sum of the terms over its exponential.
+/// Streaming log-sum-exp: the largest term so far, and the sum of the terms divided by its exponential.
 struct LogSums {
     largest: Tensor,
     sum: Tensor,
@@ -352,7 +351,7 @@ struct LogSums {
 impl LogSums {
     fn new(rows: i64, like: &Tensor) -> Self {
         let options = (Kind::Float, like.device());
-        // The lowest number instead of minus infinity: differences stay numbers.
+        // The lowest finite value instead of minus infinity: differences stay finite.
         Self {
             largest: Tensor::full([rows], f64::from(f32::MIN), options),
             sum: Tensor::zeros([rows], options),

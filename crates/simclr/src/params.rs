@@ -1,7 +1,7 @@
 //! Named parameters (leaves that receive gradients) and buffers (batch-norm running statistics).
 //!
-//! A name is the checkpoint's key: `encoder.layer1.0.conv1.weight`, `head.0.weight`. Order is creation order,
-//! which is forward order, so that two runs walk the parameters alike.
+//! A name is the checkpoint's key: `encoder.layer1.0.conv1.weight`, `head.0.weight`. Parameters are in creation order, which is
+//! forward order, so it is the same in every run.
 
 use simclr_data::rng::{Key, Stream};
 use tch::{Device, Kind, Tensor};
@@ -28,7 +28,7 @@ pub struct Param {
     pub name: String,
     /// The leaf tensor (requires grad).
     pub tensor: Tensor,
-    /// What it is.
+    /// Kind of the parameter.
     pub role: Role,
 }
 
@@ -43,18 +43,18 @@ pub struct Params {
 }
 
 impl Params {
-    /// An empty store on `device`; `seed` decides the initial values.
+    /// No parameters yet; `seed` determines the initial values.
     pub fn new(device: Device, seed: u64) -> Self {
         Self { device, seed, params: Vec::new(), frozen: Vec::new(), buffers: Vec::new() }
     }
 
-    /// The random numbers of the next parameter: of the seed and its place alone, whatever other threads draw (libtorch
-    /// has one generator for all of them).
+    /// The random stream of the next parameter, keyed by seed and index, so that it does not depend on other threads, with
+    /// which libtorch's generator is shared.
     pub fn stream(&self) -> Stream {
         Key::weights(self.seed, self.params.len() as u64).stream()
     }
 
-    /// Where the tensors live.
+    /// Device of all tensors.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -72,7 +72,7 @@ impl Params {
         self.params.push(Param { name: name.into(), tensor: leaf, role });
     }
 
-    /// Adopts a parameter that its module declares to be no subject of training (`requires_grad=False`).
+    /// Adopts a parameter that its module excludes from training (`requires_grad=False`).
     pub fn adopt_frozen(&mut self, name: impl Into<String>, leaf: Tensor) {
         self.frozen.push((name.into(), leaf));
     }

@@ -8,10 +8,7 @@ use simclr_data::{
     AugmentConfig, DeferredView, DeferredViews, Views,
     augment::{ColorModel, Interpolation, Jitter},
 };
-use simclr_shim::{
-    ShimError,
-    views::{self as kernels, Change, MOST_CHANGES, MOST_CHANNELS, MOST_SIDE, View, ViewOptions},
-};
+use simclr_shim::views::{self as kernels, Change, MAX_CHANGES, MAX_CHANNELS, MAX_SIDE, View, ViewOptions};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -70,10 +67,10 @@ pub fn choose_augment_device(
 pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
     let only = |what: &str| Some(format!("{what} runs on the CPU only"));
     match augment {
-        _ if channels > MOST_CHANNELS => {
-            Some(format!("kernels take up to {MOST_CHANNELS} channels, not {channels}"))
+        _ if channels > MAX_CHANNELS => {
+            Some(format!("kernels take up to {MAX_CHANNELS} channels, not {channels}"))
         }
-        _ if size > MOST_SIDE => Some(format!("kernels make views of up to {MOST_SIDE} pixels, not {size}")),
+        _ if size > MAX_SIDE => Some(format!("kernels make views of up to {MAX_SIDE} pixels, not {size}")),
         AugmentConfig { noise, .. } if *noise > 0.0 => only("augment.noise"),
         AugmentConfig { sobel, .. } if *sobel > 0.0 => only("augment.sobel"),
         _ => None,
@@ -102,7 +99,7 @@ pub fn upload(
     match views {
         Views::Pixels(pixels) => {
             let shape = [rows, channels, size, size].map(|side| side as i64);
-            Ok(Uploaded::Pixels(pixels_to_device(pixels, shape, device)))
+            Ok(Uploaded::Pixels(pixels_to_device(pixels, shape, device)?))
         }
         Views::Deferred(deferred) => upload_deferred(deferred, device),
     }
@@ -116,8 +113,7 @@ pub fn upload_deferred(recipes: &DeferredViews, device: Device) -> Result<Upload
     let method = recipes.method;
     let table: Vec<View> =
         recipes.rows.iter().map(|recipe| row(recipe, method.size, method.color_model)).collect();
-    let uploaded =
-        kernels::KernelInputs::upload(&recipes.bytes, &table, method.channels, device).map_err(said)?;
+    let uploaded = kernels::KernelInputs::upload(&recipes.bytes, &table, method.channels, device)?;
     let making = ViewOptions {
         channels: method.channels,
         side: method.size,
@@ -145,13 +141,9 @@ impl Uploaded {
     pub fn views(&self) -> Result<Tensor, ModelError> {
         match self {
             Self::Pixels(planes) => Ok(channels_last(planes)),
-            Self::Deferred(recipes, making) => recipes.views(*making).map_err(said),
+            Self::Deferred(recipes, making) => Ok(recipes.views(*making)?),
         }
     }
-}
-
-fn said(error: ShimError) -> ModelError {
-    ModelError::Torch(tch::TchError::Torch(error.to_string()))
 }
 
 /// A view as the kernels read it.
@@ -159,7 +151,7 @@ fn row(recipe: &DeferredView, size: usize, model: ColorModel) -> View {
     let (params, crop) = (&recipe.params, recipe.params.crop);
     let jitter = params.jitter.iter().map(|&operation| change(operation, model));
     let changes: Vec<Change> = jitter.chain(params.gray.then(Change::gray)).collect();
-    let mut change = [Change::default(); MOST_CHANGES];
+    let mut change = [Change::default(); MAX_CHANGES];
     change.iter_mut().zip(&changes).for_each(|(slot, &change)| *slot = change);
     let cut = params.cutout.map_or([0; 4], |centre| {
         let (columns, rows) = centre.covers(size);

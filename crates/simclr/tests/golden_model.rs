@@ -203,7 +203,7 @@ fn ten_steps_of_sgd_follow_pytorchs_curve() {
                 model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), &Mode::train()).unwrap();
             let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
-            optimizer.step(&model.params, 0.05);
+            optimizer.step(&model.params, 0.05).unwrap();
             loss.double_value(&[])
         })
         .collect();
@@ -279,7 +279,7 @@ fn a_torchscript_module_trains_and_stays_still_in_inference() {
         assert_eq!(before, state(&params), "inference changes nothing");
         encoder.forward(&x, &Mode::train(), precision).unwrap().square().sum(Kind::Float).backward();
         let mut optimizer = Optimizer::new(&OptimConfig::default(), &params);
-        optimizer.step(&params, 0.1);
+        optimizer.step(&params, 0.1).unwrap();
         let changed = state(&params).iter().zip(&before).filter(|(a, b)| a != b).count();
         assert!(changed >= 6, "all weights and running statistics move, {changed} of {} did", before.len());
         assert_eq!(params.params().iter().filter(|param| param.role == Role::Weight).count(), 1);

@@ -1,12 +1,13 @@
-//! Ten steps of every update rule against PyTorch and written-out formulas (`reference/optim.py`).
+//! Ten steps of every update rule against PyTorch and explicit formulas (`reference/optim.py`).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
 use simclr::{
+    ModelError,
     data::rng::Key,
     device::{DeviceChoice, choose_device},
-    optim::{Decay, LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm, served},
+    optim::{Decay, LarsNorm, OptimConfig, OptimKind, Optimizer, gradient_norm, kernels_available},
     params::{Params, Role},
 };
 use simclr_shim::gpu::{Order, emulated};
@@ -39,20 +40,20 @@ fn start_on(device: Device) -> Params {
     params
 }
 
-/// Gives `param` this gradient, through autograd: d(sum(w g)) / dw = g.
+/// Sets the gradient of `param` through autograd: d(sum(w g)) / dw = g.
 fn set_gradient(param: &Tensor, gradient: &Tensor) {
     (param * gradient.to_device(param.device())).sum(Kind::Float).backward();
 }
 
-/// `step` by the CPU's kernels, or `step_composed` by libtorch's operations, or `step` by the kernels for GPUs, emulated.
-type Step = fn(&mut Optimizer, &Params, f64);
+/// `step` by ATen operations, or by emulated GPU kernels.
+type Step = fn(&mut Optimizer, &Params, f64) -> Result<(), ModelError>;
 
-fn on_gpu(optimizer: &mut Optimizer, params: &Params, lr: f64) {
-    emulated(Order::Rising, || optimizer.step(params, lr));
+fn on_gpu(optimizer: &mut Optimizer, params: &Params, lr: f64) -> Result<(), ModelError> {
+    emulated(Order::Rising, || optimizer.step(params, lr))
 }
 
-fn on_gpu_falling(optimizer: &mut Optimizer, params: &Params, lr: f64) {
-    emulated(Order::Falling, || optimizer.step(params, lr));
+fn on_gpu_falling(optimizer: &mut Optimizer, params: &Params, lr: f64) -> Result<(), ModelError> {
+    emulated(Order::Falling, || optimizer.step(params, lr))
 }
 
 fn run(config: &OptimConfig, steps: i64, step_once: Step) -> Params {
@@ -66,7 +67,7 @@ fn run_on(device: Device, config: &OptimConfig, steps: i64, step_once: Step) -> 
         for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
             set_gradient(&param.tensor, &wave(shape, 0.5 + step as f64 + name.len() as f64, 0.4));
         }
-        step_once(&mut optimizer, &params, 0.3 * (1 + step) as f64 / STEPS as f64);
+        step_once(&mut optimizer, &params, 0.3 * (1 + step) as f64 / STEPS as f64).unwrap();
     }
     params
 }
@@ -82,7 +83,7 @@ fn base(kind: OptimKind) -> OptimConfig {
 
 #[test]
 fn ten_steps_of_every_rule() {
-    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+    for step_once in [Optimizer::step as Step, Optimizer::step_via_aten, on_gpu, on_gpu_falling] {
         ten_steps(Device::Cpu, step_once);
     }
 }
@@ -91,8 +92,8 @@ fn ten_steps_of_every_rule() {
 #[ignore = "needs a GPU"]
 fn ten_steps_of_every_rule_on_a_gpu() {
     let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
-    assert!(served(&start_on(device)));
-    for step_once in [Optimizer::step as Step, Optimizer::step_composed] {
+    assert!(kernels_available(&start_on(device)));
+    for step_once in [Optimizer::step as Step, Optimizer::step_via_aten] {
         ten_steps(device, step_once);
     }
 }
@@ -128,8 +129,8 @@ fn ten_steps(device: Device, step_once: Step) {
 /// The official optimizer and loss on variables under the official names, `head_supervised` among them: the classifier's weight is
 /// decayed (by the loss) and not adapted, its bias neither (`reference/official_optim.py`).
 #[test]
-fn ten_steps_of_lars_with_a_classifier_are_the_official_ones() {
-    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+fn ten_steps_of_lars_with_a_classifier_match_the_official_code() {
+    for step_once in [Optimizer::step as Step, Optimizer::step_via_aten, on_gpu, on_gpu_falling] {
         official_lars(step_once);
     }
 }
@@ -165,7 +166,7 @@ fn official_lars(step_once: Step) {
             let phase = 0.5 + step as f64 + at as f64;
             set_gradient(&param.tensor, &wave(&param.tensor.size(), phase, 0.4));
         }
-        step_once(&mut optimizer, &params, lr.as_f64().unwrap());
+        step_once(&mut optimizer, &params, lr.as_f64().unwrap()).unwrap();
         for param in params.params() {
             let expected = &golden["with_loss_decay"][step][&param.name];
             let expected: Vec<f64> = serde_json::from_value(expected.clone()).unwrap();
@@ -178,8 +179,8 @@ fn official_lars(step_once: Step) {
 
 /// eeta |w| / |g + wd w| of each adapted parameter, 1 for the zero weight.
 #[test]
-fn the_range_of_trust_ratios_is_that_of_the_formula() {
-    for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu, on_gpu_falling] {
+fn trust_ratio_range_matches_the_formula() {
+    for step_once in [Optimizer::step as Step, Optimizer::step_via_aten, on_gpu, on_gpu_falling] {
         let (params, config) = (start(), base(OptimKind::Lars));
         let mut optimizer = Optimizer::new(&config, &params);
         assert_eq!(optimizer.trust_ratio_range(), None, "no step was made");
@@ -194,14 +195,14 @@ fn the_range_of_trust_ratios_is_that_of_the_formula() {
             }
             set_gradient(&param.tensor, &gradient);
         }
-        step_once(&mut optimizer, &params, 0.1);
+        step_once(&mut optimizer, &params, 0.1).unwrap();
         let [least, most] = optimizer.trust_ratio_range().unwrap();
         expected.sort_by(f64::total_cmp);
         assert!((least / expected[0] - 1.0).abs() < 1e-5, "{least}, expected {expected:?}");
         assert!((most / expected[expected.len() - 1] - 1.0).abs() < 1e-5, "{most}, expected {expected:?}");
     }
     let mut sgd = Optimizer::new(&base(OptimKind::Sgd), &start());
-    sgd.step(&start(), 0.1);
+    sgd.step(&start(), 0.1).unwrap();
     assert_eq!(sgd.trust_ratio_range(), None, "SGD has no trust ratio");
 }
 
@@ -211,7 +212,7 @@ fn weight_decay_applies_to_the_groups_of_optim_decay() {
     let all = [Role::Weight, Role::Classifier, Role::Bias, Role::NormScale, Role::NormShift];
     for (decay, expected) in [(Decay::Weights, 2), (Decay::WeightsAndBiases, 3), (Decay::All, 5)] {
         for kind in [OptimKind::Sgd, OptimKind::Lars, OptimKind::Adamw, OptimKind::Lamb] {
-            for step_once in [Optimizer::step as Step, Optimizer::step_composed, on_gpu] {
+            for step_once in [Optimizer::step as Step, Optimizer::step_via_aten, on_gpu] {
                 let mut params = Params::new(Device::Cpu, 0);
                 for role in all {
                     let _ = params.add(format!("{role:?}"), role, wave(&[2, 3], 0.4, 1.0));
@@ -220,7 +221,7 @@ fn weight_decay_applies_to_the_groups_of_optim_decay() {
                 for param in params.params() {
                     set_gradient(&param.tensor, &Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)));
                 }
-                step_once(&mut optimizer, &params, 0.5);
+                step_once(&mut optimizer, &params, 0.5).unwrap();
                 let moved = |param: &&simclr::params::Param| param.tensor.detach() != wave(&[2, 3], 0.4, 1.0);
                 let found: Vec<Role> = params.params().iter().filter(moved).map(|param| param.role).collect();
                 assert_eq!(found, all[..expected], "{kind:?} {decay:?}");
@@ -246,7 +247,7 @@ fn published_step_of_lars() {
             })
             .unwrap();
         set_gradient(&params.params()[0].tensor, &Tensor::from_slice(&[0.6f32, 0.8]));
-        optimizer.step(&params, 1.0);
+        optimizer.step(&params, 1.0).unwrap();
         let near = |tensor: &Tensor, expected: [f64; 2]| {
             let found = [0, 1].map(|at| tensor.double_value(&[at]));
             assert!(
@@ -260,9 +261,9 @@ fn published_step_of_lars() {
     }
 }
 
-/// A run that stops after four steps and goes on from the saved state equals one that never stopped.
+/// Four steps, then the rest from the saved state, against an uninterrupted run.
 #[test]
-fn state_goes_through_save_and_load() {
+fn resume_from_saved_state_is_bit_exact() {
     for kind in [OptimKind::Lars, OptimKind::Adamw] {
         let config = base(kind);
         let params = start();
@@ -277,7 +278,7 @@ fn state_goes_through_save_and_load() {
             for (param, (name, shape, _)) in params.params().iter().zip(PARAMS) {
                 set_gradient(&param.tensor, &wave(shape, 0.5 + step as f64 + name.len() as f64, 0.4));
             }
-            optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64);
+            optimizer.step(&params, 0.3 * (1 + step) as f64 / STEPS as f64).unwrap();
         }
         for (resumed, whole) in params.params().iter().zip(run(&config, STEPS, Optimizer::step).params()) {
             assert_eq!(resumed.tensor, whole.tensor, "{kind:?} {}", whole.name);
@@ -291,7 +292,7 @@ fn gradients_are_cleared_and_missing_ones_leave_the_weight() {
     let mut optimizer = Optimizer::new(&base(OptimKind::Sgd), &params);
     let before = params.params()[1].tensor.copy();
     set_gradient(&params.params()[0].tensor, &Tensor::ones([4, 3], (Kind::Float, Device::Cpu)));
-    optimizer.step(&params, 0.1);
+    optimizer.step(&params, 0.1).unwrap();
     assert_eq!(params.params()[1].tensor, before);
     let moved = params.params()[0].tensor.copy();
     let gradient = params.params()[0].tensor.grad();
@@ -299,10 +300,10 @@ fn gradients_are_cleared_and_missing_ones_leave_the_weight() {
     assert_ne!(moved, start().params()[0].tensor);
 }
 
-/// Tensors larger than one piece of work, in both memory layouts, with a gradient in the other one: the kernels and
-/// libtorch's operations agree, and so do one thread and two, to the bit.
+/// Tensors larger than one block, in both memory layouts, with a gradient in the other one: GPU kernels and ATen operations
+/// agree, and results are bit-identical for any number of threads.
 #[test]
-fn large_tensors_in_any_layout_go_through_the_kernels() {
+fn large_tensors_in_any_memory_layout() {
     let build = || {
         let mut params = Params::new(Device::Cpu, 0);
         let normals = |n| Tensor::from_slice(&Key::weights(5, 0).stream().normals(n));
@@ -328,9 +329,9 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
             let sum =
                 params.params().iter().map(|p| p.tensor.grad().square().sum(Kind::Double).double_value(&[]));
             let norm = sum.sum::<f64>().sqrt();
-            assert!((gradient_norm(&params) / norm - 1.0).abs() < 1e-6);
-            step_once(&mut optimizer, &params, 0.02);
-            assert_eq!(gradient_norm(&params), 0.0, "dropped");
+            assert!((gradient_norm(&params).unwrap() / norm - 1.0).abs() < 1e-6);
+            step_once(&mut optimizer, &params, 0.02).unwrap();
+            assert_eq!(gradient_norm(&params).unwrap(), 0.0, "dropped");
         }
         params
     };
@@ -346,13 +347,9 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
         }
         let [rising, falling] = [on_gpu as Step, on_gpu_falling].map(|step| train(&config, step));
         for (rising, falling) in rising.params().iter().zip(falling.params()) {
-            assert_eq!(
-                rising.tensor, falling.tensor,
-                "{kind:?} {}: the order of a GPU's threads",
-                rising.name
-            );
+            assert_eq!(rising.tensor, falling.tensor, "{kind:?} {}: order of threads", rising.name);
         }
-        for others in [train(&config, Optimizer::step_composed), rising] {
+        for others in [train(&config, Optimizer::step_via_aten), rising] {
             for (one, other) in one.params().iter().zip(others.params()) {
                 let off = (&one.tensor - &other.tensor).abs().max().double_value(&[]);
                 assert!(off < 2e-6, "{kind:?} {}: {off}", one.name);
@@ -362,7 +359,7 @@ fn large_tensors_in_any_layout_go_through_the_kernels() {
     tch::set_num_threads(threads);
 }
 
-/// On a GPU parameters go by 72 at a time; 150 of them are three launches.
+/// A launch takes 72 parameters, so 150 need three launches.
 #[test]
 fn many_parameters_take_several_launches() {
     for kind in [OptimKind::Lars, OptimKind::Lamb] {
@@ -378,9 +375,9 @@ fn many_parameters_take_several_launches() {
             for param in params.params() {
                 set_gradient(&param.tensor, &(&param.tensor.detach() * 3.0 + 0.1).cos());
             }
-            let norm = emulated(Order::Rising, || gradient_norm(&params));
-            assert!((norm / gradient_norm(&params) - 1.0).abs() < 1e-6);
-            step_once(&mut optimizer, &params, 0.1);
+            let norm = emulated(Order::Rising, || gradient_norm(&params)).unwrap();
+            assert!((norm / gradient_norm(&params).unwrap() - 1.0).abs() < 1e-6);
+            step_once(&mut optimizer, &params, 0.1).unwrap();
             params
         });
         for (cpu, gpu) in cpu.params().iter().zip(gpu.params()) {
@@ -390,9 +387,9 @@ fn many_parameters_take_several_launches() {
     }
 }
 
-/// A recorded step cannot ask the host whether its gradient is a number.
+/// A captured step cannot check on the host whether its gradient is finite.
 #[test]
-fn a_guard_that_is_no_number_holds_the_update_back() {
+fn non_finite_guard_skips_the_update() {
     for kind in [OptimKind::Lars, OptimKind::Sgd, OptimKind::Adamw, OptimKind::Lamb] {
         for (guard, moves) in [(f64::NAN, false), (f64::INFINITY, false), (1e300, true)] {
             let params = start();
@@ -402,8 +399,8 @@ fn a_guard_that_is_no_number_holds_the_update_back() {
             }
             let guard = Tensor::from_slice(&[guard]);
             emulated(Order::Rising, || {
-                optimizer.announce(&params, 0.1);
-                optimizer.enqueue(&params, Some(&guard));
+                optimizer.set_step_scalars(&params, 0.1);
+                optimizer.launch_step(&params, Some(&guard)).unwrap();
             });
             for (param, fresh) in params.params().iter().zip(start().params()) {
                 assert_eq!(param.tensor != fresh.tensor, moves, "{kind:?} {} {guard}", param.name);
@@ -418,7 +415,7 @@ fn a_guard_that_is_no_number_holds_the_update_back() {
 }
 
 #[test]
-fn the_group_table_names_what_is_excluded() {
+fn group_table_lists_exclusions() {
     let params = start();
     let optimizer = Optimizer::new(&base(OptimKind::Lars), &params);
     let table = optimizer.group_table();

@@ -41,9 +41,9 @@ fn losses(init: HeadInit, seed: u64) -> Vec<f64> {
     let mut optimizer = Optimizer::new(&optim, &params);
     let (h, loss) = (features(), LossConfig { temperature: 0.5, ..LossConfig::default() });
     let step = |_| {
-        let value = nt_xent(&head.forward(&h, &Mode::train(), Precision::F32), &loss).loss;
+        let value = nt_xent(&head.forward(&h, &Mode::train(), Precision::F32).unwrap(), &loss).loss;
         value.backward();
-        optimizer.step(&params, 0.02);
+        optimizer.step(&params, 0.02).unwrap();
         value.double_value(&[])
     };
     (0..STEPS).map(step).collect()

@@ -294,7 +294,7 @@ fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
         let (mut rows, size) = (BTreeMap::new(), config.train.image_size as i64);
         for chunk in &chunks {
             let count = (chunk.ids.len() + chunk.second_view_ids.len()) as i64;
-            let views = to_device(chunk.pixels(), [count, 3, size, size], Device::Cpu);
+            let views = to_device(chunk.pixels(), [count, 3, size, size], Device::Cpu).unwrap();
             let (_, z) = model.forward(&views, &mode).unwrap();
             let first = chunk.ids.iter().map(|&id| (0, id));
             for (row, view) in first.chain(chunk.second_view_ids.iter().map(|&id| (1, id))).enumerate() {

@@ -194,7 +194,7 @@ fn every_layer_has_a_row_and_its_control() {
         let labels: Vec<i64> = set.labels().unwrap().into_iter().map(i64::from).collect();
         let z =
             model.head.forward(&h.features[0], &simclr::encoder::Mode::Eval, simclr::device::Precision::F32);
-        (z.detach(), label_tensor(&labels, &indices))
+        (z.unwrap().detach(), label_tensor(&labels, &indices))
     };
     let ((bank, labels), (queries, truth)) = (read("train"), read("test"));
     let by_hand = accuracy(&knn_predict(&bank, &labels, &queries, 2, 20, Some(0.1)), &truth);

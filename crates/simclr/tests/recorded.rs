@@ -100,7 +100,7 @@ fn eager(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr
 }
 
 fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
-    optimizer.announce(context.method.params(), lr);
+    optimizer.set_step_scalars(context.method.params(), lr);
     let views = on_device(context, batch).views().unwrap();
     launch_step(context, optimizer, &views).unwrap().read(batch.ids.clone())
 }
@@ -149,7 +149,7 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
     for optimizer in ["lars", "adamw"] {
         let mut seen = 0;
         let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
-            optimizer.announce(context.method.params(), lr);
+            optimizer.set_step_scalars(context.method.params(), lr);
             let views = on_device(context, batch).views().unwrap();
             let (made, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
             assert_eq!(syncs(&names), 0, "{names:?}");

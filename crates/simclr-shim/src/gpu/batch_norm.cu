@@ -1,17 +1,17 @@
-// Batch norm (+ addition) (+ ReLU), forward and backward: each pass reads its matrices once. Sums are f32 within a block, over a
-// few hundred values about a mean that is nearly right, and f64 beyond; nothing depends on the order in which blocks run.
+// Batch norm (+ addition) (+ ReLU), forward and backward: each pass reads its matrices once. Sums are f32 within a block, over
+// a few hundred deviations from an approximate mean, and f64 across blocks, in an order that does not depend on scheduling.
 
 #include "batch_norm.h"
 
 namespace simclr {
 namespace gpu {
 
-// Where a thread works.
+// The part of a matrix that a thread processes.
 template <int V>
 struct Spot {
-    int channel;        // its first
-    bool inside;        // whether there is such a channel
-    int64_t row, step;  // its first row, and from one to the next
+    int channel;        // first of V
+    bool inside;        // channel < channels
+    int64_t row, step;  // first row, row stride
 };
 
 template <int V>
@@ -40,7 +40,7 @@ DEVICE void load_vector(const float* from, const Spot<V>& at, float (&out)[V]) {
     for (int i = 0; i < V; i++) out[i] = at.inside ? from[at.channel + i] : 0.0f;
 }
 
-// Adds up two numbers per channel over the threads of a block that stand below each other, and writes the block's part.
+// Adds up two values per channel over the threads of a block that share the channel, and writes the block's partial sums.
 template <int V>
 DEVICE void write_part(const Cover& cover, const Spot<V>& at, const float (&first)[V], const float (&second)[V],
                        float* partial) {
@@ -62,7 +62,7 @@ DEVICE void write_part(const Cover& cover, const Spot<V>& at, const float (&firs
     }
 }
 
-// The mean of a few rows spread over the matrix: squares about it lose nothing to cancellation.
+// The mean of a few rows spread over the matrix: deviations from it do not cancel.
 template <typename T, int V>
 DEVICE void rough_mean(const Sums& a, const Spot<V>& at, float (&about)[V]) {
     int sampled = a.cover.rows < 4 ? static_cast<int>(a.cover.rows) : 4;
@@ -96,39 +96,39 @@ DEVICE void sums(const Sums& a) {
     write_part<V>(a.cover, at, sum, squares, a.partial);
 }
 
-// A block adds the parts of TOGETHER channels up, all its threads reading at once; its first TOGETHER threads have the totals.
+// A block adds up the partial sums of CHANNELS_PER_BLOCK channels; its first CHANNELS_PER_BLOCK threads get the totals.
 struct Totals {
     double first, second;
     int channel;
-    bool here;
+    bool valid;
 };
 
 DEVICE Totals totals(const float* partial, int parts, int channels) {
     SHARED double sums[2][THREADS];
-    int channel = BLOCK_X * TOGETHER + THREAD % TOGETHER;
+    int channel = BLOCK_X * CHANNELS_PER_BLOCK + THREAD % CHANNELS_PER_BLOCK;
     double first = 0, second = 0;
-    for (int part = THREAD / TOGETHER; channel < channels && part < parts; part += THREADS / TOGETHER) {
+    for (int part = THREAD / CHANNELS_PER_BLOCK; channel < channels && part < parts; part += THREADS / CHANNELS_PER_BLOCK) {
         first += partial[static_cast<int64_t>(part) * 2 * channels + channel];
         second += partial[(static_cast<int64_t>(part) * 2 + 1) * channels + channel];
     }
     sums[0][THREAD] = first, sums[1][THREAD] = second;
-    for (int half = THREADS / 2; half >= TOGETHER; half /= 2) {
+    for (int half = THREADS / 2; half >= CHANNELS_PER_BLOCK; half /= 2) {
         BARRIER();
         if (THREAD < half) {
             sums[0][THREAD] += sums[0][THREAD + half];
             sums[1][THREAD] += sums[1][THREAD + half];
         }
     }
-    return {sums[0][THREAD], sums[1][THREAD], channel, THREAD < TOGETHER && channel < channels};
+    return {sums[0][THREAD], sums[1][THREAD], channel, THREAD < CHANNELS_PER_BLOCK && channel < channels};
 }
 
 KERNEL(norm_moments, Moments) {
     Totals all = totals(a.partial, a.parts, a.channels);
-    if (!all.here) return;
+    if (!all.valid) return;
     int c = all.channel, channels = a.channels;
     double rows = static_cast<double>(a.rows), distance = all.first / rows;
     double mean = a.about[c] + distance, variance = all.second / rows - distance * distance;
-    // Not a maximum: what is no number has to stay none.
+    // Not max(): NaN must be preserved.
     if (variance < 0) variance = 0;
     if (a.own != nullptr) {
         a.own[c] = mean, a.own[channels + c] = variance;
@@ -194,7 +194,7 @@ DEVICE void gradient_sums(const GradientSums& a) {
 
 KERNEL(norm_gradient_totals, GradientTotals) {
     Totals all = totals(a.partial, a.parts, a.channels);
-    if (!all.here) return;
+    if (!all.valid) return;
     int c = all.channel, channels = a.channels;
     double products = all.second * a.inverse[c], rows = static_cast<double>(a.rows);
     a.parameters[c] = static_cast<float>(products);
@@ -228,7 +228,7 @@ DEVICE void gradient(const Gradient& a) {
     }
 }
 
-// One kernel for each type, 16 bytes at once where channels divide so, else one channel at a time.
+// One kernel per type: 16 bytes per access if the number of channels allows, else one channel.
 #define EACH_TYPE(name, Arguments, body)                                                                               \
     KERNEL(name##_f32, Arguments) { body<float, 4>(a); }                                                               \
     KERNEL(name##_f32_single, Arguments) { body<float, 1>(a); }                                                        \

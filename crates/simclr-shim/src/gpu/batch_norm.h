@@ -1,5 +1,5 @@
-// What the kernels of batch_norm.cu take. Activations are matrices of rows x channels, row after row: a channels-last image is
-// one row per position. T is float or bf16, V how many channels a thread takes at once; vectors over channels are f32.
+// Arguments of the kernels of batch_norm.cu. Activations are row-major matrices of rows x channels: a channels-last image has
+// one row per position. T is float or bf16, V the channels per thread; vectors over channels are f32.
 #pragma once
 
 #include "device.h"
@@ -7,15 +7,15 @@
 namespace simclr {
 namespace gpu {
 
-// How blocks cover a matrix: `lanes` threads stand side by side, V channels each; blocks across take further channels, the
-// threads below each other and the blocks down take rows.
+// How blocks cover a matrix: `lanes` threads span the channels, V each, and blocks in x further channels; the remaining threads
+// of a block and blocks in y span the rows.
 struct Cover {
     int64_t rows;
     int channels;
     int lanes;  // a power of two up to THREADS
 };
 
-// sum (x - about) and sum (x - about)^2 of every block's rows, to `partial` [blocks down][2][channels]; `about` is written.
+// sum (x - about) and sum (x - about)^2 of every block's rows, to `partial` [blocks in y][2][channels]; `about` is written.
 struct Sums {
     Cover cover;
     const void* x;
@@ -23,10 +23,10 @@ struct Sums {
     float* partial;
 };
 
-// Channels whose parts a block adds up.
-constexpr int TOGETHER = 8;
+// Channels whose partial sums a block adds up.
+constexpr int CHANNELS_PER_BLOCK = 8;
 
-// What a normalisation uses, from the partial sums of a batch on its own.
+// The vectors of a normalisation, from the partial sums of a batch that shares its statistics with no other.
 struct Moments {
     const float *about, *partial;
     int parts;
@@ -36,7 +36,7 @@ struct Moments {
     float *running_mean, *running_var;
     double epsilon, momentum;
     float* used;  // [4][channels]: mean, 1 / deviation, and the normalisation as x * factor + offset
-    double* own;  // [2][channels]: mean and biased variance in place of all else, where others' come in; or null
+    double* own;  // [2][channels]: if not null, only mean and biased variance are written, to be all-reduced
 };
 
 // y = x * factor + offset, plus `residual` unless null, cut at zero if `relu`.
@@ -48,8 +48,8 @@ struct Normalise {
     void* y;
 };
 
-// sum g and sum g (x - mean) of every block's rows, to `partial` as above. Where `y` is given, its positive elements let dy
-// through and g goes to `g_out`, which may be dy; else, if `relu`, those of x * factor + offset do; else g is dy.
+// sum g and sum g (x - mean) of every block's rows, to `partial` as above. With `y`, g = dy where y > 0, and g is written to
+// `g_out`, which may be dy; else, if `relu`, g = dy where x * factor + offset > 0; else g = dy.
 struct GradientSums {
     Cover cover;
     const void *x, *dy, *y;
@@ -59,7 +59,7 @@ struct GradientSums {
     float* partial;
 };
 
-// The partial sums together: gradients of scale and shift [2][channels], and unless null, what Gradient takes.
+// Totals of the partial sums: gradients of scale and shift [2][channels], and unless null, the coefficients of Gradient.
 struct GradientTotals {
     const float* partial;
     int parts;
@@ -70,7 +70,7 @@ struct GradientTotals {
     float* coefficients;  // [2][channels]: q, r of this batch alone, or null
 };
 
-// dx = g * factor + (x - mean) * q + r, g as above without `y`. dx may be dy.
+// dx = g * factor + (x - mean) * q + r, with g as above without `y`. dx may be dy.
 struct Gradient {
     Cover cover;
     const void *x, *dy;

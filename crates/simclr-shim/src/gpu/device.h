@@ -1,8 +1,8 @@
-// What the kernels of this folder are written with. They are compiled twice: by NVRTC at run time for the GPU at hand, and by
-// the C++ compiler for emulate.cpp, which runs them on the CPU so that every machine can test them.
+// The subset of CUDA that the kernels of this folder use. They are compiled twice: by NVRTC at run time for the GPU present,
+// and by the C++ compiler for emulate.cpp, which runs them on the CPU so that they can be tested without a GPU.
 //
-// A kernel takes one plain struct and is started with blocks of THREADS threads. It uses no more of CUDA than is here: shared
-// memory, barriers that all threads of a block reach, and the numbers of thread and block.
+// A kernel takes one plain struct and is launched with blocks of THREADS threads. It uses only what is defined here: shared
+// memory, block-wide barriers, and thread and block indices.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -45,7 +45,7 @@ using uint8_t = unsigned char;
 namespace simclr {
 namespace gpu {
 
-// Threads of every block.
+// Threads per block.
 constexpr int THREADS = 256;
 
 // A bfloat16 in memory.
@@ -68,7 +68,7 @@ DEVICE float widened(Bf16 value) {
 
 DEVICE void narrow(float value, float& out) { out = value; }
 
-// To the nearest, ties to even; no number stays no number.
+// Rounds to nearest, ties to even; NaN is preserved.
 DEVICE void narrow(float value, Bf16& out) {
 #ifdef __CUDACC_RTC__
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
@@ -79,7 +79,7 @@ DEVICE void narrow(float value, Bf16& out) {
 #endif
 }
 
-// V neighbours, read and written at once.
+// V adjacent values, read and written in one access.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
     T at[V];

@@ -1,4 +1,4 @@
-// See emulate.h. The threads of a block are contexts of one thread of the system; a barrier passes on to the next.
+// See emulate.h. The threads of a block are contexts of one OS thread; a barrier switches to the next.
 
 #include "device.h"
 
@@ -24,7 +24,7 @@ std::map<std::string, Body>& bodies() {
     return all;
 }
 
-// The block that runs.
+// The running block.
 struct Block {
     ucontext_t home;
     std::vector<ucontext_t> threads{THREADS};
@@ -41,7 +41,7 @@ void run_thread() {
     swapcontext(&running->threads[place.thread], &running->home);
 }
 
-// From barrier to barrier until all threads have ended.
+// Runs from barrier to barrier until all threads have returned.
 void run_block(Block& block, bool backwards) {
     for (int i = 0; i < THREADS; i++) {
         getcontext(&block.threads[i]);
@@ -59,7 +59,7 @@ void run_block(Block& block, bool backwards) {
             swapcontext(&block.home, &block.threads[place.thread]);
             if (block.ended[place.thread]) left--;
         }
-        // On a GPU threads that ended early would leave the others at a barrier that not all reach.
+        // On a GPU, a barrier that some threads skip is undefined behaviour.
         if (left > 0 && left < before) throw std::runtime_error("a barrier that some threads of a block never reach");
     }
 }
@@ -92,4 +92,6 @@ void emulate(const char* kernel, Grid grid, const void* arguments, bool backward
 
 #include "batch_norm.cu"
 #include "optimizer.cu"
-#include "views.cu"
+#include "view_blur.cu"
+#include "view_color.cu"
+#include "view_resize.cu"

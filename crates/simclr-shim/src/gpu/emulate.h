@@ -1,4 +1,4 @@
-// Kernels on the CPU, one thread after the other, so that they can be tested where no GPU is. Slow.
+// CPU emulation of CUDA threads, one after the other, so that kernels can be tested without a GPU. Slow.
 #pragma once
 
 #include "launch.h"
@@ -6,24 +6,24 @@
 namespace simclr {
 namespace gpu {
 
-// Where the running thread stands.
+// Indices of the running thread.
 struct Place {
     int thread, block_x, block_y, blocks_x, blocks_y;
 };
 extern Place place;
 
-// Waits until all threads of the block are here.
+// Waits for all threads of the block.
 void barrier();
 
 using Body = void (*)(const void* arguments);
 
-// An entry in the list of kernels.
+// Registers a kernel under its name.
 struct Emulated {
     Emulated(const char* name, Body body);
 };
 
-// Runs a kernel; threads and blocks come in rising order or, `backwards`, in falling order. A kernel that lacks a barrier gives
-// another result in one of them.
+// Runs a kernel with threads and blocks in rising or, if `backwards`, in falling order. A kernel that lacks a barrier gives
+// different results in the two orders.
 void emulate(const char* kernel, Grid grid, const void* arguments, bool backwards);
 
 }  // namespace gpu

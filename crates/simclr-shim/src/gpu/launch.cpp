@@ -1,5 +1,5 @@
-// The kernels on a GPU: NVRTC compiles them once per process and device, the driver starts them. Both libraries come through
-// libcaffe2_nvrtc.so, which lies beside libtorch_cuda.so and depends on them: a CPU build of libtorch has neither.
+// GPU kernels: NVRTC compiles them once per process and device, the CUDA driver launches them. Both libraries are dependencies
+// of libcaffe2_nvrtc.so, which is installed next to libtorch_cuda.so; a CPU build of libtorch has neither.
 
 #include "launch.h"
 
@@ -22,7 +22,7 @@ namespace simclr {
 namespace gpu {
 namespace {
 
-// The few functions in use, as nvrtc.h and cuda.h (CUDA 13) declare them; handles and numbers of errors are theirs.
+// The functions in use, as nvrtc.h and cuda.h (CUDA 13) declare them, with void* handles and int error codes.
 struct Library {
     int (*create)(void** program, const char* source, const char* name, int headers, const char* const* texts,
                   const char* const* names);
@@ -34,7 +34,7 @@ struct Library {
     int (*destroy)(void** program);
     int (*load)(void** module, const void* image);
     int (*function)(void** function, void* module, const char* name);
-    int (*start)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+    int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                  unsigned block_z, unsigned shared, void* stream, void** arguments, void** extra);
     int (*error)(int number, const char** text);
     int (*attribute)(int* value, int attribute, int device);
@@ -59,19 +59,19 @@ Library open_library(const char* file) {
     find(handle, "nvrtcDestroyProgram", library.destroy);
     find(handle, "cuModuleLoadData", library.load);
     find(handle, "cuModuleGetFunction", library.function);
-    find(handle, "cuLaunchKernel", library.start);
+    find(handle, "cuLaunchKernel", library.launch);
     find(handle, "cuGetErrorString", library.error);
     find(handle, "cuDeviceGetAttribute", library.attribute);
     return library;
 }
 
-// The sources: the first one is compiled, the others are what it includes.
+// The first source is compiled; the others are its headers.
 struct Sources {
     std::vector<std::string> names, texts;
 };
 
-// What `program` compiles to for an architecture such as sm_90, or what the compiler says against it.
-std::vector<char> compiled(const Library& library, const Sources& sources, const std::string& architecture) {
+// The cubin for an architecture such as sm_90; throws the compiler's log.
+std::vector<char> compile(const Library& library, const Sources& sources, const std::string& architecture) {
     std::vector<const char*> names, texts;
     for (size_t i = 1; i < sources.names.size(); i++) {
         names.push_back(sources.names[i].c_str());
@@ -80,7 +80,7 @@ std::vector<char> compiled(const Library& library, const Sources& sources, const
     void* program = nullptr;
     if (library.create(&program, sources.texts[0].c_str(), sources.names[0].c_str(), static_cast<int>(names.size()),
                        texts.data(), names.data()) != 0) {
-        throw std::runtime_error("NVRTC takes no program");
+        throw std::runtime_error("nvrtcCreateProgram failed");
     }
     std::string target = "--gpu-architecture=" + architecture;
     const char* options[] = {target.c_str(), "--std=c++17"};
@@ -102,22 +102,22 @@ std::vector<char> compiled(const Library& library, const Sources& sources, const
     return binary;
 }
 
-// Device by device: its kernels by name.
-struct Loaded {
+// Modules by device, kernels by device and name.
+struct Kernels {
     Library library;
     std::map<int, void*> modules;
     std::map<std::pair<int, std::string>, void*> functions;
     std::mutex mutex;
 };
 
-Loaded& loaded() {
-    static Loaded all;
+Kernels& loaded() {
+    static Kernels all;
     return all;
 }
 
-// Bit d: the kernels of GPU d are loaded.
-std::atomic<uint64_t> served{0};
-// 0: off; 1, 2: emulation forwards and backwards.
+// Bit d: the kernels of GPU d are loaded and enabled.
+std::atomic<uint64_t> enabled{0};
+// 0: off; 1, 2: emulation with threads in rising and in falling order.
 thread_local int emulation = 0;
 
 void check(const Library& library, int result, const char* doing) {
@@ -139,19 +139,19 @@ void prepare(const char* file, const Sources& sources, const at::Tensor& like) {
     c10::impl::VirtualGuardImpl guard(like.device().type());
     guard.setDevice(like.device());
     int device = like.device().index();
-    Loaded& all = loaded();
+    Kernels& all = loaded();
     std::lock_guard<std::mutex> lock(all.mutex);
     if (all.modules.count(device) != 0) return;
     all.library = open_library(file);
-    std::vector<char> binary = compiled(all.library, sources, architecture(all.library, device));
+    std::vector<char> binary = compile(all.library, sources, architecture(all.library, device));
     void* module = nullptr;
     check(all.library, all.library.load(&module, binary.data()), "loading kernels");
     all.modules[device] = module;
-    if (device < 64) served |= uint64_t{1} << device;
+    if (device < 64) enabled |= uint64_t{1} << device;
 }
 
 void* function(const char* kernel, int device) {
-    Loaded& all = loaded();
+    Kernels& all = loaded();
     std::lock_guard<std::mutex> lock(all.mutex);
     void*& found = all.functions[{device, kernel}];
     if (found == nullptr) check(all.library, all.library.function(&found, all.modules.at(device), kernel), kernel);
@@ -160,10 +160,10 @@ void* function(const char* kernel, int device) {
 
 }  // namespace
 
-bool serves(const at::Tensor& tensor) {
+bool kernels_available(const at::Tensor& tensor) {
     if (tensor.is_cpu()) return emulation != 0;
     int device = tensor.device().index();
-    return tensor.is_cuda() && device < 64 && (served.load() >> device & 1) != 0;
+    return tensor.is_cuda() && device < 64 && (enabled.load() >> device & 1) != 0;
 }
 
 void launch(const char* kernel, Grid grid, const void* arguments, const at::Tensor& like) {
@@ -175,7 +175,7 @@ void launch(const char* kernel, Grid grid, const void* arguments, const at::Tens
     void* stream = guard.getStream(device).native_handle();
     void* list[] = {const_cast<void*>(arguments)};
     check(loaded().library,
-          loaded().library.start(function(kernel, device.index()), grid.x, grid.y, 1, THREADS, 1, 1, 0, stream, list,
+          loaded().library.launch(function(kernel, device.index()), grid.x, grid.y, 1, THREADS, 1, 1, 0, stream, list,
                                  nullptr),
           kernel);
 }
@@ -201,24 +201,24 @@ char* simclr_gpu_prepare(const char* library, const char* const* names, const ch
     return guarded([&] { gpu::prepare(library, sources(names, texts, count), *like); });
 }
 
-// The kernels serve the GPU of `like` no more.
-void simclr_gpu_refuse(const at::Tensor* like) {
+// Disables the kernels for the GPU of `like`.
+void simclr_gpu_disable(const at::Tensor* like) {
     int device = like->device().index();
-    if (device >= 0 && device < 64) gpu::served &= ~(uint64_t{1} << device);
+    if (device >= 0 && device < 64) gpu::enabled &= ~(uint64_t{1} << device);
 }
 
-// Compiles for `architecture` and drops the result: whether NVRTC takes the sources can be seen without a GPU.
+// Compiles for `architecture` and discards the result, to check the sources without a GPU.
 char* simclr_gpu_compile(const char* library, const char* const* names, const char* const* texts, size_t count,
                          const char* architecture, size_t* size) {
     return guarded([&] {
-        *size = gpu::compiled(gpu::open_library(library), sources(names, texts, count), architecture).size();
+        *size = gpu::compile(gpu::open_library(library), sources(names, texts, count), architecture).size();
     });
 }
 
-// 0: kernels serve GPUs alone; 1 and 2: CPU tensors of this thread too, emulated, threads in rising and falling order. Returns
-// what was before.
+// 0: off; 1 and 2: this thread's CPU tensors use emulated kernels, with threads in rising and in falling order. Returns the
+// previous setting.
 int simclr_gpu_emulate(int order) { return std::exchange(gpu::emulation, order); }
 
-int simclr_gpu_serves(const at::Tensor* like) { return gpu::serves(*like) ? 1 : 0; }
+int simclr_gpu_kernels_available(const at::Tensor* like) { return gpu::kernels_available(*like) ? 1 : 0; }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Starting the kernels of this folder.
+// Launching the kernels of this folder.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,15 +8,15 @@
 namespace simclr {
 namespace gpu {
 
-// Blocks across and down, each of device.h's THREADS.
+// Number of blocks in x and y, each of device.h's THREADS.
 struct Grid {
     int32_t x, y;
 };
 
-// Whether kernels work on tensors of this one's device: a GPU for which they were compiled, or the CPU under emulation.
-bool serves(const at::Tensor& tensor);
+// Whether there are kernels for the device of `tensor`: a GPU for which they were compiled, or the CPU under emulation.
+bool kernels_available(const at::Tensor& tensor);
 
-// Starts a kernel with its struct of arguments on the stream that libtorch uses for the device of `like`.
+// Launches a kernel with its argument struct on libtorch's current stream of the device of `like`.
 void launch(const char* kernel, Grid grid, const void* arguments, const at::Tensor& like);
 
 }  // namespace gpu

@@ -1,14 +1,14 @@
-// Updates of all parameters at once, by the formulas of ../kernels.h. Norms are sums of f32 over the few numbers of a thread and
-// of f64 beyond; nothing depends on the order in which blocks run.
+// Multi-tensor optimizer updates by the formulas of optimizer.h. Norms are summed in f32 within a thread and in f64 across
+// threads, in an order that does not depend on the order in which blocks run.
 
 #include "optimizer.h"
 
 namespace simclr {
 namespace gpu {
 
-// The piece of a parameter that a block takes.
+// The range of a parameter that a block updates.
 struct Piece {
-    int tensor, blocks;  // of the launch; blocks that have the parameter's pieces
+    int tensor, blocks;  // index in the launch; number of blocks of that tensor
     int64_t from, to;
 };
 
@@ -25,10 +25,10 @@ struct Sum2 {
     double first, second;
 };
 
-// Over all threads of a block; every thread has the result.
+// Block-wide sum; every thread gets the result.
 DEVICE Sum2 over_block(double first, double second) {
     SHARED double sums[2][THREADS];
-    BARRIER();  // nobody still reads what was here before
+    BARRIER();  // `sums` may still be read from an earlier call
     sums[0][THREAD] = first, sums[1][THREAD] = second;
     for (int half = THREADS / 2; half > 0; half /= 2) {
         BARRIER();
@@ -55,18 +55,18 @@ DEVICE Sum2 norms(const Update& a, const Piece& at) {
     return {sqrt(squares.first), sqrt(squares.second)};
 }
 
-DEVICE bool held_back(const Update& a) {
-    // x - x is 0 for finite numbers alone.
+DEVICE bool skips_update(const Update& a) {
+    // x - x is 0 for finite numbers only.
     return a.guard != nullptr && !(*a.guard - *a.guard == 0);
 }
 
-// 1 where either is not above 0: a zero-initialised layer must be able to leave zero.
+// 1 unless both are positive: a zero-initialised layer must be able to leave zero.
 DEVICE double ratio_or_one(double numerator, double denominator) {
     return numerator > 0 && denominator > 0 ? numerator / denominator : 1;
 }
 
-// The first block of a tensor writes its ratio for the caller.
-DEVICE void report(const Update& a, const Piece& at, double ratio) {
+// The first block of a tensor writes its trust ratio.
+DEVICE void write_ratio(const Update& a, const Piece& at, double ratio) {
     if (a.trust_ratios != nullptr && THREAD == 0 && at.from == 0) a.trust_ratios[at.tensor] = ratio;
 }
 
@@ -84,15 +84,15 @@ KERNEL(optimizer_norms, Update) {
 }
 
 KERNEL(optimizer_momentum, Update) {
-    if (held_back(a)) return;
+    if (skips_update(a)) return;
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
-    double ratio = 1, lr = a.now[0];
+    double ratio = 1, lr = a.scalars[0];
     if (a.layerwise && p.adapted) {
         Sum2 found = norms(a, at);
         double gradient = found.second + (a.separate_norms && p.decayed ? a.decay * found.first : 0);
         ratio = ratio_or_one(a.trust * found.first, gradient);
-        report(a, at, ratio);
+        write_ratio(a, at, ratio);
     }
     float decay = p.decayed ? a.decay : 0;
     float inside = static_cast<float>(a.lr_in_momentum ? lr * ratio : ratio);
@@ -104,16 +104,16 @@ KERNEL(optimizer_momentum, Update) {
     }
 }
 
-// u of kernels.h, from the new moments.
+// u of optimizer.h, from the new moments.
 DEVICE float adam_update(const Update& a, const Tensor& p, float w, float m, float s) {
     float added = a.layerwise && p.decayed ? a.decay : 0;
-    float unbias1 = static_cast<float>(a.now[1]), unbias2 = static_cast<float>(a.now[2]);
+    float unbias1 = static_cast<float>(a.scalars[1]), unbias2 = static_cast<float>(a.scalars[2]);
     return (m / unbias1) / (sqrtf(s / unbias2) + a.eps) + w * added;
 }
 
 // The new moments, and sums of w^2 and u^2.
 KERNEL(optimizer_adam_moments, Update) {
-    if (held_back(a)) return;
+    if (skips_update(a)) return;
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
     float weights = 0, updates = 0;
@@ -129,14 +129,14 @@ KERNEL(optimizer_adam_moments, Update) {
 }
 
 KERNEL(optimizer_adam_weights, Update) {
-    if (held_back(a)) return;
+    if (skips_update(a)) return;
     Piece at = piece(a);
     const Tensor& p = a.tensors[at.tensor];
-    double ratio = 1, lr = a.now[0];
+    double ratio = 1, lr = a.scalars[0];
     if (a.layerwise && p.adapted) {
         Sum2 found = norms(a, at);
         ratio = ratio_or_one(found.first < a.max_norm ? found.first : a.max_norm, found.second);
-        report(a, at, ratio);
+        write_ratio(a, at, ratio);
     }
     float kept = a.layerwise || !p.decayed ? 1 : static_cast<float>(1 - lr * a.decay), rate = static_cast<float>(lr * ratio);
     for (int64_t i = at.from + THREAD; i < at.to; i += THREADS) {

@@ -1,6 +1,7 @@
-// What the kernels of views.cu take: images as bytes and the dice of every view (simclr-data, `ViewParams`), to views
-// [B, S, S, C] f32 in [0, 1], channels innermost. What an operator does is defined in simclr-data/src/augment; what is here
-// follows it step by step.
+// Arguments of the kernels of view_*.cu: images as bytes and the augmentation parameters of every view (simclr-data,
+// `ViewParams`), to views [B, S, S, C] f32 in [0, 1], channels innermost. The operators are those of simclr-data/src/augment,
+// step by step. A value depends on its own view only and is computed in one order, so the same parameters give the same bits
+// in any batch.
 #pragma once
 
 #include "device.h"
@@ -8,12 +9,12 @@
 namespace simclr {
 namespace gpu {
 
-// Most channels that the colour kernels take.
+// Maximum number of channels of the colour kernels.
 constexpr int MOST_CHANNELS = 16;
-// Most changes of a view: four of the jitter and the loss of its colour.
+// Maximum number of changes of a view: four of the colour jitter, and grayscale.
 constexpr int MOST_CHANGES = 5;
 
-// What a change does to a pixel; rust: `Change`.
+// Kind of a change of a pixel's colour; Rust: `Change`.
 enum Kind { SCALE = 1, SHIFT = 2, CONTRAST = 3, SATURATION = 4, BLEND = 5, HUE = 6, GRAY = 7 };
 
 struct Change {
@@ -21,7 +22,7 @@ struct Change {
     float value;
 };
 
-// All that is known of a view before its pixels are. `views.rs` has the same struct.
+// The augmentation parameters of a view. `views.rs` has the same struct.
 struct View {
     int64_t at;              // first byte of its image [height, width, C]
     int32_t width, height;   // of the image, pixels
@@ -29,16 +30,16 @@ struct View {
     int32_t mirrored;        // left and right
     int32_t turns;           // quarter turns anticlockwise, after that, 0 to 3
     float sigma;             // of the blur, pixels; 0: none
-    int32_t inverts;         // whether values from the threshold on are inverted
+    int32_t inverts;         // whether values >= threshold are inverted (solarization)
     float threshold;
     int32_t cut_left, cut_right, cut_top, cut_bottom;  // the square that is filled with grey; right <= left: none
-    int32_t changes;         // how many there are, at most one of them CONTRAST
+    int32_t changes;         // number of changes, at most one of them CONTRAST
     Change change[MOST_CHANGES];
 };
 
-// Output pixels of a block of resize: as wide as a warp, so that neighbours are read and written together.
+// Output pixels per block of resize: as wide as a warp, for coalesced access.
 constexpr int TILE_COLUMNS = 32, TILE_ROWS = 16;
-// Channels that a block of resize takes at a time.
+// Channels per block of resize.
 constexpr int GROUP = 4;
 
 struct Resize {
@@ -46,21 +47,21 @@ struct Resize {
     const View* views;
     int channels, side;
     int cubic;  // else linear
-    int antialias;  // else as tf.image.resize, and not cut at the range
-    int tiles;  // blocks of a view; blocks across: tiles of all views; down: groups of channels
+    int antialias;  // else as tf.image.resize, not clamped
+    int tiles;  // per view; grid: x = tiles of all views, y = groups of channels
     float* out;
 };
 
-// The changes up to the contrast, summed: to `partial` [views][parts][channels].
+// Sums of the pixels after the changes that precede contrast, to `partial` [views][parts][channels].
 struct Means {
     const View* views;
     int channels, side, parts;
-    int clips;  // values are cut at the range after the first change only, or where there is none
+    int clips;  // values are clamped after the first change, or if there is none
     const float* in;
     float* partial;
 };
 
-// All changes, and for views without blur what comes last. In place.
+// All changes, and for views without blur solarization and the grey square. In place.
 struct Recolour {
     const View* views;
     int channels, side, parts, blocks;  // blocks of a view
@@ -70,7 +71,7 @@ struct Recolour {
     float* values;
 };
 
-// One direction of the blur, of the views that are blurred.
+// One direction of the blur, for views with sigma > 0.
 struct Blur {
     const View* views;
     int channels, side, blocks;  // blocks of a view
@@ -78,8 +79,28 @@ struct Blur {
     float* out;
 };
 
-// Rows that a thread of the blur's second direction takes.
+// Rows per thread in the second direction of the blur.
 constexpr int RUN = 8;
+
+DEVICE float within(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+DEVICE float unit(float x) { return within(x, 0.0f, 1.0f); }
+DEVICE float least(float a, float b) { return a < b ? a : b; }
+DEVICE float most(float a, float b) { return a > b ? a : b; }
+DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+DEVICE int larger(int a, int b) { return a > b ? a : b; }
+
+// Solarization and the grey square: simclr-data/src/augment/study.rs.
+DEVICE float finished(const View& view, float value, int x, int y) {
+    if (view.inverts && value >= view.threshold) value = 1 - value;
+    bool cut = x >= view.cut_left && x < view.cut_right && y >= view.cut_top && y < view.cut_bottom;
+    return cut ? 0.5f : value;
+}
+
+// Kernels for one channel, for three, and for any number.
+#define EACH_CHANNELS(name, Arguments, body)                                                                           \
+    KERNEL(name##_1, Arguments) { body<1>(a); }                                                                        \
+    KERNEL(name##_3, Arguments) { body<3>(a); }                                                                        \
+    KERNEL(name##_any, Arguments) { body<0>(a); }
 
 }  // namespace gpu
 }  // namespace simclr

@@ -3,8 +3,10 @@
 use toml::{Table, Value};
 
 /// Former key and present key. The serde aliases of the fields accept the former ones, too.
-const RENAMED: [(&str, &str); 6] = [
+const RENAMED: [(&str, &str); 8] = [
     ("data.views_on", "data.augment_on"),
+    ("ranks.silence_seconds", "dist.heartbeat_timeout_s"),
+    ("ranks.stall_minutes", "dist.straggler_timeout_min"),
     ("task.images", "task.subset"),
     ("task.keep_head", "task.head_layers"),
     ("task.start", "task.init_from"),

@@ -285,6 +285,15 @@ mod tests {
     }
 
     #[test]
+    fn former_key_names_still_load() {
+        let config = load("[ranks]\nsilence_seconds = 7\n", &["ranks.stall_minutes=3"]).unwrap();
+        assert_eq!((config.dist.heartbeat_timeout_s, config.dist.straggler_timeout_min), (7.0, 3.0));
+        let config = load(&config.to_toml(), &["ranks.silence_seconds=9"]).unwrap();
+        assert_eq!((config.dist.heartbeat_timeout_s, config.dist.straggler_timeout_min), (9.0, 3.0));
+        assert!(matches!(load("", &["ranks.silence=9"]), Err(ConfigError::UnknownKey { .. })));
+    }
+
+    #[test]
     fn unknown_keys_name_their_neighbours() {
         for (text, key, near) in [
             ("[loss]\ntemprature = 0.5\n", "loss.temprature", "`loss.temperature`"),

@@ -53,7 +53,8 @@ pub struct RunConfig {
     /// The run itself.
     pub train: TrainConfig,
     /// Several processes.
-    pub ranks: DistConfig,
+    #[serde(alias = "ranks")]
+    pub dist: DistConfig,
 }
 
 /// `[data]`.

@@ -58,10 +58,15 @@ impl RunConfig {
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;
         not_negative("train.knn_every", train.knn_every)?;
-        let silence = self.ranks.silence_seconds;
+        let timeout = self.dist.heartbeat_timeout_s;
         // A sign of life comes every second, and a busy machine may be late with it.
-        check(silence >= 3.0 && silence.is_finite(), "ranks.silence_seconds", silence, "at least 3 seconds")?;
-        positive("ranks.stall_minutes", self.ranks.stall_minutes)
+        check(
+            timeout >= 3.0 && timeout.is_finite(),
+            "dist.heartbeat_timeout_s",
+            timeout,
+            "at least 3 seconds",
+        )?;
+        positive("dist.straggler_timeout_min", self.dist.straggler_timeout_min)
     }
 }
 

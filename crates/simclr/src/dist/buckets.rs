@@ -1,8 +1,7 @@
-//! Gradients added up over all ranks while the backward pass still goes on.
+//! All-reduce of gradients, overlapped with the backward pass.
 //!
-//! Gradients become ready from the last layer to the first. They are put together in buckets, so that few large messages
-//! go out in place of many small ones, and a thread adds up a full bucket while the backward pass fills the next (as
-//! PyTorch's DistributedDataParallel does, Li et al. 2020, arXiv 2006.15704).
+//! Gradients become ready from the last layer to the first. They are grouped into buckets, and a thread reduces a full bucket
+//! while the backward pass fills the next, as in PyTorch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704).
 
 use std::{
     sync::{
@@ -19,10 +18,10 @@ use tch::{Device, Tensor};
 use super::{Communicator, ProcessGroup};
 use crate::params::Params;
 
-/// Numbers in a bucket: 25 MB, as DistributedDataParallel's.
+/// Elements of a bucket: 25 MB, the default of DistributedDataParallel.
 const BUCKET: usize = 25 * 1024 * 1024 / 4;
 
-/// Adds up the gradients of a model. For one process alone it does nothing.
+/// All-reduces the gradients of a model; no-op in a group of one.
 #[derive(Debug)]
 pub struct GradientBuckets {
     state: Option<Arc<State>>,
@@ -33,28 +32,28 @@ pub struct GradientBuckets {
 
 #[derive(Debug)]
 struct State {
-    /// Gradients of this pass are the last ones of the step: what is ready may go.
+    /// The current backward pass is the last of the step: full buckets are sent.
     armed: AtomicBool,
     filling: Mutex<Filling>,
 }
 
 #[derive(Debug)]
 struct Filling {
-    /// The parameters of each.
+    /// Parameters by bucket.
     buckets: Vec<Vec<Tensor>>,
-    /// Gradients that each bucket waits for.
+    /// Missing gradients by bucket.
     missing: Vec<usize>,
-    /// GradientBuckets that have gone; they go in order, on every rank alike.
-    gone: usize,
+    /// Number of buckets sent; they are sent in order, the same on every rank.
+    sent: usize,
     group: ProcessGroup,
     out: Sender<Tensor>,
 }
 
 impl GradientBuckets {
-    /// Hooks for every parameter, and the thread that adds up.
+    /// Sets a hook on every parameter and starts the reducing thread.
     ///
     /// # Panics
-    /// If the system gives no thread, or libtorch refuses a hook on a leaf: there is no run without them.
+    /// If no thread can be started, or libtorch rejects a hook on a leaf.
     pub fn new(params: &Params, group: &ProcessGroup) -> Self {
         if group.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
@@ -66,49 +65,49 @@ impl GradientBuckets {
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
         let (out, full) = channel();
         let filling =
-            Mutex::new(Filling { buckets, missing: Vec::new(), gone: 0, group: group.clone(), out });
+            Mutex::new(Filling { buckets, missing: Vec::new(), sent: 0, group: group.clone(), out });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
         for (bucket, index) in places.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
             let state = Arc::downgrade(&state);
             let call = move || state.upgrade().into_iter().for_each(|state| state.ready(bucket));
             let leaf = &params.params()[*index].tensor;
-            hooks.push(GradientHook::new(leaf, call).expect("libtorch takes a hook on a leaf"));
+            hooks.push(GradientHook::new(leaf, call).expect("libtorch accepts a hook on a leaf"));
         }
-        let (sums, thread) = add_up(group.clone(), full);
+        let (sums, thread) = start_reducer(group.clone(), full);
         Self { state: Some(state), sums: Some(sums), thread: Some(thread), hooks }
     }
 
-    /// The next backward pass is the last one of the step (the only one, unless the batch goes through in chunks).
+    /// Declares the next backward pass the last one of the step (the only one unless the batch is split into chunks).
     pub fn arm(&self) {
         let Some(state) = &self.state else { return };
         let mut filling = state.filling();
         filling.missing = filling.buckets.iter().map(Vec::len).collect();
-        filling.gone = 0;
+        filling.sent = 0;
         state.armed.store(true, Ordering::Relaxed);
     }
 
     /// After that pass: waits until every gradient is the sum over all ranks.
     ///
     /// # Panics
-    /// If it was not armed, or the thread that adds up is gone.
+    /// Without [`GradientBuckets::arm`], or if the reducing thread has panicked.
     pub fn finish(&self) {
         let (Some(state), Some(sums)) = (&self.state, &self.sums) else { return };
-        assert!(state.armed.swap(false, Ordering::Relaxed), "armed before the backward pass");
+        assert!(state.armed.swap(false, Ordering::Relaxed), "arm() comes before the backward pass");
         let mut filling = state.filling();
-        while filling.gone < filling.buckets.len() {
+        while filling.sent < filling.buckets.len() {
             filling.send();
         }
         for bucket in &filling.buckets {
-            let sum = sums.recv().expect("the thread that adds up lives as long as this");
+            let sum = sums.recv().expect("the reducing thread ends when this is dropped");
             let mut at = 0;
             for leaf in bucket {
-                let (numbers, mut gradient) = (leaf.numel() as i64, leaf.grad());
-                // A leaf that no rank has a gradient of (a frozen encoder's) keeps none.
+                let (count, mut gradient) = (leaf.numel() as i64, leaf.grad());
+                // Leaves without a gradient on any rank (of a frozen encoder) keep none.
                 if gradient.defined() {
-                    tch::no_grad(|| gradient.copy_(&sum.narrow(0, at, numbers).view_as(&gradient)));
+                    tch::no_grad(|| gradient.copy_(&sum.narrow(0, at, count).view_as(&gradient)));
                 }
-                at += numbers;
+                at += count;
             }
         }
     }
@@ -116,7 +115,7 @@ impl GradientBuckets {
 
 impl Drop for GradientBuckets {
     fn drop(&mut self) {
-        // The thread ends when nobody can send to it any more; it must not outlive the run's hold on MPI.
+        // The thread ends when all senders are dropped; it must end before MPI is finalised.
         self.hooks.clear();
         self.state = None;
         let _ = self.thread.take().map(JoinHandle::join);
@@ -135,7 +134,7 @@ impl State {
         }
         let mut filling = self.filling();
         filling.missing[bucket] = filling.missing[bucket].saturating_sub(1);
-        while filling.missing.get(filling.gone) == Some(&0) {
+        while filling.missing.get(filling.sent) == Some(&0) {
             filling.send();
         }
     }
@@ -148,35 +147,35 @@ impl Filling {
             let gradient = leaf.grad();
             if gradient.defined() { gradient.reshape([-1]) } else { leaf.zeros_like().detach().reshape([-1]) }
         };
-        let bucket = &self.buckets[self.gone];
+        let bucket = &self.buckets[self.sent];
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
         if full.device() != Device::Cpu {
-            // Put on the GPU's stream at once, in the order of the pass, which is the same on every rank; it does not wait.
+            // Asynchronous; enqueued in the order of the pass, which is the same on every rank.
             self.group.all_reduce_in_place(Communicator::Gradients, &full);
         }
-        self.gone += 1;
-        // The other end goes when this is dropped, not before.
+        self.sent += 1;
+        // The receiver is dropped after this sender.
         let _ = self.out.send(full);
     }
 }
 
-/// Indices of the parameters in each bucket, in the order in which gradients become ready: from the last to the first.
-fn in_buckets(numbers: &[usize]) -> Vec<Vec<usize>> {
+/// Parameter indices by bucket, in the order in which gradients become ready: from the last to the first.
+fn in_buckets(sizes: &[usize]) -> Vec<Vec<usize>> {
     let mut buckets: Vec<Vec<usize>> = Vec::new();
     let mut room = 0;
-    for index in (0..numbers.len()).rev() {
-        if numbers[index] > room {
+    for index in (0..sizes.len()).rev() {
+        if sizes[index] > room {
             buckets.push(Vec::new());
             room = BUCKET;
         }
-        room = room.saturating_sub(numbers[index]);
+        room = room.saturating_sub(sizes[index]);
         buckets.last_mut().into_iter().for_each(|bucket| bucket.push(index));
     }
     buckets
 }
 
-/// The thread: full buckets in, sums out, in the same order. It ends with the sender.
-fn add_up(group: ProcessGroup, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle<()>) {
+/// The reducing thread: full buckets in, sums out, in the same order. It ends when the sender is dropped.
+fn start_reducer(group: ProcessGroup, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle<()>) {
     let (out, sums) = channel();
     let work = move || {
         for bucket in full {
@@ -189,7 +188,7 @@ fn add_up(group: ProcessGroup, full: Receiver<Tensor>) -> (Receiver<Tensor>, Joi
         }
     };
     let thread = std::thread::Builder::new().name("gradients".into()).spawn(work);
-    (sums, thread.expect("the system gives a thread"))
+    (sums, thread.expect("a thread can be started"))
 }
 
 #[cfg(test)]
@@ -197,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_hold_every_parameter_once_from_the_last() {
+    fn buckets_partition_parameters_from_the_last() {
         let sizes = [10, BUCKET, 3, BUCKET - 2, 4];
         assert_eq!(in_buckets(&sizes), [vec![4], vec![3], vec![2], vec![1], vec![0]]);
         assert_eq!(in_buckets(&[10, 20, 30]), [vec![2, 1, 0]]);

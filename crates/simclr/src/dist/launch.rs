@@ -1,31 +1,31 @@
-//! How this process was started, from what launchers leave in the environment.
+//! How this process was started, from the environment variables of launchers.
 
-/// What the environment says.
+/// The launcher of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launch {
-    /// By hand: one process.
+    /// None: one process.
     Alone,
-    /// By a launcher that connects the processes.
+    /// A launcher that connects the processes by MPI.
     Mpi {
-        /// How many, where it says so, else 1.
+        /// Number of processes; 1 if unknown.
         count: usize,
     },
-    /// By `srun` without PMIx: several processes that do not know each other.
+    /// `srun` without PMIx: several unconnected processes.
     Unconnected {
-        /// How many.
+        /// Number of processes.
         count: usize,
     },
 }
 
 /// Set by Open MPI's mpirun, by PMIx (`srun --mpi=pmix`, Open MPI 5), by PMI (MPICH, `srun --mpi=pmi2`).
 const CONNECTED: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"];
-/// Where the number of processes stands.
+/// Variables that hold the number of processes.
 const COUNTS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", SLURM_COUNT];
-/// Tasks of this `srun`; not set in the batch script around it.
+/// Tasks of this `srun`; not set in the enclosing batch script.
 const SLURM_COUNT: &str = "SLURM_STEP_NUM_TASKS";
 
 impl Launch {
-    /// Of this process.
+    /// From the environment of this process.
     pub fn of_environment() -> Self {
         Self::of(&|name| std::env::var(name).ok())
     }
@@ -43,9 +43,9 @@ impl Launch {
     }
 }
 
-/// `host \t processors`: ranks that say the same share the same processors.
+/// `host \t processors` of this process; equal for processes that share their processors.
 #[cfg(feature = "mpi")]
-pub fn place(host: &str) -> String {
+pub fn placement(host: &str) -> String {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     format!("{host}\t{}", allowed.unwrap_or_default().trim())
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn launchers_are_known_by_their_variables() {
+    fn launchers_are_recognised_by_their_variables() {
         let of = |set: &[(&str, &str)]| {
             let find =
                 |name: &str| set.iter().find(|(found, _)| *found == name).map(|(_, v)| (*v).to_owned());

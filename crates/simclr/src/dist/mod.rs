@@ -1,8 +1,7 @@
-//! The processes of one run: who this is, what they exchange, and how they end together.
+//! The process group of a run: rank, collectives, and the common end.
 //!
-//! MPI starts and connects them (feature `mpi`); one process alone needs none, and every exchange is then nothing. An
-//! exchange has no error: where one fails, a process is lost and the run is over, which is said and done through the
-//! [`FailureHandler`] that the command line gave.
+//! Processes are started and connected by MPI (feature `mpi`); in a single process every collective is a no-op. Collectives are
+//! infallible to callers: on failure the [`FailureHandler`] reports the lost rank and aborts the job.
 
 mod buckets;
 mod collective_result;
@@ -31,179 +30,182 @@ pub use collective_result::{abort_group_on_error, all_ok, all_ok_with};
 pub use launch::Launch;
 pub use shards::BatchShards;
 
-/// `[ranks]`: when a process counts as lost.
+/// `[dist]`: timeouts of the watchdog.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistConfig {
-    /// Seconds without a sign of life after which a process counts as dead or cut off.
-    pub silence_seconds: f64,
-    /// Minutes that a living process may keep the others waiting (rank 0 evaluates and writes checkpoints meanwhile).
-    pub stall_minutes: f64,
+    /// Seconds without a heartbeat after which a rank counts as dead or disconnected.
+    #[serde(alias = "silence_seconds")]
+    pub heartbeat_timeout_s: f64,
+    /// Minutes that a live rank may keep the others waiting (rank 0 evaluates and writes checkpoints meanwhile).
+    #[serde(alias = "stall_minutes")]
+    pub straggler_timeout_min: f64,
 }
 
 impl Default for DistConfig {
     fn default() -> Self {
-        Self { silence_seconds: 18.0, stall_minutes: 30.0 }
+        Self { heartbeat_timeout_s: 18.0, straggler_timeout_min: 30.0 }
     }
 }
 
-/// What is called, on any thread, when another process is lost. It says so and calls [`ProcessFailure::abort_all`].
+/// Called on any thread when a rank is lost; reports the failure and calls [`ProcessFailure::abort_all`].
 pub type FailureHandler = Box<dyn Fn(&ProcessFailure<'_>) + Send + Sync>;
 
-/// The end of a run for the loss of a process.
+/// The loss of a rank.
 pub struct ProcessFailure<'a> {
-    /// Who, and how it was seen.
+    /// The lost rank and the symptom.
     pub message: String,
-    /// The way out.
+    /// What the user can do.
     pub hint: String,
-    end: &'a dyn Fn(i32),
+    abort: &'a dyn Fn(i32),
 }
 
 impl ProcessFailure<'_> {
-    /// Ends all processes, this one for certain.
+    /// Aborts all processes; this one exits in any case.
     pub fn abort_all(&self, code: i32) {
-        (self.end)(code);
+        (self.abort)(code);
     }
 }
 
-/// Which exchange an operation belongs to. Each communicator has an order of its own, so that they may run at the same time.
+/// Communicators, each with collectives in an order of its own, so that they may run concurrently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Communicator {
-    /// The thread of the run.
+    /// Collectives of the training thread.
     Step,
-    /// Batch norm, from whichever thread its pass runs on.
+    /// Batch-norm statistics, on the thread of the pass.
     Statistics,
-    /// Gradients, while the backward pass goes on.
+    /// Gradients, concurrent with the backward pass.
     Gradients,
 }
 
-/// What carries the exchanges.
+/// The collectives that a process group is built on. They abort the job on failure.
 trait Transport: Debug + Send + Sync {
-    fn sum(&self, communicator: Communicator, values: &mut [f32]);
-    fn sum_f64(&self, values: &mut [f64]);
+    fn all_reduce(&self, communicator: Communicator, values: &mut [f32]);
+    fn all_reduce_f64(&self, values: &mut [f64]);
     fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>>;
     fn broadcast(&self, bytes: &mut [u8]);
     fn set_timeouts(&self, config: &DistConfig);
-    /// All are done: nobody is watched any more.
+    /// Collective end of the run: stops the watchdog.
     fn finish(&self);
-    /// Says that this process cannot go on while the others wait for it. Does not come back.
+    /// Reports a failure of this rank and aborts the job. Does not return.
     fn abort(&self, message: &str);
 }
 
-/// The processes of a run, seen from one of them.
+/// The process group of a run.
 #[derive(Debug, Clone)]
 pub struct ProcessGroup {
     rank: usize,
     count: usize,
-    /// This process among those of its machine, and how many of them share its processors.
     local: Local,
     transport: Option<Arc<dyn Transport>>,
     /// See [`ProcessGroup::connect_gpus`].
     gpus: Arc<OnceLock<Mutex<Nccl>>>,
 }
 
+/// The processes of this rank's machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Local {
     rank: usize,
+    count: usize,
+    /// Processes that may run on the same processors.
     sharing: usize,
-    here: usize,
 }
 
-/// Begins what a rank says that failed; nothing that is told begins so.
+/// First character of an error message in [`ProcessGroup::all_ok`]; messages of successful ranks do not start with it.
 const FAILED: char = '\0';
 
-/// Why an outcome that all agreed on is no success.
+/// The failure of a collective result, see [`ProcessGroup::all_ok`].
 #[derive(Debug)]
 pub enum RankError<E> {
-    /// It failed here, on the lowest rank of those where it did: this process says so.
+    /// This rank is the lowest one that failed; it reports the error.
     Local(E),
-    /// It failed there, and that rank says so.
+    /// Another rank failed and reports the error.
     Remote {
-        /// The lowest rank that failed.
+        /// The lowest failing rank.
         rank: usize,
-        /// What it says.
+        /// Its error message.
         message: String,
     },
 }
 
 impl ProcessGroup {
-    /// One process.
+    /// A group of one process.
     pub fn alone() -> Self {
-        let local = Local { rank: 0, sharing: 1, here: 1 };
+        let local = Local { rank: 0, count: 1, sharing: 1 };
         Self { rank: 0, count: 1, local, transport: None, gpus: Arc::default() }
     }
 
-    /// The processes that the launcher started (`mpirun`, `srun --mpi=pmix`), or this one alone.
+    /// Joins the processes that the launcher started (`mpirun`, `srun --mpi=pmix`); a group of one without a launcher.
     ///
     /// # Errors
-    /// Several processes that cannot find each other: a build without MPI, or a launcher that does not connect them.
-    pub fn join(alarm: FailureHandler) -> Result<Self, DistError> {
+    /// Several processes without MPI in this build, or a launcher that does not connect them.
+    pub fn join(on_failure: FailureHandler) -> Result<Self, DistError> {
         match Launch::of_environment() {
             Launch::Alone => Ok(Self::alone()),
             Launch::Unconnected { count } => Err(DistError::Unconnected { count }),
-            Launch::Mpi { count } => Self::joined(count, alarm),
+            Launch::Mpi { count } => Self::join_mpi(count, on_failure),
         }
     }
 
     #[cfg(feature = "mpi")]
-    fn joined(_: usize, alarm: FailureHandler) -> Result<Self, DistError> {
-        let (transport, rank, count) = mpi::MpiTransport::start(alarm)?;
+    fn join_mpi(_: usize, on_failure: FailureHandler) -> Result<Self, DistError> {
+        let (transport, rank, count) = mpi::MpiTransport::start(on_failure)?;
         let mut group = Self { transport: Some(transport), rank, count, ..Self::alone() };
-        let places = group.all_gather_bytes(launch::place(&simclr_shim::mpi::Mpi::host()).as_bytes());
-        group.local = local(&places, group.rank);
+        let placements = group.all_gather_bytes(launch::placement(&simclr_shim::mpi::Mpi::host()).as_bytes());
+        group.local = local(&placements, group.rank);
         Ok(group)
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn joined(count: usize, _: FailureHandler) -> Result<Self, DistError> {
+    fn join_mpi(count: usize, _: FailureHandler) -> Result<Self, DistError> {
         if count > 1 { Err(DistError::NotBuilt { count }) } else { Ok(Self::alone()) }
     }
 
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many there are.
+    /// Number of ranks.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Whether this is the one that speaks and writes: rank 0.
+    /// Whether this is rank 0, which reports progress and writes files.
     pub fn is_first(&self) -> bool {
         self.rank == 0
     }
 
-    /// This process among those of its machine: which GPU is its own.
+    /// Rank among the processes of this machine, and index of the GPU.
     pub fn local_rank(&self) -> usize {
         self.local.rank
     }
 
-    /// How many processes run on this machine.
+    /// Number of processes on this machine.
     pub fn on_this_machine(&self) -> usize {
-        self.local.here
+        self.local.count
     }
 
-    /// How many processes share the processors that this one may use.
+    /// Number of processes that share the processors of this one.
     pub fn sharing(&self) -> usize {
         self.local.sharing
     }
 
-    /// How long to wait before a process counts as lost.
+    /// Sets the watchdog's timeouts.
     pub fn set_timeouts(&self, config: &DistConfig) {
         if let Some(transport) = &self.transport {
             transport.set_timeouts(config);
         }
     }
 
-    /// Adds up over all ranks, in place.
+    /// Sum over all ranks, in place.
     pub fn all_reduce_f64(&self, values: &mut [f64]) {
         if let Some(transport) = &self.transport {
-            transport.sum_f64(values);
+            transport.all_reduce_f64(values);
         }
     }
 
-    /// Adds `values` (f32) up over all ranks; the same bits for all.
+    /// Sum of `values` (f32) over all ranks; bit-identical on all ranks.
     pub fn all_reduce(&self, values: &Tensor) -> Tensor {
         let sum = values.detach().copy();
         self.all_reduce_in_place(Communicator::Step, &sum);
@@ -215,23 +217,22 @@ impl ProcessGroup {
         if self.nccl_all_reduce(values) {
             return;
         }
+        let reduce = |values: &mut [f32]| transport.all_reduce(communicator, values);
         let mut own = values.shallow_clone();
-        if simclr_shim::hooks::with_floats(&mut own, |values| transport.sum(communicator, values)).is_none() {
+        if simclr_shim::hooks::with_floats(&mut own, reduce).is_none() {
             // Another device or layout: through the host.
             let mut host = own.to_device(Device::Cpu).contiguous();
-            let summed =
-                simclr_shim::hooks::with_floats(&mut host, |values| transport.sum(communicator, values));
-            summed.expect("a contiguous f32 tensor of the CPU");
+            simclr_shim::hooks::with_floats(&mut host, reduce).expect("a contiguous f32 tensor on the CPU");
             tch::no_grad(|| own.copy_(&host));
         }
     }
 
-    /// What every rank gives, by rank.
+    /// The bytes of every rank, by rank; lengths may differ.
     pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
         self.transport.as_ref().map_or_else(|| vec![own.to_vec()], |transport| transport.all_gather(own))
     }
 
-    /// Rows of every rank, one below the other: `own` is `[rows, D]`, f32; the number of rows may differ.
+    /// Concatenates the rows of all ranks: `own` is `[rows, D]`, f32; the number of rows may differ.
     pub fn all_gather_rows(&self, own: &Tensor) -> Tensor {
         if self.transport.is_none() {
             return own.detach();
@@ -248,7 +249,7 @@ impl ProcessGroup {
         Tensor::cat(&rows.collect::<Vec<_>>(), 0).to_device(device)
     }
 
-    /// Numbers of every rank, by rank.
+    /// The integers of every rank, by rank; lengths may differ.
     pub fn all_gather_usize(&self, own: &[usize]) -> Vec<Vec<usize>> {
         let bytes: Vec<u8> = own.iter().flat_map(|&number| (number as u64).to_le_bytes()).collect();
         let numbers = |bytes: Vec<u8>| {
@@ -264,43 +265,43 @@ impl ProcessGroup {
         tch::no_grad(|| tensor.shallow_clone().copy_(&mean));
     }
 
-    /// Gives every rank the numbers of rank 0's tensor.
+    /// Copies rank 0's tensor to all ranks.
     pub fn broadcast(&self, tensor: &Tensor) {
         let Some(transport) = &self.transport else { return };
         let mut host = tensor.detach().to_device(Device::Cpu).contiguous();
         let done = simclr_shim::hooks::with_bytes(&mut host, |bytes| transport.broadcast(bytes));
-        done.expect("a contiguous tensor of the CPU");
+        done.expect("a contiguous tensor on the CPU");
         tch::no_grad(|| tensor.shallow_clone().detach().copy_(&host));
     }
 
-    /// Gives every rank the text of rank 0.
+    /// Returns rank 0's text on all ranks.
     pub fn broadcast_text(&self, text: &str) -> String {
         let own = if self.is_first() { text } else { "" };
         let mut all = self.all_gather_bytes(own.as_bytes());
         String::from_utf8_lossy(&all.swap_remove(0)).into_owned()
     }
 
-    /// Whether it is so on any rank.
+    /// Logical or over all ranks.
     pub fn any(&self, here: bool) -> bool {
         let mut count = [f64::from(u8::from(here))];
         self.all_reduce_f64(&mut count);
         count[0] > 0.0
     }
 
-    /// One outcome for all: success where all have it, with what each tells the others, by rank; else the failure of the
-    /// lowest rank that has one.
+    /// Collective result: `Ok` if every rank is `Ok`, with the message of each rank, by rank; otherwise the error of the lowest
+    /// failing rank.
     ///
     /// # Errors
     /// [`RankError`].
     pub fn all_ok<T, E: Display>(
         &self,
         own: Result<T, E>,
-        tell: impl FnOnce(&T) -> String,
+        message: impl FnOnce(&T) -> String,
     ) -> Result<(T, Vec<String>), RankError<E>> {
-        let said = own.as_ref().map_or_else(|error| format!("{FAILED}{error}"), tell);
-        let all = self.all_gather_bytes(said.as_bytes());
-        let all: Vec<String> = all.iter().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
-        let failed = all.iter().enumerate().find_map(|(rank, said)| Some((rank, said.strip_prefix(FAILED)?)));
+        let text = own.as_ref().map_or_else(|error| format!("{FAILED}{error}"), message);
+        let all = self.all_gather_bytes(text.as_bytes());
+        let all: Vec<String> = all.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
+        let failed = all.iter().enumerate().find_map(|(rank, text)| Some((rank, text.strip_prefix(FAILED)?)));
         match (failed, own) {
             (None, Ok(value)) => Ok((value, all)),
             (Some((rank, message)), own) => Err(match own {
@@ -311,52 +312,53 @@ impl ProcessGroup {
         }
     }
 
-    /// Ends the run for a failure in the middle of a step, where the others wait and cannot be asked: the alarm says so, and
-    /// ends all.
+    /// Reports a failure of this rank in the middle of a step, where other ranks wait in a collective, and aborts the job.
     pub fn abort(&self, message: &str) {
         if let Some(transport) = &self.transport {
             transport.abort(&format!("rank {}: {message}", self.rank));
         }
     }
 
-    /// All are done. Call on every rank, at the end.
+    /// Collective end of the run.
     pub fn finish(&self) {
         if let Some(transport) = &self.transport {
             transport.finish();
         }
     }
 
-    /// Batch-norm statistics over all ranks; `None` for one alone.
+    /// The all-reduce of batch-norm statistics over all ranks; `None` in a group of one.
     pub fn norm_all_reduce(&self) -> Option<Arc<dyn AllReduce>> {
-        (self.count > 1).then(|| Arc::new(OverRanks(self.clone())) as Arc<dyn AllReduce>)
+        (self.count > 1).then(|| Arc::new(NormAllReduce(self.clone())) as Arc<dyn AllReduce>)
     }
 }
 
-/// See [`ProcessGroup::exchange`].
+/// See [`ProcessGroup::norm_all_reduce`].
 #[derive(Debug)]
-struct OverRanks(ProcessGroup);
+struct NormAllReduce(ProcessGroup);
 
-impl AllReduce for OverRanks {
+impl AllReduce for NormAllReduce {
     fn all_reduce_sum(&self, values: &Tensor) {
         self.0.all_reduce_in_place(Communicator::Statistics, values);
     }
 }
 
-/// Place of rank `own` among those on its machine, how many there are, and how many may use the same processors, from
-/// `host \t processors` of every rank.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "one process has no places to compare"))]
-fn local(places: &[Vec<u8>], own: usize) -> Local {
-    let host = |rank: usize| places[rank].split(|&byte| byte == b'\t').next();
-    let rank = (0..own).filter(|&rank| host(rank) == host(own)).count();
-    let here = (0..places.len()).filter(|&rank| host(rank) == host(own)).count();
-    Local { rank, sharing: places.iter().filter(|place| **place == places[own]).count(), here }
+/// The local ranks of rank `own`, from the [`launch::placement`] of every rank.
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "used with several processes only"))]
+fn local(placements: &[Vec<u8>], own: usize) -> Local {
+    let host = |rank: &usize| placements[*rank].split(|&byte| byte == b'\t').next();
+    let local = |rank: &usize| host(rank) == host(&own);
+    Local {
+        rank: (0..own).filter(local).count(),
+        count: (0..placements.len()).filter(local).count(),
+        sharing: placements.iter().filter(|placement| **placement == placements[own]).count(),
+    }
 }
 
-/// How long a process may be silent when no configuration is known yet.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "one process waits for none"))]
+/// Heartbeat and straggler timeout.
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "used with several processes only"))]
 fn timeouts(config: &DistConfig) -> (Duration, Duration) {
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
-    (seconds(config.silence_seconds), seconds(60.0 * config.stall_minutes))
+    (seconds(config.heartbeat_timeout_s), seconds(60.0 * config.straggler_timeout_min))
 }
 
 #[cfg(test)]
@@ -364,17 +366,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_counted_by_machine() {
-        let places: Vec<Vec<u8>> =
+    fn local_ranks_are_counted_by_machine() {
+        let placements: Vec<Vec<u8>> =
             ["a\t0-3", "b\t0-1", "a\t0-3", "b\t2-3"].iter().map(|place| place.as_bytes().to_vec()).collect();
-        let found: Vec<Local> = (0..4).map(|rank| local(&places, rank)).collect();
+        let found: Vec<Local> = (0..4).map(|rank| local(&placements, rank)).collect();
         let expected =
-            [(0, 2), (0, 1), (1, 2), (1, 1)].map(|(rank, sharing)| Local { rank, sharing, here: 2 });
+            [(0, 2), (0, 1), (1, 2), (1, 1)].map(|(rank, sharing)| Local { rank, count: 2, sharing });
         assert_eq!(found, expected);
     }
 
     #[test]
-    fn one_alone_exchanges_nothing() {
+    fn collectives_of_one_process_are_the_identity() {
         let group = ProcessGroup::alone();
         let rows = Tensor::from_slice(&[1.0f32, 2.0]).view([2, 1]);
         assert_eq!(group.all_gather_rows(&rows), rows);

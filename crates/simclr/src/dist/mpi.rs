@@ -1,4 +1,4 @@
-//! The processes that MPI connects.
+//! The MPI transport.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,38 +10,38 @@ use super::{
 };
 use crate::DistError;
 
-/// Every communicator, and who watches over the others.
+/// MPI communicators with a watchdog over the other ranks.
 #[derive(Debug)]
 pub struct MpiTransport {
     step: Channel,
     statistics: Channel,
     gradients: Channel,
-    watched: Arc<PeerTable>,
-    watch: Mutex<Option<Watchdog>>,
-    bell: Arc<FailureReporter>,
+    peers: Arc<PeerTable>,
+    watchdog: Mutex<Option<Watchdog>>,
+    reporter: Arc<FailureReporter>,
 }
 
-/// Rings the alarm, once.
+/// Calls the failure handler once.
 struct FailureReporter {
-    alarm: FailureHandler,
-    rung: OnceLock<()>,
+    on_failure: FailureHandler,
+    reported: OnceLock<()>,
     mpi: Arc<Mpi>,
 }
 
 impl std::fmt::Debug for FailureReporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "bell of {:?}, rung: {}", self.mpi, self.rung.get().is_some())
+        write!(f, "failure reporter of {:?}, reported: {}", self.mpi, self.reported.get().is_some())
     }
 }
 
 impl FailureReporter {
-    /// Tells the command line, which ends the process. Only the first caller comes through; all wait for the end.
-    fn ring(&self, message: String) -> ! {
-        if self.rung.set(()).is_ok() {
-            let hint = "the last checkpoint is whole: once the cause is mended, `simclr pretrain --resume --run DIR` \
-                        goes on from it, with any number of processes";
-            let end = |code| self.mpi.end_all(code);
-            (self.alarm)(&ProcessFailure { message, hint: hint.into(), end: &end });
+    /// Calls the failure handler, which exits the process. Later callers block until then.
+    fn report(&self, message: String) -> ! {
+        if self.reported.set(()).is_ok() {
+            let hint = "the last checkpoint is intact: after fixing the cause, resume from it with `simclr pretrain --resume \
+                        --run DIR`, with any number of processes";
+            let abort = |code| self.mpi.abort_all(code);
+            (self.on_failure)(&ProcessFailure { message, hint: hint.into(), abort: &abort });
         }
         loop {
             std::thread::park();
@@ -50,64 +50,65 @@ impl FailureReporter {
 }
 
 impl MpiTransport {
-    /// Joins; gives (rank, count) too.
+    /// Initialises MPI; returns rank and number of ranks too.
     ///
     /// # Errors
-    /// What MPI said.
-    pub fn start(alarm: FailureHandler) -> Result<(Arc<dyn Transport>, usize, usize), DistError> {
-        let said = |error: MpiError| DistError::Mpi { reason: error.to_string() };
-        let mpi = Mpi::start().map_err(said)?;
+    /// MPI errors.
+    pub fn start(on_failure: FailureHandler) -> Result<(Arc<dyn Transport>, usize, usize), DistError> {
+        let failed = |error: MpiError| DistError::Mpi { reason: error.to_string() };
+        let mpi = Mpi::start().map_err(failed)?;
         let (rank, count) = (mpi.rank(), mpi.count());
-        let step = mpi.channel().map_err(said)?;
-        let hosts = step.gather(Mpi::host().as_bytes()).map_err(said)?;
+        let step = mpi.channel().map_err(failed)?;
+        let hosts = step.all_gather(Mpi::host().as_bytes()).map_err(failed)?;
         let hosts = hosts.iter().map(|host| String::from_utf8_lossy(host).into_owned()).collect();
-        let watched = Arc::new(PeerTable::new(rank, hosts, &DistConfig::default()));
-        let (statistics, gradients) = (mpi.channel().map_err(said)?, mpi.channel().map_err(said)?);
-        let beats = mpi.channel().map_err(said)?;
-        let bell = Arc::new(FailureReporter { alarm, rung: OnceLock::new(), mpi });
-        let watch = if count > 1 {
-            let bell = Arc::clone(&bell);
-            Some(Watchdog::start(Arc::clone(&watched), beats, move |message| bell.ring(message))?)
+        let peers = Arc::new(PeerTable::new(rank, hosts, &DistConfig::default()));
+        let (statistics, gradients) = (mpi.channel().map_err(failed)?, mpi.channel().map_err(failed)?);
+        let heartbeats = mpi.channel().map_err(failed)?;
+        let reporter = Arc::new(FailureReporter { on_failure, reported: OnceLock::new(), mpi });
+        let watchdog = if count > 1 {
+            let reporter = Arc::clone(&reporter);
+            let report = move |message| reporter.report(message);
+            Some(Watchdog::start(Arc::clone(&peers), heartbeats, report)?)
         } else {
             None
         };
-        let watch = Mutex::new(watch);
-        Ok((Arc::new(Self { step, statistics, gradients, watched, watch, bell }), rank, count))
+        let watchdog = Mutex::new(watchdog);
+        Ok((Arc::new(Self { step, statistics, gradients, peers, watchdog, reporter }), rank, count))
     }
 
-    /// An exchange that the whole step waits for: counted, so that the watch sees who is late.
-    fn counted<T>(&self, exchange: impl FnOnce() -> Result<T, MpiError>) -> T {
-        self.watched.enter();
-        let done = self.checked(exchange);
-        self.watched.leave();
+    /// A collective of the training thread, counted so that the watchdog can detect stragglers.
+    fn counted<T>(&self, collective: impl FnOnce() -> Result<T, MpiError>) -> T {
+        self.peers.enter();
+        let done = self.checked(collective);
+        self.peers.leave();
         done
     }
 
-    fn checked<T>(&self, exchange: impl FnOnce() -> Result<T, MpiError>) -> T {
-        exchange().unwrap_or_else(|error| {
-            // The watch names who is lost, if it can; it knows after the longest silence at the latest.
-            self.watched.connection_failed(&error.to_string());
-            std::thread::sleep(self.watched.longest_silence() * 3 / 2);
-            self.bell.ring(format!("an exchange with the other processes failed: {error}"))
+    fn checked<T>(&self, collective: impl FnOnce() -> Result<T, MpiError>) -> T {
+        collective().unwrap_or_else(|error| {
+            // The watchdog identifies the lost rank within the heartbeat timeout, if it can.
+            self.peers.connection_failed(&error.to_string());
+            std::thread::sleep(self.peers.heartbeat_timeout() * 3 / 2);
+            self.reporter.report(format!("a collective operation failed: {error}"))
         })
     }
 }
 
 impl Transport for MpiTransport {
-    fn sum(&self, communicator: Communicator, values: &mut [f32]) {
+    fn all_reduce(&self, communicator: Communicator, values: &mut [f32]) {
         match communicator {
-            Communicator::Step => self.counted(|| self.step.sum(values)),
-            Communicator::Statistics => self.counted(|| self.statistics.sum(values)),
-            Communicator::Gradients => self.checked(|| self.gradients.sum(values)),
+            Communicator::Step => self.counted(|| self.step.all_reduce(values)),
+            Communicator::Statistics => self.counted(|| self.statistics.all_reduce(values)),
+            Communicator::Gradients => self.checked(|| self.gradients.all_reduce(values)),
         }
     }
 
-    fn sum_f64(&self, values: &mut [f64]) {
-        self.counted(|| self.step.sum_f64(values));
+    fn all_reduce_f64(&self, values: &mut [f64]) {
+        self.counted(|| self.step.all_reduce_f64(values));
     }
 
     fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
-        self.counted(|| self.step.gather(own))
+        self.counted(|| self.step.all_gather(own))
     }
 
     fn broadcast(&self, bytes: &mut [u8]) {
@@ -115,17 +116,17 @@ impl Transport for MpiTransport {
     }
 
     fn set_timeouts(&self, config: &DistConfig) {
-        self.watched.set_timeouts(config);
+        self.peers.set_timeouts(config);
     }
 
     fn finish(&self) {
         self.counted(|| self.step.barrier());
-        // All have come here: nobody is missed when the signs of life end, and none is sent after the second barrier.
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // After the first barrier no rank needs heartbeats any more; after the second none are sent.
+        self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.checked(|| self.step.barrier());
     }
 
     fn abort(&self, message: &str) {
-        self.bell.ring(message.to_owned());
+        self.reporter.report(message.to_owned());
     }
 }

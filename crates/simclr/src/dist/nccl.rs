@@ -1,4 +1,4 @@
-//! Tensors from GPU to GPU: NCCL carries them, MPI has introduced the ranks.
+//! Collectives on GPU tensors by NCCL; its unique id is broadcast over MPI.
 
 use std::{
     path::Path,
@@ -11,11 +11,10 @@ use tch::{Device, Kind, Tensor};
 use super::{ProcessGroup, RankError};
 
 impl ProcessGroup {
-    /// From here on f32 tensors of a GPU travel by NCCL, where every rank has a GPU of its own; else through host memory. Says
-    /// which, where there are GPUs and several processes. Call on every rank.
+    /// Uses NCCL for f32 tensors on GPUs if every rank has a GPU, else host memory. Collective. Returns a description of the
+    /// choice, if there are GPUs and several processes.
     ///
-    /// Operations on GPU tensors then wait for each other on libtorch's stream, so every rank has to issue them in one order:
-    /// that of the passes, from whichever thread runs them.
+    /// NCCL collectives are enqueued on libtorch's stream, so every rank must issue them in the same order on all threads.
     pub fn connect_gpus(&self, device: Device) -> Option<String> {
         self.transport.as_ref()?;
         let with_gpu = self.all_gather_usize(&[usize::from(device.is_cuda())]).concat().iter().sum::<usize>();
@@ -24,7 +23,7 @@ impl ProcessGroup {
         }
         let all = self.count();
         let joined = if with_gpu == all {
-            self.joined_gpus(device)
+            self.join_nccl(device)
         } else {
             Err(format!("{with_gpu} of {all} processes have a GPU"))
         };
@@ -37,8 +36,8 @@ impl ProcessGroup {
         })
     }
 
-    fn joined_gpus(&self, device: Device) -> Result<Nccl, String> {
-        let why = |disagreed| match disagreed {
+    fn join_nccl(&self, device: Device) -> Result<Nccl, String> {
+        let reason = |error| match error {
             RankError::Local(error) => format!("{error}"),
             RankError::Remote { rank, message } => format!("rank {rank}: {message}"),
         };
@@ -46,22 +45,22 @@ impl ProcessGroup {
             let id = if self.is_first() { Some(functions.unique_id()?) } else { None };
             Ok((functions, id))
         });
-        let ((functions, id), _) = self.all_ok(loaded, |_| String::new()).map_err(why)?;
-        let told = self.all_gather_bytes(id.as_ref().map_or(&[], UniqueId::bytes));
-        let id = UniqueId::from_bytes(&told[0]).ok_or("rank 0 sent no id")?;
+        let ((functions, id), _) = self.all_ok(loaded, |_| String::new()).map_err(reason)?;
+        let ids = self.all_gather_bytes(id.as_ref().map_or(&[], UniqueId::bytes));
+        let id = UniqueId::from_bytes(&ids[0]).ok_or("rank 0 sent no id")?;
         let like = Tensor::zeros([1], (Kind::Float, device));
         let joined = functions.join(id, (self.rank(), self.count()), &like);
-        let (nccl, _) = self.all_ok(joined, |_| String::new()).map_err(why)?;
+        let (nccl, _) = self.all_ok(joined, |_| String::new()).map_err(reason)?;
         Ok(nccl)
     }
 
-    /// Adds `values` up over all ranks where NCCL can; whether it did.
+    /// Sums `values` over all ranks by NCCL; returns false without NCCL.
     pub(super) fn nccl_all_reduce(&self, values: &Tensor) -> bool {
         let Some(nccl) = self.gpus.get().filter(|_| values.device().is_cuda()) else { return false };
         let whole = values.contiguous();
-        let done = nccl.lock().unwrap_or_else(PoisonError::into_inner).sum(&whole);
+        let done = nccl.lock().unwrap_or_else(PoisonError::into_inner).all_reduce(&whole);
         if let Err(error) = done {
-            // The others wait in the same sum: nothing but the end of all is left.
+            // The other ranks wait in the same collective.
             self.abort(&error.to_string());
         }
         if whole.data_ptr() != values.data_ptr() {
@@ -70,7 +69,7 @@ impl ProcessGroup {
         true
     }
 
-    /// [`ProcessGroup::all_gather_rows`] on GPUs: a sum in which each rank's rows stand where the others have zeros.
+    /// [`ProcessGroup::all_gather_rows`] by NCCL, as an all-reduce of zero-padded rows; `None` without NCCL.
     pub(super) fn nccl_all_gather_rows(&self, own: &Tensor) -> Option<Tensor> {
         self.gpus.get().filter(|_| own.device().is_cuda())?;
         let rows = own.size()[0];

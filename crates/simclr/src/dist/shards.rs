@@ -1,34 +1,34 @@
-//! The ranks around one batch: who holds how many of its images.
+//! A batch sharded over ranks.
 
 use tch::{Kind, Tensor};
 
 use super::ProcessGroup;
 use crate::nt_xent::AllGather;
 
-/// The ranks of a step.
+/// The shards of one batch.
 #[derive(Debug)]
 pub struct BatchShards<'a> {
     group: &'a ProcessGroup,
-    /// Images of the batch that each rank holds: images that could not be decoded are missing.
+    /// Number of images by rank, without images that could not be decoded.
     counts: Vec<usize>,
 }
 
 impl<'a> BatchShards<'a> {
-    /// All ranks, with the number of images that each holds.
+    /// Shards with `counts` images, by rank.
     ///
     /// # Panics
-    /// If there is not one number for each rank.
+    /// If there is not one count per rank.
     pub fn new(group: &'a ProcessGroup, counts: Vec<usize>) -> Self {
-        assert_eq!(counts.len(), group.count(), "one number for each rank");
+        assert_eq!(counts.len(), group.count(), "one count per rank");
         Self { group, counts }
     }
 
-    /// Images of every rank.
+    /// Number of images by rank.
     pub fn counts(&self) -> &[usize] {
         &self.counts
     }
 
-    /// N, over all ranks.
+    /// Number of images N over all ranks.
     pub fn images(&self) -> usize {
         self.counts.iter().sum()
     }
@@ -38,7 +38,7 @@ impl<'a> BatchShards<'a> {
         self.group.all_gather_rows(own)
     }
 
-    /// Figures of which every rank has a share.
+    /// Sum of every rank's share.
     pub fn sum<const K: usize>(&self, mut shares: [f64; K]) -> [f64; K] {
         self.group.all_reduce_f64(&mut shares);
         shares
@@ -53,7 +53,7 @@ impl AllGather for BatchShards<'_> {
         let width: i64 = own.size()[1..].iter().product();
         let rows = own.detach().to_kind(Kind::Float).reshape([own.size()[0], width]);
         let all = self.group.all_gather_rows(&rows);
-        // By rank, each its first and its second views; wanted are all first views, then all second ones.
+        // From first and second views by rank to all first views, then all second views.
         let mut halves = Vec::new();
         for view in 0..2 {
             let mut start = 0;

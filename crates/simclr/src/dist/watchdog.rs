@@ -1,5 +1,6 @@
-//! Who is lost: every rank sends rank 0 a sign of life each second, and rank 0 sends one to all, with how far its run has
-//! come. Silence means dead or cut off; a living rank that lets the others wait too long hangs.
+//! Detection of lost ranks: every rank sends rank 0 a heartbeat each second, and rank 0 sends one to all, with the number of
+//! collectives entered and left. A rank without heartbeats is dead or disconnected; a live rank that lets the others wait too
+//! long is a straggler.
 
 use std::{
     sync::{
@@ -15,57 +16,65 @@ use simclr_shim::mpi::{Channel, Sending};
 use super::{DistConfig, timeouts};
 use crate::DistError;
 
-/// Between signs of life.
+/// Interval between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Signs on their way to one rank, beyond which no more are sent.
-const UNDERWAY: usize = 8;
-/// Where rank 0 is lost, each rank but the first of the others waits so much longer than the one before it, so that one of
-/// them speaks for all: longer than a beat and the end of all processes take.
+/// Maximum number of heartbeats in flight to one rank.
+const MAX_IN_FLIGHT: usize = 8;
+/// If rank 0 is lost, each further rank delays its report by this much more than the one before it, so that only one reports:
+/// longer than a heartbeat interval and the abort of all processes.
 const REPORT_DELAY: Duration = Duration::from_secs(4);
 const MAX_REPORT_DELAY: Duration = Duration::from_secs(8);
 
-/// What the run's threads and the watch know of each other.
+/// State shared between the training threads and the watchdog.
 #[derive(Debug)]
 pub struct PeerTable {
     rank: usize,
     hosts: Vec<String>,
-    /// Exchanges that this rank has entered, and left again.
+    /// Number of collectives that this rank has entered, and left.
     entered: AtomicU64,
     left: AtomicU64,
+    /// Heartbeat and straggler timeout.
     timeouts: Mutex<(Duration, Duration)>,
-    broken: Mutex<Option<String>>,
+    mpi_error: Mutex<Option<String>>,
 }
 
 impl PeerTable {
-    /// Nothing exchanged yet.
+    /// No collectives yet.
     pub fn new(rank: usize, hosts: Vec<String>, config: &DistConfig) -> Self {
         let (entered, left) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { rank, hosts, entered, left, timeouts: Mutex::new(timeouts(config)), broken: Mutex::new(None) }
+        Self {
+            rank,
+            hosts,
+            entered,
+            left,
+            timeouts: Mutex::new(timeouts(config)),
+            mpi_error: Mutex::new(None),
+        }
     }
 
-    /// The run waits for the others from here.
+    /// Call before a collective.
     pub fn enter(&self) {
         self.entered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It goes on.
+    /// Call after a collective.
     pub fn leave(&self) {
         self.left.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// From the configuration.
+    /// Replaces the timeouts.
     pub fn set_timeouts(&self, config: &DistConfig) {
         *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner) = timeouts(config);
     }
 
-    /// Seconds of silence that are borne.
-    pub fn longest_silence(&self) -> Duration {
+    /// Time without heartbeat after which a rank counts as lost.
+    pub fn heartbeat_timeout(&self) -> Duration {
         self.timeouts.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// MPI has noticed first; what it said goes into the message.
-    pub fn connection_failed(&self, said: &str) {
-        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(said.to_owned());
+    /// Records an error of MPI for the watchdog's message.
+    pub fn connection_failed(&self, error: &str) {
+        *self.mpi_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
     }
 
     fn progress(&self) -> [u64; 2] {
@@ -77,44 +86,46 @@ impl PeerTable {
     }
 }
 
-/// What was last heard of a rank.
+/// The last heartbeat of a rank.
 #[derive(Debug, Clone, Copy)]
 struct PeerState {
-    heard: Instant,
+    last_heartbeat: Instant,
+    /// Collectives entered and left.
     progress: [u64; 2],
-    /// Since when the progress is the same.
+    /// Time of the last change of `progress`.
     since: Instant,
 }
 
 impl PeerState {
     fn new(now: Instant) -> Self {
-        Self { heard: now, progress: [0; 2], since: now }
+        Self { last_heartbeat: now, progress: [0; 2], since: now }
     }
 
     fn update(&mut self, now: Instant, progress: [u64; 2]) {
-        self.heard = now;
+        self.last_heartbeat = now;
         if self.progress != progress {
             (self.progress, self.since) = (progress, now);
         }
     }
 }
 
-/// The first rank of which nothing was heard for longer than `bearable`.
-fn silent(signs: &[(usize, PeerState)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
-    let silence = |(rank, sign): &(usize, PeerState)| (*rank, now.saturating_duration_since(sign.heard));
-    signs.iter().map(silence).find(|(_, silence)| *silence > bearable)
+/// The first rank without a heartbeat for longer than `timeout`, and the time since its last one.
+fn dead(peers: &[(usize, PeerState)], now: Instant, timeout: Duration) -> Option<(usize, Duration)> {
+    let silence =
+        |(rank, peer): &(usize, PeerState)| (*rank, now.saturating_duration_since(peer.last_heartbeat));
+    peers.iter().map(silence).find(|(_, silence)| *silence > timeout)
 }
 
-/// The rank that lives, waits for nobody, and has been behind the others for longer than `bearable`.
-fn stalled(signs: &[(usize, PeerState)], now: Instant, bearable: Duration) -> Option<(usize, Duration)> {
-    let furthest = signs.iter().map(|(_, sign)| sign.progress[0]).max()?;
-    let (rank, sign) = signs.iter().min_by_key(|(_, sign)| sign.progress[0])?;
-    let behind = sign.progress[0] < furthest && sign.progress[0] == sign.progress[1];
-    let time = now.saturating_duration_since(sign.since);
-    (behind && time > bearable).then_some((*rank, time))
+/// The rank that is behind the others, outside of a collective, for longer than `timeout`, and that time.
+fn straggler(peers: &[(usize, PeerState)], now: Instant, timeout: Duration) -> Option<(usize, Duration)> {
+    let furthest = peers.iter().map(|(_, peer)| peer.progress[0]).max()?;
+    let (rank, peer) = peers.iter().min_by_key(|(_, peer)| peer.progress[0])?;
+    let behind = peer.progress[0] < furthest && peer.progress[0] == peer.progress[1];
+    let time = now.saturating_duration_since(peer.since);
+    (behind && time > timeout).then_some((*rank, time))
 }
 
-/// The watching thread. Dropping it ends it.
+/// The watchdog thread, ended on drop.
 #[derive(Debug)]
 pub struct Watchdog {
     stop: Arc<AtomicBool>,
@@ -122,20 +133,20 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches over `channel` from now on, and calls `alarm` once with who is lost.
+    /// Exchanges heartbeats over `channel`, and calls `report` once if a rank is lost.
     ///
     /// # Errors
-    /// A thread that the system does not give.
+    /// The thread cannot be started.
     pub fn start(
         table: Arc<PeerTable>,
         channel: Channel,
-        alarm: impl Fn(String) + Send + 'static,
+        report: impl Fn(String) + Send + 'static,
     ) -> Result<Self, DistError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let ending = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || watch(&table, &channel, &alarm, &ending))?;
+            .name("watchdog".into())
+            .spawn(move || watch(&table, &channel, &report, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -150,64 +161,73 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(table: &PeerTable, channel: &Channel, alarm: &dyn Fn(String), stop: &AtomicBool) {
+fn watch(table: &PeerTable, channel: &Channel, report: &dyn Fn(String), stop: &AtomicBool) {
     let own = table.rank;
-    let peers: Vec<usize> = if own == 0 { (1..table.hosts.len()).collect() } else { vec![0] };
-    let mut underway: Vec<(usize, Sending)> = Vec::new();
-    let mut signs: Vec<(usize, PeerState)> =
-        peers.iter().map(|&rank| (rank, PeerState::new(Instant::now()))).collect();
-    let mut myself = PeerState::new(Instant::now());
-    let mut last = Instant::now();
+    let now = Instant::now();
+    let ranks = if own == 0 { 1..table.hosts.len() } else { 0..1 };
+    let mut peers: Vec<(usize, PeerState)> = ranks.map(|rank| (rank, PeerState::new(now))).collect();
+    let mut myself = PeerState::new(now);
+    let mut in_flight: Vec<(usize, Sending)> = Vec::new();
+    let mut last = now;
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         let late = now.duration_since(last).saturating_sub(HEARTBEAT);
         if late > HEARTBEAT {
-            // It was this process that stood still (a stopped job, a machine that sleeps or is overloaded), and that time
-            // is held against nobody.
-            signs.iter_mut().for_each(|(_, sign)| sign.heard += late);
+            // This process was suspended (stopped job, sleeping or overloaded machine): do not count that time against peers.
+            peers.iter_mut().for_each(|(_, peer)| peer.last_heartbeat += late);
         }
         last = now;
         while let Some((from, progress)) = channel.receive() {
-            let sign = signs.iter_mut().find(|(rank, _)| *rank == from);
-            sign.into_iter().for_each(|(_, sign)| sign.update(now, progress));
-        }
-        myself.update(now, table.progress());
-        underway.retain_mut(|(_, sending)| !sending.is_done());
-        for &rank in &peers {
-            if underway.iter().filter(|(to, _)| *to == rank).count() < UNDERWAY {
-                underway.extend(channel.send(rank, table.progress()).map(|sending| (rank, sending)));
+            if let Some((_, peer)) = peers.iter_mut().find(|(rank, _)| *rank == from) {
+                peer.update(now, progress);
             }
         }
-        if let Some(message) = verdict(table, &signs, myself, now) {
-            std::thread::sleep(
-                REPORT_DELAY.saturating_mul(own.saturating_sub(1) as u32).min(MAX_REPORT_DELAY),
-            );
-            return alarm(message);
+        myself.update(now, table.progress());
+        send_heartbeats(&mut in_flight, &peers, channel, table.progress());
+        if let Some(message) = diagnose(table, &peers, myself, now) {
+            let delay = REPORT_DELAY.saturating_mul(own.saturating_sub(1) as u32);
+            std::thread::sleep(delay.min(MAX_REPORT_DELAY));
+            return report(message);
         }
         std::thread::park_timeout(HEARTBEAT);
     }
 }
 
-/// Who is lost, in words.
-fn verdict(
+fn send_heartbeats(
+    in_flight: &mut Vec<(usize, Sending)>,
+    peers: &[(usize, PeerState)],
+    channel: &Channel,
+    progress: [u64; 2],
+) {
+    in_flight.retain_mut(|(_, sending)| !sending.is_done());
+    for &(rank, _) in peers {
+        if in_flight.iter().filter(|(to, _)| *to == rank).count() < MAX_IN_FLIGHT {
+            in_flight.extend(channel.send(rank, progress).map(|sending| (rank, sending)));
+        }
+    }
+}
+
+/// The message about a lost rank, if any.
+fn diagnose(
     table: &PeerTable,
-    signs: &[(usize, PeerState)],
+    peers: &[(usize, PeerState)],
     myself: PeerState,
     now: Instant,
 ) -> Option<String> {
-    let (silence, stall) = *table.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((rank, time)) = silent(signs, now, silence) {
-        let said = table.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = said.as_ref().map(|said| format!(" ({said})")).unwrap_or_default();
+    let (heartbeat, stall) = *table.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((rank, time)) = dead(peers, now, heartbeat) {
+        let error = table.mpi_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
         let (name, seconds) = (table.name(rank), time.as_secs());
-        let why = "it died, hangs, or the network to it is cut";
-        return Some(format!("{name} gave no sign of life for {seconds} s: {why}{said}"));
+        return Some(format!(
+            "{name} has sent no heartbeat for {seconds} s: it died, hangs, or the network to it is cut{error}"
+        ));
     }
     let own = [(table.rank, myself)];
-    let all: Vec<(usize, PeerState)> = own.iter().chain(signs).copied().collect();
-    let (rank, time) = stalled(&all, now, stall)?;
+    let all: Vec<(usize, PeerState)> = own.iter().chain(peers).copied().collect();
+    let (rank, time) = straggler(&all, now, stall)?;
     let (name, minutes) = (table.name(rank), time.as_secs_f64() / 60.0);
-    Some(format!("{name} lives, but has kept the others waiting for {minutes:.1} minutes"))
+    Some(format!("{name} is alive, but has kept the others waiting for {minutes:.1} minutes"))
 }
 
 #[cfg(test)]
@@ -215,30 +235,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_and_stalls_are_told_apart() {
+    fn dead_and_straggling_ranks_are_distinguished() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut signs = [(1, PeerState::new(start)), (2, PeerState::new(start))];
-        signs[0].1.update(at(10), [5, 4]); // waits in its fifth exchange
-        signs[1].1.update(at(3), [4, 4]); // has not come to it
-        assert_eq!(silent(&signs, at(12), Duration::from_secs(9)), None);
-        assert_eq!(silent(&signs, at(13), Duration::from_secs(9)), Some((2, Duration::from_secs(10))));
-        signs[1].1.update(at(40), [4, 4]); // still alive
-        assert_eq!(stalled(&signs, at(40), Duration::from_secs(40)), None);
-        assert_eq!(stalled(&signs, at(40), Duration::from_secs(30)), Some((2, Duration::from_secs(37))));
-        signs[1].1.update(at(41), [5, 4]); // it came: now all wait for the network, which is nobody's fault
-        assert_eq!(stalled(&signs, at(99), Duration::from_secs(30)), None);
+        let mut peers = [(1, PeerState::new(start)), (2, PeerState::new(start))];
+        peers[0].1.update(at(10), [5, 4]); // waits in its fifth collective
+        peers[1].1.update(at(3), [4, 4]); // has not entered it
+        assert_eq!(dead(&peers, at(12), Duration::from_secs(9)), None);
+        assert_eq!(dead(&peers, at(13), Duration::from_secs(9)), Some((2, Duration::from_secs(10))));
+        peers[1].1.update(at(40), [4, 4]); // still alive
+        assert_eq!(straggler(&peers, at(40), Duration::from_secs(40)), None);
+        assert_eq!(straggler(&peers, at(40), Duration::from_secs(30)), Some((2, Duration::from_secs(37))));
+        peers[1].1.update(at(41), [5, 4]); // it entered: now all wait for the network
+        assert_eq!(straggler(&peers, at(99), Duration::from_secs(30)), None);
     }
 
     #[test]
-    fn the_message_names_the_rank_and_its_machine() {
+    fn message_contains_rank_and_host() {
         let table = PeerTable::new(0, vec!["a".into(), "b".into()], &DistConfig::default());
         let start = Instant::now();
-        let sign = PeerState::new(start);
+        let state = PeerState::new(start);
         let now = start + Duration::from_secs(21);
         table.connection_failed("MPI: broken");
-        let message = verdict(&table, &[(1, sign)], sign, now).unwrap();
-        assert!(message.starts_with("rank 1 of 2 on b gave no sign of life for 21 s"), "{message}");
+        let message = diagnose(&table, &[(1, state)], state, now).unwrap();
+        assert!(message.starts_with("rank 1 of 2 on b has sent no heartbeat for 21 s"), "{message}");
         assert!(message.ends_with("(MPI: broken)"), "{message}");
     }
 }

@@ -8,13 +8,14 @@ use tch::{Kind, Tensor};
 
 use super::{BatchStatistics, Init, Mode, Padding};
 use crate::{
+    ModelError,
     device::{Precision, channels_last},
     params::{Params, Role},
 };
 
 /// Batch-norm epsilon (google-research/simclr `resnet.py` `BATCH_NORM_EPSILON`).
 pub const EPSILON: f64 = 1e-5;
-/// Standard deviation of a standard normal cut at two sigma.
+/// Standard deviation of a standard normal truncated at two sigma.
 const CUT_NORMAL_STD: f64 = 0.879_625_66;
 
 /// A convolution without bias, padded by k / 2 on all sides: for odd kernels this is also the official encoder's
@@ -63,7 +64,7 @@ fn initial_kernel(shape: [i64; 4], init: Init, stream: &mut Stream) -> Tensor {
     let [output, input, height, width] = shape;
     let count = (output * input * height * width) as usize;
     let (draws, std) = match init {
-        // TF `variance_scaling_initializer()`: scale 1, fan-in, normal cut at 2 sigma and rescaled (docs/method.md 2.2).
+        // TF `variance_scaling_initializer()`: scale 1, fan-in, normal truncated at 2 sigma and rescaled.
         Init::Official => {
             let std = (1.0 / (input * height * width) as f64).sqrt() / CUT_NORMAL_STD;
             (stream.cut_normals(count), std)
@@ -74,7 +75,7 @@ fn initial_kernel(shape: [i64; 4], init: Init, stream: &mut Stream) -> Tensor {
     Tensor::from_slice(&draws).view(shape) * std
 }
 
-/// Batch norm over the batch and all positions, f32 parameters and statistics whatever the type of the input.
+/// Batch norm over the batch and all positions; parameters and statistics are f32 for every input dtype.
 #[derive(Debug)]
 pub struct BatchNorm {
     scale: Tensor,
@@ -94,8 +95,7 @@ impl BatchNorm {
         Self { scale, shift, running_mean, running_var }
     }
 
-    /// A batch norm whose shift stays at zero and is no parameter: the last one of the official head
-    /// (`model_util.py`, `center=False`).
+    /// A batch norm without shift, as the last one of the official head (`model_util.py`, `center=False`).
     pub fn without_shift(params: &mut Params, name: &str, channels: i64) -> Self {
         let options = (Kind::Float, params.device());
         let scale = params.add(format!("{name}.weight"), Role::NormScale, Tensor::ones([channels], options));
@@ -114,37 +114,43 @@ impl BatchNorm {
         }
     }
 
-    /// Same shape and type as `x` (`[B, C]` or `[B, C, H, W]`).
+    /// Same shape and dtype as `x` (`[B, C]` or `[B, C, H, W]`).
     ///
-    /// # Panics
-    /// If the exchange of statistics does.
-    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
+    /// # Errors
+    /// Out of memory; a panic of the all-reduce of the statistics.
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor, ModelError> {
         self.apply(x, None, false, mode)
     }
 
     /// ReLU of [`BatchNorm::forward`].
     ///
-    /// # Panics
-    /// If the exchange of statistics does.
-    pub fn forward_relu(&self, x: &Tensor, mode: &Mode) -> Tensor {
+    /// # Errors
+    /// See [`BatchNorm::forward`].
+    pub fn forward_relu(&self, x: &Tensor, mode: &Mode) -> Result<Tensor, ModelError> {
         self.apply(x, None, true, mode)
     }
 
-    /// ReLU of [`BatchNorm::forward`] plus `residual`, which is like `x`.
+    /// ReLU of [`BatchNorm::forward`] plus `residual`, of the shape and dtype of `x`.
     ///
-    /// # Panics
-    /// If the exchange of statistics does.
-    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: &Mode) -> Tensor {
+    /// # Errors
+    /// See [`BatchNorm::forward`].
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: &Mode) -> Result<Tensor, ModelError> {
         self.apply(x, Some(residual), true, mode)
     }
 
-    fn apply(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Tensor {
+    fn apply(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        mode: &Mode,
+    ) -> Result<Tensor, ModelError> {
         let statistics = match mode {
             Mode::Train(BatchStatistics { exchange, momentum }) => {
-                let exchange = exchange.clone();
-                let sum = exchange
-                    .map(|exchange| Arc::new(move |values: &Tensor| exchange.all_reduce_sum(values)) as Sum);
-                Statistics::Batch { momentum: *momentum, exchange: sum }
+                let all_reduce = exchange
+                    .clone()
+                    .map(|group| Arc::new(move |values: &Tensor| group.all_reduce_sum(values)) as Sum);
+                Statistics::Batch { momentum: *momentum, all_reduce }
             }
             Mode::Eval => Statistics::Running,
         };
@@ -155,7 +161,7 @@ impl BatchNorm {
             running_var: &self.running_var,
             epsilon: EPSILON,
         };
-        norm.forward(x, residual, relu, statistics).unwrap_or_else(|error| panic!("batch norm: {error}"))
+        Ok(norm.forward(x, residual, relu, statistics)?)
     }
 }
 
@@ -166,7 +172,7 @@ fn running_statistics(params: &mut Params, name: &str, channels: i64) -> (Tensor
     (mean, var)
 }
 
-/// Max-pool 3x3/2 of the ImageNet stem. It follows a ReLU, so zeros serve as padding.
+/// Max-pool 3x3/2 of the ImageNet stem. It follows a ReLU, so padding with zeros has no effect on the maximum.
 ///
 /// TensorFlow's SAME pads (ceil(n / 2) - 1) * 2 + 3 - n pixels in all, the odd one at the end: on an even side none
 /// before and one after, where PyTorch pads one on both sides. Converted weights lose accuracy over this pixel.
@@ -211,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn same_padding_of_the_pool_is_tensorflows() {
+    fn same_padding_matches_tensorflow() {
         for (height, width) in [(4, 4), (5, 5), (4, 7), (7, 4), (2, 3), (1, 1), (32, 32)] {
             let value = |y: usize, x: usize| ((y * 31 + x * 17) % 23) as f64;
             let image: Vec<Vec<f64>> =
@@ -226,7 +232,7 @@ mod tests {
 
     /// Mean 0, standard deviation 0.87962566, nothing beyond two sigma.
     #[test]
-    fn the_cut_normal_has_its_moments() {
+    fn truncated_normal_has_the_expected_moments() {
         let draws = Tensor::from_slice(&Key::weights(0, 0).stream().cut_normals(400_000));
         assert!(draws.abs().max().double_value(&[]) <= 2.0);
         // Standard errors with 400,000 draws: .0014 of the mean, .001 of the deviation.
@@ -235,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn he_initialisation_goes_by_the_fan_out() {
+    fn he_initialisation_uses_fan_out() {
         let kernel = initial_kernel([256, 64, 3, 3], Init::He, &mut Key::weights(0, 0).stream());
         // torchvision: sqrt(2 / (256 * 9)); 147,456 draws give the deviation to 0.2 %.
         assert!((kernel.std(true).double_value(&[]) / (2.0f64 / 2304.0).sqrt() - 1.0).abs() < 0.01);
@@ -244,11 +250,12 @@ mod tests {
     /// One batch of two channels by hand: mean and biased variance normalise, the unbiased one enters the running
     /// statistics (PyTorch's convention) with weight 0.1, and inference uses those.
     #[test]
-    fn batch_norm_by_hand() {
+    fn batch_norm_matches_manual_computation() {
         let mut params = Params::new(tch::Device::Cpu, 0);
         let norm = BatchNorm::new(&mut params, "bn", 1, 1.0);
         let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 6.0]).view([2, 1, 1, 2]);
-        let y = Vec::<f32>::try_from(norm.forward(&x, &Mode::train()).view(-1).detach()).unwrap();
+        let y = norm.forward(&x, &Mode::train()).unwrap().view(-1).detach();
+        let y = Vec::<f32>::try_from(y).unwrap();
         let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         let deviation = (3.5 + EPSILON).sqrt();
         for (found, x) in y.iter().zip([1.0, 2.0, 3.0, 6.0]) {
@@ -257,7 +264,7 @@ mod tests {
         let running = |at: usize| params.buffers()[at].1.double_value(&[0]);
         near(running(0), 0.3);
         near(running(1), 0.9 + 0.1 * 14.0 / 3.0);
-        let inferred = norm.forward(&x, &Mode::Eval).double_value(&[0, 0, 0, 0]);
+        let inferred = norm.forward(&x, &Mode::Eval).unwrap().double_value(&[0, 0, 0, 0]);
         near(inferred, (1.0 - 0.3) / (0.9 + 1.4 / 3.0 + EPSILON).sqrt());
         near(running(0), 0.3);
     }

@@ -21,7 +21,7 @@ use crate::{ModelError, device::Precision, params::Params};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EncoderConfig {
-    /// Architecture. Where it is not written and there is no GPU, `pretrain` takes `resnet18`.
+    /// Architecture. Without a GPU, `pretrain` defaults to `resnet18`.
     pub name: EncoderName,
     /// A TorchScript module (`.pt`) used instead of `name`: `[B, C, S, S]` -> `[B, F]` or `[B, F, h, w]`.
     pub file: Option<PathBuf>,
@@ -37,9 +37,9 @@ pub struct EncoderConfig {
     pub shortcut: Shortcut,
     /// Initialisation of convolution kernels.
     pub init: Init,
-    /// Taken from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights want 0.485, 0.456, 0.406.
+    /// Mean subtracted from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights: 0.485, 0.456, 0.406.
     pub input_mean: Vec<f64>,
-    /// What each channel is then divided by; empty = 1. torchvision's weights want 0.229, 0.224, 0.225.
+    /// Standard deviation that divides each channel afterwards; empty = 1. torchvision's weights: 0.229, 0.224, 0.225.
     pub input_std: Vec<f64>,
 }
 
@@ -60,7 +60,7 @@ impl Default for EncoderConfig {
     }
 }
 
-/// Architectures (docs/method.md 2.1; small ones 15.2).
+/// `encoder.name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncoderName {
@@ -74,9 +74,9 @@ pub enum EncoderName {
     Resnet101,
     /// Bottlenecks 3,8,36,3.
     Resnet152,
-    /// Three strided convolutions, 32-64-128 (docs/method.md 2.5 C3-32).
+    /// Three strided convolutions, 32-64-128.
     ConvC3,
-    /// Four convolutions with pooling, 16-32-64-128 (docs/method.md 2.5 C4-16).
+    /// Four convolutions with pooling, 16-32-64-128.
     ConvC4,
 }
 
@@ -93,18 +93,18 @@ pub enum Stem {
     Cifar,
 }
 
-/// `encoder.padding`: of the ImageNet stem's max-pool, the one place where PyTorch and the official code differ.
+/// `encoder.padding` of the ImageNet stem's max-pool, which differs between PyTorch and the official code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Padding {
     /// One pixel on both sides (PyTorch, torchvision weights).
     #[default]
     Symmetric,
-    /// TensorFlow's: on even sides none before, one after (weights converted from the official code).
+    /// TensorFlow's SAME: on even sides none before, one after (for weights converted from the official code).
     Same,
 }
 
-/// `encoder.shortcut`: of the first block of group 1 where its input and output have the same shape, as in ResNet-18 and -34.
+/// `encoder.shortcut` of the first block of group 1 if its input and output have the same shape, as in ResNet-18 and -34.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shortcut {
@@ -130,7 +130,7 @@ pub enum Init {
 #[derive(Debug)]
 pub struct Encoder {
     network: Network,
-    /// Mean and deviation `[C, 1, 1]` of what the network expects.
+    /// Mean and standard deviation `[C, 1, 1]` that standardise the input.
     input: Option<(Tensor, Tensor)>,
     description: String,
 }
@@ -143,7 +143,7 @@ enum Network {
 }
 
 impl Encoder {
-    /// Builds the encoder with fresh weights under the names `encoder.*`. The seed of `params` decides the draws.
+    /// Builds the encoder with initial weights, drawn with the seed of `params`, under the names `encoder.*`.
     ///
     /// # Errors
     /// A TorchScript file that cannot be loaded or does not give features.
@@ -163,7 +163,7 @@ impl Encoder {
                 SmallConv::new(config, channels, params).expect("every name is a ResNet or a small encoder");
             Network::Small(small)
         };
-        let millions = encoder_numbers(params) as f64 / 1e6;
+        let millions = parameter_count(params) as f64 / 1e6;
         let description = match &network {
             Network::ResNet(_) => {
                 let stem = if imagenet_stem { "imagenet" } else { "cifar" };
@@ -178,7 +178,7 @@ impl Encoder {
         Ok(Self { network, input, description })
     }
 
-    /// A handle to the same parameters; none of a TorchScript module, whose inside is not ours.
+    /// A handle to the same parameters; `None` for a TorchScript module.
     pub fn shallow_clone(&self) -> Option<Self> {
         let network = match &self.network {
             Network::ResNet(network) => Network::ResNet(network.shallow_clone()),
@@ -192,7 +192,7 @@ impl Encoder {
     /// h `[B, F]` in f32 of `images` `[B, C, S, S]`.
     ///
     /// # Errors
-    /// Only a TorchScript module fails, with what its own code raises.
+    /// Errors of a TorchScript module's code; see also [`layers::BatchNorm::forward`].
     pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let mut x = images.shallow_clone();
         for index in 0..self.stages() {
@@ -201,7 +201,7 @@ impl Encoder {
         Ok(x)
     }
 
-    /// In how many stages `forward` can be walked: what goes from one to the next is one tensor.
+    /// Number of stages of `forward`, between which one tensor is passed.
     pub fn stages(&self) -> usize {
         match &self.network {
             Network::ResNet(network) => network.stages(),
@@ -210,7 +210,7 @@ impl Encoder {
         }
     }
 
-    /// One stage of `forward`: images for the first, h from the last.
+    /// One stage of `forward`: the first takes images, the last returns h.
     ///
     /// # Errors
     /// See [`Encoder::forward`].
@@ -226,8 +226,8 @@ impl Encoder {
             _ => x,
         };
         match &self.network {
-            Network::ResNet(network) => Ok(network.stage(index, x, mode, precision)),
-            Network::Small(network) => Ok(network.stage(index, x, mode, precision)),
+            Network::ResNet(network) => network.stage(index, x, mode, precision),
+            Network::Small(network) => network.stage(index, x, mode, precision),
             Network::Script(network) => network.forward(x, mode, precision),
         }
     }
@@ -241,19 +241,19 @@ impl Encoder {
         }
     }
 
-    /// One line for people: architecture, stem, parameters.
+    /// Human-readable description: architecture, stem, number of parameters.
     pub fn describe(&self) -> String {
         format!("{}, h has {} dimensions", self.description, self.feature_dim())
     }
 }
 
-fn encoder_numbers(params: &Params) -> usize {
+fn parameter_count(params: &Params) -> usize {
     let encoder = params.params().iter().filter(|param| param.name.starts_with("encoder."));
     encoder.map(|param| param.tensor.numel()).sum()
 }
 
 impl EncoderConfig {
-    /// `input_mean` and `input_std` `[C, 1, 1]`; none where the network takes `[0, 1]` as it is.
+    /// `input_mean` and `input_std` `[C, 1, 1]`; `None` if both are unset.
     fn input_statistics(
         &self,
         channels: i64,
@@ -267,7 +267,9 @@ impl EncoderConfig {
             if values.len() as i64 != channels || values.contains(&0.0) && otherwise == 1.0 {
                 return Err(ModelError::Names {
                     place: "encoder.input_mean, encoder.input_std".into(),
-                    reason: format!("expected {channels} numbers, deviations above 0, got {values:?}"),
+                    reason: format!(
+                        "expected {channels} values, standard deviations above 0, got {values:?}"
+                    ),
                 });
             }
             let tensor = Tensor::from_slice(&values).to_kind(tch::Kind::Float).to_device(device);
@@ -276,7 +278,7 @@ impl EncoderConfig {
         Ok(Some((per_channel(&self.input_mean, 0.0)?, per_channel(&self.input_std, 1.0)?)))
     }
 
-    /// Whether the first layers are ImageNet's, for views of `size` pixels.
+    /// Whether views of `size` pixels get the ImageNet stem.
     pub fn imagenet_stem(&self, size: i64) -> bool {
         match self.stem {
             Stem::Auto => size > 32,

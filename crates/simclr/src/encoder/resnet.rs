@@ -8,7 +8,7 @@ use super::{
     EncoderConfig, EncoderName, Mode, Shortcut,
     layers::{BatchNorm, Conv, global_mean, max_pool},
 };
-use crate::{device::Precision, params::Params};
+use crate::{ModelError, device::Precision, params::Params};
 
 /// Blocks per group and whether they are bottlenecks.
 fn architecture(name: EncoderName) -> Option<([usize; 4], bool)> {
@@ -34,7 +34,7 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// Builds `config.name`, or `None` where that is not a ResNet; `imagenet_stem` is resolved already.
+    /// Builds `config.name`, or `None` if that is not a ResNet.
     pub fn new(
         config: &EncoderConfig,
         channels: i64,
@@ -75,21 +75,25 @@ impl ResNet {
         }
     }
 
-    /// First layers, blocks, mean over positions.
+    /// Number of stages: stem, blocks, mean over positions.
     pub fn stages(&self) -> usize {
         self.blocks.len() + 2
     }
 
-    /// Stage `index` of the way from images to h `[B, F]`.
-    pub fn stage(&self, index: usize, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
+    /// Stage `index` of the forward pass from images to h `[B, F]`.
+    pub fn stage(
+        &self,
+        index: usize,
+        x: &Tensor,
+        mode: &Mode,
+        precision: Precision,
+    ) -> Result<Tensor, ModelError> {
         if index > 0 {
-            return self
-                .blocks
-                .get(index - 1)
-                .map_or_else(|| global_mean(x), |block| block.forward(x, mode, precision));
+            let block = self.blocks.get(index - 1);
+            return block.map_or_else(|| Ok(global_mean(x)), |block| block.forward(x, mode, precision));
         }
-        let x = self.bn1.forward_relu(&self.conv1.forward(x, precision), mode);
-        if self.pool { max_pool(&x, self.config.padding) } else { x }
+        let x = self.bn1.forward_relu(&self.conv1.forward(x, precision), mode)?;
+        Ok(if self.pool { max_pool(&x, self.config.padding) } else { x })
     }
 
     /// F.
@@ -98,7 +102,7 @@ impl ResNet {
     }
 }
 
-/// A residual block: convolutions with batch norm, and a projection where shapes differ.
+/// A residual block: convolutions with batch norm, and a projection if shapes differ.
 #[derive(Debug)]
 struct Block {
     layers: Vec<(Conv, BatchNorm)>,
@@ -141,13 +145,13 @@ impl Block {
         Self { layers: self.layers.iter().map(pair).collect(), shortcut: self.shortcut.as_ref().map(pair) }
     }
 
-    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let short =
-            self.shortcut.as_ref().map(|(conv, norm)| norm.forward(&conv.forward(x, precision), mode));
+    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
+        let project = |(conv, norm): &(Conv, BatchNorm)| norm.forward(&conv.forward(x, precision), mode);
+        let short = self.shortcut.as_ref().map(project).transpose()?;
         let ((last_conv, last_norm), first) = self.layers.split_last().expect("a block has convolutions");
         let mut y = x.shallow_clone();
         for (conv, norm) in first {
-            y = norm.forward_relu(&conv.forward(&y, precision), mode);
+            y = norm.forward_relu(&conv.forward(&y, precision), mode)?;
         }
         last_norm.forward_add_relu(&last_conv.forward(&y, precision), short.as_ref().unwrap_or(x), mode)
     }

@@ -1,4 +1,4 @@
-//! Any other network as encoder: a TorchScript module, such as a scripted or traced timm model without its classifier.
+//! A TorchScript module as encoder, such as a scripted or traced timm model without its classifier.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,8 @@ use crate::{
 
 /// A TorchScript module that maps `[B, C, S, S]` to `[B, F]` or `[B, F, h, w]`.
 ///
-/// bf16 is libtorch's autocast, not a cast of the module: it knows which operations must stay in f32, the weights stay
-/// f32 leaves, and the gradients arrive in f32. A traced module keeps the batch-norm mode it was traced in; script it, or
-/// trace it in training mode.
+/// bf16 uses libtorch's autocast, which keeps some operations in f32, and weights and gradients too. A traced module keeps the
+/// batch-norm mode it was traced in; script it, or trace it in training mode.
 #[derive(Debug)]
 pub struct ScriptEncoder {
     module: ScriptModule,
@@ -25,27 +24,29 @@ pub struct ScriptEncoder {
 }
 
 impl ScriptEncoder {
-    /// Loads `path`, adopts its parameters and buffers under `encoder.*`, and finds F by two images of zeros.
+    /// Loads `path`, adopts its parameters and buffers under `encoder.*`, and determines F from two images of zeros.
     pub fn new(path: &Path, channels: i64, size: i64, params: &mut Params) -> Result<Self, ModelError> {
-        let refused = |reason: String| ModelError::File { path: path.to_owned(), reason };
-        let said =
-            |error: simclr_shim::ShimError| refused(format!("not a usable TorchScript module: {error}"));
+        let file_error = |reason: String| ModelError::File { path: path.to_owned(), reason };
+        let unusable =
+            |error: simclr_shim::ShimError| file_error(format!("not a usable TorchScript module: {error}"));
         if !path.exists() {
-            return Err(refused("no such file".into()));
+            return Err(file_error("no such file".into()));
         }
-        let mut module = ScriptModule::load(path).map_err(said)?;
-        module.to(params.device()).map_err(said)?;
+        let mut module = ScriptModule::load(path).map_err(unusable)?;
+        module.to(params.device()).map_err(unusable)?;
         let probe = Tensor::zeros([2, channels, size, size], (Kind::Float, params.device()));
-        let out = tch::no_grad(|| module.forward(&probe, false, false)).map_err(said)?;
+        let out = tch::no_grad(|| module.forward(&probe, false, false)).map_err(unusable)?;
         let features = match out.size()[..] {
             [2, features] | [2, features, _, _] => features,
             ref shape => {
                 let wanted = "expected [2, F] or [2, F, h, w]";
-                return Err(refused(format!("two {channels}x{size}x{size} images give {shape:?}, {wanted}")));
+                return Err(file_error(format!(
+                    "two {channels}x{size}x{size} images give {shape:?}, {wanted}"
+                )));
             }
         };
-        let leaves = module.parameters().map_err(said)?;
-        check_trainable(&leaves).map_err(refused)?;
+        let leaves = module.parameters().map_err(unusable)?;
+        check_trainable(&leaves).map_err(file_error)?;
         for (name, leaf) in leaves {
             let full = format!("encoder.{name}");
             if leaf.requires_grad() {
@@ -54,7 +55,7 @@ impl ScriptEncoder {
                 params.adopt_frozen(full, leaf);
             }
         }
-        for (name, buffer) in module.buffers().map_err(said)? {
+        for (name, buffer) in module.buffers().map_err(unusable)? {
             params.adopt_buffer(format!("encoder.{name}"), buffer);
         }
         Ok(Self { module, path: path.to_owned(), features })
@@ -63,7 +64,7 @@ impl ScriptEncoder {
     /// h `[B, F]` in f32.
     ///
     /// # Errors
-    /// What the module's own code raises.
+    /// Errors of the module's code.
     pub fn forward(&self, images: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let out = self.module.forward(images, mode.is_train(), precision == Precision::Bf16);
         let out =
@@ -77,8 +78,7 @@ impl ScriptEncoder {
     }
 }
 
-/// Weights must be there (`torch.jit.freeze` turns them into constants), and those that are trained f32, as all master weights
-/// are.
+/// Checks that there are weights (`torch.jit.freeze` turns them into constants) and that trainable ones are f32.
 fn check_trainable(leaves: &[(String, Tensor)]) -> Result<(), String> {
     if leaves.is_empty() {
         return Err("the module has no parameters to train; save it before `torch.jit.freeze`".into());
@@ -89,7 +89,7 @@ fn check_trainable(leaves: &[(String, Tensor)]) -> Result<(), String> {
     }
 }
 
-/// A foreign module tells no roles: kernels have two dimensions or more, the rest goes by name.
+/// The role by shape and name: weights have two or more dimensions.
 fn role_of(name: &str, tensor: &Tensor) -> Role {
     if tensor.dim() >= 2 {
         Role::Weight

@@ -1,4 +1,4 @@
-//! Two small convolutional encoders for CPUs (docs/method.md 2.5).
+//! Two small convolutional encoders for CPUs.
 
 use tch::Tensor;
 
@@ -6,7 +6,7 @@ use super::{
     EncoderConfig, EncoderName, Mode,
     layers::{BatchNorm, Conv, global_mean},
 };
-use crate::{device::Precision, params::Params};
+use crate::{ModelError, device::Precision, params::Params};
 
 /// Convolutions 3x3 with batch norm and ReLU, then the mean over positions.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct SmallConv {
 }
 
 impl SmallConv {
-    /// Builds `config.name`, or `None` where that is another architecture. The width multiplier applies.
+    /// Builds `config.name`, or `None` if that is another architecture. The width multiplier applies.
     pub fn new(config: &EncoderConfig, channels: i64, params: &mut Params) -> Option<Self> {
         let (widths, stride, pooled): (&[f64], i64, bool) = match config.name {
             EncoderName::ConvC3 => (&[32.0, 64.0, 128.0], 2, false),
@@ -48,17 +48,23 @@ impl SmallConv {
         Self { layers: self.layers.iter().map(pair).collect(), pooled: self.pooled, features: self.features }
     }
 
-    /// Layers, mean over positions.
+    /// Number of stages: layers, mean over positions.
     pub fn stages(&self) -> usize {
         self.layers.len() + 1
     }
 
-    /// Stage `index` of the way from images to h `[B, F]`.
-    pub fn stage(&self, index: usize, x: &Tensor, mode: &Mode, precision: Precision) -> Tensor {
-        let Some((conv, norm)) = self.layers.get(index) else { return global_mean(x) };
-        let x = norm.forward_relu(&conv.forward(x, precision), mode);
+    /// Stage `index` of the forward pass from images to h `[B, F]`.
+    pub fn stage(
+        &self,
+        index: usize,
+        x: &Tensor,
+        mode: &Mode,
+        precision: Precision,
+    ) -> Result<Tensor, ModelError> {
+        let Some((conv, norm)) = self.layers.get(index) else { return Ok(global_mean(x)) };
+        let x = norm.forward_relu(&conv.forward(x, precision), mode)?;
         let pools = self.pooled && index + 1 < self.layers.len();
-        if pools { x.max_pool2d([2], [2], [0], [1], false) } else { x }
+        Ok(if pools { x.max_pool2d([2], [2], [0], [1], false) } else { x })
     }
 
     /// F.

@@ -1,4 +1,4 @@
-//! Where batch norm takes its statistics from: the one place in which the batch of other chunks or processes comes in.
+//! Statistics of batch norm: their scope (whole batch or chunk), their all-reduce, and the mode of a pass.
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -9,26 +9,25 @@ use tch::Tensor;
 /// `BATCH_NORM_DECAY`).
 pub const MOMENTUM: f64 = 0.1;
 
-/// Those who share the statistics of a batch norm: chunks of one batch, processes, or both.
+/// The all-reduce of batch-norm statistics over chunks of one batch, processes, or both.
 ///
-/// Every member calls it the same number of times in the same order, in the forward pass and in the backward pass, from
-/// whichever thread that pass runs on.
+/// Every participant calls it the same number of times in the same order, in the forward and the backward pass, on the thread
+/// that runs the pass.
 pub trait AllReduce: Debug + Send + Sync {
-    /// Adds `values` (`f32`, one dimension, on the model's device) up over all members, in place; every member receives the
-    /// same bits.
+    /// Sums `values` (`f32`, one dimension, on the model's device) over all participants, in place; bit-identical for all.
     fn all_reduce_sum(&self, values: &Tensor);
 }
 
-/// `train.batch_norm`: whose statistics batch norm takes where a batch goes through the encoder in chunks.
+/// `train.batch_norm`: scope of the batch-norm statistics if a batch is encoded in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BatchNormScope {
-    /// Those of the whole batch: loss and gradient are those of the whole batch at once.
+    /// The whole batch; loss and gradient equal those of one pass over the whole batch.
     #[default]
     Global,
-    /// Those of the chunk, which holds both views of its images.
+    /// The chunk, which holds both views of its images.
     Chunk,
-    /// Those of the chunk, which holds first views of some images and second views of others (MoCo's shuffling BN).
+    /// The chunk, which holds first views of some images and second views of others (MoCo's shuffling BN).
     ChunkShuffled,
 }
 
@@ -43,38 +42,38 @@ impl BatchNormScope {
     }
 }
 
-/// What batch norm normalises with while training.
+/// Options of batch statistics.
 #[derive(Debug, Clone)]
 pub struct BatchStatistics {
-    /// Whose activations are counted besides the own ones.
+    /// All-reduce over the other participants.
     pub exchange: Option<Arc<dyn AllReduce>>,
-    /// Weight of this batch in the running statistics; 0 leaves them as they are.
+    /// Weight of this batch in the running statistics; 0 leaves them unchanged.
     pub momentum: f64,
 }
 
 impl Default for BatchStatistics {
-    /// The statistics of the batch at hand alone.
+    /// Statistics of this batch only.
     fn default() -> Self {
         Self { exchange: None, momentum: MOMENTUM }
     }
 }
 
-/// Whether batch norm takes the batch's statistics (and updates its running ones) or the running ones.
+/// Whether batch norm uses batch statistics or running statistics.
 #[derive(Debug, Clone)]
 pub enum Mode {
     /// Batch statistics; running statistics are updated.
     Train(BatchStatistics),
-    /// Running statistics; nothing is changed.
+    /// Running statistics, not updated.
     Eval,
 }
 
 impl Mode {
-    /// Training on the statistics of the batch at hand.
+    /// Training with the statistics of this batch only.
     pub fn train() -> Self {
         Self::Train(BatchStatistics::default())
     }
 
-    /// Whether batch statistics are taken.
+    /// Whether batch statistics are used.
     pub fn is_train(&self) -> bool {
         matches!(self, Self::Train(_))
     }

@@ -64,7 +64,7 @@ impl CudaGraphExecutor {
     pub fn is_supported(context: &StepContext<'_>) -> bool {
         let StepContext { method, group, .. } = *context;
         let params = method.params();
-        let on_gpu = params.device().is_cuda() && optim::served(params);
+        let on_gpu = params.device().is_cuda() && optim::kernels_available(params);
         on_gpu && method.stages().is_some() && method.traits().graph_capturable && group.count() == 1
     }
 
@@ -128,7 +128,7 @@ impl Executor for CudaGraphExecutor {
         }
         let State::Captured(captured) = &self.state else { unreachable!("checked by is_captured") };
         captured.views.shallow_clone().copy_(&views);
-        optimizer.announce(context.method.params(), id.lr);
+        optimizer.set_step_scalars(context.method.params(), id.lr);
         captured.graph.replay()?;
         self.replays += 1;
         Ok(captured.output.read(batch.ids))
@@ -155,11 +155,11 @@ pub fn launch_step(
     let slice = BatchSlice { ids: &[], batch_images, group: &SingleProcess };
     let LossOutput { loss, accuracy } = method.objective(&z, &slice);
     loss.f_backward()?;
-    let norm = optim::gradient_norm_on_gpu(method.params());
+    let norm = optim::gradient_norm_on_gpu(method.params())?;
     let loss = loss.detach().to_kind(Kind::Double);
     // NaN if the loss or the gradient norm is NaN or infinite.
     let guard = &loss * 0.0 + &norm;
-    optimizer.enqueue(method.params(), Some(&guard));
+    optimizer.launch_step(method.params(), Some(&guard))?;
     let scalars = Tensor::stack(&[loss, accuracy.to_kind(Kind::Double), norm], 0);
     Ok(LaunchedStep { scalars, h: h.detach(), z: z.detach() })
 }

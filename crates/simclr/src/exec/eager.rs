@@ -37,7 +37,7 @@ pub(super) fn gradients(context: &StepContext<'_>, mut batch: DeviceBatch) -> Re
         context.gradients.arm();
         loss.backward();
         context.gradients.finish();
-        gradient_norm = context.gradient_norm();
+        gradient_norm = context.gradient_norm()?;
     }
     Ok(StepOutput {
         ids: ids.concat(),
@@ -59,7 +59,7 @@ impl Eager {
         lr: f64,
     ) -> Result<StepOutput, TrainError> {
         let output = gradients(context, batch)?;
-        context.update(optimizer, &output, lr);
+        context.update(optimizer, &output, lr)?;
         Ok(output)
     }
 }

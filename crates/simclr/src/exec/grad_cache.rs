@@ -98,8 +98,7 @@ fn first_pass_mode(context: &StepContext<'_>, chunk: Chunk) -> Mode {
 
 /// Propagates `gradient` back from `output`; parameter gradients add up.
 pub(super) fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<(), ModelError> {
-    let torch = |error: simclr_shim::ShimError| ModelError::Torch(tch::TchError::Torch(error.to_string()));
-    simclr_shim::backward(output, gradient).map_err(torch)
+    Ok(simclr_shim::backward(output, gradient)?)
 }
 
 /// The loss of a batch whose embeddings are cached.
@@ -140,7 +139,7 @@ impl<'a> CachedLoss<'a> {
             // All gradients are ready at once: there is no backward pass left to overlap the all-reduce with.
             context.gradients.arm();
             context.gradients.finish();
-            gradient_norm = context.gradient_norm();
+            gradient_norm = context.gradient_norm()?;
         }
         let (ids, counts) = self.pairing.into_ids();
         Ok(StepOutput { ids, loss, accuracy, gradient_norm, h: self.h, z: self.z.detach(), counts })

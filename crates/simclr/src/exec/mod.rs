@@ -19,7 +19,7 @@ pub use self::{
     prefetch::{DeviceBatch, DevicePrefetcher},
 };
 use crate::{
-    TrainError,
+    ModelError, TrainError,
     dist::{BatchShards, GradientBuckets, ProcessGroup, abort_group_on_error},
     encoder::{BatchNormScope, BatchStatistics, Mode},
     methods::{BatchSlice, LossOutput, Method},
@@ -114,7 +114,7 @@ pub trait Executor {
         batches: &mut DeviceBatches<'_>,
     ) -> Result<StepOutput, TrainError> {
         let output = self.gradients(context, id.step, batches)?;
-        context.update(optimizer, &output, id.lr);
+        context.update(optimizer, &output, id.lr)?;
         Ok(output)
     }
 
@@ -168,7 +168,7 @@ impl StepContext<'_> {
     }
 
     /// Norm of the gradients after they have been summed over all ranks.
-    fn gradient_norm(&self) -> f64 {
+    fn gradient_norm(&self) -> Result<f64, ModelError> {
         optim::gradient_norm(self.method.params())
     }
 
@@ -179,14 +179,15 @@ impl StepContext<'_> {
 
     /// The update, if loss and gradient are finite. Without SyncBN the ranks' running statistics are averaged, so that all
     /// ranks hold the same model.
-    fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) {
+    fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) -> Result<(), ModelError> {
         let params = self.method.params();
         if output.gradient_norm.is_finite() {
-            optimizer.step(params, lr);
+            optimizer.step(params, lr)?;
         }
         if self.norm.scope != BatchNormScope::Global && self.group.count() > 1 {
             let buffers = params.buffers().iter().map(|(_, buffer)| buffer);
             buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.group.average(buffer));
         }
+        Ok(())
     }
 }

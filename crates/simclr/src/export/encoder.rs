@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     EvalError, ModelError,
-    checkpoint::{encode, write_atomically},
+    checkpoint::{DTYPES, encode, kind_of, write_atomically},
     encoder::{EncoderConfig, Padding},
     eval::features::{FrozenEncoder, load_encoder, load_weights},
     train::RunFolder,
@@ -186,20 +186,8 @@ fn serialise(
     encode(views, metadata).map_err(|error| other("encoder", error))
 }
 
-/// Kinds that a module of the user's may hold; our own encoders are f32 with i64 counters.
-const KINDS: [(Kind, Dtype); 8] = [
-    (Kind::Float, Dtype::F32),
-    (Kind::Int64, Dtype::I64),
-    (Kind::Double, Dtype::F64),
-    (Kind::Half, Dtype::F16),
-    (Kind::BFloat16, Dtype::BF16),
-    (Kind::Int, Dtype::I32),
-    (Kind::Uint8, Dtype::U8),
-    (Kind::Bool, Dtype::BOOL),
-];
-
 fn dtype(name: &str, tensor: &Tensor) -> Result<Dtype, EvalError> {
-    let found = KINDS.iter().find(|(kind, _)| *kind == tensor.kind());
+    let found = DTYPES.iter().find(|(kind, _)| *kind == tensor.kind());
     let unknown = || other(name, format!("tensors of {:?} cannot be exported", tensor.kind()));
     found.map(|(_, dtype)| *dtype).ok_or_else(unknown)
 }
@@ -237,13 +225,8 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalE
 
 fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
     let view = file.tensor(name).ok()?;
-    let (kind, _) = KINDS.iter().find(|(_, dtype)| *dtype == view.dtype())?;
-    Tensor::f_from_data_size(
-        view.data(),
-        &view.shape().iter().map(|&side| side as i64).collect::<Vec<_>>(),
-        *kind,
-    )
-    .ok()
+    let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
+    Tensor::f_from_data_size(view.data(), &shape, kind_of(view.dtype())?).ok()
 }
 
 /// Eight deterministic images `[8, C, S, S]` in `[0, 1]`.

@@ -1,4 +1,4 @@
-//! AdamW (decoupled decay, as torch.optim.AdamW) and LAMB (docs/method.md 4.4).
+//! AdamW (decoupled decay, as torch.optim.AdamW) and LAMB (arXiv 1904.00962).
 
 use simclr_shim::Rule;
 use tch::Tensor;
@@ -6,10 +6,10 @@ use tch::Tensor;
 use super::{OptimConfig, OptimKind, ratio_or_one};
 use crate::params::Param;
 
-/// Upper bound of phi(|w|) in LAMB (the public port's; the paper leaves it open, docs/method.md 4.4).
+/// Upper bound of phi(|w|) in LAMB: that of public ports; the paper does not specify it.
 const LAMB_MAX_NORM: f64 = 10.0;
 
-/// Epsilon where `optim.eps` is unset: PyTorch's AdamW, and the LAMB paper's (arXiv 1904.00962).
+/// `optim.eps`, by default that of PyTorch's AdamW or of the LAMB paper.
 fn eps(config: &OptimConfig) -> f64 {
     config.eps.unwrap_or(if config.kind == OptimKind::Lamb { 1e-6 } else { 1e-8 })
 }
@@ -18,22 +18,20 @@ fn bias_correction(config: &OptimConfig) -> bool {
     config.kind != OptimKind::Lamb || config.lamb_bias_correction
 }
 
-/// The rule for the kernels of the CPU and of GPUs.
-pub fn rule(config: &OptimConfig, lr: f64, steps: i64) -> Rule {
+/// The rule for the GPU kernels.
+pub fn rule(config: &OptimConfig) -> Rule {
     Rule::Adam {
-        lr,
         decay: config.weight_decay,
         beta1: config.beta1,
         beta2: config.beta2,
         eps: eps(config),
-        steps,
         bias_correction: bias_correction(config),
         max_norm: (config.kind == OptimKind::Lamb).then_some(LAMB_MAX_NORM),
     }
 }
 
-/// One update of `param` in place, by libtorch's operations; `moments` are its first and second moment, `steps` counts from 1.
-/// Returns the trust ratio (no dimension, on the device) where LAMB adapts the parameter.
+/// Updates `param` and its moments in place by ATen operations; `steps` counts from 1. Returns the trust ratio (scalar, on the
+/// device) if LAMB adapts the parameter.
 pub fn update(
     config: &OptimConfig,
     param: &Param,

@@ -38,7 +38,7 @@ impl OptimConfig {
     }
 }
 
-/// One line per group, printed at start so that a wrong exclusion is seen.
+/// One line per group: tensors, parameters, decay, adaptation.
 pub fn table(config: &OptimConfig, params: &Params) -> String {
     let rows = [
         ("weights", &[Role::Weight][..]),
@@ -51,19 +51,19 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
         "group", "tensors", "parameters", "weight decay", "adaptation"
     );
     for (name, roles) in rows {
-        let members: Vec<_> = params.params().iter().filter(|param| roles.contains(&param.role)).collect();
-        if members.is_empty() && roles == [Role::Classifier] {
+        let selected: Vec<_> = params.params().iter().filter(|param| roles.contains(&param.role)).collect();
+        if selected.is_empty() && roles == [Role::Classifier] {
             continue;
         }
-        let numbers: usize = members.iter().map(|param| param.tensor.numel()).sum();
+        let count: usize = selected.iter().map(|param| param.tensor.numel()).sum();
         let decay = if config.decays(roles[0]) { config.weight_decay } else { 0.0 };
         let adaptation = if config.adapts(roles[0]) { "layer-wise" } else { "no" };
-        text += &format!("\n{name:<24} {:>7} {numbers:>12} {decay:>13e} {adaptation:>10}", members.len());
+        text += &format!("\n{name:<24} {:>7} {count:>12} {decay:>13e} {adaptation:>10}", selected.len());
     }
     if !params.frozen().is_empty() {
-        let numbers: usize = params.frozen().iter().map(|(_, tensor)| tensor.numel()).sum();
+        let count: usize = params.frozen().iter().map(|(_, tensor)| tensor.numel()).sum();
         text += &format!(
-            "\n{:<24} {:>7} {numbers:>12} {:>13} {:>10}",
+            "\n{:<24} {:>7} {count:>12} {:>13} {:>10}",
             "frozen, not trained",
             params.frozen().len(),
             "no",

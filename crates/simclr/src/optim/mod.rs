@@ -1,4 +1,6 @@
 //! Parameter groups ([`groups`]), update rules (`momentum`: SGD and LARS; `adam`: AdamW and LAMB), learning rate ([`Schedule`]).
+//!
+//! An update rule is a function over ATen operations in a file of its own, and one of the GPU kernels of `simclr-shim`.
 
 mod adam;
 pub mod groups;
@@ -10,7 +12,7 @@ use simclr_shim::Rule;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    CheckpointError,
+    CheckpointError, ModelError,
     params::{Param, Params},
 };
 
@@ -25,11 +27,11 @@ pub struct OptimConfig {
     pub kind: OptimKind,
     /// Base learning rate, before scaling.
     pub lr: f64,
-    /// How the base is scaled with the batch of N images.
+    /// Scaling of `lr` with the batch size.
     pub scaling: Scaling,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Parameters that it applies to.
+    /// Parameters that weight decay applies to.
     pub decay: Decay,
     /// Momentum of LARS and SGD.
     pub momentum: f64,
@@ -39,20 +41,20 @@ pub struct OptimConfig {
     pub trust: f64,
     /// LARS denominator.
     pub lars_norm: LarsNorm,
-    /// Where the learning rate enters the momentum buffer (LARS, SGD).
+    /// Whether the learning rate multiplies the gradient before it enters the momentum buffer, or the buffer (LARS, SGD).
     pub lr_in_momentum: bool,
-    /// AdamW and LAMB.
+    /// Decay of the first moment (AdamW, LAMB).
     pub beta1: f64,
-    /// AdamW and LAMB.
+    /// Decay of the second moment (AdamW, LAMB).
     pub beta2: f64,
     /// AdamW and LAMB; unset: 1e-8 for AdamW (PyTorch), 1e-6 for LAMB (arXiv 1904.00962).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
-    /// LAMB: whether moments are corrected for their zero start (arXiv 1904.00962 v5; v3 and its public ports do not).
+    /// LAMB: bias correction of the moments (arXiv 1904.00962 v5; not in v3 and its public ports).
     pub lamb_bias_correction: bool,
     /// Linear warm-up, in epochs.
     pub warmup_epochs: f64,
-    /// After warm-up.
+    /// Schedule after warm-up.
     pub schedule: ScheduleKind,
 }
 
@@ -83,17 +85,17 @@ impl Default for OptimConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimKind {
-    /// Layer-wise adaptive rate scaling (docs/method.md 4.1).
+    /// Layer-wise adaptive rate scaling (arXiv 1708.03888).
     Lars,
     /// Momentum SGD.
     Sgd,
     /// Adam with decoupled weight decay.
     Adamw,
-    /// Layer-wise adaptive moments (docs/method.md 4.4).
+    /// Layer-wise adaptive moments (arXiv 1904.00962).
     Lamb,
 }
 
-/// `optim.scaling` (docs/method.md 4.2). B is the number of images of the whole batch, not of views.
+/// `optim.scaling`. B is the number of images, not views, of the whole batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
@@ -101,13 +103,13 @@ pub enum Scaling {
     Linear,
     /// lr * sqrt(B).
     Sqrt,
-    /// lr * sqrt(B / 256), for Adam-like rules anchored at 256.
+    /// lr * sqrt(B / 256).
     SqrtOf256,
     /// lr.
     None,
 }
 
-/// `optim.lars_norm` (docs/method.md 4.1).
+/// `optim.lars_norm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LarsNorm {
@@ -121,24 +123,24 @@ pub enum LarsNorm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Half a cosine to 0 (docs/method.md 4.3).
+    /// Half a cosine to 0.
     Cosine,
     /// Constant.
     Constant,
 }
 
-/// An optimizer with its state, over the parameters it was built for.
+/// An optimizer with its state, for one set of parameters.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimConfig,
     slots: Vec<Slot>,
-    /// Updates done; Adam's bias correction needs it.
+    /// Updates done, for Adam's bias correction.
     steps: i64,
     groups: String,
-    /// `[parameters]` f64 on the parameters' device: the trust ratios of the last step, NaN where there is none. LARS and LAMB.
+    /// `[parameters]` f64 on the parameters' device: the trust ratios of the last step, NaN without one. LARS and LAMB.
     trust_ratios: Option<Tensor>,
-    /// What the kernels of a GPU read anew in every step, see [`simclr_shim::Rule::now`].
-    now: Option<Tensor>,
+    /// Input of the GPU kernels, see [`Rule::step_scalars`].
+    step_scalars: Option<Tensor>,
 }
 
 /// State of one parameter.
@@ -170,59 +172,53 @@ impl Optimizer {
                 let count = params.params().len() as i64;
                 Tensor::full([count], f64::NAN, (Kind::Double, params.device()))
             }),
-            now: None,
+            step_scalars: None,
         }
     }
 
-    /// One update with learning rate `lr` from the parameters' gradients, which are dropped. A parameter without a
-    /// gradient stays as it is.
+    /// Updates `params` from their gradients, which are dropped. A parameter without a gradient is not changed.
+    ///
+    /// # Errors
+    /// libtorch or CUDA errors.
     ///
     /// # Panics
-    /// If `params` are not the ones that this optimizer was built for.
-    pub fn step(&mut self, params: &Params, lr: f64) {
-        if served(params) {
-            self.announce(params, lr);
-            return self.enqueue(params, None);
+    /// If `params` are not those of [`Optimizer::new`].
+    pub fn step(&mut self, params: &Params, lr: f64) -> Result<(), ModelError> {
+        if kernels_available(params) {
+            self.set_step_scalars(params, lr);
+            return self.launch_step(params, None);
         }
-        if params.device() != Device::Cpu {
-            return self.step_composed(params, lr);
-        }
-        self.steps += 1;
-        let done =
-            simclr_shim::optimizer_step(self.rule(lr), &self.parameters(params), self.trust_ratios.as_ref());
-        done.unwrap_or_else(|error| panic!("{error}"));
+        self.step_via_aten(params, lr)
     }
 
-    /// On a GPU with kernels, the first half of [`Optimizer::step`]: tells the device what this step's learning rate is. It is
-    /// apart, so that [`Optimizer::enqueue`] can be recorded once and done again for every step.
-    pub fn announce(&mut self, params: &Params, lr: f64) {
+    /// Writes the scalars of the next step (learning rate, bias corrections) to device memory. Separate from
+    /// [`Optimizer::launch_step`], so that the latter can be captured in a CUDA graph.
+    pub fn set_step_scalars(&mut self, params: &Params, lr: f64) {
         self.steps += 1;
-        let now = Tensor::from_slice(&self.rule(lr).now());
-        let kept = self.now.get_or_insert_with(|| Tensor::zeros([3], (Kind::Double, params.device())));
-        kept.copy_(&now);
+        let scalars = Tensor::from_slice(&self.rule().step_scalars(lr, self.steps));
+        let stored =
+            self.step_scalars.get_or_insert_with(|| Tensor::zeros([3], (Kind::Double, params.device())));
+        stored.copy_(&scalars);
     }
 
-    /// The second half: has the device update the parameters from their gradients, which are dropped. Nothing is updated
-    /// unless `guard` (f64, one number) is finite.
+    /// [`Optimizer::step`] by the GPU kernels with the scalars of [`Optimizer::set_step_scalars`]. Nothing is updated unless
+    /// `guard` (f64 scalar) is finite.
+    ///
+    /// # Errors
+    /// CUDA errors.
     ///
     /// # Panics
-    /// If nothing was announced before, or `params` are not the ones that this optimizer was built for.
-    pub fn enqueue(&self, params: &Params, guard: Option<&Tensor>) {
-        let now = self.now.as_ref().expect("a step is announced first");
-        let done = simclr_shim::gpu_optimizer_step(
-            self.rule(0.0),
-            &self.parameters(params),
-            now,
-            guard,
-            self.trust_ratios.as_ref(),
-        );
-        done.unwrap_or_else(|error| panic!("{error}"));
+    /// Without step scalars, or if `params` are not those of [`Optimizer::new`].
+    pub fn launch_step(&self, params: &Params, guard: Option<&Tensor>) -> Result<(), ModelError> {
+        let scalars = self.step_scalars.as_ref().expect("set_step_scalars comes first");
+        let (parameters, ratios) = (self.parameters(params), self.trust_ratios.as_ref());
+        Ok(simclr_shim::gpu_optimizer_step(self.rule(), &parameters, scalars, guard, ratios)?)
     }
 
-    fn rule(&self, lr: f64) -> Rule {
+    fn rule(&self) -> Rule {
         match self.config.kind {
-            OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config, lr),
-            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config, lr, self.steps),
+            OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config),
+            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config),
         }
     }
 
@@ -239,32 +235,35 @@ impl Optimizer {
         pairs.map(parameter).collect()
     }
 
-    /// [`Optimizer::step`] by libtorch's operations, parameter by parameter, as on devices without kernels.
+    /// [`Optimizer::step`] by ATen operations, parameter by parameter, on any device.
+    ///
+    /// # Errors
+    /// libtorch errors.
     ///
     /// # Panics
-    /// As there.
-    pub fn step_composed(&mut self, params: &Params, lr: f64) {
+    /// If `params` are not those of [`Optimizer::new`].
+    pub fn step_via_aten(&mut self, params: &Params, lr: f64) -> Result<(), ModelError> {
         assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
         self.steps += 1;
-        let (config, steps) = (&self.config, self.steps);
-        tch::no_grad(|| {
-            for (index, (param, slot)) in params.params().iter().zip(&mut self.slots).enumerate() {
-                let gradient = param.tensor.grad();
-                if !gradient.defined() {
-                    continue;
-                }
-                let ratio = match &mut slot.second {
-                    None => momentum::update(config, param, &gradient, &mut slot.first, lr),
-                    Some(second) => {
-                        adam::update(config, param, &gradient, (&mut slot.first, second), lr, steps)
-                    }
-                };
-                if let (Some(ratio), Some(ratios)) = (ratio, &self.trust_ratios) {
-                    ratios.select(0, index as i64).copy_(&ratio);
-                }
-                simclr_shim::drop_gradient(&param.tensor).unwrap_or_else(|error| panic!("{error}"));
+        let _no_grad = tch::no_grad_guard();
+        for (index, (param, slot)) in params.params().iter().zip(&mut self.slots).enumerate() {
+            let gradient = param.tensor.grad();
+            if !gradient.defined() {
+                continue;
             }
-        });
+            let ratio = match &mut slot.second {
+                None => momentum::update(&self.config, param, &gradient, &mut slot.first, lr),
+                Some(second) => {
+                    let moments = (&mut slot.first, second);
+                    adam::update(&self.config, param, &gradient, moments, lr, self.steps)
+                }
+            };
+            if let (Some(ratio), Some(ratios)) = (ratio, &self.trust_ratios) {
+                ratios.select(0, index as i64).copy_(&ratio);
+            }
+            simclr_shim::drop_gradient(&param.tensor)?;
+        }
+        Ok(())
     }
 
     /// State by name (`optim.first.encoder.conv1.weight`, ...), for checkpoints.
@@ -279,10 +278,10 @@ impl Optimizer {
         state
     }
 
-    /// Puts a state back. `get` answers with a tensor of the wanted name and shape, or says what is wrong.
+    /// Restores a state. `get` returns the tensor of a name and shape.
     ///
     /// # Errors
-    /// What `get` said.
+    /// Errors of `get`.
     pub fn load_state(
         &mut self,
         get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
@@ -299,7 +298,7 @@ impl Optimizer {
     }
 
     /// Smallest and largest trust ratio of the last step over the adapted parameters; `None` before the first step, and for
-    /// rules without one. Reads from the device.
+    /// rules without one. Synchronises with the device.
     pub fn trust_ratio_range(&self) -> Option<[f64; 2]> {
         let ratios = Vec::<f64>::try_from(self.trust_ratios.as_ref()?.to_device(Device::Cpu)).ok()?;
         let ratios: Vec<f64> = ratios.into_iter().filter(|ratio| !ratio.is_nan()).collect();
@@ -307,45 +306,45 @@ impl Optimizer {
         (!ratios.is_empty()).then(|| [fold(f64::INFINITY, f64::min), fold(0.0, f64::max)])
     }
 
-    /// One line per parameter group: tensors, numbers, decay, adaptation.
+    /// One line per parameter group: tensors, parameters, decay, adaptation.
     pub fn group_table(&self) -> &str {
         &self.groups
     }
 }
 
-/// Whether the kernels for GPUs work on `params`.
-pub fn served(params: &Params) -> bool {
-    params.params().first().is_some_and(|param| simclr_shim::gpu::serves(&param.tensor))
+/// Whether there are GPU kernels for the device of `params`.
+pub fn kernels_available(params: &Params) -> bool {
+    params.params().first().is_some_and(|param| simclr_shim::gpu::kernels_available(&param.tensor))
 }
 
-/// Norm of the gradient of all parameters together, one number back from the device; 0 where there is none.
-pub fn gradient_norm(params: &Params) -> f64 {
-    let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
-    if params.device() == Device::Cpu && !served(params) {
-        return simclr_shim::gradient_norm(&weights).unwrap_or_else(|error| panic!("{error}"));
-    }
-    if served(params) && weights.iter().any(|weight| weight.grad().defined()) {
-        return gradient_norm_on_gpu(params).double_value(&[]);
-    }
-    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
-    let norms: Vec<Tensor> = gradients.map(|gradient| gradient.norm()).collect();
-    if norms.is_empty() {
-        return 0.0;
-    }
-    Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[])
-}
-
-/// [`gradient_norm`] on a GPU with kernels, `[]` in f64, without waiting for it.
+/// Norm of the gradients of all parameters together, 0 without gradients. Synchronises with the device.
 ///
-/// # Panics
-/// If no parameter has a gradient.
-pub fn gradient_norm_on_gpu(params: &Params) -> Tensor {
-    let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
-    simclr_shim::gpu_gradient_norm(&weights).unwrap_or_else(|error| panic!("{error}"))
+/// # Errors
+/// CUDA errors.
+pub fn gradient_norm(params: &Params) -> Result<f64, ModelError> {
+    let gradients = params.params().iter().map(|param| param.tensor.grad()).filter(Tensor::defined);
+    let gradients: Vec<Tensor> = gradients.collect();
+    if gradients.is_empty() {
+        return Ok(0.0);
+    }
+    if kernels_available(params) {
+        return Ok(gradient_norm_on_gpu(params)?.double_value(&[]));
+    }
+    let norms: Vec<Tensor> = gradients.iter().map(Tensor::norm).collect();
+    Ok(Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[]))
 }
 
-/// The layer-wise ratio `numerator / denominator`, 1 where either is not above 0 (a zero-initialised layer must be
-/// able to leave zero). No dimension; on the device.
+/// [`gradient_norm`] by the GPU kernels: `[]` in f64 on the device, without synchronisation.
+///
+/// # Errors
+/// CUDA errors; no parameter has a gradient.
+pub fn gradient_norm_on_gpu(params: &Params) -> Result<Tensor, ModelError> {
+    let weights: Vec<_> = params.params().iter().map(|param| &param.tensor).collect();
+    Ok(simclr_shim::gpu_gradient_norm(&weights)?)
+}
+
+/// The layer-wise ratio `numerator / denominator`, 1 unless both are positive (a zero-initialised layer must be able to leave
+/// zero). A scalar on the device.
 fn ratio_or_one(numerator: &Tensor, denominator: &Tensor) -> Tensor {
     let usable = numerator.gt(0.0).logical_and(&denominator.gt(0.0));
     (numerator / denominator).where_self(&usable, &numerator.ones_like())

@@ -1,4 +1,4 @@
-//! Momentum SGD, and LARS, which scales each layer's step by |w| / |g| (docs/method.md 4.1).
+//! Momentum SGD, and LARS (arXiv 1708.03888), which scales each layer's step by |w| / |g|.
 
 use simclr_shim::{Rule, Trust};
 use tch::Tensor;
@@ -6,10 +6,9 @@ use tch::Tensor;
 use super::{LarsNorm, OptimConfig, OptimKind, ratio_or_one};
 use crate::params::Param;
 
-/// The rule for the kernels of the CPU and of GPUs.
-pub fn rule(config: &OptimConfig, lr: f64) -> Rule {
+/// The rule for the GPU kernels.
+pub fn rule(config: &OptimConfig) -> Rule {
     Rule::Momentum {
-        lr,
         decay: config.weight_decay,
         momentum: config.momentum,
         nesterov: config.nesterov,
@@ -21,13 +20,12 @@ pub fn rule(config: &OptimConfig, lr: f64) -> Rule {
     }
 }
 
-/// One update of `param` in place, by libtorch's operations; `velocity` is its momentum buffer. Nothing comes back to
-/// the host.
+/// Updates `param` and its momentum buffer `velocity` in place by ATen operations, without host synchronisation.
 ///
 /// With `lr_in_momentum` (google-research/simclr `lars_optimizer.py`, `classic_momentum`): v = m v + s g, w -= v, where
 /// s = lr x ratio. Without (PyTorch's convention): v = m v + ratio x g, w -= lr v. Both agree while lr is constant.
 ///
-/// Returns the trust ratio (no dimension, on the device) where LARS adapts the parameter.
+/// Returns the trust ratio (scalar, on the device) if LARS adapts the parameter.
 pub fn update(
     config: &OptimConfig,
     param: &Param,
@@ -49,7 +47,7 @@ pub fn update(
     ratio
 }
 
-/// eeta |w| / |g|, by either denominator; 1 where a norm is 0. No dimension.
+/// eeta |w| / |g| with either denominator; 1 if a norm is 0. A scalar.
 fn trust_ratio(config: &OptimConfig, param: &Param, gradient: &Tensor, decayed: &Tensor) -> Tensor {
     let weight = param.tensor.norm();
     let denominator = match config.lars_norm {

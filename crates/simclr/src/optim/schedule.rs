@@ -1,4 +1,4 @@
-//! Learning rate over steps: linear warm-up, then half a cosine (docs/method.md 4.3; google-research/simclr `model_util.py`).
+//! Learning rate over steps: linear warm-up, then half a cosine (google-research/simclr `model_util.py`).
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,7 @@ impl Schedule {
         }
     }
 
-    /// Learning rate at `step`; 0 at step 0 where there is a warm-up, as in the official code.
+    /// Learning rate at `step`; with warm-up, 0 at step 0, as in the official code.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;

@@ -73,7 +73,7 @@ pub fn fit(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    group.set_timeouts(&config.ranks);
+    group.set_timeouts(&config.dist);
     let opened = all_ok(group, setup::open(group, config, data))?;
     let AutoConfigured { config, facts } = auto_configure(group, &opened, written)?;
     let Prepared { dataset, plan, mut method, mut optimizer } =

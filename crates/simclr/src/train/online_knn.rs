@@ -86,8 +86,11 @@ impl OnlineKnn {
                 continue;
             }
             let (size, channels) = (self.transform.size as i64, dataset.channels() as i64);
-            let images =
-                to_device(&read.pixels, [read.ids.len() as i64, channels, size, size], model.params.device());
+            let images = to_device(
+                &read.pixels,
+                [read.ids.len() as i64, channels, size, size],
+                model.params.device(),
+            )?;
             let h = tch::no_grad(|| model.encoder.forward(&images, &Mode::Eval, model.precision))?;
             features.push(h.to_device(Device::Cpu));
             labels.extend(read.ids.iter().filter_map(|&id| self.labels[id]).map(i64::from));
