@@ -138,7 +138,8 @@ impl LargeStep<'_> {
             // The gradients of all chunks are there together: nothing is left to overlap with.
             buckets.arm();
             buckets.finish();
-            gradient_norm = optim::gradient_norm(&model.params)?;
+            let norm = optim::gradient_norm(&model.params).map_err(TrainError::from);
+            gradient_norm = abort_group_on_error(group, norm)?;
         }
         let (z, counts) = (z.detach(), paired.counts);
         Ok((paired.ids, Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))

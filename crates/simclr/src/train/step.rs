@@ -79,7 +79,8 @@ fn gradients_of(
         buckets.arm();
         loss.backward();
         buckets.finish();
-        gradient_norm = optim::gradient_norm(&model.params)?;
+        let norm = optim::gradient_norm(&model.params).map_err(TrainError::from);
+        gradient_norm = abort_group_on_error(group, norm)?;
     }
     let (h, z, counts) = (h.detach(), z.detach(), shards.counts().to_vec());
     Ok((ids.concat(), Stepped { loss: value, accuracy, gradient_norm, h, z, counts }))
@@ -148,9 +149,10 @@ impl Setting<'_> {
     ///
     /// # Errors
     /// See [`Optimizer::step`].
-    pub fn update(&self, optimizer: &mut Optimizer, done: &Stepped, lr: f64) -> Result<(), ModelError> {
+    pub fn update(&self, optimizer: &mut Optimizer, done: &Stepped, lr: f64) -> Result<(), TrainError> {
         if done.gradient_norm.is_finite() {
-            optimizer.step(&self.model.params, lr)?;
+            let updated = optimizer.step(&self.model.params, lr).map_err(TrainError::from);
+            abort_group_on_error(self.group, updated)?;
         }
         if self.over != BatchNormScope::Global && self.group.count() > 1 {
             let buffers = self.model.params.buffers().iter().map(|(_, buffer)| buffer);
