@@ -15,7 +15,7 @@ OUT = "crates/simclr/tests/golden/foreign.safetensors"
 
 
 def made_up(name, tensor):
-    """Every number from the tensor's name and its place: the same in tests/judge.rs."""
+    """Every number from the tensor's name and its place: the same in tests/evaluation.rs."""
     salt = 0
     for byte in name.encode():
         salt = (salt * 31 + byte) % 1009

@@ -6,7 +6,7 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use simclr::{
-    eval::probes::{lbfgs::Lbfgs, linear::fit_with},
+    eval::{options::Lbfgs, probes::linear::fit_with},
     knn::{accuracy, knn_predict},
 };
 use tch::{Kind, Tensor};

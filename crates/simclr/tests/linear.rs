@@ -4,9 +4,9 @@
 
 use simclr::{
     eval::{
-        options::LinearOptions,
+        options::{Lbfgs, LinearOptions},
         probes::{
-            lbfgs::{Lbfgs, Stop},
+            lbfgs::Stop,
             linear::{fit, fit_with},
         },
     },

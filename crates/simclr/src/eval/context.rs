@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{
     features::{FrozenEncoder, ReadOptions},
     options::EvalConfig,
-    report::results_cache::ResultsCache,
+    report::ResultsCache,
 };
 use crate::{
     EvalError,

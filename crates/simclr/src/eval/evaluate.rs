@@ -9,7 +9,7 @@ use simclr_data::Dataset;
 
 use super::{
     context::EvalContext,
-    data::labelled_set::LabelledSet,
+    data::LabelledSet,
     features::{DecodableImages, FrozenEncoder, cache, load_encoder},
     finetune::{
         protocols::{self, TrainedProtocols},
@@ -22,9 +22,8 @@ use super::{
         transfer::TransferProbe,
     },
     report::{
-        history,
-        results::{Cell, DataFacts, ProtocolFacts, Results, Row, RunFacts, SCHEMA, TransferRow},
-        results_cache::ResultsCache,
+        Cell, ResultsCache, Row, TransferRow, history,
+        results::{DataFacts, ProtocolFacts, Results, RunFacts, SCHEMA},
     },
 };
 use crate::{

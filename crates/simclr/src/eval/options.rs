@@ -8,49 +8,37 @@ use std::{
 use serde::{Deserialize, Serialize};
 use simclr_data::{augment::TransformChange, dataset::Labels};
 
-use super::{layer::Layer, probes::lbfgs::Lbfgs};
+use super::layer::Layer;
 use crate::{knn, optim::OptimKind};
 
 /// Share of the labelled images that hyper-parameters are chosen on.
 pub(crate) const HOLD_OUT: f64 = 0.2;
 
-/// Options of one evaluation.
+/// Options of one evaluation; the keys are described in [`KEYS`](super::KEYS).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "`KEYS` describes the keys")]
 pub struct EvalConfig {
-    /// Protocols that run besides kNN and linear classifiers on frozen features.
     pub protocols: Vec<Protocol>,
-    /// Neighbours of kNN; 0 = [`knn::default_k`].
     pub knn_k: i64,
-    /// Temperature of the kNN votes; none = plain majority.
     pub knn_temperature: Option<f64>,
-    /// Neighbours of the retrieval protocol.
     pub retrieval_k: i64,
     /// Columns of the table: fractions of the training labels. If the default fractions below 1 come to the same number of
     /// labels on a small set, labels per class replace them.
     pub label_fractions: Vec<f64>,
-    /// Further columns: labels per class.
     pub labels_per_class: Vec<usize>,
     /// Files of image names, one a line. Each replaces the drawn subsets of the column nearest to it in size.
     pub label_lists: Vec<PathBuf>,
-    /// Class-balanced subsets drawn for each column with fewer than all labels.
     pub draws: usize,
-    /// Evaluated outputs of the model, one row each.
     pub layers: Vec<Layer>,
-    /// Random-init controls; their seeds count up from the run's seed + 1.
     pub random_inits: usize,
-    /// Seed of subsets, hold-outs and folds.
     pub seed: u64,
-    /// Replaces keys of the run's `[transform]`.
     pub transform: TransformChange,
     /// The linear classifier; its seed is replaced by `seed`. Not a configuration key.
     #[serde(skip_deserializing)]
     pub linear: LinearOptions,
-    /// The protocols that train on the evaluated set.
     pub trained: TrainedOptions,
-    /// Other data sets for the transfer protocol.
     pub transfer: Vec<TransferSet>,
-    /// Fine-tuning on these sets.
     pub transfer_finetune: TransferFinetune,
     /// Source of the labels of the evaluated set. Part of the fingerprint of the set, hence not of the options.
     #[serde(skip)]
@@ -122,28 +110,20 @@ impl FromStr for Protocol {
 /// Protocols that train on the evaluated set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "`KEYS` describes the keys")]
 pub struct TrainedOptions {
     /// Images per step, at most; a quarter of the labels if that is fewer. None: 256, or the recipe's.
     pub batch: Option<usize>,
-    /// Epochs. None: as in the paper, 60 below 5 % of the labels and 30 from there on, 90 for the linear classifier.
     pub epochs: Option<f64>,
-    /// Seeds of each model trained with all labels, counting up from the run's.
     pub seeds: u64,
-    /// Optimizer, learning rates and batch of fine-tuning.
     pub finetune_recipe: FinetuneRecipe,
-    /// Base learning rates of fine-tuning; empty: the recipe's. Several are compared on a hold-out of the labels.
     pub finetune_rates: Vec<f64>,
-    /// Several rates are compared up to this number of labels; with more, the first is used.
     pub sweep_below: usize,
     /// Fine-tuned subsets of each column with fewer than all labels: the first of those of the linear classifier.
     pub finetune_draws: usize,
-    /// Layers of the projection head below the classifier, one row each (0: from h; SimCLRv2: 1).
     pub head_layers: Vec<usize>,
-    /// Base learning rates of the linear classifier on crops, for 256 images; several are compared on a hold-out.
     pub linear_rates: Vec<f64>,
-    /// Weight decays of the linear classifier on crops; several are compared on a hold-out.
     pub linear_decays: Vec<f64>,
-    /// Optimizer of the linear classifier on crops: SGD, or LARS as the paper's alternative (B.6).
     pub linear_optim: OptimKind,
 }
 
@@ -180,20 +160,15 @@ pub enum FinetuneRecipe {
 /// Fine-tuning on transfer sets (paper B.8.2). Empty lists stand for the paper's values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "`KEYS` describes the keys")]
 pub struct TransferFinetune {
-    /// Images per step, at most all of the set.
     pub batch: usize,
-    /// Steps of each training from the run's weights.
     pub steps: u64,
-    /// Learning rates from the run's weights, not scaled with the batch.
     pub rates: Vec<f64>,
     /// Weight decays from the run's weights, each divided by the learning rate before use.
     pub decays: Vec<f64>,
-    /// Steps of each training from fresh weights; none: twice `steps`.
     pub fresh_steps: Option<u64>,
-    /// Learning rates from fresh weights; empty: `rates`.
     pub fresh_rates: Vec<f64>,
-    /// Weight decays from fresh weights; empty: `decays`.
     pub fresh_decays: Vec<f64>,
 }
 
@@ -206,14 +181,11 @@ impl Default for TransferFinetune {
 }
 
 /// Hyper-parameters tried from one initialisation: every rate with every decay.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TransferSearch {
-    /// Steps of each training.
-    pub steps: u64,
-    /// Learning rates.
-    pub rates: Vec<f64>,
+pub(crate) struct TransferSearch {
+    pub(crate) steps: u64,
+    pub(crate) rates: Vec<f64>,
     /// Weight decays times the learning rate.
-    pub decays: Vec<f64>,
+    pub(crate) decays: Vec<f64>,
 }
 
 impl TransferFinetune {
@@ -370,6 +342,23 @@ impl LinearOptions {
     }
 }
 
+/// Stopping criteria and history length of the L-BFGS solver.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lbfgs {
+    /// Stored pairs (step, gradient change).
+    pub history: usize,
+    /// Largest number of iterations.
+    pub max_iterations: usize,
+    /// Largest absolute gradient component at convergence.
+    pub tolerance: f64,
+}
+
+impl Default for Lbfgs {
+    fn default() -> Self {
+        Self { history: 10, max_iterations: 1000, tolerance: 1e-5 }
+    }
+}
+
 /// Term that the penalty `lambda/2 |W|^2` is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -416,56 +405,4 @@ impl EvalConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Figures cached by earlier versions are found by this text.
-    #[test]
-    fn linear_options_keep_the_text_of_cached_figures() {
-        let options = LinearOptions { lambdas: vec![0.5], ..LinearOptions::default() };
-        assert_eq!(
-            format!("{options:?}"),
-            "LinearOptions { lambdas: [0.5], patience: Some(2), penalty: Mean, standardise: true, seed: 0, \
-             tune_images: 10000, folds_below: 1000, solver: Lbfgs { history: 10, max_iterations: 1000, tolerance: 1e-5 }, \
-             tuning_solver: Lbfgs { history: 10, max_iterations: 200, tolerance: 0.0001 } }"
-        );
-    }
-
-    #[test]
-    fn log_spacing_of_the_transfer_protocol() {
-        let values = log_spaced(1e-6, 1e5, 45);
-        assert_eq!(values.len(), 45);
-        assert!((values[4] - 10f64.powf(-6.0 + 1.0)).abs() < 1e-12);
-        assert!((values[44] - 1e5).abs() < 1e-6);
-    }
-
-    /// Paper B.8.2 by closed forms: value i of n from a to b is a (b / a)^(i / (n - 1)).
-    #[test]
-    fn transfer_grids_match_the_paper() {
-        let near = |found: &[f64], exponent: &dyn Fn(f64) -> f64| {
-            for (i, value) in found.iter().enumerate() {
-                let expected = 10f64.powf(exponent(i as f64));
-                assert!((value / expected - 1.0).abs() < 1e-12, "{i}: {value} {expected}");
-            }
-        };
-        let options = TransferFinetune::default();
-        let (tuned, fresh) = (options.pretrained(), options.fresh());
-        assert_eq!((options.batch, tuned.steps, fresh.steps), (256, 20_000, 40_000));
-        assert_eq!((tuned.rates.len(), tuned.decays.len()), (7, 8));
-        near(&tuned.rates, &|i| -4.0 + i / 2.0);
-        assert_eq!(tuned.decays[0], 0.0);
-        near(&tuned.decays[1..], &|i| -6.0 + i / 2.0);
-        assert_eq!((fresh.rates.len(), fresh.decays.len()), (7, 8));
-        near(&fresh.rates, &|i| -3.0 + i / 2.0);
-        near(&fresh.decays, &|i| -5.0 + i / 2.0);
-    }
-
-    #[test]
-    fn transfer_sets_are_paths_with_a_metric() {
-        let set: TransferSet = "no/such:folder:map-11".parse().unwrap();
-        assert_eq!((set.path, set.metric), ("no/such:folder".into(), Metric::Map11));
-        let error = "pets:map-12".parse::<TransferSet>().unwrap_err();
-        assert!(error.contains("unknown metric `map-12`"), "{error}");
-        assert_eq!("dtd".parse::<TransferSet>().unwrap().metric, Metric::Top1);
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::splits::{self, Split};
 use crate::{
-    eval::{options::Metric, report::figure::Predictions},
+    eval::{options::Metric, report::Predictions},
     knn,
 };
 

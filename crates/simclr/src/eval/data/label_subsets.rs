@@ -8,7 +8,7 @@ use crate::{
     EvalError,
     eval::{
         options::EvalConfig,
-        report::{figure::Figure, results::Cell},
+        report::{Cell, Figure},
     },
     train::RunFolder,
 };

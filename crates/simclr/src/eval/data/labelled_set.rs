@@ -60,51 +60,36 @@ impl LabelledSet {
                 format!("expected at least 2 classes, got {}", train.classes().len()),
             ));
         }
-        let mut set = match TestPart::open(path, &train, labels_from)? {
-            Some(part) => Self::with_test_part(train, train_labels, part, seed),
-            None => Self::held_out(path, train, train_labels, seed)?,
+        let part = TestPart::open(path, &train, labels_from)?;
+        let seen = |note: &&String| !train.notes().contains(note);
+        let own = part.iter().flat_map(|part| part.set.label_notes()).filter(seen);
+        let replacement = part.as_ref().and_then(|part| part.replacement.clone());
+        let notes = own.map(|note| format!("test part: {note}"));
+        let notes = replacement.iter().cloned().chain(notes).chain(train.notes().to_vec()).collect();
+        let (train_indices, test_indices) = match &part {
+            Some(part) => ((0..train.len()).collect(), (0..part.set.len()).collect()),
+            None => splits::hold_out(&train_labels, train.classes().len(), HOLD_OUT, seed),
         };
-        set.labels = labels_from.clone();
-        let on_classes = set.notes_on_classes(path)?;
-        set.notes.extend(set.train.notes().iter().cloned().chain(on_classes));
-        Ok(set)
-    }
-
-    fn with_test_part(train: Dataset, train_labels: Vec<i64>, part: TestPart, seed: u64) -> Self {
-        let own = part.set.label_notes().iter().filter(|note| !train.notes().contains(note));
-        let on_labels = own.map(|note| format!("test part: {note}"));
-        let notes = part.replacement.iter().cloned().chain(on_labels).collect();
-        Self {
-            train_indices: (0..train.len()).collect(),
-            test_indices: (0..part.set.len()).collect(),
-            train,
-            test: Some(part.set),
-            train_labels,
-            test_labels: part.labels,
-            seed,
-            labels: Labels::Auto,
-            tests_on_validation: part.replacement.is_some(),
-            notes,
-        }
-    }
-
-    fn held_out(path: &Path, train: Dataset, labels: Vec<i64>, seed: u64) -> Result<Self, EvalError> {
-        let (train_indices, test_indices) = splits::hold_out(&labels, train.classes().len(), HOLD_OUT, seed);
-        if test_indices.is_empty() {
+        if part.is_none() && test_indices.is_empty() {
             return Err(no_labels(path, "too few images to hold some out for testing".into()));
         }
-        Ok(Self {
+        let (test, test_labels) =
+            part.map_or((None, train_labels.clone()), |part| (Some(part.set), part.labels));
+        let (labels, tests_on_validation) = (labels_from.clone(), replacement.is_some());
+        let mut set = Self {
             train,
-            test: None,
+            test,
             train_indices,
             test_indices,
-            test_labels: labels.clone(),
-            train_labels: labels,
+            train_labels,
+            test_labels,
             seed,
-            notes: Vec::new(),
-            labels: Labels::Auto,
-            tests_on_validation: false,
-        })
+            notes,
+            labels,
+            tests_on_validation,
+        };
+        set.notes.extend(set.notes_on_classes(path)?);
+        Ok(set)
     }
 
     /// Classes without images in one of the two parts, with their images in the other.

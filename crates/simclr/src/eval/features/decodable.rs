@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::extract::{BadImage, label_tensor};
-use crate::eval::data::labelled_set::LabelledSet;
+use crate::eval::data::LabelledSet;
 
 /// Indices in the respective split, ascending.
 pub(crate) struct DecodableImages {

@@ -14,17 +14,10 @@ use super::{
 use crate::{
     EvalError, RunConfig,
     eval::{
-        data::{
-            label_subsets::{Column, LabelSubsets},
-            labelled_set::LabelledSet,
-            splits,
-        },
+        data::{Column, LabelSubsets, LabelledSet, splits},
         features::{DecodableImages, label_tensor},
         options::{EvalConfig, HOLD_OUT, Protocol, TrainedOptions},
-        report::{
-            figure::Figure,
-            results::{Cell, Row},
-        },
+        report::{Cell, Figure, Row},
     },
     optim::OptimKind,
 };

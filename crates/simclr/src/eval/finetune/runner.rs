@@ -15,9 +15,9 @@ use crate::{
     encoder::Mode,
     eval::{
         context::EvalContext,
-        data::{label_subsets::name_lines, labelled_set::checksum},
+        data::{checksum, name_lines},
         features,
-        report::{figure::Figure, results_cache::FigureKey},
+        report::{Figure, FigureKey},
     },
     model::Model,
     train::{Observer, Outcome, RunFolder, StepReport, pretrain, state::init_from},

@@ -15,12 +15,9 @@ use crate::{
     EvalError, RunConfig,
     eval::{
         context::EvalContext,
-        data::{image_labels::ImageLabels, labelled_set::LabelledSet},
+        data::{ImageLabels, LabelledSet},
         options::{HOLD_OUT, TransferFinetune, TransferSearch, TransferSet},
-        report::{
-            figure::Figure,
-            results::{TransferRow, Tuned},
-        },
+        report::{Figure, TransferRow, Tuned},
     },
 };
 

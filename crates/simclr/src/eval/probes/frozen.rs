@@ -12,20 +12,12 @@ use crate::{
     EvalError,
     eval::{
         context::EvalContext,
-        data::{
-            label_subsets::{Column, LabelSubsets},
-            labelled_set::{LabelledSet, checksum},
-        },
-        features::{
-            BadImage, DecodableImages, Extracted, FrozenEncoder,
-            cache::{Columns, FeatureCache, Part},
-        },
+        data::{Column, LabelSubsets, LabelledSet, checksum},
+        features::{BadImage, Columns, DecodableImages, Extracted, FeatureCache, FrozenEncoder, Part},
         options::LinearOptions,
         report::{
-            figure::Figure,
+            Cell, Figure, FigureKey, Row,
             per_class::{self, PerClass},
-            results::{Cell, Row},
-            results_cache::FigureKey,
         },
     },
     knn::{self, Neighbours},

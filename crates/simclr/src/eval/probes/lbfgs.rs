@@ -9,27 +9,10 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::line_search::{Action, LineSearch};
-
-/// Stopping criteria and history length.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Lbfgs {
-    /// Stored pairs (step, gradient change).
-    pub history: usize,
-    /// Largest number of iterations.
-    pub max_iterations: usize,
-    /// Largest absolute gradient component at convergence.
-    pub tolerance: f64,
-}
-
-impl Default for Lbfgs {
-    fn default() -> Self {
-        Self { history: 10, max_iterations: 1000, tolerance: 1e-5 }
-    }
-}
+use crate::eval::options::Lbfgs;
 
 /// Reason why a search ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +70,6 @@ pub trait Functions {
 }
 
 impl Lbfgs {
-    /// Minimises one function from `start`. `function(x, gradient)` writes the gradient and returns the value.
-    pub fn minimise(&self, start: Vec<f64>, function: &mut dyn FnMut(&[f64], &mut [f64]) -> f64) -> Minimum {
-        let start = Tensor::from_slice(&start).unsqueeze(0);
-        self.minimise_all(start, &mut One(function)).remove(0)
-    }
-
     /// Minimises all of `functions` from the rows of `start` `[P, d]`.
     pub fn minimise_all(&self, start: Tensor, functions: &mut dyn Functions) -> Vec<Minimum> {
         let _guard = tch::no_grad_guard();
@@ -102,18 +79,6 @@ impl Lbfgs {
         }
         let minima = descent.minima.into_iter();
         minima.map(|minimum| minimum.expect("the loop runs until every function has ended")).collect()
-    }
-}
-
-/// Adapter of a single function.
-struct One<'a>(&'a mut dyn FnMut(&[f64], &mut [f64]) -> f64);
-
-impl Functions for One<'_> {
-    fn evaluate(&mut self, points: &Tensor) -> (Tensor, Tensor) {
-        let x = to_host(points);
-        let mut gradient = vec![0.0; x.len()];
-        let value = (self.0)(&x, &mut gradient);
-        (Tensor::from_slice(&[value]), Tensor::from_slice(&gradient).unsqueeze(0))
     }
 }
 

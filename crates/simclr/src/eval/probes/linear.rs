@@ -9,14 +9,14 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    lbfgs::{Lbfgs, Minimum},
+    lbfgs::Minimum,
     logistic::{self, Problems, Sample},
     standardise::Standardisation,
 };
 use crate::{
     eval::{
         data::splits,
-        options::{HOLD_OUT, LinearOptions},
+        options::{HOLD_OUT, Lbfgs, LinearOptions},
     },
     knn,
 };
@@ -346,17 +346,7 @@ impl Drop for OneThread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::probes::lbfgs::Stop;
-
-    /// Three overlapping clusters in 4 dimensions, one of which is constant.
-    fn clusters(n: i64, seed: u64) -> (Tensor, Tensor) {
-        tch::set_num_threads(1);
-        let labels = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).remainder(3);
-        let centres =
-            Tensor::from_slice(&[1.0f32, 0.0, 0.0, 7.0, 0.0, 1.0, 0.0, 7.0, 0.0, 0.0, 1.0, 7.0]).view([3, 4]);
-        let noise = crate::test_normals(seed, &[n, 4]) * Tensor::from_slice(&[0.7f32, 0.7, 0.7, 0.0]);
-        (centres.index_select(0, &labels) + noise, labels)
-    }
+    use crate::eval::probes::{lbfgs::Stop, logistic::tests::clusters};
 
     #[test]
     fn constant_dimensions_get_no_weight() {

@@ -9,9 +9,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     curvature::{Curvature, Moments},
-    lbfgs::{Functions, Lbfgs, Minimum},
+    lbfgs::{Functions, Minimum},
     standardise::Standardisation,
 };
+use crate::eval::options::Lbfgs;
 
 /// Images of one classifier: raw features `[n, F]`, their scaling, labels `[n]`.
 pub(super) struct Sample<'a> {
@@ -343,4 +344,4 @@ fn blocks(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

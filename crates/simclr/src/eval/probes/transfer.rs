@@ -11,21 +11,11 @@ use crate::{
     EvalError,
     eval::{
         context::EvalContext,
-        data::{
-            image_labels::{GroundTruth, ImageLabels},
-            labelled_set::LabelledSet,
-            splits::Split,
-        },
-        features::{
-            FrozenEncoder, ReadOptions,
-            cache::{Columns, FeatureCache, Part},
-        },
+        data::{GroundTruth, ImageLabels, LabelledSet, splits::Split},
+        features::{Columns, FeatureCache, FrozenEncoder, Part, ReadOptions},
         layer::Layer,
         options::{HOLD_OUT, LinearOptions, Metric, TransferSet},
-        report::{
-            results::TransferRow,
-            results_cache::{FigureKey, ResultsCache},
-        },
+        report::{FigureKey, ResultsCache, TransferRow},
     },
 };
 

@@ -11,16 +11,13 @@ pub const SCHEMA: u32 = 5;
 
 /// All figures of one evaluation and everything they depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct Results {
-    /// [`SCHEMA`].
     pub schema: u32,
     /// Version of this program.
     pub simclr: String,
-    /// The evaluated run.
     pub run: RunFacts,
-    /// The evaluated set.
     pub data: DataFacts,
-    /// The protocols.
     pub protocol: ProtocolFacts,
     /// The [`EvalConfig`](crate::eval::EvalConfig) as given or by default.
     #[serde(default)]
@@ -35,43 +32,36 @@ pub struct Results {
 
 /// The evaluated run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct RunFacts {
-    /// Architecture, human-readable.
     pub encoder: String,
-    /// F.
     pub feature_dim: i64,
-    /// S.
     pub image_size: usize,
     /// Input transform; older results lack it.
     #[serde(default)]
     pub transform: Option<EvalTransform>,
-    /// C.
     pub channels: i64,
     /// File name of the checkpoint, the newest of the run.
     pub checkpoint: String,
     /// Digest of architecture and weights; empty in results of earlier versions.
     #[serde(default)]
     pub weights: String,
-    /// Training steps done.
     pub step: u64,
     /// Training steps planned, if recorded.
     pub total_steps: Option<u64>,
-    /// Seed of the run.
     pub seed: u64,
 }
 
 /// The evaluated set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct DataFacts {
-    /// As given.
     pub path: String,
-    /// K.
     pub classes: usize,
     /// Images of the training part (the bank) without bad ones.
     pub train_images: usize,
     /// Images of the test part without bad ones.
     pub test_images: usize,
-    /// Fingerprint of the training split.
     pub train_fingerprint: String,
     /// Fingerprint of the test split; none if it is a hold-out of the training split.
     pub test_fingerprint: Option<String>,
@@ -87,6 +77,7 @@ pub struct DataFacts {
 
 /// The protocols.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct ProtocolFacts {
     /// Neighbours, as used.
     pub knn_k: i64,
@@ -94,13 +85,9 @@ pub struct ProtocolFacts {
     pub knn_temperature: Option<f64>,
     /// Neighbours of the retrieval; 0 if it did not run.
     pub retrieval_k: i64,
-    /// Description of the linear classifier.
     pub linear: String,
-    /// Candidates for lambda.
     pub lambdas: Vec<f64>,
-    /// Seed of subsets, hold-outs and folds.
     pub seed: u64,
-    /// Seeds of the random-init encoders.
     pub random_init_seeds: Vec<u64>,
     /// Row name and description of each protocol that trains.
     pub trained: Vec<(String, String)>,
@@ -108,12 +95,10 @@ pub struct ProtocolFacts {
 
 /// One data set of the transfer protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct TransferRow {
-    /// Path as given.
     pub data: String,
-    /// Fingerprint of its training split.
     pub fingerprint: String,
-    /// Reported metric.
     pub metric: Metric,
     /// Training and test images.
     pub images: (usize, usize),
@@ -142,16 +127,15 @@ pub struct TransferRow {
 
 /// One network fine-tuned on a set of the transfer protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct Tuned {
     /// The set's metric on its test part, `[0, 1]`.
     pub figure: f64,
-    /// Chosen learning rate.
     pub learning_rate: f64,
     /// Chosen weight decay as used: the grid's value divided by the learning rate.
     pub weight_decay: f64,
     /// Steps of the tested training.
     pub steps: u64,
-    /// Images per step.
     pub batch: usize,
     /// Training images, validation part included.
     pub images: usize,
@@ -200,17 +184,16 @@ impl Row {
 
 /// One entry of the table: mean and spread over draws (label subsets, seeds of random encoders).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "self-explanatory fields")]
 pub struct Cell {
     /// Fraction of the training labels, requested or resulting from `shots`.
     pub share: f64,
     /// Requested labels per class, in columns of that kind.
     #[serde(default)]
     pub shots: Option<usize>,
-    /// Labels used in each draw.
     pub labels: usize,
     /// Test accuracy of each draw.
     pub accuracies: Vec<f64>,
-    /// Their mean.
     pub mean: f64,
     /// Their standard deviation (n - 1); 0 for one draw.
     pub std: f64,

@@ -2,6 +2,24 @@
 
 use super::*;
 
+/// Minimises one function from `start`. `function(x, gradient)` writes the gradient and returns the value.
+fn minimise(solver: &Lbfgs, start: Vec<f64>, function: &mut dyn FnMut(&[f64], &mut [f64]) -> f64) -> Minimum {
+    let start = Tensor::from_slice(&start).unsqueeze(0);
+    solver.minimise_all(start, &mut One(function)).remove(0)
+}
+
+/// Adapter of a single function.
+struct One<'a>(&'a mut dyn FnMut(&[f64], &mut [f64]) -> f64);
+
+impl Functions for One<'_> {
+    fn evaluate(&mut self, points: &Tensor) -> (Tensor, Tensor) {
+        let x = to_host(points);
+        let mut gradient = vec![0.0; x.len()];
+        let value = (self.0)(&x, &mut gradient);
+        (Tensor::from_slice(&[value]), Tensor::from_slice(&gradient).unsqueeze(0))
+    }
+}
+
 fn rosenbrock(x: &[f64], gradient: &mut [f64]) -> f64 {
     let (a, b) = (1.0 - x[0], x[1] - x[0] * x[0]);
     gradient[0] = -2.0 * a - 400.0 * x[0] * b;
@@ -11,7 +29,7 @@ fn rosenbrock(x: &[f64], gradient: &mut [f64]) -> f64 {
 
 #[test]
 fn rosenbrock_converges() {
-    let found = Lbfgs { tolerance: 1e-9, ..Lbfgs::default() }.minimise(vec![-1.2, 1.0], &mut rosenbrock);
+    let found = minimise(&Lbfgs { tolerance: 1e-9, ..Lbfgs::default() }, vec![-1.2, 1.0], &mut rosenbrock);
     assert_eq!(found.stop, Stop::Converged);
     assert!((found.x[0] - 1.0).abs() < 1e-8 && (found.x[1] - 1.0).abs() < 1e-8, "{found:?}");
     assert!(found.iterations < 60, "{found:?}");
@@ -26,7 +44,7 @@ fn iterations_of_an_ill_conditioned_quadratic_match_scipy() {
         }
         x.iter().zip(&scales).map(|(x, s)| 0.5 * s * (x - 1.0) * (x - 1.0)).sum()
     };
-    let found = Lbfgs::default().minimise(vec![0.0; 50], &mut quadratic);
+    let found = minimise(&Lbfgs::default(), vec![0.0; 50], &mut quadratic);
     assert_eq!(found.stop, Stop::Converged, "{} {}", found.iterations, found.gradient);
     assert!(found.x.iter().all(|x| (x - 1.0).abs() < 1e-4));
     // scipy 1.x, L-BFGS-B with ten pairs: 663 iterations to the same tolerance.
@@ -107,7 +125,7 @@ fn ends_without_error_at_the_precision_limit() {
         gradient[0] = x[0].tanh();
         1e6 + x[0].cosh().ln()
     };
-    let found = Lbfgs { tolerance: 1e-300, ..Lbfgs::default() }.minimise(vec![3.0], &mut flat);
+    let found = minimise(&Lbfgs { tolerance: 1e-300, ..Lbfgs::default() }, vec![3.0], &mut flat);
     assert!(found.x[0].abs() < 1e-3, "{found:?}");
 }
 
@@ -117,6 +135,6 @@ fn steps_back_from_nan() {
         gradient[0] = 1.0 - 1e-3 / x[0];
         x[0] - 1e-3 * x[0].ln()
     };
-    let found = Lbfgs::default().minimise(vec![0.5], &mut wall);
+    let found = minimise(&Lbfgs::default(), vec![0.5], &mut wall);
     assert!((found.x[0] - 1e-3).abs() < 1e-6, "{found:?}");
 }

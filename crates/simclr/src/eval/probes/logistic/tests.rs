@@ -3,7 +3,7 @@
 use super::*;
 
 /// Three overlapping clusters in 4 dimensions, one of which is constant.
-fn clusters(n: i64, seed: u64) -> (Tensor, Tensor) {
+pub(in crate::eval::probes) fn clusters(n: i64, seed: u64) -> (Tensor, Tensor) {
     tch::set_num_threads(1);
     let labels = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).remainder(3);
     let centres =
