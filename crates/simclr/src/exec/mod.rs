@@ -19,7 +19,7 @@ pub use self::{
     prefetch::{DeviceBatch, DevicePrefetcher},
 };
 use crate::{
-    ModelError, TrainError,
+    TrainError,
     dist::{BatchShards, GradientBuckets, ProcessGroup, abort_group_on_error},
     encoder::{BatchNormScope, BatchStatistics, Mode},
     methods::{BatchSlice, LossOutput, Method},
@@ -168,8 +168,8 @@ impl StepContext<'_> {
     }
 
     /// Norm of the gradients after they have been summed over all ranks.
-    fn gradient_norm(&self) -> Result<f64, ModelError> {
-        optim::gradient_norm(self.method.params())
+    fn gradient_norm(&self) -> Result<f64, TrainError> {
+        self.or_abort(optim::gradient_norm(self.method.params()).map_err(TrainError::from))
     }
 
     /// Ends the job if this rank fails where the other ranks wait in a collective.
@@ -179,10 +179,10 @@ impl StepContext<'_> {
 
     /// The update, if loss and gradient are finite. Without SyncBN the ranks' running statistics are averaged, so that all
     /// ranks hold the same model.
-    fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) -> Result<(), ModelError> {
+    fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) -> Result<(), TrainError> {
         let params = self.method.params();
         if output.gradient_norm.is_finite() {
-            optimizer.step(params, lr)?;
+            self.or_abort(optimizer.step(params, lr).map_err(TrainError::from))?;
         }
         if self.norm.scope != BatchNormScope::Global && self.group.count() > 1 {
             let buffers = params.buffers().iter().map(|(_, buffer)| buffer);
