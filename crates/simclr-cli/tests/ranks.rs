@@ -14,7 +14,9 @@ use std::{
 
 use fs_err as fs;
 use simclr::checkpoint::Checkpoint;
-use support::{Said, finished, image_folder, mpirun, newest_checkpoint, pretrain, said, simclr, step_of};
+use support::{
+    Finished, execute, finished, image_folder, mpirun, newest_checkpoint, pretrain, simclr, step_of,
+};
 
 /// Lost ranks are noticed within this time; the default silence is 20 s.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -69,10 +71,10 @@ fn losses(run: &Path) -> Vec<f64> {
 /// `processes` of them, or one by hand.
 fn trained(processes: usize, data: &Path, run: &Path, more: &[&str]) {
     let mut command = pretrain(data, run, more);
-    let said = said(&mut if processes == 0 { command } else { mpirun(processes, &mut command) });
-    said.succeeds();
-    assert_eq!(said.out.trim(), run.display().to_string(), "one process speaks");
-    assert!(!said.err.contains("resumed"), "{}", said.err);
+    let output = execute(&mut if processes == 0 { command } else { mpirun(processes, &mut command) });
+    output.succeeds();
+    assert_eq!(output.out.trim(), run.display().to_string(), "one process speaks");
+    assert!(!output.err.contains("resumed"), "{}", output.err);
 }
 
 /// Plain SGD from rest: after one step the momentum buffer is the gradient.
@@ -207,11 +209,11 @@ fn started(processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
 }
 
 /// It ends by itself in time, with an error.
-fn ends(child: Child) -> Said {
-    let said = finished(child, WITHIN);
-    assert_ne!(said.code, Some(0), "{}", said.err);
-    assert!(!said.err.contains("internal error"), "{}", said.err);
-    said
+fn ends(child: Child) -> Finished {
+    let output = finished(child, WITHIN);
+    assert_ne!(output.code, Some(0), "{}", output.err);
+    assert!(!output.err.contains("internal error"), "{}", output.err);
+    output
 }
 
 /// Ends the long run early: goes on for a few steps, on so many processes.
@@ -225,11 +227,11 @@ fn resumed(processes: usize, run: &Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     signal("TERM", process_of(0, run));
-    let said = finished(child, WITHIN);
-    assert_eq!(said.code, Some(143), "{}", said.err);
-    assert!(said.err.contains("resumed after step "), "{}", said.err);
+    let output = finished(child, WITHIN);
+    assert_eq!(output.code, Some(143), "{}", output.err);
+    assert!(output.err.contains("resumed after step "), "{}", output.err);
     let changed = format!("processes changed from 3 to {processes}");
-    assert_eq!(said.err.contains(&changed), processes != 3, "{}", said.err);
+    assert_eq!(output.err.contains(&changed), processes != 3, "{}", output.err);
 }
 
 #[test]
@@ -240,8 +242,8 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_with_fewer() {
     let run = temp.path().join("run");
     let child = started(3, &data, &run, &[]);
     signal("KILL", process_of(1, &run));
-    let said = ends(child);
-    assert!(said.err.contains("rank 1"), "it is named: {}", said.err);
+    let output = ends(child);
+    assert!(output.err.contains("rank 1"), "it is named: {}", output.err);
     resumed(2, &run);
 }
 
@@ -254,11 +256,11 @@ fn a_rank_that_stands_still_is_named_and_ends_all() {
         let run = temp.path().join(format!("run-{lost}"));
         let child = started(3, &data, &run, &["--set", "ranks.silence_seconds=8"]);
         signal("STOP", process_of(lost, &run));
-        let said = ends(child);
-        let errors: Vec<_> = said.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        let output = ends(child);
+        let errors: Vec<_> = output.err.lines().filter(|line| line.starts_with("error: ")).collect();
         let named = format!("rank {lost} of 3 on ");
-        assert!(errors.len() == 1 && errors[0].contains(&named), "{named}in {}", said.err);
-        said.hints("--resume");
+        assert!(errors.len() == 1 && errors[0].contains(&named), "{named}in {}", output.err);
+        output.hints("--resume");
     }
 }
 
@@ -273,13 +275,13 @@ fn the_doctor_proves_processes_and_chunks() {
         for setting in support::SMALL {
             doctor.args(["--set", setting]);
         }
-        let said = said(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
-        said.succeeds();
+        let output = execute(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
+        output.succeeds();
         let verdict = |name: &str| {
-            let mut words = said.out.lines().map(str::split_whitespace);
+            let mut words = output.out.lines().map(str::split_whitespace);
             let line = words
                 .find_map(|mut words| Some((words.next()?, words.next()?)).filter(|line| line.1 == name));
-            line.unwrap_or_else(|| panic!("no `{name}` in {}", said.out)).0.to_owned()
+            line.unwrap_or_else(|| panic!("no `{name}` in {}", output.out)).0.to_owned()
         };
         assert_eq!(verdict("chunks"), "fine");
         assert_eq!(verdict("memory"), "fine");
@@ -296,16 +298,16 @@ fn what_is_wrong_is_said_once() {
     let data = image_folder(&temp.path().join("images"), 40);
     let run: PathBuf = temp.path().join("run");
     let refused = |more: &[&str], parts: &[&str]| {
-        let said = said(&mut mpirun(3, &mut pretrain(&data, &run, more)));
-        said.refuses(parts);
+        let output = execute(&mut mpirun(3, &mut pretrain(&data, &run, more)));
+        output.refuses(parts);
         assert!(!run.join("config.toml").exists());
     };
     refused(&["--batch", "2"], &["train.batch = 2", "3 processes"]);
     refused(&["--batch", "41"], &["train.batch", "at most the 40 images"]);
     refused(&["--set", "train.bacth=4"], &["train.bacth"]);
-    let said = said(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
-    assert_eq!(said.code, Some(2));
-    assert!(said.err.contains("2 processes were started for a command that runs as one"), "{}", said.err);
+    let output = execute(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
+    assert_eq!(output.code, Some(2));
+    assert!(output.err.contains("2 processes were started for a command that runs as one"), "{}", output.err);
 }
 
 #[test]
@@ -332,6 +334,6 @@ fn images_that_cannot_be_read_are_counted_over_all_ranks() {
     };
     assert_eq!(listed("ranks"), listed("plain"));
     let few = ["--set", "data.max_bad_share=0", "--batch", "20"];
-    let said = said(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
-    said.refuses(&["2 of 40"]);
+    let output = execute(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
+    output.refuses(&["2 of 40"]);
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use fs_err as fs;
-use support::{finished, image_folder, mpirun, newest_checkpoint, pretrain, said, simclr, step_of};
+use support::{execute, finished, image_folder, mpirun, newest_checkpoint, pretrain, simclr, step_of};
 
 /// Everything on both sides has ended within this time after the cut.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -149,7 +149,7 @@ fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
     let data = image_folder(&temp.path().join("images"), 40);
     let (whole, cut) = (temp.path().join("whole"), temp.path().join("cut"));
     let hosts = Hosts::new(temp.path());
-    said(&mut hosts.mpirun(KEEPALIVE, &mut pretrain(&data, &whole, LONG))).succeeds();
+    execute(&mut hosts.mpirun(KEEPALIVE, &mut pretrain(&data, &whole, LONG))).succeeds();
 
     let child = started(&hosts, KEEPALIVE, &data, &cut, &[]);
     hosts.link("down");
@@ -160,7 +160,7 @@ fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
     assert!(step_of(&newest_checkpoint(&cut).unwrap()) < 800, "it was cut before its end");
 
     hosts.link("up");
-    let resumed = said(&mut hosts.mpirun(KEEPALIVE, simclr(&["pretrain", "--resume", "--run"]).arg(&cut)));
+    let resumed = execute(&mut hosts.mpirun(KEEPALIVE, simclr(&["pretrain", "--resume", "--run"]).arg(&cut)));
     resumed.succeeds();
     assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
     let bytes = |run: &Path| fs::read(newest_checkpoint(run).unwrap()).unwrap();
@@ -179,7 +179,7 @@ fn both_sides_notice_a_cut_by_themselves() {
     hosts.link("down");
     hosts.wait_until("the end of both processes", |hosts| hosts.trainers() == 0);
     hosts.kill_all();
-    let said = finished(child, WITHIN);
-    assert!(said.err.contains("error: rank 1 of 2 on "), "{}", said.err);
-    assert!(said.err.contains("the network to it is cut"), "{}", said.err);
+    let output = finished(child, WITHIN);
+    assert!(output.err.contains("error: rank 1 of 2 on "), "{}", output.err);
+    assert!(output.err.contains("the network to it is cut"), "{}", output.err);
 }

@@ -172,7 +172,3 @@ impl Finished {
         self
     }
 }
-
-// Old names, until their callers are renamed.
-pub use Finished as Said;
-pub use execute as said;

@@ -5,11 +5,10 @@ use std::{path::PathBuf, sync::mpsc::sync_channel};
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    DataError, Dataset,
+    DataError, Dataset, EvalPixels, EvalReader,
     augment::{EvalTransform, TransformChange},
     decode::Decoding,
-    error::allowed_bad,
-    loader::{EvaluationPixels, evaluation_pixels},
+    error::allowed_failures,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -361,19 +360,19 @@ pub fn stream(
 ) -> Result<Vec<BadImage>, EvalError> {
     let size = options.transform.size as i64;
     let shape = |rows: usize| [rows as i64, dataset.channels() as i64, size, size];
+    let reader = EvalReader::new(dataset, &options.transform, options.threads)?;
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for chunk in indices.chunks(options.batch) {
-                let read = evaluation_pixels(dataset, chunk, &options.transform, options.threads);
-                if sender.send(read).is_err() {
+                if sender.send(reader.read(chunk)).is_err() {
                     break;
                 }
             }
         });
         let (mut done, mut bad) = (0, Vec::new());
         for chunk in receiver {
-            let EvaluationPixels { ids, pixels, failed: unreadable } = chunk?;
+            let EvalPixels { ids, pixels, failed: unreadable } = chunk;
             done += ids.len() + unreadable.len();
             let named = |(index, reason): (usize, String)| BadImage {
                 name: dataset.samples()[index].name.clone(),
@@ -392,7 +391,7 @@ pub fn stream(
 
 pub(super) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
     match bad.first() {
-        Some(first) if bad.len() > allowed_bad(allowed, seen) => {
+        Some(first) if bad.len() > allowed_failures(allowed, seen) => {
             let first = first.reason.clone();
             Err(DataError::TooManyBad { bad: bad.len(), seen, allowed, first }.into())
         }

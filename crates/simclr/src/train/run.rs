@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use simclr_data::{
     Batch, Chunking, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset,
-    error::allowed_bad,
+    error::allowed_failures,
 };
 use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
@@ -538,7 +538,7 @@ impl Run<'_> {
         all_ok(self.group, noted)?;
         self.bad.extend(bad.iter().map(|(id, _)| *id));
         let (allowed, seen) = (self.plan.config.data.max_bad_share, self.dataset.len());
-        if self.group.count() == 1 || self.bad.len() <= allowed_bad(allowed, seen) {
+        if self.group.count() == 1 || self.bad.len() <= allowed_failures(allowed, seen) {
             return Ok(());
         }
         let first = bad.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
