@@ -71,10 +71,10 @@ fn losses(run: &Path) -> Vec<f64> {
 /// `processes` of them, or one by hand.
 fn trained(processes: usize, data: &Path, run: &Path, more: &[&str]) {
     let mut command = pretrain(data, run, more);
-    let execute = execute(&mut if processes == 0 { command } else { mpirun(processes, &mut command) });
-    execute.succeeds();
-    assert_eq!(execute.out.trim(), run.display().to_string(), "one process speaks");
-    assert!(!execute.err.contains("resumed"), "{}", execute.err);
+    let output = execute(&mut if processes == 0 { command } else { mpirun(processes, &mut command) });
+    output.succeeds();
+    assert_eq!(output.out.trim(), run.display().to_string(), "one process speaks");
+    assert!(!output.err.contains("resumed"), "{}", output.err);
 }
 
 /// Plain SGD: after one step the momentum buffer is the gradient.
@@ -207,12 +207,12 @@ fn started(processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
     child
 }
 
-/// Waits for the processes to exit with an error.
+/// It ends by itself in time, with an error.
 fn ends(child: Child) -> Finished {
-    let result = finished(child, WITHIN);
-    assert_ne!(result.code, Some(0), "{}", result.err);
-    assert!(!result.err.contains("internal error"), "{}", result.err);
-    result
+    let output = finished(child, WITHIN);
+    assert_ne!(output.code, Some(0), "{}", output.err);
+    assert!(!output.err.contains("internal error"), "{}", output.err);
+    output
 }
 
 /// Resumes the long run on `processes` processes for a few steps.
@@ -226,11 +226,11 @@ fn resumed(processes: usize, run: &Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     signal("TERM", process_of(0, run));
-    let execute = finished(child, WITHIN);
-    assert_eq!(execute.code, Some(143), "{}", execute.err);
-    assert!(execute.err.contains("resumed after step "), "{}", execute.err);
+    let output = finished(child, WITHIN);
+    assert_eq!(output.code, Some(143), "{}", output.err);
+    assert!(output.err.contains("resumed after step "), "{}", output.err);
     let changed = format!("processes changed from 3 to {processes}");
-    assert_eq!(execute.err.contains(&changed), processes != 3, "{}", execute.err);
+    assert_eq!(output.err.contains(&changed), processes != 3, "{}", output.err);
 }
 
 #[test]
@@ -241,8 +241,8 @@ fn killed_rank_aborts_all_and_the_run_resumes_with_fewer() {
     let run = temp.path().join("run");
     let child = started(3, &data, &run, &[]);
     signal("KILL", process_of(1, &run));
-    let result = ends(child);
-    assert!(result.err.contains("rank 1"), "the rank is named: {}", result.err);
+    let output = ends(child);
+    assert!(output.err.contains("rank 1"), "it is named: {}", output.err);
     resumed(2, &run);
 }
 
@@ -255,11 +255,11 @@ fn suspended_rank_is_named_and_aborts_all() {
         let run = temp.path().join(format!("run-{lost}"));
         let child = started(3, &data, &run, &["--set", "dist.heartbeat_timeout_s=8"]);
         signal("STOP", process_of(lost, &run));
-        let execute = ends(child);
-        let errors: Vec<_> = execute.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        let output = ends(child);
+        let errors: Vec<_> = output.err.lines().filter(|line| line.starts_with("error: ")).collect();
         let named = format!("rank {lost} of 3 on ");
-        assert!(errors.len() == 1 && errors[0].contains(&named), "{named}in {}", execute.err);
-        execute.hints("--resume");
+        assert!(errors.len() == 1 && errors[0].contains(&named), "{named}in {}", output.err);
+        output.hints("--resume");
     }
 }
 
@@ -274,13 +274,13 @@ fn doctor_checks_processes_and_chunks() {
         for setting in support::SMALL {
             doctor.args(["--set", setting]);
         }
-        let execute = execute(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
-        execute.succeeds();
+        let output = execute(&mut if processes == 1 { doctor } else { mpirun(processes, &mut doctor) });
+        output.succeeds();
         let verdict = |name: &str| {
-            let mut words = execute.out.lines().map(str::split_whitespace);
+            let mut words = output.out.lines().map(str::split_whitespace);
             let line = words
                 .find_map(|mut words| Some((words.next()?, words.next()?)).filter(|line| line.1 == name));
-            line.unwrap_or_else(|| panic!("no `{name}` in {}", execute.out)).0.to_owned()
+            line.unwrap_or_else(|| panic!("no `{name}` in {}", output.out)).0.to_owned()
         };
         assert_eq!(verdict("chunks"), "fine");
         assert_eq!(verdict("memory"), "fine");
@@ -297,20 +297,16 @@ fn errors_are_reported_once() {
     let data = image_folder(&temp.path().join("images"), 40);
     let run: PathBuf = temp.path().join("run");
     let refused = |more: &[&str], parts: &[&str]| {
-        let execute = execute(&mut mpirun(3, &mut pretrain(&data, &run, more)));
-        execute.refuses(parts);
+        let output = execute(&mut mpirun(3, &mut pretrain(&data, &run, more)));
+        output.refuses(parts);
         assert!(!run.join("config.toml").exists());
     };
     refused(&["--batch", "2"], &["train.batch = 2", "3 processes"]);
     refused(&["--batch", "41"], &["train.batch", "at most the 40 images"]);
     refused(&["--set", "train.bacth=4"], &["train.bacth"]);
-    let execute = execute(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
-    assert_eq!(execute.code, Some(2));
-    assert!(
-        execute.err.contains("2 processes were started for a command that runs as one"),
-        "{}",
-        execute.err
-    );
+    let output = execute(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
+    assert_eq!(output.code, Some(2));
+    assert!(output.err.contains("2 processes were started for a command that runs as one"), "{}", output.err);
 }
 
 #[test]
@@ -337,6 +333,6 @@ fn undecodable_images_are_counted_over_all_ranks() {
     };
     assert_eq!(listed("ranks"), listed("plain"));
     let few = ["--set", "data.max_bad_share=0", "--batch", "20"];
-    let execute = execute(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
-    execute.refuses(&["2 of 40"]);
+    let output = execute(&mut mpirun(3, &mut pretrain(&data, &temp.path().join("few"), &few)));
+    output.refuses(&["2 of 40"]);
 }

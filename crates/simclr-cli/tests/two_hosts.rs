@@ -179,7 +179,7 @@ fn both_sides_detect_a_cut_without_the_launcher() {
     hosts.link("down");
     hosts.wait_until("the end of both processes", |hosts| hosts.trainers() == 0);
     hosts.kill_all();
-    let execute = finished(child, WITHIN);
-    assert!(execute.err.contains("error: rank 1 of 2 on "), "{}", execute.err);
-    assert!(execute.err.contains("the network to it is cut"), "{}", execute.err);
+    let output = finished(child, WITHIN);
+    assert!(output.err.contains("error: rank 1 of 2 on "), "{}", output.err);
+    assert!(output.err.contains("the network to it is cut"), "{}", output.err);
 }

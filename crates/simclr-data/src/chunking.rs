@@ -69,26 +69,6 @@ impl Chunking {
     }
 }
 
-// Old names, until their callers are renamed.
-#[doc(hidden)]
-pub use ChunkRows as Dealt;
-
-#[doc(hidden)]
-#[allow(missing_docs)]
-impl Chunking {
-    pub fn deal(&self, ids: &[usize], views: usize, key: Key, parts: usize) -> Vec<ChunkRows> {
-        self.partition(ids, views, key, parts)
-    }
-}
-
-#[doc(hidden)]
-#[allow(missing_docs)]
-impl Key {
-    pub fn dealing(seed: u64, epoch: u64, step: u64) -> Self {
-        Self::chunking(seed, epoch, step)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;

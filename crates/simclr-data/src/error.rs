@@ -134,10 +134,6 @@ impl DataError {
     }
 }
 
-// Old name, until its callers are renamed.
-#[doc(hidden)]
-pub use allowed_failures as allowed_bad;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -88,7 +88,7 @@ fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>>
     Ok(seconds)
 }
 
-/// The chunks of a batch as a loader deals them.
+/// The chunks of a batch, partitioned as by the loader.
 fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
     let train = &config.train;
     let chunking = Chunking {
@@ -97,16 +97,16 @@ fn views(config: &RunConfig, step: u64) -> Vec<Batch> {
         passes: 1,
     };
     let ids: Vec<usize> = (0..train.batch).collect();
-    let chunks = chunking.deal(&ids, 2, Key::dealing(0, 0, step), 1);
+    let chunks = chunking.partition(&ids, 2, Key::chunking(0, 0, step), 1);
     let count = chunks.len();
-    let batch = |(index, dealt): (usize, simclr::data::chunking::Dealt)| Batch {
+    let batch = |(index, rows): (usize, simclr::data::chunking::ChunkRows)| Batch {
         step,
         epoch: 0,
         chunk: Chunk { index, count, pass: 0 },
-        views: pixels((dealt.first.len() + dealt.second.len()) * 3 * train.image_size * train.image_size)
+        views: pixels((rows.first.len() + rows.second.len()) * 3 * train.image_size * train.image_size)
             .into(),
-        ids: dealt.first,
-        second_view_ids: dealt.second,
+        ids: rows.first,
+        second_view_ids: rows.second,
         failed: Vec::new(),
     };
     chunks.into_iter().enumerate().map(batch).collect()

@@ -21,7 +21,7 @@ use simclr::{
     data::{
         AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
         LoaderConfig, Sample, ViewParams, ViewSpec,
-        augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, Scratch},
+        augment::{self, AugmentBuffers, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation},
         dataset::Source,
         decode::Decoding,
         rng::Key,
@@ -88,7 +88,7 @@ fn by_kernel(image: &Image, params: &ViewParams, config: &AugmentConfig, size: u
 
 fn by_loader(image: &Image, params: &ViewParams, config: &AugmentConfig, size: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; image.channels * size * size];
-    augment::apply(image, params, config, size, &mut out, &mut Scratch::default());
+    augment::apply(image, params, config, size, &mut out, &mut AugmentBuffers::default());
     out
 }
 

@@ -7,7 +7,7 @@
 
 use simclr::{
     RunConfig,
-    data::{Batch, Chunk, Chunking, chunking::Dealt, rng::Key},
+    data::{Batch, Chunk, Chunking, chunking::ChunkRows, rng::Key},
     device::Precision,
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, MOMENTUM},
@@ -37,20 +37,20 @@ fn chunks(over: BatchNormScope) -> Vec<Batch> {
     let chunking =
         Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
-    let dealt = chunking.deal(&ids, 2, Key::dealing(1, 0, 0), 1);
-    let batch = |(index, dealt): (usize, Dealt)| {
+    let chunks = chunking.partition(&ids, 2, Key::chunking(1, 0, 0), 1);
+    let batch = |(index, rows): (usize, ChunkRows)| {
         let views = |ids: &[usize], number| ids.iter().flat_map(|&id| view(id, number)).collect::<Vec<_>>();
         Batch {
             step: 0,
             epoch: 0,
             chunk: Chunk { index, count: GROUPS, pass: 0 },
-            views: [views(&dealt.first, 0), views(&dealt.second, 1)].concat().into(),
-            ids: dealt.first,
-            second_view_ids: dealt.second,
+            views: [views(&rows.first, 0), views(&rows.second, 1)].concat().into(),
+            ids: rows.first,
+            second_view_ids: rows.second,
             failed: Vec::new(),
         }
     };
-    dealt.into_iter().enumerate().map(batch).collect()
+    chunks.into_iter().enumerate().map(batch).collect()
 }
 
 /// Contrastive accuracy among the probes, of a model that has learned nothing.

@@ -117,7 +117,3 @@ fn apply_first_jitter<'p>(view: &mut View, params: &'p ViewParams, config: &Augm
 fn clip(view: &mut View) {
     view.pixels.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
 }
-
-// Old name, until its callers are renamed.
-#[doc(hidden)]
-pub use AugmentBuffers as Scratch;

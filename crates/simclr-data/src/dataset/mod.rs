@@ -316,16 +316,3 @@ impl std::fmt::Debug for Dataset {
         f.debug_struct("Dataset").field("images", &self.len()).field("classes", &self.classes.len()).finish()
     }
 }
-
-// Old names, until their callers are renamed.
-#[doc(hidden)]
-#[allow(missing_docs)]
-impl Dataset {
-    pub fn has_test_split(path: &Path) -> bool {
-        Self::has_split(path, Split::Test)
-    }
-
-    pub fn has_validation_split(path: &Path) -> bool {
-        Self::has_split(path, Split::Validation)
-    }
-}

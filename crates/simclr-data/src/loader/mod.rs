@@ -199,18 +199,3 @@ impl Drop for Batches {
         let _ = self.producer.take().map(JoinHandle::join);
     }
 }
-
-// Old names, until their callers are renamed.
-#[doc(hidden)]
-pub use crate::eval_reader::EvalPixels as EvaluationPixels;
-
-#[doc(hidden)]
-#[allow(missing_docs)]
-pub fn evaluation_pixels(
-    dataset: &Dataset,
-    indices: &[usize],
-    transform: &crate::augment::EvalTransform,
-    threads: usize,
-) -> Result<EvaluationPixels, DataError> {
-    Ok(crate::EvalReader::new(dataset, transform, threads)?.read(indices))
-}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    AugmentConfig, RangeChoice, Split, ValueRange,
+    AugmentConfig, LoaderConfig, RangeChoice, Split, ValueRange,
     augment::TransformConfig,
     dataset::{Channels, Labels, OpenOptions, canonical},
     decode::Pages,
@@ -30,7 +30,8 @@ use crate::{
 pub use load::Written;
 pub use plan::{KEPT_VIEWS, Plan};
 
-/// A run as written. Every key has its default here and nowhere else.
+/// A run as written. The default of every key is in the `Default` of its section; those of the loader's keys are
+/// [`LoaderConfig`]'s.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
@@ -111,6 +112,7 @@ impl DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
+        let loader = LoaderConfig::default();
         Self {
             path: None,
             labels: Labels::Auto,
@@ -118,10 +120,10 @@ impl Default for DataConfig {
             channels: 0,
             pages: Pages::Auto,
             range: RangeChoice::Auto,
-            max_bad_share: 0.01,
+            max_bad_share: loader.max_bad_share,
             threads: 0,
             augment_on: AugmentDeviceChoice::Auto,
-            prefetch: 4,
+            prefetch: loader.prefetch,
         }
     }
 }
@@ -207,16 +209,17 @@ impl TrainConfig {
 
 impl Default for TrainConfig {
     fn default() -> Self {
+        let loader = LoaderConfig::default();
         Self {
             epochs: 100.0,
             step_count: StepCount::FullBatches,
-            batch: 256,
+            batch: loader.batch,
             chunk: 0,
             memory_gib: 0.0,
             batch_norm: BatchNormScope::Global,
             batch_norm_momentum: MOMENTUM,
-            image_size: 224,
-            seed: 0,
+            image_size: loader.size,
+            seed: loader.seed,
             device: DeviceChoice::Auto,
             precision: PrecisionChoice::Auto,
             deterministic: false,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_data::{DataError, Dataset, error::allowed_bad};
+use simclr_data::{DataError, Dataset, error::allowed_failures};
 
 use super::{
     Observer, RunFolder, StepReport,
@@ -283,7 +283,7 @@ impl Run<'_> {
         self.failed.extend(failed.iter().map(|(id, _)| *id));
         let allowed = self.plan.config.data.max_bad_share;
         let seen = self.dataset.len();
-        if self.group.count() == 1 || self.failed.len() <= allowed_bad(allowed, seen) {
+        if self.group.count() == 1 || self.failed.len() <= allowed_failures(allowed, seen) {
             return Ok(());
         }
         let first = failed.first().map(|(_, reason)| reason.clone()).unwrap_or_default();

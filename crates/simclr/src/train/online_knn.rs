@@ -1,7 +1,7 @@
 //! A kNN classifier on held-out training images while the run goes on: a hint, never a result. The test part is
 //! not touched.
 
-use simclr_data::{Dataset, augment::EvalTransform, loader::evaluation_pixels, rng::Key};
+use simclr_data::{Dataset, EvalReader, augment::EvalTransform, rng::Key};
 use tch::{Device, Tensor};
 
 use crate::{Plan, TrainError, device::to_device, encoder::Mode, knn, model::Model};
@@ -80,8 +80,9 @@ impl OnlineKnn {
         ids: &[usize],
     ) -> Result<Option<(Tensor, Tensor)>, TrainError> {
         let (mut features, mut labels) = (Vec::new(), Vec::new());
+        let reader = EvalReader::new(dataset, &self.transform, self.threads)?;
         for chunk in ids.chunks(CHUNK) {
-            let read = evaluation_pixels(dataset, chunk, &self.transform, self.threads)?;
+            let read = reader.read(chunk);
             if read.ids.is_empty() {
                 continue;
             }

@@ -143,7 +143,7 @@ impl LabelledSet {
         run: &RunFolder,
         observer: &mut dyn Observer,
     ) -> Result<Option<(Dataset, Vec<i64>)>, EvalError> {
-        if self.tests_on_validation || !Dataset::has_validation_split(path) {
+        if self.tests_on_validation || !Dataset::has_split(path, Split::Validation) {
             return Ok(None);
         }
         let mut set = open_part(path, Split::Validation, self.train.decoding(), &self.labels)?;
@@ -193,13 +193,13 @@ fn listed(classes: &[(&str, usize)]) -> String {
 impl TestPart {
     /// The test part, or the validation part if no test image has a label; none without a test part.
     fn open(path: &Path, train: &Dataset, labels_from: &Labels) -> Result<Option<Self>, EvalError> {
-        if !Dataset::has_test_split(path) {
+        if !Dataset::has_split(path, Split::Test) {
             return Ok(None);
         }
         let open = |split| open_part(path, split, train.decoding(), labels_from);
         let test = open(Split::Test)?;
         let withheld = test.samples().iter().all(|sample| sample.label.is_none());
-        if !withheld || !Dataset::has_validation_split(path) {
+        if !withheld || !Dataset::has_split(path, Split::Validation) {
             let labels = labels_as(&test, train, path, "test")?;
             return Ok(Some(Self { set: test, labels, replacement: None }));
         }

@@ -4,10 +4,7 @@ use std::sync::mpsc::sync_channel;
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    DataError, Dataset,
-    augment::EvalTransform,
-    error::allowed_bad,
-    loader::{EvaluationPixels, evaluation_pixels},
+    DataError, Dataset, EvalPixels, EvalReader, augment::EvalTransform, error::allowed_failures,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -157,19 +154,19 @@ pub fn stream(
 ) -> Result<Vec<BadImage>, EvalError> {
     let size = options.transform.size as i64;
     let shape = |rows: usize| [rows as i64, dataset.channels() as i64, size, size];
+    let reader = EvalReader::new(dataset, &options.transform, options.threads)?;
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for chunk in indices.chunks(options.batch) {
-                let read = evaluation_pixels(dataset, chunk, &options.transform, options.threads);
-                if sender.send(read).is_err() {
+                if sender.send(reader.read(chunk)).is_err() {
                     break;
                 }
             }
         });
         let (mut done, mut bad) = (0, Vec::new());
         for chunk in receiver {
-            let EvaluationPixels { ids, pixels, failed: unreadable } = chunk?;
+            let EvalPixels { ids, pixels, failed: unreadable } = chunk;
             done += ids.len() + unreadable.len();
             let named = |(index, reason): (usize, String)| BadImage {
                 name: dataset.samples()[index].name.clone(),
@@ -188,7 +185,7 @@ pub fn stream(
 
 pub(crate) fn check_bad(bad: &[BadImage], seen: usize, allowed: f64) -> Result<(), EvalError> {
     match bad.first() {
-        Some(first) if bad.len() > allowed_bad(allowed, seen) => {
+        Some(first) if bad.len() > allowed_failures(allowed, seen) => {
             let first = first.reason.clone();
             Err(DataError::TooManyBad { bad: bad.len(), seen, allowed, first }.into())
         }
