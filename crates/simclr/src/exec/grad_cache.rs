@@ -21,14 +21,14 @@ use crate::{
     methods::Method,
 };
 
-/// Chunks one after the other.
+/// Gradient caching with batch norm per chunk.
 #[derive(Debug, Clone, Copy)]
 pub struct GradCache {
-    /// How often a chunk is read: once, and its views are kept between the passes, or twice.
+    /// Times that a chunk is read: 1, with its views kept between the passes, or 2.
     pub passes: usize,
 }
 
-/// A chunk after its first pass, with h and z of its rows, without graph.
+/// A chunk after its first pass; h and z have no autograd graph.
 pub(super) struct EmbeddedChunk {
     pub batch: DeviceBatch,
     pub h: Tensor,
@@ -90,7 +90,7 @@ impl GradCache {
     }
 }
 
-/// The updates of the running statistics by all chunks together have the weight of one batch.
+/// Momentum such that the updates of the running statistics by all chunks together have the weight of one batch.
 fn first_pass_mode(context: &StepContext<'_>, chunk: Chunk) -> Mode {
     let momentum = 1.0 - (1.0 - context.norm.momentum).powf(1.0 / chunk.count as f64);
     Mode::Train(BatchStatistics { exchange: None, momentum })

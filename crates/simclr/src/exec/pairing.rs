@@ -1,4 +1,4 @@
-//! Which rows of all chunks of all ranks are the two views of an image. With shuffle BN the views of an image lie in different
+//! Rows of the two views of each image, over all chunks of all ranks. With shuffle BN the views of an image lie in different
 //! chunks, possibly of different ranks.
 
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ impl Pairing {
         let ids: Vec<usize> = first_views.iter().map(|&(_, id, _)| id).collect();
         let seconds = ids.iter().filter_map(|id| second_rows.get(id).copied());
         let order: Vec<i64> = first_views.iter().map(|&(_, _, row)| row).chain(seconds).collect();
-        let count = |rank| first_views.iter().filter(|(of, _, _)| *of == rank).count();
+        let count = |rank| first_views.iter().filter(|(owner, _, _)| *owner == rank).count();
         Self {
             rank: group.rank(),
             counts: (0..group.count()).map(count).collect(),
@@ -91,11 +91,11 @@ impl Pairing {
     }
 }
 
-/// The images of the rows of every rank, chunk by chunk.
+/// Images of the rows of every rank, by chunk.
 struct RowLayout {
     first_ids: Vec<Vec<usize>>,
     second_ids: Vec<Vec<usize>>,
-    /// Number of first and of second views of every chunk, alternating.
+    /// By rank: number of first and of second views of every chunk, alternating.
     sizes: Vec<Vec<usize>>,
 }
 
