@@ -296,7 +296,7 @@ pub enum EvalError {
     /// An unsupported request: an option out of range, an unknown file extension, no readable image.
     #[error("{0}")]
     Refused(String),
-    /// A file that could not be encoded, or whose content differs from what was written.
+    /// A file that could not be encoded, or differs from the data that was written.
     #[error("{0}")]
     Other(String),
 }

@@ -72,8 +72,11 @@ impl Model {
 
     /// The stages of [`Model::forward`], usable on another thread; `None` for a TorchScript module.
     pub fn stages(&self) -> Option<Stages> {
-        let (encoder, head) = (self.encoder.shallow_clone()?, self.head.shallow_clone());
-        Some(Stages { encoder, head, precision: self.precision })
+        Some(Stages {
+            encoder: self.encoder.shallow_clone()?,
+            head: self.head.shallow_clone(),
+            precision: self.precision,
+        })
     }
 
     /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm covers both views of an image.

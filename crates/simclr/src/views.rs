@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AugmentDeviceChoice {
-    /// The device if it is a GPU whose kernels support the configuration, else the CPU.
+    /// The device if it is a GPU and its kernels support the configuration, else the CPU.
     #[default]
     Auto,
     /// The loader's threads.

@@ -37,7 +37,8 @@ fn images(shape: &[i64; 4], phase: f64) -> Tensor {
 
 fn fill(params: &Params) {
     for (number, param) in params.params().iter().enumerate() {
-        let (shape, phase) = (param.tensor.size(), 0.1 * number as f64);
+        let shape = param.tensor.size();
+        let phase = 0.1 * number as f64;
         let fan_in = (param.tensor.numel() as i64 / shape[0]) as f64;
         let value = match param.role {
             Role::Weight | Role::Classifier => wave(&shape, phase, (2.0 / fan_in).sqrt()),

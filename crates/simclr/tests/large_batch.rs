@@ -68,7 +68,8 @@ fn config(more: &[&str]) -> RunConfig {
 }
 
 fn model(config: &RunConfig) -> Model {
-    let (size, seed) = (config.train.image_size as i64, config.train.seed);
+    let size = config.train.image_size as i64;
+    let seed = config.train.seed;
     let model =
         Model::new(&config.encoder, &config.head, (3, size), seed, Device::Cpu, Precision::F32).unwrap();
     // Residual branches scaled by 0 have no gradients to compare; scaled by 1, deep networks amplify rounding.
@@ -108,7 +109,7 @@ impl Trial<'_> {
     }
 }
 
-/// Momentum SGD, whose momentum after the first step is the gradient.
+/// Momentum SGD; its momentum after the first step is the gradient.
 fn optimizer(model: &Model) -> Optimizer {
     let sgd = OptimConfig {
         kind: OptimKind::Sgd,
@@ -215,7 +216,9 @@ fn worst(found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) 
 /// thousandth in wide networks and more in these.
 #[test]
 fn global_norm_gives_the_gradient_of_the_whole_batch() {
-    let (even, uneven) = ((16, &[8, 4, 2][..]), (13, &[5][..]));
+    // Images per batch, images per chunk.
+    let even = (16, &[8, 4, 2][..]);
+    let uneven = (13, &[5][..]);
     // No uneven chunks for ResNet-50: over 13 images, rounding alone changed its gradients by 1.2e-5.
     for (encoder, cases) in [
         (&[][..], &[even, uneven][..]),

@@ -299,7 +299,7 @@ fn decoupled_loss_of_equal_rows_is_at_chance() {
     assert!((config.chance(8) - 6f64.ln()).abs() < 1e-12);
 }
 
-/// Unnormalised logits of several hundred, whose exp overflows f32.
+/// The exp of unnormalised logits of several hundred overflows f32.
 #[test]
 fn large_logits_agree_with_f64() {
     for (n, length, temperature) in [(300, 6.0, 0.5), (1100, 10.0, 1.0)] {

@@ -61,7 +61,8 @@ impl RunConfig {
         precision: Precision,
         augment_device: AugmentDevice,
     ) -> Result<Plan, ConfigError> {
-        let (images, batch) = (dataset.len(), self.train.batch);
+        let images = dataset.len();
+        let batch = self.train.batch;
         if images < batch {
             return Err(ConfigError::Value {
                 key: "train.batch".into(),
@@ -94,8 +95,10 @@ impl RunConfig {
 
     /// Steps of the run and of its warm-up on `images` images.
     fn steps(&self, images: usize) -> (u64, u64) {
-        let (train, warmup) = (&self.train, self.optim.warmup_epochs);
-        let (images, batch) = (images as f64, train.batch as f64);
+        let train = &self.train;
+        let warmup = self.optim.warmup_epochs;
+        let images = images as f64;
+        let batch = train.batch as f64;
         let (total, warmup) = match train.step_count {
             StepCount::FullBatches => {
                 let per_epoch = (images / batch).floor();
@@ -198,7 +201,8 @@ pub const KEPT_VIEWS: usize = 1 << 30;
 
 impl RunConfig {
     fn view_passes(&self, channels: usize) -> usize {
-        let (train, views) = (&self.train, self.task.objective.views());
+        let train = &self.train;
+        let views = self.task.objective.views();
         let bytes = views * train.batch * channels * train.image_size * train.image_size * size_of::<f32>();
         // Global batch norm keeps the inputs of all stages; the views are the input of the first one.
         let kept = !train.is_chunked() || train.batch_norm == BatchNormScope::Global || bytes <= KEPT_VIEWS;
@@ -269,11 +273,12 @@ mod tests {
         for case in cases {
             let number = |key: &str| case[key].as_f64().unwrap();
             let mut config = RunConfig::default();
-            let (train, optim) = (&mut config.train, &mut config.optim);
-            (train.step_count, train.batch) = (StepCount::Official, number("batch") as usize);
-            (train.epochs, optim.warmup_epochs, optim.lr) =
-                (number("epochs"), number("warmup_epochs"), number("base"));
-            optim.scaling = serde_json::from_value(case["scaling"].clone()).unwrap();
+            config.train.step_count = StepCount::Official;
+            config.train.batch = number("batch") as usize;
+            config.train.epochs = number("epochs");
+            config.optim.warmup_epochs = number("warmup_epochs");
+            config.optim.lr = number("base");
+            config.optim.scaling = serde_json::from_value(case["scaling"].clone()).unwrap();
             let (steps, warmup) = config.steps(number("examples") as usize);
             assert_eq!((steps as f64, warmup as f64), (number("steps"), number("warmup_steps")), "{case}");
             let schedule = Schedule::new(&config.optim, config.train.batch, warmup, steps);

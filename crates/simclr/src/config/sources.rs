@@ -7,7 +7,7 @@ use toml::Table;
 use super::RunConfig;
 use crate::encoder::{EncoderName, Padding, Shortcut, Stem};
 
-/// A paper or repository whose settings are in `sources/*.toml`.
+/// A paper or repository with a table of its settings in `sources/*.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// ImageNet, ResNet-50 (arXiv 2002.05709).
@@ -71,7 +71,8 @@ impl Source {
         let table: Table = self.text().parse().expect("embedded tables are valid TOML");
         // Through `RunConfig`, so that 0.08 as f32 equals 0.08.
         let typed: RunConfig = toml::from_str(self.text()).expect("embedded tables are valid configurations");
-        let (ours, theirs) = (json!(comparable(config)), json!(comparable(&typed)));
+        let ours = json!(comparable(config));
+        let theirs = json!(comparable(&typed));
         let listed = table.iter().flat_map(|(section, keys)| {
             let keys = keys.as_table().into_iter().flatten();
             keys.map(move |(key, _)| (section.as_str(), key.as_str()))

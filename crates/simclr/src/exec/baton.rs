@@ -54,7 +54,8 @@ pub fn run_in_turns<I: Send, O: Send>(
 ) -> Result<Vec<O>, std::io::Error> {
     let turn = Turn { task: 0, ended: vec![false; items.len()], totals: [None, None] };
     let scheduler = Arc::new(Scheduler { turn: Mutex::new(turn), passed: Condvar::new(), outer });
-    let (work, threads) = (&work, tch::get_num_threads());
+    let work = &work;
+    let threads = tch::get_num_threads();
     std::thread::scope(|scope| {
         let mut started = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
@@ -157,7 +158,7 @@ mod tests {
         values.double_value(&[0])
     }
 
-    /// Several rounds; one chunk runs at a time.
+    /// In several rounds, with one chunk running at a time.
     #[test]
     fn all_chunks_receive_the_same_sum() {
         let running = AtomicUsize::new(0);

@@ -96,7 +96,9 @@ impl CudaGraphExecutor {
                 self.notice = Some(format!("the step runs without a CUDA graph, which is slower: {error}"));
                 // Gradients of a failed capture hold no values.
                 let params = context.method.params().params();
-                params.iter().for_each(|param| drop(simclr_shim::drop_gradient(&param.tensor)));
+                for param in params {
+                    drop(simclr_shim::drop_gradient(&param.tensor));
+                }
                 State::Failed
             }
         };

@@ -4,7 +4,7 @@
 //! 2. the loss of the whole batch gives the gradient at z;
 //! 3. every chunk is embedded again with a graph, and its gradient at z is propagated back; parameter gradients add up.
 //!
-//! Memory is that of one chunk and of z. Batch norm sees one chunk at a time ([`BatchNormScope::Chunk`],
+//! Memory is that of one chunk and of z. Batch norm covers one chunk ([`BatchNormScope::Chunk`],
 //! [`BatchNormScope::ChunkShuffled`](crate::encoder::BatchNormScope)), so the loss is that of the paper with batch norm per
 //! device. [`super::ChunkSync`] gives the statistics of the whole batch.
 //!
@@ -102,7 +102,7 @@ pub(super) fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<(), Mo
     simclr_shim::backward(output, gradient).map_err(torch)
 }
 
-/// The loss of a batch whose embeddings are cached.
+/// The loss of a batch, from cached embeddings.
 pub(super) struct CachedLoss<'a> {
     pairing: Pairing,
     shards: BatchShards<'a>,

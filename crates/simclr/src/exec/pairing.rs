@@ -78,8 +78,8 @@ impl Pairing {
         all.index_select(0, &Tensor::cat(&order, 0))
     }
 
-    /// The gradient at the rows of every chunk of this rank, from the gradient at the rows of its images; zero for a view whose
-    /// partner is missing. The second view of an image may lie on another rank, so gradients are gathered first.
+    /// The gradient at the rows of every chunk of this rank, from the gradient at the rows of its images; zero for a view
+    /// without partner. The second view of an image may be on another rank, so gradients are gathered first.
     pub fn by_chunk(&self, own: &Tensor, shards: &BatchShards<'_>) -> Vec<Tensor> {
         use crate::nt_xent::AllGather;
         let two_views = self.order.size()[0] > self.ids.len() as i64;

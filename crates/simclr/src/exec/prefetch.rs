@@ -20,7 +20,7 @@ use crate::{
 /// C and S of the views.
 type ViewShape = (usize, usize);
 
-/// A batch, or a chunk of it, whose views are on the device or can be copied there.
+/// A batch or chunk with views on the device or ready to be copied there.
 #[derive(Debug)]
 pub struct DeviceBatch {
     /// Step of the run.
@@ -55,12 +55,17 @@ impl From<Tensor> for BatchViews {
 }
 
 impl DeviceBatch {
-    /// A batch whose views stay in host memory until [`DeviceBatch::views`].
+    /// A batch with views in host memory until [`DeviceBatch::views`].
     pub fn on_host(mut batch: Batch, shape: ViewShape, device: Device) -> Self {
         let ids = std::mem::take(&mut batch.ids);
         let second_view_ids = std::mem::take(&mut batch.second_view_ids);
-        let (step, chunk) = (batch.step, batch.chunk);
-        Self { step, chunk, ids, second_view_ids, views: BatchViews::Host { batch, shape, device } }
+        Self {
+            step: batch.step,
+            chunk: batch.chunk,
+            ids,
+            second_view_ids,
+            views: BatchViews::Host { batch, shape, device },
+        }
     }
 
     /// The next batch of step `step`; the end of the batches is an error.

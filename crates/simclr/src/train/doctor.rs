@@ -306,7 +306,8 @@ fn memory(group: &ProcessGroup, own: &mut Prepared) -> Result<Finding, TrainErro
     let need = model.bytes(own.plan.chunk());
     let verdict = if need <= free { Verdict::Fine } else { Verdict::Wrong };
     if model.per_image <= 0.0 {
-        let text = format!("{:.0} MiB a process; images of this size add too little to measure", need / MIB);
+        let text =
+            format!("{:.0} MiB per process; images of this size add too little to measure", need / MIB);
         return Ok(Finding { name: "memory".into(), text, verdict });
     }
     let max_batch = ((free - model.fixed) / model.per_image).max(0.0) as usize * group.count();
@@ -316,7 +317,7 @@ fn memory(group: &ProcessGroup, own: &mut Prepared) -> Result<Finding, TrainErro
         ""
     };
     let text = format!(
-        "{:.0} MiB a process for {} images at a time ({:.1} MiB each, measured at {} and {}){kept}; the largest \
+        "{:.0} MiB per process for {} images at a time ({:.1} MiB each, measured at {} and {}){kept}; the largest \
          batch that fits without chunks is {max_batch}",
         need / MIB,
         own.plan.chunk(),

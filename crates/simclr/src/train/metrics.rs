@@ -157,7 +157,9 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(temp.path()).unwrap();
         let mut metrics = Metrics::open(&folder, 0).unwrap();
-        (0..5).for_each(|step| metrics.step(&report(step)).unwrap());
+        for step in 0..5 {
+            metrics.step(&report(step)).unwrap();
+        }
         metrics.knn(4, 0.5).unwrap();
         metrics.flush().unwrap();
         drop(metrics);
@@ -165,7 +167,9 @@ mod tests {
         cut.write_all(br#"{"step": 5, "lo"#).unwrap();
         let mut metrics = Metrics::open(&folder, 3).unwrap();
         assert_eq!(steps(&folder), [0, 1, 2]);
-        (3..6).for_each(|step| metrics.step(&report(step)).unwrap());
+        for step in 3..6 {
+            metrics.step(&report(step)).unwrap();
+        }
         drop(metrics);
         assert_eq!(steps(&folder), [0, 1, 2, 3, 4, 5]);
 
@@ -173,8 +177,8 @@ mod tests {
         let mut files: Vec<_> = files.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
         files.sort();
         let [first, second] = &files[..] else { panic!("two starts, two files: {files:?}") };
-        let (first, second) =
-            (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
+        let first = payloads(&fs_err::read(first).unwrap());
+        let second = payloads(&fs_err::read(second).unwrap());
         assert_eq!((first.len(), second.len()), (2 + 5 * 6 + 2 + 1, 2 + 3 * 6 + 2));
         let lines = fs_err::read_to_string(folder.metrics_file()).unwrap();
         let line: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();

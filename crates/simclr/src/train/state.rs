@@ -106,9 +106,13 @@ pub fn broadcast(
     resumed: Resumed,
 ) -> Resumed {
     let step = group.broadcast_text(&resumed.step.to_string());
-    method.params().named().for_each(|(_, tensor)| group.broadcast(tensor));
+    for (_, tensor) in method.params().named() {
+        group.broadcast(tensor);
+    }
     let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().chain(method.state()).collect();
-    state.values().for_each(|tensor| group.broadcast(tensor));
+    for tensor in state.values() {
+        group.broadcast(tensor);
+    }
     let own = |name: &str, _: &[i64]| Ok(state[name].shallow_clone());
     optimizer.load_state(&own).expect("own names and shapes");
     method.load_state(&own).expect("own names and shapes");

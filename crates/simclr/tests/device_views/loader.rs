@@ -1,4 +1,4 @@
-//! Deferred batches of the loader, whose views the kernels compute, against batches with pixels.
+//! Deferred batches of the loader, augmented by the kernels, against batches augmented by the loader.
 
 use std::sync::Arc;
 

@@ -19,7 +19,8 @@ use crate::noise;
 #[test]
 fn augment_device_is_selected_or_the_error_explains_why() {
     let choose = |on, augment: &AugmentConfig| choose_augment_device(on, augment, (3, 32), Device::Cpu);
-    let (plain, noisy) = (AugmentConfig::default(), AugmentConfig { noise: 0.1, ..AugmentConfig::default() });
+    let plain = AugmentConfig::default();
+    let noisy = AugmentConfig { noise: 0.1, ..AugmentConfig::default() };
     assert_eq!(choose(AugmentDeviceChoice::Auto, &plain).unwrap(), AugmentDevice::Cpu);
     let error = choose(AugmentDeviceChoice::Device, &plain).unwrap_err().to_string();
     assert_eq!(error, "data.augment_on = device: expected cpu or auto: the device is the CPU");
@@ -110,7 +111,8 @@ fn losses_do_not_depend_on_the_augment_device() {
 #[test]
 fn a_resumed_run_keeps_its_augment_device() {
     let folder = tempfile::tempdir().unwrap();
-    let (data, config) = (image_folder(folder.path()), run_config("device", 0));
+    let data = image_folder(folder.path());
+    let config = run_config("device", 0);
     for original in ["device", "cpu"] {
         let run_folder = RunFolder::create(&folder.path().join(original)).unwrap();
         run(&run_folder, &data, &config, true);

@@ -172,7 +172,8 @@ fn resume_on_changed_images_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let data = image_folder(root.path(), 40, true);
     let folder = RunFolder::create(&root.path().join("run")).unwrap();
-    let (config, stop) = (config(&[]), AtomicBool::new(false));
+    let config = config(&[]);
+    let stop = AtomicBool::new(false);
     finish(&config, &data, &folder);
     let image = data.join("class-1/0005.bmp");
     // Same content with a new time stamp.
@@ -197,7 +198,8 @@ fn resume_without_a_record_of_images_adds_a_note() {
     let root = tempfile::tempdir().unwrap();
     let data = image_folder(root.path(), 40, true);
     let folder = RunFolder::create(&root.path().join("run")).unwrap();
-    let (config, stop) = (config(&[]), AtomicBool::new(false));
+    let config = config(&[]);
+    let stop = AtomicBool::new(false);
     finish(&config, &data, &folder);
     fs_err::remove_file(folder.images_file()).unwrap();
     let (outcome, recorder) = run(&config, &data, &folder, None, &stop);

@@ -104,7 +104,8 @@ fn step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<f64, Train
 /// A batch of noise in `count` chunks.
 fn batches(ready: &Prepared, images: usize, count: usize) -> Vec<Batch> {
     let views = ready.plan.config.task.objective.views();
-    let (channels, side) = (ready.plan.channels, ready.plan.config.train.image_size);
+    let channels = ready.plan.channels;
+    let side = ready.plan.config.train.image_size;
     // Knuth's multiplicative hash of the index.
     let noise = |index: usize| (index as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
     let part = images / count;
@@ -154,9 +155,9 @@ fn load(ready: &Prepared, images: usize) -> Option<f64> {
     let mut config = loader_config(&ready.plan);
     config.batch = images.min(config.batch).max(1);
     config.max_bad_share = 1.0;
-    let (dataset, augment) = (Arc::clone(&ready.dataset), ready.plan.config.augment.clone());
     let batch = config.batch;
-    let mut loader = Loader::new(dataset, augment, config).ok()?;
+    let augment = ready.plan.config.augment.clone();
+    let mut loader = Loader::new(Arc::clone(&ready.dataset), augment, config).ok()?;
     if ready.plan.augment_device == AugmentDevice::Device {
         loader = loader.deferred();
     }

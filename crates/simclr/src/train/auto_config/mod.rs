@@ -59,9 +59,9 @@ pub(super) fn auto_configure(
     opened: &OpenedData,
     written: &Written,
 ) -> Result<AutoConfigured, TrainError> {
-    let here =
+    let selection =
         (group.is_first() && *written != Written::EVERYTHING).then(|| Selection::new(group, opened, written));
-    let done = all_ok(group, here.map(Selection::run).transpose())?;
+    let done = all_ok(group, selection.map(Selection::run).transpose())?;
     if done.is_some() {
         // Returns the memory of the measured model.
         trim_memory(opened.device);
@@ -117,10 +117,12 @@ impl<'a> Selection<'a> {
 
     /// Chosen keys with reasons; `None` if all have their defaults.
     fn chosen(&self) -> Option<String> {
-        let (was, is) = (&self.opened.config, &self.config);
+        let was = &self.opened.config;
+        let is = &self.config;
         let mut texts = Vec::new();
         if was.encoder.name != is.encoder.name {
-            let (is, was) = (is.encoder.name.as_str(), was.encoder.name.as_str());
+            let was = was.encoder.name.as_str();
+            let is = is.encoder.name.as_str();
             texts.push(format!("encoder.name = {is}: {was} is very slow without a GPU"));
         }
         if was.train.image_size != is.train.image_size {
@@ -171,8 +173,8 @@ impl<'a> Selection<'a> {
 
     /// In pixels, over the first images of the first epoch; `None` if none can be decoded.
     fn median_shorter_side(&self) -> Option<usize> {
-        let (dataset, seed) = (&self.opened.dataset, self.config.train.seed);
-        let order = Key::order(seed, 0).stream().permutation(dataset.len());
+        let dataset = &self.opened.dataset;
+        let order = Key::order(self.config.train.seed, 0).stream().permutation(dataset.len());
         let images = order.into_iter().take(SIZE_SAMPLE).filter_map(|id| dataset.decode(id).ok());
         let mut sides: Vec<_> = images.map(|image| image.width.min(image.height)).collect();
         sides.sort_unstable();
@@ -181,7 +183,7 @@ impl<'a> Selection<'a> {
 
     /// Whether the run is short and fits in any case.
     fn is_trivial(&self, budget: &Budget) -> bool {
-        let (train, encoder) = (&self.config.train, &self.config.encoder);
+        let RunConfig { train, encoder, .. } = &self.config;
         let input = (self.opened.dataset.channels() * train.image_size * train.image_size * 4) as f64;
         let views = (self.config.task.objective.views() * train.batch) as f64;
         let max_bytes = GIB + views * input * MAX_ACTIVATION_RATIO * encoder.width.max(1.0);
@@ -323,7 +325,8 @@ impl Measured {
     }
 
     fn needs_of(&self, trial: &Prepared, whole: MemoryModel) -> MemoryNeeds {
-        let (plan, model) = (&trial.plan, trial.method.model());
+        let plan = &trial.plan;
+        let model = trial.method.model();
         let on_gpu = model.params.device().is_cuda();
         let weights: usize = model.params.named().map(|(_, tensor)| tensor.numel()).sum();
         let state: usize = trial.optimizer.state().iter().map(|(_, tensor)| tensor.numel()).sum();
