@@ -1,10 +1,10 @@
-//! Errors by room; lower case; what, where, expected, got. `hint()` is the way out, printed by the command line.
+//! Error types. Messages are lower case and state what failed, where, and expected and actual values; `hint()` suggests a fix.
 
 use std::path::PathBuf;
 
 use simclr_data::DataError;
 
-/// A configuration that cannot be run.
+/// An invalid configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -16,7 +16,7 @@ pub enum ConfigError {
     Parse {
         /// The configuration file, or `--set`.
         path: PathBuf,
-        /// What the parser said, with line and column.
+        /// Message of the TOML parser, with the line if known.
         message: String,
     },
     /// A key that does not exist.
@@ -26,7 +26,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key as written.
         key: String,
-        /// Existing keys that look like it.
+        /// Similar existing keys.
         near: Vec<String>,
     },
     /// A value out of its range.
@@ -36,10 +36,10 @@ pub enum ConfigError {
         key: String,
         /// The value as written.
         value: String,
-        /// What is accepted.
+        /// Accepted values.
         expected: String,
     },
-    /// The augmentation or the data.
+    /// Invalid augmentation or data settings.
     #[error(transparent)]
     Data(#[from] DataError),
 }
@@ -53,7 +53,7 @@ pub enum ModelError {
     File {
         /// The file.
         path: PathBuf,
-        /// What libtorch or the format reader said.
+        /// Message of libtorch or of the file reader.
         reason: String,
     },
     /// A tensor with another shape than the model's.
@@ -61,19 +61,19 @@ pub enum ModelError {
     Shape {
         /// File or part of the model.
         place: String,
-        /// Parameter name.
+        /// Of the parameter or buffer.
         name: String,
-        /// Shape expected.
+        /// Of the model.
         expected: Vec<i64>,
-        /// Shape found.
+        /// Of the file.
         got: Vec<i64>,
     },
-    /// Names that are missing or too many.
+    /// Missing or unexpected tensor names.
     #[error("`{place}`: {reason}")]
     Names {
         /// File or part of the model.
         place: String,
-        /// Which names.
+        /// The names.
         reason: String,
     },
     /// libtorch failed.
@@ -88,15 +88,15 @@ pub enum ModelError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// Operating system (full disk, rights), with the path.
+    /// Operating system error (full disk, permissions), with the path.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// Not a checkpoint, cut, or of another version.
+    /// Not a checkpoint, truncated, or of an unsupported version.
     #[error("checkpoint `{path}`: {reason}")]
     Damaged {
-        /// The file.
+        /// The checkpoint.
         path: PathBuf,
-        /// What is wrong.
+        /// What is invalid.
         reason: String,
     },
     /// A checkpoint of another model or run.
@@ -104,18 +104,18 @@ pub enum CheckpointError {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// What was expected and what was found.
+        /// The differences.
         reason: String,
     },
-    /// Images that are no longer those of the run.
+    /// Images that have changed since the run read them.
     #[error("run folder `{path}`: {reason}")]
     Images {
         /// The run folder.
         path: PathBuf,
-        /// Which, and how many.
+        /// Number and names of the images.
         reason: String,
     },
-    /// No checkpoint where one is needed.
+    /// A run folder without a checkpoint.
     #[error("no checkpoint in `{folder}`")]
     Missing {
         /// The run folder.
@@ -139,28 +139,28 @@ pub enum DistError {
         /// How many.
         count: usize,
     },
-    /// MPI failed at the start.
+    /// MPI initialisation failed.
     #[error("{reason}")]
     Mpi {
-        /// What it said.
+        /// Message of MPI.
         reason: String,
     },
-    /// Another process reads other images, or runs another version.
+    /// Ranks with different images, versions, precisions or augmentation devices.
     #[error("{what} differ: {here} here, {first} on rank 0")]
     Differ {
-        /// What.
+        /// Property that differs, in the plural.
         what: &'static str,
-        /// Here.
+        /// Value on this rank.
         here: String,
-        /// On rank 0.
+        /// Value on rank 0.
         first: String,
     },
-    /// Operating system.
+    /// Operating system error.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
-/// A training run that cannot start or go on.
+/// A training run that cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -182,48 +182,48 @@ pub enum TrainError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-    /// A GPU failed, or what was asked of it.
+    /// A CUDA or kernel error.
     #[error("device: {0}")]
     Device(#[from] simclr_shim::ShimError),
-    /// The loss or a gradient is no longer a number.
+    /// A NaN or infinite loss, gradient norm or weight.
     #[error("{what} is {value} at step {step}; the batch's images are listed in `{dump}`")]
     NonFinite {
-        /// Loss or gradient norm.
+        /// The quantity.
         what: &'static str,
-        /// Its value.
+        /// NaN or infinite.
         value: f64,
-        /// The step.
+        /// From 0.
         step: u64,
         /// File with the names of the batch's images.
         dump: PathBuf,
     },
-    /// The processes of the run.
+    /// The process group.
     #[error(transparent)]
     ProcessGroup(#[from] DistError),
-    /// Another process failed, and says so.
+    /// An error on another rank.
     #[error("rank {rank}: {message}")]
     RemoteRank {
-        /// Which.
+        /// The lowest rank that failed.
         rank: usize,
-        /// What it says.
+        /// Its error message.
         message: String,
     },
-    /// No way of taking a step fits.
+    /// No batch mode of a step fits into memory.
     #[error("memory: {what} needs {needed}, expected at most {limit}")]
     Memory {
-        /// The step that needs least.
+        /// Description of the step with the least memory.
         what: String,
-        /// How much it needs.
+        /// With unit.
         needed: String,
-        /// How much there is, and what it follows from.
+        /// With unit and origin.
         limit: String,
     },
-    /// The run folder holds another run.
+    /// A run folder that holds another run, or no run.
     #[error("run folder `{path}`: {reason}")]
     RunFolder {
         /// The folder.
         path: PathBuf,
-        /// What was found.
+        /// State of the folder.
         reason: String,
     },
     /// Another process writes to the run folder.
@@ -231,20 +231,20 @@ pub enum TrainError {
     InUse {
         /// The folder.
         path: PathBuf,
-        /// Process and host.
+        /// Process and host of the other process, if known.
         holder: String,
     },
-    /// A result that would lie among the files of a run.
+    /// An output path inside a run folder that is reserved for the run.
     #[error("`{path}` is kept for the run in `{run}`")]
     RunFile {
-        /// Where the result was to go.
+        /// The output path.
         path: PathBuf,
         /// The run folder.
         run: PathBuf,
     },
 }
 
-/// An evaluation or export that cannot be made.
+/// An evaluation or export that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
@@ -269,31 +269,31 @@ pub enum EvalError {
     /// A protocol that trains, or the folder of a run.
     #[error(transparent)]
     Training(#[from] Box<TrainError>),
-    /// A signal asked for the end; what was trained so far is kept.
-    #[error("stopped; the same command goes on from here")]
+    /// Stopped by a signal; finished parts are kept.
+    #[error("stopped; the same command continues from here")]
     Stopped,
     /// Labels missing or too few.
     #[error("labels of `{path}`: {reason}")]
     Labels {
         /// The data set.
         path: PathBuf,
-        /// What is missing.
+        /// The missing labels.
         reason: String,
     },
-    /// Weights for a folder that holds others.
+    /// Weights for a run folder that holds other weights.
     #[error("run folder `{path}`: {reason}")]
     OtherWeights {
         /// The folder.
         path: PathBuf,
-        /// What it holds and what was given.
+        /// The weights of the folder and the given ones.
         reason: String,
     },
-    /// Results that cannot stand in one table.
+    /// Results that are not comparable.
     #[error("{reason}")]
     Mixed {
-        /// Which differ, and in what.
+        /// The results and their differences.
         reason: String,
-        /// The way out.
+        /// How to make them comparable.
         hint: String,
     },
     /// Results are needed of a run that has none.
@@ -351,17 +351,17 @@ pub enum EvalError {
     },
 }
 
-/// Who has to act: decides the exit code.
+/// Origin of an error; determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The user can mend it: a path, a value, a file, the disk.
+    /// The user can fix it: a path, a value, a file, the disk.
     User,
-    /// A bug here or in libtorch.
+    /// A bug in this program or in libtorch.
     Us,
 }
 
 impl ConfigError {
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownKey { near, .. } if !near.is_empty() => {
@@ -380,7 +380,7 @@ impl ConfigError {
 }
 
 impl ModelError {
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::File { .. } => {
@@ -392,7 +392,7 @@ impl ModelError {
 }
 
 impl CheckpointError {
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Damaged { .. } => Some("remove the damaged checkpoint to start from the beginning".into()),
@@ -412,22 +412,24 @@ impl CheckpointError {
 }
 
 impl DistError {
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotBuilt { .. } => Some(
-                "install Open MPI and libclang, then `make build`; it switches MPI on where it finds mpicc"
+                "install Open MPI and libclang, then `make build`, which enables MPI if it finds mpicc"
                     .into(),
             ),
             Self::Unconnected { .. } => Some("start it with `srun --mpi=pmix`, or with mpirun".into()),
-            Self::Differ { .. } => Some("every machine needs the same images and the same simclr".into()),
+            Self::Differ { .. } => {
+                Some("use the same images and the same version of simclr on every machine".into())
+            }
             _ => None,
         }
     }
 }
 
 impl TrainError {
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.hint(),
@@ -440,12 +442,12 @@ impl TrainError {
                     .into(),
             ),
             Self::Memory { .. } => Some(
-                "free some memory, or choose a smaller --batch, --image-size or --encoder; --chunk, where given, is \
-                 taken without this check"
+                "free some memory, or choose a smaller --batch, --image-size or --encoder; with --chunk this check is \
+                 skipped"
                     .into(),
             ),
             Self::RunFolder { .. } => {
-                Some("a new run needs a new folder (--run); an old one goes on with --resume".into())
+                Some("a new run needs a new folder (--run); continue an old one with --resume".into())
             }
             Self::InUse { .. } => {
                 Some("wait until it has ended or stop it, or choose another folder (--run, --out)".into())
@@ -456,12 +458,12 @@ impl TrainError {
         }
     }
 
-    /// Whether the training itself went wrong, as it does with too high a learning rate.
+    /// Whether training diverged, for example because of a high learning rate.
     pub fn is_divergence(&self) -> bool {
         matches!(self, Self::NonFinite { .. })
     }
 
-    /// Who has to act.
+    /// Origin of the error.
     pub fn blame(&self) -> Blame {
         match self {
             Self::Torch(_)
@@ -478,11 +480,11 @@ impl EvalError {
         Self::Encoding { what: what.into(), reason: error.to_string() }
     }
 
-    /// The way out.
+    /// How to fix the error.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.hint(),
-            // Nothing but training writes a list of them.
+            // Only training runs write a list of them.
             Self::Data(DataError::TooManyBad { .. }) => {
                 Some("`simclr inspect --data` names all of them; repair or remove these files".into())
             }
@@ -492,7 +494,7 @@ impl EvalError {
             Self::Io(error) => disk_hint(error),
             Self::Training(error) => error.hint(),
             Self::OtherWeights { .. } => Some(
-                "give another folder for these weights, or leave out --weights to evaluate what the folder holds"
+                "use another folder for these weights, or omit --weights to evaluate those of the folder"
                     .into(),
             ),
             Self::Mixed { hint, .. } => Some(hint.clone()),
@@ -507,7 +509,7 @@ impl EvalError {
         }
     }
 
-    /// Who has to act.
+    /// Origin of the error.
     pub fn blame(&self) -> Blame {
         match self {
             Self::Torch(_)
@@ -524,7 +526,7 @@ fn disk_hint(error: &std::io::Error) -> Option<String> {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            Some("free some disk space, then resume; the last checkpoint is whole".into())
+            Some("free some disk space, then resume; the last checkpoint is intact".into())
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             Some("choose a folder that you may write to with --run or --out".into())

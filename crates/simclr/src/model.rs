@@ -1,4 +1,4 @@
-//! The model that is trained: encoder and head over one parameter store.
+//! Encoder and head over one parameter store.
 
 use tch::{Device, Tensor};
 
@@ -11,23 +11,23 @@ use crate::{
     task::TaskConfig,
 };
 
-/// f and g with their parameters.
+/// Encoder f and head g with their parameters.
 #[derive(Debug)]
 pub struct Model {
-    /// f.
+    /// Images `[B, C, S, S]` to h `[B, F]`.
     pub encoder: Encoder,
-    /// g.
+    /// h to z `[B, D]`, or to logits `[B, K]`.
     pub head: Head,
-    /// Parameters `encoder.*`, `head.*`.
+    /// Parameters and buffers `encoder.*`, `head.*`, `classifier.*`.
     pub params: Params,
-    /// Compute type.
+    /// Type of convolutions and matrix products.
     pub precision: Precision,
-    /// Whether f only gives features: running statistics, no gradient, nothing changed.
+    /// Whether the encoder always runs in evaluation mode and without gradient.
     pub frozen: bool,
 }
 
 impl Model {
-    /// A model with fresh weights drawn from `seed`.
+    /// Draws the initial weights from `seed`.
     ///
     /// # Errors
     /// See [`Encoder::new`].
@@ -45,11 +45,11 @@ impl Model {
         Ok(Self { encoder, head, params, precision, frozen: false })
     }
 
-    /// The model of a task: [`Model::new`], or with labels the encoder under a linear classifier of `classes` outputs.
+    /// [`Model::new`] for contrastive tasks; for supervised ones, the encoder with a linear classifier of `classes` outputs.
     ///
     /// # Errors
     /// See [`Encoder::new`].
-    #[expect(clippy::too_many_arguments, reason = "what Model::new takes, the task, and its classes")]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of Model::new, the task, and its classes")]
     pub fn for_task(
         task: &TaskConfig,
         classes: usize,
@@ -70,13 +70,16 @@ impl Model {
         Ok(Self { encoder, head, params, precision, frozen: task.frozen })
     }
 
-    /// The stages of [`Model::forward`], for a thread of its own; none of a TorchScript module.
+    /// The stages of [`Model::forward`], usable on another thread; `None` for a TorchScript module.
     pub fn stages(&self) -> Option<Stages> {
-        let (encoder, head) = (self.encoder.shallow_clone()?, self.head.shallow_clone());
-        Some(Stages { encoder, head, precision: self.precision })
+        Some(Stages {
+            encoder: self.encoder.shallow_clone()?,
+            head: self.head.shallow_clone(),
+            precision: self.precision,
+        })
     }
 
-    /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm sees both views together.
+    /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm covers both views of an image.
     ///
     /// # Errors
     /// See [`Encoder::forward`].
@@ -91,8 +94,8 @@ impl Model {
     }
 }
 
-/// Handles to the parameters of a model, walked stage by stage: those of the encoder, then the head. The last but one gives
-/// h, the last one z.
+/// A model as a sequence of stages: those of the encoder, the last of which returns h, and the head, which returns z. Shares the
+/// parameters of its [`Model`].
 #[derive(Debug)]
 pub struct Stages {
     encoder: Encoder,
@@ -101,12 +104,12 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// How many there are.
+    /// Stages of the encoder, plus one for the head.
     pub fn count(&self) -> usize {
         self.encoder.stages() + 1
     }
 
-    /// One stage: views `[B, C, S, S]` for the first, else what the one before gave.
+    /// Runs a stage on views `[B, C, S, S]` (the first) or on the output of the stage before it.
     ///
     /// # Errors
     /// See [`Encoder::forward`].

@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskConfig {
-    /// Method that trains.
+    /// Training method.
     pub objective: MethodKind,
-    /// Text file of image names, one per line: train on these only. Unset: all images.
+    /// Text file with the names of the images to train on, one per line. Unset: all images.
     #[serde(alias = "images")]
     pub subset: Option<PathBuf>,
-    /// Train on the validation part of the set, too.
+    /// Train on the validation part of the data set, too.
     #[serde(alias = "validation")]
     pub include_validation: bool,
-    /// Checkpoint with the initial weights of the encoder and of the head layers that are kept.
+    /// Checkpoint with the initial weights of the encoder and of the kept head layers.
     #[serde(alias = "start")]
     pub init_from: Option<PathBuf>,
     /// Supervised: layers of the projection head kept below the classifier (SimCLRv2, arXiv 2006.10029, section 2).
@@ -38,7 +38,7 @@ pub enum MethodKind {
 }
 
 impl MethodKind {
-    /// Views of each image.
+    /// Number of views per image.
     pub fn views(self) -> usize {
         match self {
             Self::Contrastive => 2,
@@ -46,7 +46,7 @@ impl MethodKind {
         }
     }
 
-    /// Whether labels are unused.
+    /// Whether training uses pairs of views and no labels.
     pub fn is_contrastive(self) -> bool {
         self == Self::Contrastive
     }

@@ -1,7 +1,7 @@
-//! The views of a batch on the device: host memory goes there first, views are made of it there.
+//! Views of a batch on the device.
 //!
-//! A batch holds pixels, which the loader made, or recipes: images and dice, of which the kernels of `simclr-shim` make the
-//! pixels. Both are the same views; those of the kernels are not rounded to bytes within the resize.
+//! A batch holds pixels of views augmented by the loader, or images and augmentation parameters, from which the kernels of
+//! `simclr-shim` compute the views. Both give the same views, except that the kernels do not round to bytes within the resize.
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
@@ -20,29 +20,29 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AugmentDeviceChoice {
-    /// The device where it is a GPU that can, else the processors.
+    /// The device if it is a GPU and its kernels support the configuration, else the CPU.
     #[default]
     Auto,
     /// The loader's threads.
     Cpu,
-    /// The device, or an error.
+    /// The device; an error if its kernels do not support the configuration.
     Device,
 }
 
-/// Where views are made, as run.
+/// Resolved `data.augment_on`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AugmentDevice {
     /// The loader's threads.
     Cpu,
-    /// The device, from recipes.
+    /// Kernels of the device.
     Device,
 }
 
-/// Decides where the views `[.., channels, size, size]` are made.
+/// Resolves `data.augment_on` for views `[.., channels, size, size]`.
 ///
 /// # Errors
-/// Says why the device does not make them, where that was asked for.
+/// [`ConfigError::Value`] with the reason if `device` is configured but not supported.
 pub fn choose_augment_device(
     choice: AugmentDeviceChoice,
     augment: &AugmentConfig,
@@ -54,42 +54,42 @@ pub fn choose_augment_device(
     match (choice, obstacle) {
         (AugmentDeviceChoice::Device, None) => Ok(AugmentDevice::Device),
         (AugmentDeviceChoice::Auto, None) if device.is_cuda() => Ok(AugmentDevice::Device),
-        (AugmentDeviceChoice::Device, Some(why)) => Err(ConfigError::Value {
+        (AugmentDeviceChoice::Device, Some(reason)) => Err(ConfigError::Value {
             key: "data.augment_on".into(),
             value: "device".into(),
-            expected: format!("cpu or auto: {why}"),
+            expected: format!("cpu or auto: {reason}"),
         }),
         _ => Ok(AugmentDevice::Cpu),
     }
 }
 
-/// What of a configuration the kernels do not have.
+/// Why the kernels do not support a configuration; `None` if they do.
 pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
     let only = |what: &str| Some(format!("{what} runs on the CPU only"));
     match augment {
         _ if channels > MAX_CHANNELS => {
-            Some(format!("kernels take up to {MAX_CHANNELS} channels, not {channels}"))
+            Some(format!("kernels support up to {MAX_CHANNELS} channels, not {channels}"))
         }
-        _ if size > MAX_SIDE => Some(format!("kernels make views of up to {MAX_SIDE} pixels, not {size}")),
+        _ if size > MAX_SIDE => Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}")),
         AugmentConfig { noise, .. } if *noise > 0.0 => only("augment.noise"),
         AugmentConfig { sobel, .. } if *sobel > 0.0 => only("augment.sobel"),
         _ => None,
     }
 }
 
-/// A batch in the device's memory.
+/// Views, or the inputs that they are computed from, in device memory.
 #[derive(Debug)]
 pub enum Uploaded {
-    /// Planes `[rows, C, S, S]`.
+    /// `[rows, C, S, S]`.
     Pixels(Tensor),
-    /// What the kernels take, and how they make views of it.
+    /// Images and augmentation parameters.
     Deferred(kernels::KernelInputs, ViewOptions),
 }
 
 /// Copies `rows` views `[rows, C, S, S]`, or the inputs that they are computed from, to `device`. Computes nothing there.
 ///
 /// # Errors
-/// No device memory; augmentation parameters that do not fit their images.
+/// No device memory; augmentation parameters out of range for their images.
 pub fn upload(
     views: &Views,
     rows: usize,
@@ -108,13 +108,13 @@ pub fn upload(
 /// [`upload`] of deferred views.
 ///
 /// # Errors
-/// See there.
-pub fn upload_deferred(recipes: &DeferredViews, device: Device) -> Result<Uploaded, ModelError> {
-    let method = recipes.method;
+/// As [`upload`].
+pub fn upload_deferred(deferred: &DeferredViews, device: Device) -> Result<Uploaded, ModelError> {
+    let method = deferred.method;
     let table: Vec<View> =
-        recipes.rows.iter().map(|recipe| row(recipe, method.size, method.color_model)).collect();
-    let uploaded = kernels::KernelInputs::upload(&recipes.bytes, &table, method.channels, device)?;
-    let making = ViewOptions {
+        deferred.rows.iter().map(|view| kernel_view(view, method.size, method.color_model)).collect();
+    let inputs = kernels::KernelInputs::upload(&deferred.bytes, &table, method.channels, device)?;
+    let options = ViewOptions {
         channels: method.channels,
         side: method.size,
         cubic: method.interpolation == Interpolation::Bicubic,
@@ -122,45 +122,48 @@ pub fn upload_deferred(recipes: &DeferredViews, device: Device) -> Result<Upload
         gray_mean: method.color_model == ColorModel::Torchvision,
         blurs: method.blurs,
     };
-    Ok(Uploaded::Deferred(uploaded, making))
+    Ok(Uploaded::Deferred(inputs, options))
 }
 
 impl Uploaded {
-    /// What lies on the device.
+    /// All tensors, for synchronisation between streams.
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
-            Self::Pixels(planes) => vec![planes],
-            Self::Deferred(recipes, _) => recipes.tensors().into(),
+            Self::Pixels(pixels) => vec![pixels],
+            Self::Deferred(inputs, _) => inputs.tensors().into(),
         }
     }
 
     /// The views `[rows, C, S, S]`, `f32`, channels last.
     ///
     /// # Errors
-    /// No memory, or a device without kernels.
+    /// No device memory; a device without kernels.
     pub fn views(&self) -> Result<Tensor, ModelError> {
         match self {
-            Self::Pixels(planes) => Ok(channels_last(planes)),
-            Self::Deferred(recipes, making) => Ok(recipes.views(*making)?),
+            Self::Pixels(pixels) => Ok(channels_last(pixels)),
+            Self::Deferred(inputs, options) => Ok(inputs.views(*options)?),
         }
     }
 }
 
-/// A view as the kernels read it.
-fn row(recipe: &DeferredView, size: usize, model: ColorModel) -> View {
-    let (params, crop) = (&recipe.params, recipe.params.crop);
-    let jitter = params.jitter.iter().map(|&operation| change(operation, model));
+/// A view in the memory layout of the kernels.
+fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
+    let params = &view.params;
+    let crop = params.crop;
+    let jitter = params.jitter.iter().map(|&operation| kernel_change(operation, model));
     let changes: Vec<Change> = jitter.chain(params.gray.then(Change::gray)).collect();
     let mut change = [Change::default(); MAX_CHANGES];
-    change.iter_mut().zip(&changes).for_each(|(slot, &change)| *slot = change);
+    for (slot, &change) in change.iter_mut().zip(&changes) {
+        *slot = change;
+    }
     let cut = params.cutout.map_or([0; 4], |centre| {
         let (columns, rows) = centre.covers(size);
-        [columns.start, columns.end, rows.start, rows.end].map(|at| at as i32)
+        [columns.start, columns.end, rows.start, rows.end].map(|pixel| pixel as i32)
     });
     View {
-        at: recipe.at as i64,
-        width: recipe.width as i32,
-        height: recipe.height as i32,
+        at: view.at as i64,
+        width: view.width as i32,
+        height: view.height as i32,
         left: crop.x as i32,
         top: crop.y as i32,
         columns: crop.width as i32,
@@ -176,7 +179,7 @@ fn row(recipe: &DeferredView, size: usize, model: ColorModel) -> View {
     }
 }
 
-fn change(operation: Jitter, model: ColorModel) -> Change {
+fn kernel_change(operation: Jitter, model: ColorModel) -> Change {
     match (operation, model) {
         (Jitter::Brightness(factor), _) => Change::scale(factor),
         (Jitter::BrightnessShift(shift), _) => Change::shift(shift),

@@ -1,4 +1,4 @@
-//! Every recipe of `configs/` loads and has the values of its source.
+//! Every recipe in `configs/` loads and has the values of its published source.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, path::Path};
@@ -26,7 +26,7 @@ fn every_recipe_loads() {
     assert!(recipes.len() >= 5, "{} recipes", recipes.len());
 }
 
-/// Text of a header line `# Name: text`, with the comment lines that continue it.
+/// Text of a header line `# Name: text` including its continuation lines.
 fn header(text: &str, name: &str) -> Option<String> {
     let start = format!("# {name}: ");
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
@@ -46,9 +46,9 @@ fn keys(text: &str) -> BTreeSet<String> {
     text.split_whitespace().map(plain).filter(is_key).collect()
 }
 
-/// A recipe with a table differs from it in the keys that its header names, and in no other.
+/// A recipe with a `Table` line differs from that table in exactly the keys of its `Differs` line.
 #[test]
-fn every_recipe_has_the_values_of_its_source_or_names_the_difference() {
+fn every_recipe_equals_its_source_except_for_declared_differences() {
     let mut compared = BTreeSet::new();
     for (name, text, config) in recipes() {
         let Some(table) = header(&text, "Table") else {
@@ -71,7 +71,7 @@ fn every_recipe_has_the_values_of_its_source_or_names_the_difference() {
     assert_eq!(compared, all, "every table is compared with a recipe");
 }
 
-/// A wrong value in a recipe is found: weight decay 1e-6 in place of 1e-4.
+/// Weight decay 1e-6 instead of 1e-4 is detected.
 #[test]
 fn a_changed_value_is_a_difference() {
     let (_, _, config) =
@@ -86,7 +86,7 @@ fn a_changed_value_is_a_difference() {
 }
 
 #[test]
-fn the_start_of_a_run_names_the_closest_official_source() {
+fn differs_from_official_compares_with_the_closest_source() {
     let differs = |name: &str, overrides: &[&str]| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name);
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
@@ -110,9 +110,9 @@ fn the_start_of_a_run_names_the_closest_official_source() {
 }
 
 #[test]
-fn traps_are_named() {
-    let cautions = |more: &[&str]| {
-        let overrides: Vec<_> = more.iter().map(|&text| text.to_owned()).collect();
+fn cautions_name_unfavourable_settings() {
+    let cautions = |overrides: &[&str]| {
+        let overrides: Vec<_> = overrides.iter().map(|&text| text.to_owned()).collect();
         RunConfig::load(None, &overrides).unwrap().cautions().join("\n")
     };
     let small =

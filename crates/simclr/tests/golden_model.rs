@@ -1,4 +1,4 @@
-//! Encoders, head, loss, every gradient and a training curve against PyTorch (`reference/model.py`).
+//! Encoders, head, loss, all gradients and a training curve against PyTorch (`reference/model.py`).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ fn named<'a>(golden: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
     &golden.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no golden {name}")).1
 }
 
-/// The numbers that `reference/model.py` calls `wave`.
+/// `wave` of `reference/model.py`.
 fn wave(shape: &[i64], phase: f64, scale: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     let values =
@@ -37,7 +37,8 @@ fn images(shape: &[i64; 4], phase: f64) -> Tensor {
 
 fn fill(params: &Params) {
     for (number, param) in params.params().iter().enumerate() {
-        let (shape, phase) = (param.tensor.size(), 0.1 * number as f64);
+        let shape = param.tensor.size();
+        let phase = 0.1 * number as f64;
         let fan_in = (param.tensor.numel() as i64 / shape[0]) as f64;
         let value = match param.role {
             Role::Weight | Role::Classifier => wave(&shape, phase, (2.0 / fan_in).sqrt()),
@@ -59,14 +60,14 @@ fn build(config: &EncoderConfig, (channels, size): (i64, i64), precision: Precis
     model
 }
 
-/// Largest difference, relative to the largest value expected.
+/// Largest absolute difference, relative to the largest expected value.
 fn relative(found: &Tensor, expected: &Tensor) -> f64 {
     let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
     assert_eq!(found.size(), expected.size());
     (found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
 }
 
-/// The goldens keep 256 columns of h.
+/// The goldens have 256 columns of h.
 fn first_columns(h: &Tensor) -> Tensor {
     h.narrow(1, 0, h.size()[1].min(256))
 }
@@ -88,14 +89,14 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// f32 against f64. Deep networks in training mode amplify rounding: a batch norm over a dozen values divides by
-/// small standard deviations again and again, hence the wider tolerance of the last two cases.
+/// f32 against f64. ResNet-50 amplifies rounding, because its many batch norms over a dozen values divide by small standard
+/// deviations.
 fn tolerance(name: &str) -> f64 {
     if name.starts_with("resnet50") { 2e-3 } else { 2e-4 }
 }
 
-/// Rounding moves a few activations across the corner of a ReLU, and their gradients appear or vanish whole: fifty layers
-/// deep, PyTorch's own f32 gradients differ from its f64 ones by 0.3 % in norm, and by more in single tensors here.
+/// Rounding flips the sign of a few pre-activations, which changes gradients discontinuously: in ResNet-50, PyTorch's f32 and f64
+/// gradients differ by 0.3 % in norm, and by more in single tensors.
 fn gradient_tolerance(name: &str) -> f64 {
     if name.starts_with("resnet50") { 3e-2 } else { 1e-3 }
 }
@@ -109,13 +110,13 @@ fn forward_loss_every_gradient_and_running_statistics() {
         let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
         loss.backward();
         let get = |what: &str| named(&golden, &format!("{name}.{what}"));
-        let far = |what: &str, found: &Tensor| {
+        let check = |what: &str, found: &Tensor| {
             let difference = relative(found, get(what));
             assert!(difference < tolerance(name), "{name}.{what}: {difference}");
         };
-        far("h", &first_columns(&h));
-        far("z", &z);
-        far("loss", &loss.view(1));
+        check("h", &first_columns(&h));
+        check("z", &z);
+        check("loss", &loss.view(1));
         let params = model.params.params();
         let gradient = |at: usize| params[at].tensor.grad().contiguous().view(-1).to_kind(Kind::Double);
         let norms: Vec<f64> = (0..params.len()).map(|at| gradient(at).norm().double_value(&[])).collect();
@@ -127,7 +128,7 @@ fn forward_loss_every_gradient_and_running_statistics() {
         for (at, param) in params.iter().enumerate() {
             let expected = |what: &str| get(what).double_value(&[at as i64]);
             let norm = expected("gradient_norms");
-            // A gradient that is zero in exact arithmetic (before a batch norm) is rounding in f32.
+            // The absolute term is for gradients that are zero in exact arithmetic, such as before a batch norm.
             let allowed = gradient_tolerance(name) * norm + 1e-5;
             assert!(
                 (norms[at] - norm).abs() < allowed,
@@ -144,22 +145,22 @@ fn forward_loss_every_gradient_and_running_statistics() {
         }
         let sums: Vec<f64> =
             model.params.buffers().iter().map(|(_, b)| b.sum(Kind::Double).double_value(&[])).collect();
-        far("buffer_sums", &Tensor::from_slice(&sums));
+        check("buffer_sums", &Tensor::from_slice(&sums));
         let before: Vec<Tensor> = model.params.buffers().iter().map(|(_, buffer)| buffer.copy()).collect();
         let h = tch::no_grad(|| {
             model.encoder.forward(&images(&shape, 0.3), &Mode::Eval, Precision::F32).unwrap()
         });
-        far("h_eval", &first_columns(&h));
+        check("h_eval", &first_columns(&h));
         for (kept, (buffer, now)) in before.iter().zip(model.params.buffers()) {
             assert_eq!(kept, now, "{name}: inference changed {buffer}");
         }
     }
 }
 
-/// bf16 keeps 8 bits of mantissa: features agree to a few per cent, the loss to 2 %, and the gradient of all parameters
-/// together in direction and length. How well is a matter of depth, not of this code: on these weights and images
-/// PyTorch's own autocast has cosines to its f32 gradient of .997 (conv-c3), .994 (conv-c4) and .930 (resnet18), and
-/// lengths of .991, .993 and .951. A cast left out of the graph would lose whole gradients, far below these bounds.
+/// bf16 has 8 bits of mantissa: features agree to a few per cent, the loss to 2 %, and the gradient over all parameters in direction
+/// and norm. On these weights and images, PyTorch's autocast gradients have a cosine to its f32 gradients of .997 (conv-c3), .994
+/// (conv-c4) and .930 (resnet18), and relative norms of .991, .993 and .951. A cast outside the autograd graph would lose whole
+/// gradients.
 #[test]
 fn bf16_follows_f32() {
     for Case { name, config, shape } in cases().into_iter().take(3) {
@@ -186,7 +187,7 @@ fn bf16_follows_f32() {
 }
 
 #[test]
-fn ten_steps_of_sgd_follow_pytorchs_curve() {
+fn ten_steps_of_sgd_follow_pytorch() {
     let golden = golden("model.safetensors");
     let config = encoder(EncoderName::ConvC3, Stem::Auto, Padding::Symmetric);
     let model = build(&config, (3, 16), Precision::F32);
@@ -211,18 +212,18 @@ fn ten_steps_of_sgd_follow_pytorchs_curve() {
     assert!(difference < 1e-3, "{difference}: {curve:?}");
 }
 
-/// Bug 9 of the list: the two views must pass through batch norm together.
+/// Both views must pass through batch norm together.
 #[test]
-fn views_encoded_apart_have_other_statistics() {
+fn views_encoded_separately_have_other_statistics() {
     let model = build(&encoder(EncoderName::ConvC3, Stem::Auto, Padding::Symmetric), (3, 16), Precision::F32);
     let views = images(&[8, 3, 16, 16], 0.3);
     let together = model.encoder.forward(&views, &Mode::train(), Precision::F32).unwrap();
-    let half = |at| model.encoder.forward(&views.narrow(0, at, 4), &Mode::train(), Precision::F32).unwrap();
-    let apart = Tensor::cat(&[half(0), half(4)], 0);
-    assert!(relative(&apart, &together) > 1e-3);
+    let half = |row| model.encoder.forward(&views.narrow(0, row, 4), &Mode::train(), Precision::F32).unwrap();
+    let separate = Tensor::cat(&[half(0), half(4)], 0);
+    assert!(relative(&separate, &together) > 1e-3);
 }
 
-/// torchvision's counts without the classifier.
+/// Those of torchvision without the classifier.
 #[test]
 fn parameter_counts() {
     for (name, expected) in [
@@ -241,8 +242,8 @@ fn parameter_counts() {
     }
 }
 
-/// Spec 4.2: sigma of a 3x3 kernel over 64 channels is .0473686 before the cut at two sigma, which brings the standard
-/// deviation of the draws to sqrt(1 / 576).
+/// TensorFlow's `variance_scaling_initializer` (google-research/simclr resnet.py): for a 3x3 kernel over 64 channels, sigma is .0473686
+/// before truncation at two sigma, which reduces the standard deviation to sqrt(1 / 576).
 #[test]
 fn official_initialisation() {
     let config = EncoderConfig { name: EncoderName::Resnet18, stem: Stem::Cifar, ..EncoderConfig::default() };
@@ -257,12 +258,12 @@ fn official_initialisation() {
     let names: Vec<_> = model.params.named().map(|(name, _)| name.to_owned()).collect();
     assert!(
         names.contains(&"head.3.weight".to_owned()) && !names.contains(&"head.3.bias".to_owned()),
-        "no last shift"
+        "the last batch norm has no shift"
     );
 }
 
 #[test]
-fn a_torchscript_module_trains_and_stays_still_in_inference() {
+fn torchscript_module_trains_and_is_unchanged_by_inference() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/script.pt");
     let config = EncoderConfig { file: Some(file), ..EncoderConfig::default() };
     for precision in [Precision::F32, Precision::Bf16] {

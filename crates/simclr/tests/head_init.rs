@@ -1,4 +1,4 @@
-//! The first ten losses of a head without batch norm against PyTorch's, over 20 seeds (`reference/head_init.py`).
+//! The first ten losses of a head without batch norm against PyTorch, over 20 seeds (`reference/head_init.py`).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use serde_json::Value;
@@ -24,7 +24,8 @@ fn features() -> Tensor {
         let image = (1.3 * i + 0.7 * j + 0.1 * i * j).sin();
         (image + 0.5 * (2.1 * i + 1.7 * j + 0.9 * view + 0.3 * i * j).sin()) as f32
     };
-    let values: Vec<f32> = (0..2 * IMAGES * FEATURES).map(|at| value(at / FEATURES, at % FEATURES)).collect();
+    let values: Vec<f32> =
+        (0..2 * IMAGES * FEATURES).map(|index| value(index / FEATURES, index % FEATURES)).collect();
     Tensor::from_slice(&values).view([2 * IMAGES as i64, FEATURES as i64])
 }
 
@@ -39,7 +40,8 @@ fn losses(init: HeadInit, seed: u64) -> Vec<f64> {
         ..OptimConfig::default()
     };
     let mut optimizer = Optimizer::new(&optim, &params);
-    let (h, loss) = (features(), LossConfig { temperature: 0.5, ..LossConfig::default() });
+    let h = features();
+    let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
     let step = |_| {
         let value = nt_xent(&head.forward(&h, &Mode::train(), Precision::F32).unwrap(), &loss).loss;
         value.backward();
@@ -60,24 +62,25 @@ fn golden(init: &str, statistic: &str) -> Vec<f64> {
     serde_json::from_value(golden[init][statistic].clone()).unwrap()
 }
 
-/// Means over 20 seeds each differ by at most four standard errors.
+/// Whether the means over 20 seeds each differ by at most four standard errors.
 fn follows(curve: &[f64], init: &str) -> bool {
-    let (mean, std) = (golden(init, "mean"), golden(init, "std"));
+    let mean = golden(init, "mean");
+    let std = golden(init, "std");
     let error = |std: f64| 4.0 * std * (2.0 / SEEDS as f64).sqrt() + 1e-3;
     curve.iter().zip(mean.iter().zip(&std)).all(|(ours, (theirs, std))| (ours - theirs).abs() < error(*std))
 }
 
 #[test]
-fn first_losses_without_batch_norm_are_pytorchs() {
+fn first_losses_without_batch_norm_match_pytorch() {
     let auto = mean_curve(HeadInit::Auto);
     assert!(follows(&auto, "linear"), "{auto:?}, PyTorch {:?}", golden("linear", "mean"));
     assert!(!follows(&auto, "official"));
-    assert_eq!(auto, mean_curve(HeadInit::Linear), "auto is `linear` where no batch norm follows");
+    assert_eq!(auto, mean_curve(HeadInit::Linear), "auto is `linear` without batch norm");
 }
 
 /// N(0, 0.01^2) without batch norm: one step makes all projections equal, and the loss stays at chance.
 #[test]
-fn official_initialisation_without_batch_norm_stays_at_chance_as_in_pytorch() {
+fn official_initialisation_without_batch_norm_stays_at_chance() {
     let official = mean_curve(HeadInit::Official);
     assert!(follows(&official, "official"), "{official:?}, PyTorch {:?}", golden("official", "mean"));
     let chance = ((2 * IMAGES - 1) as f64).ln();

@@ -1,4 +1,4 @@
-//! A batch in chunks against the same batch at once: loss, every gradient, running statistics, twenty steps.
+//! A batch in chunks against the same batch in one pass: loss, all gradients, running statistics, twenty steps.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,7 +24,7 @@ use simclr::{
 };
 use tch::{Device, Tensor};
 
-/// Random images, some of which cannot be decoded; `flaky` ones can be the first time only.
+/// Random images. Those in `bad` cannot be decoded, those in `flaky` only the first time.
 #[derive(Default)]
 struct Noise {
     bad: HashSet<usize>,
@@ -39,7 +39,7 @@ impl Source for Noise {
             return Err(DataError::Decode { name: index.to_string(), reason: "bad on purpose".into() });
         }
         let mut stream = Key { seed: 77, epoch: 0, image: index as u64, view: 0 }.stream();
-        // Squares of random colours, so that images differ in more than their noise.
+        // A 4x4 grid of random colours, so that images differ in more than pixel noise.
         let colors: Vec<u8> = (0..4 * 4 * channels).map(|_| stream.below(256) as u8).collect();
         let square = |pixel: usize| (pixel / 24 / 6 * 4 + pixel % 24 / 6) * channels;
         let data = (0..24 * 24).flat_map(|pixel| colors[square(pixel)..][..channels].to_vec()).collect();
@@ -68,10 +68,11 @@ fn config(more: &[&str]) -> RunConfig {
 }
 
 fn model(config: &RunConfig) -> Model {
-    let (size, seed) = (config.train.image_size as i64, config.train.seed);
+    let size = config.train.image_size as i64;
+    let seed = config.train.seed;
     let model =
         Model::new(&config.encoder, &config.head, (3, size), seed, Device::Cpu, Precision::F32).unwrap();
-    // Residual branches that start at 0 would hide their gradients, ones at full strength make deep nets chaotic.
+    // Residual branches scaled by 0 have no gradients to compare; scaled by 1, deep networks amplify rounding.
     for param in
         model.params.params().iter().filter(|param| param.tensor.abs().max().double_value(&[]) == 0.0)
     {
@@ -82,7 +83,7 @@ fn model(config: &RunConfig) -> Model {
     model
 }
 
-/// A batch of `batch` of 64 images, or its chunks.
+/// Batches of `batch` images from a set of 64.
 struct Trial<'a> {
     config: &'a RunConfig,
     batch: usize,
@@ -108,7 +109,7 @@ impl Trial<'_> {
     }
 }
 
-/// Momentum SGD keeps the gradient of its first step as it is.
+/// Momentum SGD; its momentum after the first step is the gradient.
 fn optimizer(model: &Model) -> Optimizer {
     let sgd = OptimConfig {
         kind: OptimKind::Sgd,
@@ -119,16 +120,16 @@ fn optimizer(model: &Model) -> Optimizer {
     Optimizer::new(&sgd, &model.params)
 }
 
-/// What some steps leave behind.
-struct Left {
+/// Results of some steps.
+struct RunResult {
     steps: Vec<(Vec<usize>, StepOutput)>,
-    /// The momentum: after one step, the gradient.
+    /// Momentum of the optimizer; after one step, the gradient.
     gradients: BTreeMap<String, Tensor>,
     /// Parameters and running statistics.
     state: BTreeMap<String, Tensor>,
 }
 
-impl Left {
+impl RunResult {
     /// Running statistics.
     fn running(&self) -> BTreeMap<String, Tensor> {
         let running = self.state.iter().filter(|(name, _)| name.contains(".running_"));
@@ -144,7 +145,7 @@ fn method(config: &RunConfig) -> Box<dyn Method> {
     }
 }
 
-fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps: u64) -> Left {
+fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps: u64) -> RunResult {
     let config = trial.config;
     let method = method(config);
     let mut optimizer = optimizer(method.model());
@@ -174,18 +175,23 @@ fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps
             .collect()
     };
     let state = method.params().named().map(|(name, tensor)| (name.to_owned(), tensor.detach()));
-    Left {
+    RunResult {
         steps: done,
         gradients: named("optim.first.", optimizer.state()),
         state: named("", state.collect()),
     }
 }
 
-fn whole(config: &RunConfig, batch: usize, steps: u64) -> Left {
+fn whole(config: &RunConfig, batch: usize, steps: u64) -> RunResult {
     train(Trial { config, batch, source: Noise::default() }, None, steps)
 }
 
-fn chunked(config: &RunConfig, batch: usize, (chunk, over): (usize, BatchNormScope), steps: u64) -> Left {
+fn chunked(
+    config: &RunConfig,
+    batch: usize,
+    (chunk, over): (usize, BatchNormScope),
+    steps: u64,
+) -> RunResult {
     train(Trial { config, batch, source: Noise::default() }, Some((chunk, over, 1)), steps)
 }
 
@@ -199,21 +205,21 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
 fn worst(found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) -> f64 {
     assert!(found.keys().eq(expected.keys()));
     let all = expected.iter().map(|(name, tensor)| {
-        assert!(tensor.abs().max().double_value(&[]) > 0.0, "{name} says nothing");
+        assert!(tensor.abs().max().double_value(&[]) > 0.0, "{name} is zero, so it tests nothing");
         relative(&found[name], tensor)
     });
     all.fold(0.0, f64::max)
 }
 
-/// The bar of issue 5: chunks of 1/2, 1/4 and 1/8 give loss and every gradient of the whole batch to 1e-5, and chunks of
-/// unequal size do too.
-///
-/// Of five models, for one: an activation within rounding of 0 may fall on either side of a ReLU's edge, which no order of
-/// summation can help; that moves the gradients below it, by a thousandth in a wide net and more in these.
+/// Chunks of 1/2, 1/4, 1/8 of the batch and of unequal size give its loss and all gradients to 1e-5, for the best of five models.
+/// Not for all, because rounding can flip the sign of a pre-activation near 0 and change the gradients below that ReLU, by a
+/// thousandth in wide networks and more in these.
 #[test]
-fn global_statistics_give_the_gradient_of_the_whole_batch() {
-    let (even, uneven) = ((16, &[8, 4, 2][..]), (13, &[5][..]));
-    // Fifty layers over 13 images are conditioned so badly that rounding alone was seen to move gradients by 1.2e-5.
+fn global_norm_gives_the_gradient_of_the_whole_batch() {
+    // Images per batch, images per chunk.
+    let even = (16, &[8, 4, 2][..]);
+    let uneven = (13, &[5][..]);
+    // No uneven chunks for ResNet-50: over 13 images, rounding alone changed its gradients by 1.2e-5.
     for (encoder, cases) in [
         (&[][..], &[even, uneven][..]),
         (&["encoder.name=resnet18", "encoder.width=0.125"], &[even, uneven]),
@@ -241,7 +247,7 @@ fn error_of_chunks(config: &RunConfig, seed: u64, batch: usize, chunks: &[usize]
         assert_eq!(ids, all);
         assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "chunks of {chunk}: loss {} {}", a.loss, b.loss);
         assert_eq!(a.accuracy, b.accuracy);
-        // h comes chunk by chunk: what health takes from it, its second moments, does not depend on the order.
+        // h is in the order of chunks; its second moments, which health metrics use, do not depend on the order.
         let moments = |h: &Tensor| h.tr().matmul(h);
         assert!(relative(&moments(&a.h), &moments(&b.h)) < 1e-5 && relative(&a.z, &b.z) < 1e-4);
         assert!(worst(&found.running(), &expected.running()) < 1e-5);
@@ -251,33 +257,34 @@ fn error_of_chunks(config: &RunConfig, seed: u64, batch: usize, chunks: &[usize]
 }
 
 #[test]
-fn twenty_steps_in_chunks_stay_with_the_whole() {
-    // Small steps: with larger ones, first weights that differ by 1e-7 lead plain runs as far apart as chunks do.
+fn twenty_steps_in_chunks_follow_whole_batches() {
+    // Low learning rates, because at higher ones even whole-batch runs diverge from initial weights that differ by 1e-7.
     for more in [&["optim.lr=0.01"][..], &["encoder.name=resnet18", "encoder.width=0.125", "optim.lr=0.0003"]]
     {
         let config = config(more);
         let expected = whole(&config, 64, 20);
-        let fresh = model(&config);
-        let first = &fresh.params.params()[0];
+        let initial = model(&config);
+        let first = &initial.params.params()[0];
         assert!(relative(&expected.state[&first.name], &first.tensor.detach()) > 1e-4, "it trains");
         for chunk in [32, 16, 8] {
             let found = chunked(&config, 64, (chunk, BatchNormScope::Global), 20);
             for ((_, a), (_, b)) in found.steps.iter().zip(&expected.steps) {
                 assert!((a.loss / b.loss - 1.0).abs() < 1e-3, "chunks of {chunk}: {} {}", a.loss, b.loss);
             }
-            // All together: a shift that started at 0 has hardly a length of its own to compare with.
-            let all =
-                |left: &Left| Tensor::cat(&left.state.values().map(|t| t.reshape(-1)).collect::<Vec<_>>(), 0);
+            // Over all tensors at once, because single shifts are still close to 0.
+            let all = |result: &RunResult| {
+                Tensor::cat(&result.state.values().map(|t| t.reshape(-1)).collect::<Vec<_>>(), 0)
+            };
             let error = relative(&all(&found), &all(&expected));
             assert!(error < 1e-3, "chunks of {chunk}: {error:e}");
         }
     }
 }
 
-/// Over the chunk: the same as one graph through all chunks, each normalised by itself; running statistics as many small
-/// updates that weigh one usual one together.
+/// Batch norm per chunk equals one autograd graph through all chunks, each normalised separately, with running-statistics updates
+/// that together have the weight of one batch.
 #[test]
-fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
+fn chunk_norm_gives_the_gradient_of_chunks_in_one_graph() {
     for over in [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled] {
         let config = config(&["encoder.name=resnet18", "encoder.width=0.125"]);
         let found = chunked(&config, 16, (4, over), 1);
@@ -312,15 +319,14 @@ fn chunk_statistics_give_the_gradient_of_chunks_in_one_graph() {
         for (name, buffer) in model.params.buffers() {
             assert!(relative(&found.state[name], buffer) < 1e-6, "{name}");
         }
-        // Not the same as the whole batch at once: what batch norm does is part of the loss.
+        // It differs from the whole batch, because batch norm is part of the loss.
         let plain = whole(&config, 16, 1);
         assert!((found.steps[0].1.loss / plain.steps[0].1.loss - 1.0).abs() > 1e-4);
     }
 }
 
-/// Views that are made again are the views that were kept.
 #[test]
-fn views_made_twice_are_the_views_kept() {
+fn recomputed_views_equal_kept_views() {
     let config = config(&[]);
     for over in [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled] {
         let source = || Noise { bad: [3, 4, 17, 40, 41, 42].into(), ..Noise::default() };
@@ -330,7 +336,7 @@ fn views_made_twice_are_the_views_kept() {
         let (kept, again) = (run(1), run(2));
         assert_eq!(kept.steps.len(), 4);
         let lost: usize = kept.steps[..2].iter().map(|(ids, _)| 32 - ids.len()).sum();
-        assert_eq!(lost, 6, "an epoch meets every image once");
+        assert_eq!(lost, 6, "every image once per epoch");
         for ((ids, a), (others, b)) in kept.steps.iter().zip(&again.steps) {
             assert_eq!((ids, a.loss, a.gradient_norm), (others, b.loss, b.gradient_norm));
         }
@@ -340,33 +346,33 @@ fn views_made_twice_are_the_views_kept() {
     }
 }
 
-/// An image that can be read once only, dealt apart: its first view has been encoded when the second one fails. The loss is
-/// that of the others, and no gradient is propagated for it.
+/// With shuffle BN, the first view of a flaky image is encoded before its second view fails. The loss is that of the other images,
+/// and no gradient is propagated for this one.
 #[test]
-fn a_view_whose_partner_is_missing_takes_no_part() {
+fn a_view_without_partner_is_excluded_from_the_loss() {
     let config = config(&["head.norm=none"]);
     let source = || Noise { flaky: Mutex::new([20].into()), ..Noise::default() };
-    let left = train(
+    let result = train(
         Trial { config: &config, batch: 64, source: source() },
         Some((16, BatchNormScope::ChunkShuffled, 1)),
         1,
     );
-    let (ids, stepped) = &left.steps[0];
+    let (ids, output) = &result.steps[0];
     assert!(ids.len() == 63 && !ids.contains(&20));
-    assert_eq!(stepped.z.size(), [126, 16]);
-    assert!(stepped.gradient_norm.is_finite());
+    assert_eq!(output.z.size(), [126, 16]);
+    assert!(output.gradient_norm.is_finite());
     let again = Trial { config: &config, batch: 64, source: source() };
     let chunking = Chunking { images: 16, shuffle_views: true, passes: 2 };
     let last = again.batches(Some(chunking), 1).last().unwrap();
     assert!(
         matches!(last, Err(DataError::EmptyBatch { .. })),
-        "what cannot be made again ends the run: {last:?}"
+        "a view that cannot be recomputed ends the run: {last:?}"
     );
 }
 
-/// With labels the loss of an image does not depend on the others; chunks still give that of the whole batch.
+/// Global batch norm over chunks also gives the supervised loss of the whole batch.
 #[test]
-fn labels_train_in_chunks_too() {
+fn supervised_chunks_give_the_gradient_of_the_whole_batch() {
     let config = config(&["task.objective=supervised"]);
     let expected = whole(&config, 16, 1);
     let found = chunked(&config, 16, (4, BatchNormScope::Global), 1);
@@ -375,16 +381,15 @@ fn labels_train_in_chunks_too() {
     assert!(worst(&found.gradients, &expected.gradients) < 1e-5);
 }
 
-/// A loss that is no number moves nothing, and is seen.
 #[test]
-fn a_loss_that_is_no_number_leaves_the_weights() {
+fn non_finite_loss_leaves_the_weights() {
     for over in [BatchNormScope::Global, BatchNormScope::Chunk] {
         let config = config(&["loss.temperature=1e-300", "loss.normalize=false", "head.norm=none"]);
-        let left = chunked(&config, 16, (4, over), 1);
-        assert_eq!(left.steps[0].1.non_finite().unwrap().0, "the loss");
-        let fresh = model(&config);
-        for param in fresh.params.params() {
-            assert_eq!(param.tensor.detach(), left.state[&param.name], "{}", param.name);
+        let result = chunked(&config, 16, (4, over), 1);
+        assert_eq!(result.steps[0].1.non_finite().unwrap().0, "the loss");
+        let initial = model(&config);
+        for param in initial.params.params() {
+            assert_eq!(param.tensor.detach(), result.state[&param.name], "{}", param.name);
         }
     }
 }

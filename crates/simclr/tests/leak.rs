@@ -1,8 +1,8 @@
 //! Information leak of batch norm over a part of the batch (paper section 2.2; MoCo, arXiv 1911.05722, section 3.3): shuffle BN and
 //! statistics of the whole batch prevent it.
 //!
-//! Every group of the batch holds one probe among images of its own. All views of all probes are the same pixels, so nothing
-//! in them tells which two belong together: a probe's partner can be found by the group's statistics only.
+//! Every group of the batch has one probe image and three other images. All views of all probes have equal pixels, so the two views of
+//! a probe can be matched only by the batch-norm statistics of their group.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use simclr::{
@@ -22,20 +22,19 @@ const GROUPS: usize = 16;
 const GROUP: usize = 4;
 const SIZE: usize = 16;
 
-/// The first image of every group of four is its probe: one picture for all. The others are of a colour of their own, with
-/// a little noise.
+/// The first image of every group of four is its probe, the same for all groups. The others have a random colour and a little noise.
 fn view(image: usize, view: u64) -> Vec<f32> {
     let probe = image.is_multiple_of(GROUP);
     let (image, view) = if probe { (u64::MAX - 7, 0) } else { (image as u64, view) };
     let mut stream = Key { seed: 1, epoch: 0, image, view }.stream();
     let color = [(); 3].map(|()| stream.unit());
-    (0..3 * SIZE * SIZE).map(|at| 0.8 * color[at / (SIZE * SIZE)] + 0.2 * stream.unit()).collect()
+    (0..3 * SIZE * SIZE).map(|index| 0.8 * color[index / (SIZE * SIZE)] + 0.2 * stream.unit()).collect()
 }
 
-/// The batch in chunks, one group of first views each.
-fn chunks(over: BatchNormScope) -> Vec<Batch> {
+/// The batch in chunks, each with the first views of one group.
+fn chunks(scope: BatchNormScope) -> Vec<Batch> {
     let chunking =
-        Chunking { images: GROUP, shuffle_views: over == BatchNormScope::ChunkShuffled, passes: 1 };
+        Chunking { images: GROUP, shuffle_views: scope == BatchNormScope::ChunkShuffled, passes: 1 };
     let ids: Vec<usize> = (0..GROUPS * GROUP).collect();
     let chunks = chunking.partition(&ids, 2, Key::chunking(1, 0, 0), 1);
     let batch = |(index, rows): (usize, ChunkRows)| {
@@ -53,8 +52,8 @@ fn chunks(over: BatchNormScope) -> Vec<Batch> {
     chunks.into_iter().enumerate().map(batch).collect()
 }
 
-/// Contrastive accuracy among the probes, of a model that has learned nothing.
-fn probes_found(over: BatchNormScope) -> f64 {
+/// Contrastive accuracy among the probes, for an untrained model.
+fn probe_accuracy(scope: BatchNormScope) -> f64 {
     let overrides = ["encoder.name=conv-c3", "train.image_size=16"].map(str::to_owned);
     let config = RunConfig::load(None, &overrides).unwrap();
     let size = SIZE as i64;
@@ -62,23 +61,23 @@ fn probes_found(over: BatchNormScope) -> f64 {
     let method = SimClr::new(model, config.loss.clone());
     let group = ProcessGroup::alone();
     let gradients = GradientBuckets::new(method.params(), &group);
-    let norm = NormConfig { scope: over, momentum: MOMENTUM };
+    let norm = NormConfig { scope, momentum: MOMENTUM };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 1 };
     let mut chunks =
-        chunks(over).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));
+        chunks(scope).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));
     let output = executor(&context, Some(1), false).gradients(&context, 0, &mut chunks).unwrap();
-    assert_eq!(output.ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows are in the order of the images");
+    assert_eq!(output.ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows in the order of images");
     let first = Tensor::arange(GROUPS as i64, (Kind::Int64, Device::Cpu)) * GROUP as i64;
     let rows = Tensor::cat(&[&first, &(&first + (GROUPS * GROUP) as i64)], 0);
     nt_xent(&output.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
 }
 
 #[test]
-fn group_statistics_leak_pairs_and_shuffled_or_global_ones_do_not() {
-    let [together, shuffled, whole] =
-        [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probes_found);
-    assert_eq!(together, 1.0, "the probes' pixels are equal, the statistics of their groups are not");
-    // By chance one of sixteen is found.
-    assert!(shuffled < 0.25, "shuffled: {shuffled} of the probes are found");
-    assert!(whole < 0.25, "over the whole batch, {whole} of the probes are found");
+fn chunk_statistics_leak_pairs_shuffled_and_global_ones_do_not() {
+    let [chunk, shuffled, global] =
+        [BatchNormScope::Chunk, BatchNormScope::ChunkShuffled, BatchNormScope::Global].map(probe_accuracy);
+    assert_eq!(chunk, 1.0, "probes are matched by the statistics of their groups");
+    // Accuracy at chance is 1 / 16.
+    assert!(shuffled < 0.25, "shuffled: accuracy {shuffled}");
+    assert!(global < 0.25, "global: accuracy {global}");
 }

@@ -1,4 +1,4 @@
-//! NT-Xent against published values, a plain f64 oracle, finite differences and its own symmetries.
+//! NT-Xent against golden values, the formula in f64, finite differences and its symmetries.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::{Barrier, Mutex};
@@ -18,7 +18,7 @@ fn rows(values: &[f32], columns: i64) -> Tensor {
     Tensor::from_slice(values).view([-1, columns])
 }
 
-/// Golden vectors of the specification, section 3.6: three images, two dimensions.
+/// Three images, two dimensions; goldens computed in f64 from the formula of paper section 2.1.
 const Z: [f32; 12] = [1.0, 0.0, 0.0, 2.0, -1.0, 1.0, 2.0, 1.0, 1.0, 3.0, -1.0, 0.0];
 
 #[test]
@@ -64,7 +64,7 @@ fn golden_gradient() {
 }
 
 #[test]
-fn equal_projections_cost_ln_of_the_candidates() {
+fn loss_of_equal_projections_is_ln_of_the_candidates() {
     for n in [1i64, 2, 5, 64] {
         let z = Tensor::ones([2 * n, 8], (Kind::Float, tch::Device::Cpu));
         let loss = nt_xent(&z, &config(0.3)).loss.double_value(&[]);
@@ -72,7 +72,7 @@ fn equal_projections_cost_ln_of_the_candidates() {
     }
 }
 
-/// exp(1 / 0.001) overflows f32 and f64: only a log-sum-exp that subtracts the maximum survives.
+/// exp(1 / 0.001) overflows f32 and f64 without subtraction of the maximum.
 #[test]
 fn a_tiny_temperature_neither_overflows_nor_gives_nan_gradients() {
     let z = rows(&Z, 2).set_requires_grad(true);
@@ -91,7 +91,7 @@ fn bf16_projections_are_compared_in_f32() {
 }
 
 #[test]
-fn a_row_of_zeros_is_no_nan() {
+fn rows_of_zeros_do_not_give_nan() {
     let z = Tensor::zeros([4, 3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
     let loss = nt_xent(&z, &config(0.5)).loss;
     loss.backward();
@@ -99,15 +99,15 @@ fn a_row_of_zeros_is_no_nan() {
     assert!((loss.double_value(&[]) - 3f64.ln()).abs() < 1e-6);
 }
 
-/// Only the views of the other side are candidates (docs/method.md 1.4). Both first views are nearest to each other, which over all
-/// 2N - 1 candidates would be 0; among the second views the first one is right and the second takes its neighbour's.
+/// Candidates are the second views only (google-research/simclr model.py, accuracy over `logits_ab`). The two first views are nearest to
+/// each other, so over all 2N - 1 candidates the accuracy would be 0; among the second views, one of two is correct.
 #[test]
-fn contrastive_accuracy_leaves_out_the_own_side() {
+fn contrastive_accuracy_excludes_first_views() {
     let z = rows(&[1.0, 0.0, 1.0, 0.01, 1.0, 0.2, 1.0, 0.9], 2);
     assert_eq!(nt_xent(&z, &config(0.5)).accuracy.double_value(&[]), 0.5);
 }
 
-/// Twice the loss is twice the gradient (docs/method.md 1.1).
+/// The official loss is the sum of two means (google-research/simclr objective.py).
 #[test]
 fn the_official_scale_doubles_the_gradient() {
     let gradient = |scale| {
@@ -118,12 +118,12 @@ fn the_official_scale_doubles_the_gradient() {
     assert_eq!(gradient(LossScale::Official), gradient(LossScale::Paper) * 2.0);
 }
 
-/// Without normalisation the similarity is the plain product: anchor 0 of two pairs by hand.
+/// Without normalisation, the similarity is the inner product.
 #[test]
-fn without_normalisation_lengths_count() {
+fn unnormalised_loss_uses_inner_products() {
     let z = rows(&[2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 3.0], 2);
     let found = nt_xent(&z, &LossConfig { normalize: false, ..config(2.0) }).loss.double_value(&[]);
-    // Products / tau of each anchor with its partner first, then the two negatives.
+    // Inner products / tau of each anchor: its partner, then the two negatives.
     let rows = [[1.0, 0.0, 0.0], [1.5, 0.0, 0.5], [1.0, 0.5, 1.5], [1.5, 0.0, 1.5f64]];
     let cost = |row: &[f64; 3]| row.iter().map(|s| s.exp()).sum::<f64>().ln() - row[0];
     let expected = rows.iter().map(cost).sum::<f64>() / 4.0;
@@ -188,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn neither_scale_nor_swapped_views_nor_order_matter(z in projections(), scale in 0.1..10.0f64) {
+    fn loss_is_invariant_to_scale_swapped_views_and_order(z in projections(), scale in 0.1..10.0f64) {
         let n = z.len() / 2;
         let loss = |z: &[Vec<f64>]| nt_xent(&flat(z), &config(0.5)).loss.double_value(&[]);
         let whole = loss(&z);
@@ -229,7 +229,7 @@ fn whole_matrix(z: &Tensor, config: &LossConfig, kind: Kind) -> (f64, Tensor) {
 }
 
 fn random_rows(rows: i64, columns: i64, seed: u64, length: f64) -> Tensor {
-    // Not libtorch's generator, which tests that run side by side would share.
+    // Not libtorch's generator, which concurrent tests share.
     let mut stream = Key { seed, epoch: 0, image: 0, view: 0 }.stream();
     let values: Vec<f32> = (0..rows * columns).map(|_| stream.uniform(-1.0, 1.0) * length as f32).collect();
     Tensor::from_slice(&values).view([rows, columns])
@@ -248,8 +248,7 @@ fn both(z: &Tensor, config: &LossConfig) -> (f64, Tensor) {
     (loss.double_value(&[]), leaf.grad())
 }
 
-/// Views that are near their partner, as in training, or not at all; sizes that end inside a tile, at its edge and just
-/// behind it.
+/// Views near to and far from their partner; sizes that end within a tile, at its edge and just after it.
 #[test]
 fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
     for (n, d) in [(1, 8), (2, 3), (37, 16), (1023, 8), (1024, 8), (1025, 8), (2500, 24)] {
@@ -264,7 +263,7 @@ fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
             let (expected, by_autograd) = whole_matrix(&z, &config, Kind::Double);
             let case = format!("N = {n}, tau = {temperature}");
             assert!((loss - expected).abs() <= 1e-4 * expected.abs().max(1e-2), "{case}: {loss} {expected}");
-            // With one image the gradient is zero, with two a small tau makes it smaller than f32 holds 1 - p.
+            // With one image the gradient is zero; with two and a small tau, 1 - p is below the resolution of f32.
             if n > 2 {
                 let error = relative(&gradient, &by_autograd);
                 assert!(error < 1e-4, "{case}: gradient off by {error:e}");
@@ -300,7 +299,7 @@ fn decoupled_loss_of_equal_rows_is_at_chance() {
     assert!((config.chance(8) - 6f64.ln()).abs() < 1e-12);
 }
 
-/// Without normalisation logits are as large as z makes them: hundreds here, where exp alone would overflow.
+/// The exp of unnormalised logits of several hundred overflows f32.
 #[test]
 fn large_logits_agree_with_f64() {
     for (n, length, temperature) in [(300, 6.0, 0.5), (1100, 10.0, 1.0)] {
@@ -315,9 +314,9 @@ fn large_logits_agree_with_f64() {
     }
 }
 
-/// In f32 both forms differ by rounding only, and the tiles are not the worse of the two.
+/// Tiles and the whole matrix differ by rounding only, and tiles are not less accurate.
 #[test]
-fn no_less_precise_than_the_whole_matrix_in_f32() {
+fn tiles_are_as_precise_as_the_whole_matrix_in_f32() {
     let config = config(0.1);
     let first = random_rows(1500, 32, 5, 1.0);
     let z = Tensor::cat(&[&first, &(&first + random_rows(1500, 32, 6, 0.7))], 0);
@@ -328,15 +327,15 @@ fn no_less_precise_than_the_whole_matrix_in_f32() {
     assert!(tiled < 1e-5 && tiled < 3.0 * in_f32, "tiled {tiled:e}, whole {in_f32:e}");
 }
 
-/// Members of a batch as threads that wait for each other.
-struct Member<'a> {
+/// An all-gather over threads.
+struct ThreadRank<'a> {
     own: usize,
     images: &'a [i64],
     slots: &'a Mutex<Vec<Option<Tensor>>>,
     barrier: &'a Barrier,
 }
 
-impl AllGather for Member<'_> {
+impl AllGather for ThreadRank<'_> {
     fn all_gather(&self, own: &Tensor) -> Tensor {
         self.slots.lock().unwrap()[self.own] = Some(own.shallow_clone());
         self.barrier.wait();
@@ -355,9 +354,9 @@ impl AllGather for Member<'_> {
     }
 }
 
-/// Shares of loss and accuracy add up to the whole's, gradients are the whole's: also with members of unequal size.
+/// Loss and accuracy of ranks with equal or unequal shares of the batch add up to those of the batch; gradients are equal.
 #[test]
-fn members_that_own_rows_each_agree_with_the_whole() {
+fn sharded_loss_equals_the_whole_batch() {
     for images in [&[5i64, 5][..], &[3, 1, 6], &[1030, 200, 1100, 7]] {
         let n: i64 = images.iter().sum();
         let first = random_rows(n, 16, 7, 1.0);
@@ -370,15 +369,15 @@ fn members_that_own_rows_each_agree_with_the_whole() {
         let shares: Vec<_> = std::thread::scope(|scope| {
             let started: Vec<_> = (0..images.len())
                 .map(|own| {
-                    let member = Member { own, images, slots: &slots, barrier: &barrier };
+                    let rank = ThreadRank { own, images, slots: &slots, barrier: &barrier };
                     let own = Tensor::cat(
-                        &[0, n].map(|side| z.narrow(0, side + member.first_image(), images[own])),
+                        &[0, n].map(|side| z.narrow(0, side + rank.first_image(), images[own])),
                         0,
                     );
                     let config = config.clone();
                     scope.spawn(move || {
                         let own = own.detach().set_requires_grad(true);
-                        let NtXent { loss, accuracy } = nt_xent_sharded(&own, &config, &member);
+                        let NtXent { loss, accuracy } = nt_xent_sharded(&own, &config, &rank);
                         loss.backward();
                         (loss.double_value(&[]), accuracy.double_value(&[]), own.grad())
                     })
@@ -397,7 +396,7 @@ fn members_that_own_rows_each_agree_with_the_whole() {
     }
 }
 
-/// Accuracy by the matrix, where it spans tiles.
+/// Against argmax over the whole matrix.
 #[test]
 fn contrastive_accuracy_across_tiles() {
     let n = 1500;
@@ -416,9 +415,9 @@ fn contrastive_accuracy_across_tiles() {
     );
 }
 
-/// Views that have fallen together find nothing, however the tie is broken.
+/// For equal projections, independent of how argmax breaks ties.
 #[test]
-fn a_tie_is_not_found() {
+fn ties_are_not_correct() {
     assert_eq!(
         nt_xent(&Tensor::ones([64, 4], (Kind::Float, tch::Device::Cpu)), &config(0.5))
             .accuracy

@@ -1,4 +1,4 @@
-//! A step that is launched without synchronisation, as it is captured in a CUDA graph, against the eager one. Kernels are emulated
+//! The step launched without host-device synchronisation, as for CUDA graph capture, against the eager step. Kernels are emulated
 //! here; the capture itself needs a GPU.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -48,7 +48,7 @@ fn batch(step: u64, images: usize) -> Batch {
 }
 
 /// Outputs of some steps, and weights, running statistics and optimizer state after them.
-struct Left {
+struct RunResult {
     steps: Vec<StepOutput>,
     state: Vec<(String, Tensor)>,
 }
@@ -61,7 +61,7 @@ fn run(
     (device, precision): (Device, Precision),
     batches: &[Batch],
     step: &mut StepFn<'_>,
-) -> Left {
+) -> RunResult {
     let shape = (3, SIZE as i64);
     let model = Model::new(&config.encoder, &config.head, shape, 1, device, precision).unwrap();
     let method = SimClr::new(model, config.loss.clone());
@@ -78,7 +78,7 @@ fn run(
         .named()
         .map(|(name, tensor)| (name.to_owned(), tensor.detach().to_device(Device::Cpu)));
     let moments = optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.to_device(Device::Cpu)));
-    Left { steps, state: named.chain(moments).collect() }
+    RunResult { steps, state: named.chain(moments).collect() }
 }
 
 fn on_device(context: &StepContext<'_>, batch: &Batch) -> DeviceBatch {
@@ -105,10 +105,10 @@ fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch,
     launch_step(context, optimizer, &views).unwrap().read(batch.ids.clone())
 }
 
-fn same(found: &Left, expected: &Left) {
+fn assert_same(found: &RunResult, expected: &RunResult) {
     for (found, expected) in found.steps.iter().zip(&expected.steps) {
-        let figures = |done: &StepOutput| [done.loss, done.accuracy, done.gradient_norm];
-        assert_eq!(figures(found), figures(expected));
+        let scalars = |output: &StepOutput| [output.loss, output.accuracy, output.gradient_norm];
+        assert_eq!(scalars(found), scalars(expected));
         assert_eq!(found.counts, expected.counts);
     }
     for ((name, found), (_, expected)) in found.state.iter().zip(&expected.state) {
@@ -116,28 +116,28 @@ fn same(found: &Left, expected: &Left) {
     }
 }
 
-/// On GPU kernels the same bits; on CPU kernels the same values up to rounding.
+/// Bit-identical with GPU kernels, equal up to rounding with CPU kernels.
 #[test]
 fn a_launched_step_equals_the_eager_step() {
     for optimizer in ["lars", "lamb"] {
         let config = config(optimizer);
         let batches: Vec<_> = (0..3).map(|step| batch(step, IMAGES)).collect();
-        let on = (Device::Cpu, Precision::F32);
-        let [by_step, whole] =
+        let target = (Device::Cpu, Precision::F32);
+        let [by_eager, by_launch] =
             [eager as fn(&StepContext<'_>, &mut Optimizer, &Batch, f64) -> StepOutput, launched]
-                .map(|mut step| emulated(Order::Rising, || run(&config, on, &batches, &mut step)));
-        same(&whole, &by_step);
-        let cpu = run(&config, on, &batches, &mut eager);
-        for ((name, found), (_, expected)) in whole.state.iter().zip(&cpu.state) {
+                .map(|mut step| emulated(Order::Rising, || run(&config, target, &batches, &mut step)));
+        assert_same(&by_launch, &by_eager);
+        let cpu = run(&config, target, &batches, &mut eager);
+        for ((name, found), (_, expected)) in by_launch.state.iter().zip(&cpu.state) {
             let difference = (found - expected).abs().max().double_value(&[]);
             assert!(difference < 2e-5, "{optimizer} {name}: {difference}");
         }
-        assert!((whole.steps[2].loss - cpu.steps[2].loss).abs() < 1e-5);
-        assert!((whole.steps[2].gradient_norm / cpu.steps[2].gradient_norm - 1.0).abs() < 1e-4);
+        assert!((by_launch.steps[2].loss - cpu.steps[2].loss).abs() < 1e-5);
+        assert!((by_launch.steps[2].gradient_norm / cpu.steps[2].gradient_norm - 1.0).abs() < 1e-4);
     }
 }
 
-/// Operations that cannot be captured: the host reads a value, or sizes depend on values.
+/// Operations that cannot be captured, because the host reads a value.
 const SYNCS: [&str; 5] =
     ["aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"];
 
@@ -151,13 +151,13 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
         let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
             optimizer.set_step_scalars(context.method.params(), lr);
             let views = on_device(context, batch).views().unwrap();
-            let (made, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
+            let (launched, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
             assert_eq!(syncs(&names), 0, "{names:?}");
             seen += names.len();
-            made.read(batch.ids.clone())
+            launched.read(batch.ids.clone())
         };
-        let on = (Device::Cpu, Precision::Bf16);
-        emulated(Order::Rising, || run(&config(optimizer), on, &[batch(0, IMAGES)], &mut step));
+        let target = (Device::Cpu, Precision::Bf16);
+        emulated(Order::Rising, || run(&config(optimizer), target, &[batch(0, IMAGES)], &mut step));
         assert!(seen > 100, "{seen} operations: forward and backward pass");
     }
 }
@@ -166,15 +166,15 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
 #[test]
 fn a_non_finite_step_leaves_the_weights() {
     let config = config("lars");
-    let mut spoilt = batch(0, IMAGES);
-    let mut pixels = spoilt.pixels().to_vec();
+    let mut invalid = batch(0, IMAGES);
+    let mut pixels = invalid.pixels().to_vec();
     pixels[7] = f32::NAN;
-    spoilt.views = pixels.into();
-    let on = (Device::Cpu, Precision::F32);
-    let left = emulated(Order::Rising, || run(&config, on, &[spoilt], &mut launched));
-    assert_eq!(left.steps[0].non_finite().unwrap().0, "the loss");
-    let fresh = run(&config, on, &[], &mut launched);
-    for ((name, found), (_, expected)) in left.state.iter().zip(&fresh.state) {
+    invalid.views = pixels.into();
+    let target = (Device::Cpu, Precision::F32);
+    let result = emulated(Order::Rising, || run(&config, target, &[invalid], &mut launched));
+    assert_eq!(result.steps[0].non_finite().unwrap().0, "the loss");
+    let initial = run(&config, target, &[], &mut launched);
+    for ((name, found), (_, expected)) in result.state.iter().zip(&initial.state) {
         if !name.contains(".running_") && name != "optim.steps" {
             assert_eq!(found, expected, "{name}");
         }
@@ -185,22 +185,23 @@ fn a_non_finite_step_leaves_the_weights() {
 fn the_cpu_runs_eagerly_without_a_notice() {
     let config = config("lars");
     let batches: Vec<_> = (0..5).map(|step| batch(step, IMAGES)).collect();
-    let left = run(&config, (Device::Cpu, Precision::F32), &batches, &mut |context, optimizer, batch, lr| {
-        assert!(!CudaGraphExecutor::is_supported(context));
-        let mut executor = executor(context, None, true);
-        let output = step_by(&mut *executor, context, optimizer, (batch, lr));
-        assert_eq!(executor.take_notice(), None);
-        output
-    });
-    same(&left, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut eager));
+    let result =
+        run(&config, (Device::Cpu, Precision::F32), &batches, &mut |context, optimizer, batch, lr| {
+            assert!(!CudaGraphExecutor::is_supported(context));
+            let mut executor = executor(context, None, true);
+            let output = step_by(&mut *executor, context, optimizer, (batch, lr));
+            assert_eq!(executor.take_notice(), None);
+            output
+        });
+    assert_same(&result, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut eager));
 }
 
-/// Eight steps of which the last five are replayed but for one batch that lacks an image, equal to the bit.
+/// Of eight steps the last five are replayed, except one with a smaller batch; all are bit-identical to eager steps.
 #[test]
 #[ignore = "needs a GPU"]
 fn a_captured_run_equals_the_eager_run() {
     let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
-    let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
+    let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
     simclr_shim::stream::set_deterministic(true);
     for precision in [Precision::F32, Precision::Bf16] {
         let config = config("lars");
@@ -217,6 +218,6 @@ fn a_captured_run_equals_the_eager_run() {
         });
         assert_eq!(notices, ["the step is captured as a CUDA graph"]);
         assert_eq!(executor.replays(), 4);
-        same(&found, &expected);
+        assert_same(&found, &expected);
     }
 }

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-/// Former key and present key. The serde aliases of the fields accept the former ones, too.
+/// (former key, present key). The fields' serde aliases accept former keys, too.
 const RENAMED: [(&str, &str); 8] = [
     ("data.views_on", "data.augment_on"),
     ("ranks.silence_seconds", "dist.heartbeat_timeout_s"),
@@ -14,8 +14,8 @@ const RENAMED: [(&str, &str); 8] = [
     ("train.record_step", "train.cuda_graph"),
 ];
 
-/// Renames former keys of `table` in place and returns a notice for each. A key that is present under both names keeps the
-/// former one, so that it is refused as unknown.
+/// Renames former keys of `table` in place and returns a notice for each. If both names of a key are present, the former one is kept
+/// and later refused as unknown.
 pub(super) fn rename_former_keys(table: &mut Table) -> Vec<String> {
     RENAMED.iter().filter_map(|(former, present)| rename(table, former, present)).collect()
 }
@@ -56,9 +56,9 @@ mod tests {
         assert!(error.contains("task.validation"), "{error}");
     }
 
-    /// Every former name is an alias of the field, as checkpoints and `config.toml` of older runs need it.
+    /// Checkpoints and `config.toml` of older runs have former names.
     #[test]
-    fn every_present_name_is_a_key_and_every_former_one_an_alias() {
+    fn every_former_key_is_a_serde_alias() {
         for (former, present) in RENAMED {
             let default = Value::try_from(RunConfig::default()).unwrap();
             let (section, key) = present.split_once('.').unwrap();

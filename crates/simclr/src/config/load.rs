@@ -1,4 +1,4 @@
-//! TOML file and `--set` overrides to a [`RunConfig`]; unknown keys are refused, with near names.
+//! [`RunConfig`] from a TOML file and `--set` overrides. Unknown keys are errors with suggestions.
 
 use std::{
     collections::BTreeSet,
@@ -12,46 +12,46 @@ use toml::{Table, Value};
 use super::{RunConfig, compat::rename_former_keys};
 use crate::ConfigError;
 
-/// Keys that a default configuration leaves out because they are unset.
+/// Keys that are unset by default and therefore missing in the default configuration.
 const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.init_from", "task.subset"];
-/// The keys that a user wrote, in a file or as an override. What a new run chooses for the machine
-/// are others.
+
+/// The keys that the user set, in a file or by an override. A new run may choose the others for the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// `None`: all.
     keys: Option<BTreeSet<String>>,
-    /// About former names of keys.
+    /// Renamed keys.
     notices: Vec<String>,
 }
 
 impl Written {
-    /// All of them: nothing is left to choose.
+    /// All keys, so that nothing is chosen for the machine.
     pub const EVERYTHING: Self = Self { keys: None, notices: Vec::new() };
 
-    /// Whether `key`, such as `train.chunk`, was written.
+    /// Whether `key`, such as `train.chunk`, was set.
     pub fn has(&self, key: &str) -> bool {
         self.keys.as_ref().is_none_or(|keys| keys.contains(key))
     }
 
-    /// Notices about keys that were written under a former name.
+    /// A message for each key that was set under a former name.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 }
 
-/// Names at least this alike (Jaro-Winkler) are suggested.
-const NEAR: f64 = 0.8;
+/// Jaro-Winkler similarity from which a key is suggested.
+const MIN_SIMILARITY: f64 = 0.8;
 
 impl RunConfig {
-    /// Reads a TOML file (none: the defaults), then applies `overrides` such as `optim.lr=0.5`.
+    /// Reads a TOML file (`None`: the defaults), then applies `overrides` such as `optim.lr=0.5`.
     ///
     /// # Errors
-    /// Unknown keys with near names, wrong types, values out of range.
+    /// A file that cannot be read, invalid TOML, unknown keys, wrong types, values out of range.
     pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
         Ok(Self::load_written(path, overrides)?.0)
     }
 
-    /// [`RunConfig::load`], and which keys were written.
+    /// [`RunConfig::load`], and the keys that were set.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
@@ -65,8 +65,8 @@ impl RunConfig {
         Ok((config, Written { keys, notices }))
     }
 
-    /// Reads the `config.toml` of a run. One from before runs recorded what the encoder sees keeps what it had; the sentence
-    /// says so.
+    /// Reads the `config.toml` of a run. If it is from before runs recorded `[transform]` or `data.range`, the values of that time
+    /// apply; the note states the transform.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
@@ -79,8 +79,8 @@ impl RunConfig {
         if !records_transform {
             let size = config.train.image_size;
             config.transform = TransformConfig::of_an_older_run(size);
-            let seen = config.transform.to(size, 0);
-            note = Some(format!("the run does not record what its encoder sees; as before: {seen}"));
+            let transform = config.transform.to(size, 0);
+            note = Some(format!("the run records no [transform]; using that of older versions: {transform}"));
         }
         if !records_range {
             config.data.range = RangeChoice::Set(ValueRange::Full);
@@ -88,7 +88,7 @@ impl RunConfig {
         if overrides.is_empty() {
             return Ok((config, note));
         }
-        let table = Value::try_from(&config).expect("a configuration is tables of plain values");
+        let table = Value::try_from(&config).expect("TOML can represent every configuration");
         let table = table.as_table().cloned().unwrap_or_default();
         Ok((Self::of_table(table, None, overrides)?, note))
     }
@@ -100,7 +100,7 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Reads what [`RunConfig::to_toml`] wrote on another process.
+    /// Parses the output of [`RunConfig::to_toml`] of rank 0.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
@@ -110,9 +110,9 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The configuration with every default written out.
+    /// With all defaults.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("a configuration is tables of plain values, which TOML can hold")
+        toml::to_string_pretty(self).expect("TOML can represent every configuration")
     }
 }
 
@@ -162,45 +162,51 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
     ConfigError::Parse { path: path.to_owned(), message: format!("{place}{}", error.message()) }
 }
 
-/// Puts `section.key=value` into the table. A value that is not TOML is taken as a string, so that quotes need not be
-/// quoted for a shell.
+/// Applies `section.key=value`. A value that is not valid TOML is a string, so that strings need no quotes in a shell.
+///
+/// # Errors
+/// No `=`; a section that is a value.
 fn set(table: &mut Table, text: &str) -> Result<(), ConfigError> {
-    let wrong = |message: String| ConfigError::Parse { path: PathBuf::from("--set"), message };
+    let error = |message: String| ConfigError::Parse { path: PathBuf::from("--set"), message };
     let (key, value) =
-        text.split_once('=').ok_or_else(|| wrong(format!("`{text}`: expected section.key=value")))?;
+        text.split_once('=').ok_or_else(|| error(format!("`{text}`: expected section.key=value")))?;
     let value = value.trim();
     let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
     let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
     let (sections, last) = key.trim().rsplit_once('.').unwrap_or(("", key.trim()));
-    let mut place = table;
+    let mut target = table;
     for section in sections.split('.').filter(|section| !section.is_empty()) {
-        let entry = place.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        place = entry
+        let entry = target.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        target = entry
             .as_table_mut()
-            .ok_or_else(|| wrong(format!("`{key}`: `{section}` is a value, not a section")))?;
+            .ok_or_else(|| error(format!("`{key}`: `{section}` is a value, not a section")))?;
     }
-    place.insert(last.to_owned(), value);
+    target.insert(last.to_owned(), value);
     Ok(())
 }
 
 fn refuse_unknown(path: &Path, table: &Table, known: &[String]) -> Result<(), ConfigError> {
     for key in leaves(table, "") {
         if !known.contains(&key) && !known.iter().any(|known| known.starts_with(&format!("{key}."))) {
-            return Err(ConfigError::UnknownKey { path: path.to_owned(), near: near(&key, known), key });
+            return Err(ConfigError::UnknownKey {
+                path: path.to_owned(),
+                near: suggestions(&key, known),
+                key,
+            });
         }
     }
     Ok(())
 }
 
-/// Every key of a configuration, with its section.
+/// All keys with their sections, such as `train.batch`.
 fn known_keys() -> Vec<String> {
-    let default = Value::try_from(RunConfig::default()).expect("a configuration is tables of plain values");
+    let default = Value::try_from(RunConfig::default()).expect("TOML can represent every configuration");
     let mut keys = default.as_table().map(|table| leaves(table, "")).unwrap_or_default();
     keys.extend(OPTIONAL_KEYS.map(str::to_owned));
     keys
 }
 
-/// Dotted names of all values; an empty section counts as one, so that a misspelt section is seen.
+/// Dotted names of all values, and of empty sections, so that misspelt sections are detected.
 pub(crate) fn leaves(table: &Table, prefix: &str) -> Vec<String> {
     let mut keys = Vec::new();
     for (name, value) in table {
@@ -213,14 +219,14 @@ pub(crate) fn leaves(table: &Table, prefix: &str) -> Vec<String> {
     keys
 }
 
-/// Up to three existing keys that look like `key`, or that have its last name in another section.
-fn near(key: &str, known: &[String]) -> Vec<String> {
+/// Up to three keys that are similar to `key`, or whose last component is similar to its last component.
+fn suggestions(key: &str, known: &[String]) -> Vec<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let score = |candidate: &String| {
         strsim::jaro_winkler(key, candidate).max(strsim::jaro_winkler(&last(key), &last(candidate)))
     };
     let mut scored: Vec<_> = known.iter().map(|candidate| (score(candidate), candidate)).collect();
-    scored.retain(|(score, _)| *score >= NEAR);
+    scored.retain(|(score, _)| *score >= MIN_SIMILARITY);
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().take(3).map(|(_, key)| format!("`{key}`")).collect()
 }
@@ -240,23 +246,20 @@ mod tests {
     }
 
     #[test]
-    fn a_written_configuration_reads_back() {
+    fn to_toml_round_trips() {
         let config = load("[loss]\ntemperature = 0.5\n", &["optim.lr=0.7", "encoder.name=resnet18"]).unwrap();
         assert_eq!((config.loss.temperature, config.optim.lr), (0.5, 0.7));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
     }
 
     #[test]
-    fn what_was_written_is_known() {
+    fn written_lists_the_keys_that_were_set() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         fs_err::write(&path, "[encoder]\nname = 'resnet50'\n").unwrap();
         let (config, written) = RunConfig::load_written(Some(&path), &["train.batch=64".to_owned()]).unwrap();
         let has = |key: &str| written.has(key);
-        assert!(
-            has("encoder.name") && has("train.batch"),
-            "the default counts as written where it is written"
-        );
+        assert!(has("encoder.name") && has("train.batch"), "a default value that was set counts as written");
         assert!(!has("train.chunk") && !has("train.image_size") && !has("encoder"));
         fs_err::write(&path, config.to_toml()).unwrap();
         let (_, whole) = RunConfig::load_written(Some(&path), &[]).unwrap();
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_run_keeps_the_transform_that_it_was_evaluated_with() {
+    fn an_older_run_keeps_its_implicit_transform() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         let read = |text: &str, overrides: &[&str]| {
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_name_their_neighbours() {
+    fn unknown_keys_have_suggestions() {
         for (text, key, near) in [
             ("[loss]\ntemprature = 0.5\n", "loss.temprature", "`loss.temperature`"),
             ("[train]\nlr = 1\n", "train.lr", "`optim.lr`"),
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_named() {
+    fn values_out_of_range_name_their_key() {
         for (text, key) in [
             ("loss.temperature=0", "loss.temperature"),
             ("train.batch=1", "train.batch"),

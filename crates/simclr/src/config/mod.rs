@@ -35,25 +35,25 @@ pub use plan::{KEPT_VIEWS, Plan};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// Images.
+    /// Data set and loader.
     pub data: DataConfig,
-    /// Views.
+    /// Random augmentation of training views.
     pub augment: AugmentConfig,
-    /// What the encoder sees of an image outside training.
+    /// Deterministic transform for evaluation and export.
     pub transform: TransformConfig,
-    /// f.
+    /// Encoder f: images to h.
     pub encoder: EncoderConfig,
-    /// g.
+    /// Projection head g: h to z.
     pub head: HeadConfig,
-    /// NT-Xent.
+    /// NT-Xent loss.
     pub loss: LossConfig,
-    /// What is minimised, and from which weights on.
+    /// Method, initial weights, subset of images.
     pub task: TaskConfig,
-    /// Optimizer.
+    /// Optimizer and learning-rate schedule.
     pub optim: OptimConfig,
-    /// The run itself.
+    /// Duration, batch, precision, checkpoints.
     pub train: TrainConfig,
-    /// Several processes.
+    /// Timeouts of a run of several processes.
     #[serde(alias = "ranks")]
     pub dist: DistConfig,
 }
@@ -62,46 +62,46 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folder, shard or file; given by `--data` as a rule.
+    /// Folder, shard or file; usually given by `--data`.
     pub path: Option<PathBuf>,
-    /// Where labels come from: `auto` (what the set holds), `none` (folders are not classes), or the path of a table of images
-    /// and labels (CSV, JSON lines, parquet).
+    /// Source of labels: `auto` (those of the set), `none` (folders are not classes), or the path of a table of images and labels
+    /// (CSV, JSON lines, parquet).
     pub labels: Labels,
-    /// Parts of the set that are trained on, such as ["train", "test"]; none = the training part and, where no labels are
-    /// learned from, the unlabelled part.
+    /// Parts of the set to train on, such as ["train", "test"]. Empty: the training part and, for contrastive training, the
+    /// unlabelled part.
     pub parts: Vec<Split>,
-    /// Channels of decoded images; 0 = what the set holds.
+    /// Channels of decoded images; 0 = those of the set.
     pub channels: usize,
-    /// What the pages of a TIFF file are: `auto` (pages of one band and one size are channels of one image, other further pages
-    /// are left out with a note), `channels` (a file whose pages cannot be is an error), or `images` (each page that is neither
-    /// a reduced copy nor a mask is an image of its own, `stack.tif#0` and so on by its number in the file, with the label of
-    /// the file). Of a packed set, `auto` is the rule that it was written with.
+    /// Meaning of the pages of a TIFF file: `auto` (pages of one band and equal size are channels of one image; other pages after
+    /// the first are ignored with a note), `channels` (pages that cannot be channels are an error), or `images` (each page except
+    /// thumbnails and masks is an image named `stack.tif#0` and so on by page number, with the label of the file). For a packed
+    /// set, `auto` is the rule that it was written with.
     pub pages: Pages,
-    /// Which stored values become 0 and 1: `auto` (8-bit images as they are; of others what a sample of the set covers, channel
-    /// by channel), `full` (16 bits over 0 to 65535), [low, high], or one such pair for each channel. A run records what it
-    /// found.
+    /// Stored values that are mapped to 0 and 1: `auto` (0 and 255 for 8-bit images, otherwise the range of each channel in a
+    /// sample of the set), `full` (0 and 65535 for 16 bits), [low, high], or one such pair per channel. A run stores the range
+    /// that `auto` found.
     pub range: RangeChoice,
-    /// Share of images that may fail to decode before the run fails; 5 images may in any case, up to a tenth of the set, unless
-    /// it is 0.
+    /// Largest share of images that may fail to decode. Unless it is 0, at least 5 images may fail, but no more than a tenth of the
+    /// set.
     pub max_bad_share: f64,
-    /// Threads that decode and, unless the device does it, augment; 0 = all processors.
+    /// Threads that decode and, if `augment_on` is the CPU, augment; 0 = all processors.
     pub threads: usize,
     /// Where views are augmented: `auto` (on a GPU if its kernels support the configuration, else on the loader's threads), `cpu`
     /// or `device`. Decoding always runs on the loader's threads.
     #[serde(alias = "views_on")]
     pub augment_on: AugmentDeviceChoice,
-    /// Batches made ahead.
+    /// Batches (or chunks) prepared ahead of the step.
     pub prefetch: usize,
 }
 
 impl DataConfig {
-    /// By which images are opened.
+    /// Options with which the data set is opened.
     pub fn open_options(&self) -> OpenOptions {
         let channels = if self.channels == 0 { Channels::Auto } else { Channels::Count(self.channels) };
         OpenOptions { channels, pages: self.pages }
     }
 
-    /// Of a run, whose range is resolved; before that the full range.
+    /// The resolved range of a run; the full range while `range` is `auto`.
     pub fn value_range(&self) -> ValueRange {
         match &self.range {
             RangeChoice::Set(range) => range.clone(),
@@ -129,11 +129,15 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Where labels of the set at `data` come from: as configured where it is the set of the run, else from the set itself.
+    /// Source of the labels of the set at `data`: as configured for the set of the run, `auto` for other sets.
     pub fn labels_of(&self, data: &Path) -> Labels {
-        let place = |path: &Path| canonical(path).ok();
-        let own = self.path.as_deref().and_then(place).is_some_and(|own| place(data) == Some(own));
-        if own { self.labels.clone() } else { Labels::Auto }
+        let canonical = |path: &Path| canonical(path).ok();
+        let own_set = self.path.as_deref().and_then(canonical);
+        if own_set.is_some_and(|own_set| canonical(data) == Some(own_set)) {
+            self.labels.clone()
+        } else {
+            Labels::Auto
+        }
     }
 }
 
@@ -143,65 +147,65 @@ impl DataConfig {
 pub struct TrainConfig {
     /// Passes over the data.
     pub epochs: f64,
-    /// How epochs are counted in steps.
+    /// How epochs are converted to steps.
     pub step_count: StepCount,
-    /// N: images per step (2N views). Where it is not written and the set holds fewer images, `pretrain` takes the largest
-    /// power of two that it holds.
+    /// N: images per step (2N views). If it is not set and the data set has fewer images, `pretrain` chooses the largest power of
+    /// two that the set holds.
     pub batch: usize,
-    /// Images that go through the encoder at a time; 0 = the whole batch. The loss is that of the whole batch in any case.
-    /// Where it is not written, `pretrain` measures small steps and chooses what fits the memory.
+    /// Images per pass through the encoder; 0 = the whole batch. The loss is always that of the whole batch. If it is not set,
+    /// `pretrain` measures small steps and chooses a size that fits into memory.
     pub chunk: usize,
-    /// Memory in GiB that a process of the run may take, on a GPU that of the GPU; 0 = 80 % of what is free at the start. A
-    /// new run chooses by it what is not written.
+    /// Memory in GiB that a process may use, on the GPU if there is one; 0 = 80 % of the free memory at the start. The limit for
+    /// the choice of keys that are not set.
     pub memory_gib: f64,
-    /// Whose statistics batch norm takes in chunks: `global` (the whole batch's; exact, memory grows with the batch),
-    /// `chunk`, or `chunk-shuffled` (the chunk's; memory of a chunk). Where it is not written and `global` fits in no way,
-    /// `pretrain` takes `chunk-shuffled`.
+    /// Rows over which batch norm computes its statistics: `global` (the whole batch; exact, memory grows with the batch),
+    /// `chunk`, or `chunk-shuffled` (a chunk, with the two views of an image in different ones; memory of a chunk). If it is not
+    /// set and `global` does not fit into memory, `pretrain` chooses `chunk-shuffled`.
     pub batch_norm: BatchNormScope,
     /// Weight of a batch in batch norm's running statistics (PyTorch's `momentum`): 1 - the decay of google-research/simclr
-    /// `resnet.py`, `BATCH_NORM_DECAY`. A TorchScript module (encoder.file) brings its own.
+    /// `resnet.py`, `BATCH_NORM_DECAY`. TorchScript modules (encoder.file) have their own.
     pub batch_norm_momentum: f64,
-    /// Side S of a view in pixels. Where it is not written and there is no GPU, `pretrain` chooses one that a CPU trains.
+    /// Side S of a view in pixels. If it is not set and there is no GPU, `pretrain` chooses a smaller one.
     pub image_size: usize,
-    /// Seed of weights, order and augmentation.
+    /// Seed of weights, order of images and augmentation.
     pub seed: u64,
-    /// Where to run.
+    /// `auto`, `cpu` or `cuda`.
     pub device: DeviceChoice,
-    /// What to compute in.
+    /// Type of convolutions and matrix products: `auto`, `f32` or `bf16`.
     pub precision: PrecisionChoice,
-    /// On a GPU: only algorithms that give the same bits in every run; else cuDNN times its own and takes the fastest. The CPU
-    /// always gives the same bits.
+    /// On a GPU: use only algorithms with bit-identical results between runs; otherwise cuDNN benchmarks algorithms and uses the
+    /// fastest. The CPU is always deterministic.
     pub deterministic: bool,
     /// On a GPU: capture the step in a CUDA graph if possible (one process, whole batches, no TorchScript module).
     #[serde(alias = "record_step")]
     pub cuda_graph: bool,
-    /// libtorch's threads; 0 = all processors.
+    /// Threads of libtorch; 0 = all processors.
     pub threads: usize,
-    /// Minutes between checkpoints (one is written at the end and at SIGINT/SIGTERM in any case).
+    /// Minutes between checkpoints; one is always written at the end and on SIGINT or SIGTERM.
     pub checkpoint_minutes: f64,
-    /// Checkpoints kept, the newest ones.
+    /// Number of newest checkpoints to keep.
     pub keep_checkpoints: usize,
-    /// Steps between health figures in `metrics.jsonl`.
+    /// Steps between health metrics in `metrics.jsonl`.
     pub health_every: u64,
-    /// Epochs between online kNN evaluations where labels exist; 0 = never.
+    /// Epochs between online kNN evaluations, which need labels; 0 = never.
     pub knn_every: f64,
-    /// Images of the online kNN: bank and queries together are at most this many.
+    /// Largest number of images of the online kNN, bank and queries together.
     pub knn_images: usize,
 }
 
-/// `train.step_count`, with n images and batches of B. The two agree to one step where B divides n.
+/// `train.step_count`, for n images and batches of B. The two differ by one step if B divides n.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepCount {
-    /// floor(n / B) steps an epoch; warm-up and run are that many times their epochs, rounded.
+    /// floor(n / B) steps per epoch; run and warm-up are rounded multiples of it.
     FullBatches,
-    /// floor(n epochs / B) + 1 steps in all, floor(n epochs / B) of warm-up (google-research/simclr tf2/model.py
+    /// floor(n epochs / B) + 1 steps, floor(n warmup_epochs / B) of them warm-up (google-research/simclr tf2/model.py
     /// `get_train_steps`, `WarmUpAndCosineDecay`).
     Official,
 }
 
 impl TrainConfig {
-    /// Whether a batch goes through the encoder in chunks.
+    /// Whether a batch passes through the encoder in chunks, in a single process.
     pub fn is_chunked(&self) -> bool {
         self.chunk > 0 && self.chunk < self.batch
     }

@@ -1,4 +1,4 @@
-//! What runs: epochs become steps, the base learning rate is scaled, zeros become counts of this machine.
+//! [`Plan`]: a configuration with epochs as steps, the scaled learning rate and thread counts of this machine.
 
 use serde::Serialize;
 use simclr_data::{Dataset, augment::EvalTransform};
@@ -13,45 +13,45 @@ use crate::{
     views::AugmentDevice,
 };
 
-/// A run as executed: everything that follows from configuration, data and machine. Written to `plan.json`, never
-/// read back as input.
+/// A run as executed: all values derived from configuration, data and machine. Written to `plan.json`, which is never read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// As written, with overrides.
+    /// With overrides and chosen keys.
     pub config: RunConfig,
-    /// Images of the training set.
+    /// Number of images of the training set.
     pub images: usize,
-    /// Its fingerprint.
+    /// Digest of names, labels and sizes of the images.
     pub data_fingerprint: String,
-    /// C.
+    /// Channels C of an image.
     pub channels: usize,
-    /// Whether the set has labels for the online kNN.
+    /// Whether any image has a label, for the online kNN.
     pub labelled: bool,
-    /// K; 0 without labels.
+    /// Number of classes; 0 without labels.
     pub classes: usize,
-    /// Full batches of an epoch.
+    /// Full batches per epoch.
     pub steps_per_epoch: u64,
-    /// All steps of the run.
+    /// From the first to the last step, resumed or not.
     pub total_steps: u64,
-    /// Peak learning rate, warm-up and total in steps.
+    /// Learning rate by step.
     pub schedule: Schedule,
-    /// Compute precision.
+    /// Type of convolutions and matrix products.
     pub precision: Precision,
-    /// Where views are made.
+    /// Device that augments.
     #[serde(alias = "views_on")]
     pub augment_device: AugmentDevice,
-    /// How often the views of a batch are made: twice where a large batch's would take much room between its two passes.
+    /// Times that the views of a batch are computed: 2 if keeping those of all chunks between the two passes takes more than
+    /// [`KEPT_VIEWS`].
     pub view_passes: usize,
-    /// Threads of the loader.
+    /// Loader threads of this process.
     pub data_threads: usize,
-    /// Threads of libtorch.
+    /// Threads of libtorch in this process.
     pub torch_threads: usize,
-    /// Processes.
+    /// Number of processes.
     pub ranks: usize,
 }
 
 impl RunConfig {
-    /// Resolves units against the data and the machine.
+    /// The plan of a single process.
     ///
     /// # Errors
     /// A batch larger than the data set.
@@ -61,7 +61,8 @@ impl RunConfig {
         precision: Precision,
         augment_device: AugmentDevice,
     ) -> Result<Plan, ConfigError> {
-        let (images, batch) = (dataset.len(), self.train.batch);
+        let images = dataset.len();
+        let batch = self.train.batch;
         if images < batch {
             return Err(ConfigError::Value {
                 key: "train.batch".into(),
@@ -72,7 +73,7 @@ impl RunConfig {
         let steps_per_epoch = (images / batch) as u64;
         let (total_steps, warmup_steps) = self.steps(images);
         let machine = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = |asked: usize| if asked == 0 { machine } else { asked };
+        let threads = |configured: usize| if configured == 0 { machine } else { configured };
         Ok(Plan {
             config: self.clone(),
             images,
@@ -91,13 +92,13 @@ impl RunConfig {
             ranks: 1,
         })
     }
-}
 
-impl RunConfig {
     /// Steps of the run and of its warm-up on `images` images.
     fn steps(&self, images: usize) -> (u64, u64) {
-        let (train, warmup) = (&self.train, self.optim.warmup_epochs);
-        let (images, batch) = (images as f64, train.batch as f64);
+        let train = &self.train;
+        let warmup = self.optim.warmup_epochs;
+        let images = images as f64;
+        let batch = train.batch as f64;
         let (total, warmup) = match train.step_count {
             StepCount::FullBatches => {
                 let per_epoch = (images / batch).floor();
@@ -113,52 +114,53 @@ impl RunConfig {
 }
 
 impl Plan {
-    /// What the encoder sees of an image outside training.
+    /// Deterministic transform for evaluation and export.
     pub fn transform(&self) -> EvalTransform {
         let transform = self.config.transform.to(self.config.train.image_size, self.channels);
         transform.of_range(self.config.data.value_range())
     }
 
-    /// Images that go through the encoder at a time on each process.
+    /// Images per pass through the encoder on each process.
     pub fn chunk(&self) -> usize {
-        let (train, part) = (&self.config.train, self.config.train.batch.div_ceil(self.ranks));
-        if train.chunk > 0 { train.chunk.min(part) } else { part }
+        let part = self.config.train.batch.div_ceil(self.ranks);
+        let chunk = self.config.train.chunk;
+        if chunk > 0 { chunk.min(part) } else { part }
     }
 
-    /// Whether a process takes its part of a batch in chunks, or has to deal views to other processes.
+    /// Whether a process encodes its part of a batch in chunks, or exchanges views with other processes (shuffle BN).
     pub fn is_chunked(&self) -> bool {
         let train = &self.config.train;
-        let dealt = self.ranks > 1 && train.batch_norm == BatchNormScope::ChunkShuffled;
-        dealt || self.chunk() < train.batch.div_ceil(self.ranks)
+        let exchanges_views = self.ranks > 1 && train.batch_norm == BatchNormScope::ChunkShuffled;
+        exchanges_views || self.chunk() < train.batch.div_ceil(self.ranks)
     }
 
-    /// The plan of each of `count` processes, `sharing` of which share this machine's processors: threads that the
-    /// configuration leaves open are divided among these.
+    /// The plan of each of `count` processes, `sharing` of which share this machine's processors and divide the threads that are not
+    /// configured.
     ///
     /// # Errors
-    /// Fewer images in a batch than processes.
+    /// Fewer images in a batch than processes; batch-norm scopes that the encoder or the number of chunks does not allow.
     pub fn among(self, count: usize, sharing: usize) -> Result<Self, ConfigError> {
-        let batch = self.config.train.batch;
-        let refused = |key: &str, value: String, expected: String| {
+        let train = &self.config.train;
+        let error = |key: &str, value: String, expected: String| {
             Err(ConfigError::Value { key: key.into(), value, expected })
         };
-        let train = &self.config.train;
-        if batch < count {
-            let wanted = format!("at least one image for each of the {count} processes");
-            return refused("train.batch", batch.to_string(), wanted);
+        if train.batch < count {
+            let expected = format!("at least one image for each of the {count} processes");
+            return error("train.batch", train.batch.to_string(), expected);
         }
         if count > 1 && self.config.encoder.file.is_some() && train.batch_norm == BatchNormScope::Global {
-            let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees the views of \
-                       its own process only";
-            return refused("train.batch_norm", "global".into(), why.into());
+            let expected = "chunk or chunk-shuffled: the batch norm of a TorchScript module (encoder.file) covers its own \
+                            process only";
+            return error("train.batch_norm", "global".into(), expected.into());
         }
         let shuffled = train.batch_norm == BatchNormScope::ChunkShuffled;
         if shuffled && count == 1 && !train.is_chunked() {
-            let why = "with chunk-shuffled: at least 2 images and fewer than train.batch, or several processes, so that there \
-                       are chunks to deal to";
-            return refused("train.chunk", train.chunk.to_string(), why.into());
+            let expected = "with chunk-shuffled: at least 2 images and fewer than train.batch, or several processes, because \
+                            shuffling needs several chunks";
+            return error("train.chunk", train.chunk.to_string(), expected.into());
         }
-        let divided = |asked: usize, all: usize| if asked == 0 { (all / sharing).max(1) } else { all };
+        let divided =
+            |configured: usize, all: usize| if configured == 0 { (all / sharing).max(1) } else { all };
         Ok(Self {
             ranks: count,
             data_threads: divided(self.config.data.threads, self.data_threads),
@@ -193,37 +195,40 @@ impl Plan {
     }
 }
 
-/// Bytes of views that are kept from the first pass of a large batch to the second; more are made again, so that memory
-/// does not grow with the batch. Up to here keeping costs less than a second decode, which for JPEG files is most of the
-/// loader's work.
+/// Largest size in bytes up to which the views of a batch in chunks are kept between its two passes. Larger ones are computed again,
+/// so that memory does not grow with the batch, at the cost of decoding twice.
 pub const KEPT_VIEWS: usize = 1 << 30;
 
 impl RunConfig {
     fn view_passes(&self, channels: usize) -> usize {
-        let (train, views) = (&self.train, self.task.objective.views());
+        let train = &self.train;
+        let views = self.task.objective.views();
         let bytes = views * train.batch * channels * train.image_size * train.image_size * size_of::<f32>();
-        // In lock step the inputs of all stages of the encoder are kept, and views are those of the first one.
+        // Global batch norm keeps the inputs of all stages; the views are the input of the first one.
         let kept = !train.is_chunked() || train.batch_norm == BatchNormScope::Global || bytes <= KEPT_VIEWS;
         if kept { 1 } else { 2 }
     }
 
-    /// Known traps that this configuration steps into, a sentence each. They are legal, so they are said, not refused.
+    /// Warnings about valid but known unfavourable settings.
     pub fn cautions(&self) -> Vec<String> {
-        let (augment, train, optim) = (&self.augment, &self.train, &self.optim);
+        let Self { augment, train, optim, .. } = self;
         let contrastive = self.task.objective.is_contrastive();
         let small = train.image_size <= 32;
-        let first_layers = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
+        let imagenet_stem = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);
-        let traps = [
+        let cautions = [
             (
                 // Relative to the paper's jitter of 0.8 at s = 1.
                 small && augment.color * augment.jitter_strengths[0] / 0.8 > 0.5,
                 "colour strength above 0.5 at 32 px or less: the paper found 0.5 best on CIFAR-10 (B.9)",
             ),
-            (small && augment.blur > 0.0, "blur at 32 px or less: the paper leaves it out on CIFAR-10 (B.9)"),
             (
-                small && first_layers,
-                "an ImageNet stem at 32 px or less throws most pixels away; encoder.stem = \"cifar\" keeps them",
+                small && augment.blur > 0.0,
+                "blur at 32 px or less: the paper does not use it on CIFAR-10 (B.9)",
+            ),
+            (
+                small && imagenet_stem,
+                "an ImageNet stem at 32 px or less loses most of the resolution; encoder.stem = \"cifar\" keeps it",
             ),
             (
                 contrastive && small && self.loss.temperature < 0.2,
@@ -235,12 +240,11 @@ impl RunConfig {
             ),
             (
                 optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512,
-                "linear scaling with LARS at a small batch: square-root scaling trains better (B.1)",
+                "linear scaling with LARS at a small batch: square-root scaling trains better (paper B.1)",
             ),
             (
                 train.is_chunked() && train.batch_norm == BatchNormScope::Chunk && train.chunk < 32,
-                "batch norm over chunks of few images: the two views of an image can be told by the statistics that they \
-                 share; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
+                "batch norm over chunks of few images: shared statistics identify the two views of an image; chunk-shuffled or global batch norm avoids it (MoCo, section 3.3)",
             ),
             (
                 optim.warmup_epochs > 0.0 && optim.warmup_epochs >= train.epochs,
@@ -249,10 +253,10 @@ impl RunConfig {
             ),
             (
                 contrastive && (augment.color == 0.0 || augment.jitter == 0.0),
-                "no colour jitter: crops of one image can be told by their colours alone (paper 3.1)",
+                "no colour jitter: crops of one image can be matched by their colours alone (paper section 3.1)",
             ),
         ];
-        traps.iter().filter(|(stepped_in, _)| *stepped_in).map(|(_, text)| (*text).to_owned()).collect()
+        cautions.iter().filter(|(applies, _)| *applies).map(|(_, text)| (*text).to_owned()).collect()
     }
 }
 
@@ -269,11 +273,12 @@ mod tests {
         for case in cases {
             let number = |key: &str| case[key].as_f64().unwrap();
             let mut config = RunConfig::default();
-            let (train, optim) = (&mut config.train, &mut config.optim);
-            (train.step_count, train.batch) = (StepCount::Official, number("batch") as usize);
-            (train.epochs, optim.warmup_epochs, optim.lr) =
-                (number("epochs"), number("warmup_epochs"), number("base"));
-            optim.scaling = serde_json::from_value(case["scaling"].clone()).unwrap();
+            config.train.step_count = StepCount::Official;
+            config.train.batch = number("batch") as usize;
+            config.train.epochs = number("epochs");
+            config.optim.warmup_epochs = number("warmup_epochs");
+            config.optim.lr = number("base");
+            config.optim.scaling = serde_json::from_value(case["scaling"].clone()).unwrap();
             let (steps, warmup) = config.steps(number("examples") as usize);
             assert_eq!((steps as f64, warmup as f64), (number("steps"), number("warmup_steps")), "{case}");
             let schedule = Schedule::new(&config.optim, config.train.batch, warmup, steps);

@@ -1,5 +1,5 @@
-//! Settings of published sources, for the line `differs from ...` at the start of a run and for the test that each recipe equals
-//! its source. A table lists the values of the source, not the recipe's.
+//! Settings of published sources, for the line `differs from ...` at the start of a run and for the test of each recipe in
+//! `configs/` against its source.
 
 use serde_json::{Value, json};
 use toml::Table;
@@ -7,12 +7,12 @@ use toml::Table;
 use super::RunConfig;
 use crate::encoder::{EncoderName, Padding, Shortcut, Stem};
 
-/// A published recipe.
+/// A paper or repository with a table of its settings in `sources/*.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// ImageNet, ResNet-50 (arXiv 2002.05709).
     SimclrV1,
-    /// ImageNet, ResNet-50 without memory (arXiv 2006.10029).
+    /// ImageNet, ResNet-50 without memory queue (arXiv 2006.10029).
     SimclrV2,
     /// CIFAR-10, ResNet-18 (README of google-research/simclr).
     SimclrCifar10,
@@ -20,25 +20,25 @@ pub enum Source {
     DkobakCifar10,
 }
 
-/// A key whose value is not the source's.
+/// A key with another value than in the source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// `section.key`.
+    /// Such as `optim.lr`.
     pub key: String,
-    /// Value of the configuration.
+    /// In the configuration.
     pub ours: Value,
-    /// Value of the source.
+    /// In the source.
     pub theirs: Value,
 }
 
-/// The scale of a run is chosen by its user; it is no difference of the method.
-const SCALE: [&str; 3] = ["train.epochs", "train.batch", "train.image_size"];
+/// Keys for the scale of a run, which are not differences of the method.
+const SCALE_KEYS: [&str; 3] = ["train.epochs", "train.batch", "train.image_size"];
 
 impl Source {
-    /// Every source with a table.
+    /// In the order of the enum.
     pub const ALL: [Self; 4] = [Self::SimclrV1, Self::SimclrV2, Self::SimclrCifar10, Self::DkobakCifar10];
 
-    /// File name of the table, without ending; recipes name it in their header.
+    /// File name of the table without extension, as in the `Table` line of recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::SimclrV1 => "simclr-v1",
@@ -66,12 +66,13 @@ impl Source {
         }
     }
 
-    /// The keys in which `config` differs from the source, in the order of the table's sections.
+    /// Keys of the table with another value in `config`, in the order of the table.
     pub fn differences(self, config: &RunConfig) -> Vec<Difference> {
-        let table: Table = self.text().parse().expect("a committed table is TOML");
-        // Through the configuration's own types, so that 0.08 as f32 equals 0.08.
-        let typed: RunConfig = toml::from_str(self.text()).expect("a committed table is a configuration");
-        let (ours, theirs) = (json!(comparable(config)), json!(comparable(&typed)));
+        let table: Table = self.text().parse().expect("embedded tables are valid TOML");
+        // Through `RunConfig`, so that 0.08 as f32 equals 0.08.
+        let typed: RunConfig = toml::from_str(self.text()).expect("embedded tables are valid configurations");
+        let ours = json!(comparable(config));
+        let theirs = json!(comparable(&typed));
         let listed = table.iter().flat_map(|(section, keys)| {
             let keys = keys.as_table().into_iter().flatten();
             keys.map(move |(key, _)| (section.as_str(), key.as_str()))
@@ -87,7 +88,7 @@ impl Source {
     }
 }
 
-/// `config` with settings resolved that have no effect of their own, so that two spellings of one network are equal.
+/// `config` with settings normalised that have no effect, so that two descriptions of one network are equal.
 fn comparable(config: &RunConfig) -> RunConfig {
     let mut config = config.clone();
     let size = config.train.image_size as i64;
@@ -95,18 +96,18 @@ fn comparable(config: &RunConfig) -> RunConfig {
     let imagenet = encoder.imagenet_stem(size);
     encoder.stem = if imagenet { Stem::Imagenet } else { Stem::Cifar };
     if !imagenet {
-        encoder.padding = Padding::Symmetric; // of a pooling that this stem does not have
+        encoder.padding = Padding::Symmetric; // only the pooling of the ImageNet stem is padded
     }
     if !matches!(encoder.name, EncoderName::Resnet18 | EncoderName::Resnet34) {
-        encoder.shortcut = Shortcut::Identity; // group 1 changes the shape, so that its first block projects anyway
+        encoder.shortcut = Shortcut::Identity; // with bottlenecks, every first block changes the shape and projects
     }
     config.head.init = config.head.effective_init();
     config
 }
 
 impl RunConfig {
-    /// `differs from SimCLR v1 in: head.layers = 3 (2), ...`, of the official source that is closest; epochs, batch and image
-    /// size are left out. `None` for runs with labels.
+    /// Such as `differs from SimCLR v1 in: head.layers = 3 (2)`, for the closest official source and without the keys of scale; `None`
+    /// for supervised runs.
     pub fn differs_from_official(&self) -> Option<String> {
         if !self.task.objective.is_contrastive() {
             return None;
@@ -114,7 +115,7 @@ impl RunConfig {
         let official = [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10];
         let of_method = |source: Source| {
             let all = source.differences(self).into_iter();
-            (source, all.filter(|found| !SCALE.contains(&found.key.as_str())).collect::<Vec<_>>())
+            (source, all.filter(|found| !SCALE_KEYS.contains(&found.key.as_str())).collect::<Vec<_>>())
         };
         let (source, found) = official.map(of_method).into_iter().min_by_key(|(_, found)| found.len())?;
         if found.is_empty() {
@@ -127,7 +128,7 @@ impl RunConfig {
     }
 }
 
-/// Without quotes, and with the digits of an `f32`, which most settings are.
+/// Without quotes, and with the digits of an `f32`, because most settings are `f32`.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -1,4 +1,4 @@
-//! Every range of a configuration, each refused with its key, its value and what is accepted.
+//! Range checks of a configuration.
 
 use std::fmt::Display;
 
@@ -6,13 +6,10 @@ use super::RunConfig;
 use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind};
 
 impl RunConfig {
-    /// Checks every range.
-    ///
     /// # Errors
-    /// The key, its value and what is accepted.
+    /// [`ConfigError::Value`] for the first key out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let (data, encoder, head, optim, train) =
-            (&self.data, &self.encoder, &self.head, &self.optim, &self.train);
+        let Self { data, encoder, head, optim, train, .. } = self;
         share("data.max_bad_share", data.max_bad_share)?;
         check(data.prefetch >= 1, "data.prefetch", data.prefetch, "at least 1")?;
         data.range.validate()?;
@@ -20,8 +17,8 @@ impl RunConfig {
         self.transform.validate()?;
         let width = encoder.width;
         check(width.is_finite() && width >= 1.0 / 16.0, "encoder.width", width, "at least 1/16")?;
-        let deep = head.kind != HeadKind::Nonlinear || head.layers >= 2;
-        check(deep, "head.layers", head.layers, "at least 2 layers in a nonlinear head")?;
+        let has_hidden_layer = head.kind != HeadKind::Nonlinear || head.layers >= 2;
+        check(has_hidden_layer, "head.layers", head.layers, "at least 2 layers in a nonlinear head")?;
         check(head.out >= 1, "head.out", head.out, "at least 1")?;
         check(head.hidden >= 0, "head.hidden", head.hidden, "0 (the width of h) or a width")?;
         positive("loss.temperature", self.loss.temperature)?;
@@ -31,7 +28,9 @@ impl RunConfig {
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
         positive("optim.trust", optim.trust)?;
-        optim.eps.map_or(Ok(()), |eps| positive("optim.eps", eps))?;
+        if let Some(eps) = optim.eps {
+            positive("optim.eps", eps)?;
+        }
         for (key, value) in
             [("optim.momentum", optim.momentum), ("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)]
         {
@@ -45,8 +44,12 @@ impl RunConfig {
             "at least 2 images, so that there are negatives",
         )?;
         let momentum = train.batch_norm_momentum;
-        let weight = momentum > 0.0 && momentum <= 1.0;
-        check(weight, "train.batch_norm_momentum", momentum, "a weight above 0, at most 1")?;
+        check(
+            momentum > 0.0 && momentum <= 1.0,
+            "train.batch_norm_momentum",
+            momentum,
+            "a weight above 0, at most 1",
+        )?;
         check(
             (8..=2048).contains(&train.image_size),
             "train.image_size",
@@ -59,49 +62,42 @@ impl RunConfig {
         check(train.health_every >= 1, "train.health_every", train.health_every, "at least 1 step")?;
         not_negative("train.knn_every", train.knn_every)?;
         let timeout = self.dist.heartbeat_timeout_s;
-        // A sign of life comes every second, and a busy machine may be late with it.
-        check(
-            timeout >= 3.0 && timeout.is_finite(),
-            "dist.heartbeat_timeout_s",
-            timeout,
-            "at least 3 seconds",
-        )?;
+        // Heartbeats come every second and may be late on a busy machine.
+        let is_valid = timeout >= 3.0 && timeout.is_finite();
+        check(is_valid, "dist.heartbeat_timeout_s", timeout, "at least 3 seconds")?;
         positive("dist.straggler_timeout_min", self.dist.straggler_timeout_min)
     }
-}
 
-impl RunConfig {
     fn validate_task(&self) -> Result<(), ConfigError> {
-        let (task, head) = (&self.task, &self.head);
+        let Self { task, head, .. } = self;
         let supervised = !task.objective.is_contrastive();
-        let why = "false, unless task.objective is \"supervised\"";
-        check(supervised || !task.frozen, "task.frozen", task.frozen, why)?;
+        let expected = "false, unless task.objective is \"supervised\"";
+        check(supervised || !task.frozen, "task.frozen", task.frozen, expected)?;
         let layers = if head.kind == HeadKind::Nonlinear && supervised { head.layers } else { 1 };
-        let most =
+        let expected =
             format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
-        check(task.head_layers < layers, "task.head_layers", task.head_layers, &most)
+        check(task.head_layers < layers, "task.head_layers", task.head_layers, &expected)
     }
-}
 
-impl RunConfig {
     fn validate_chunks(&self) -> Result<(), ConfigError> {
-        let (train, task) = (&self.train, &self.task);
-        let (chunk, over) = (train.chunk, train.batch_norm);
+        let Self { train, task, .. } = self;
+        let chunk = train.chunk;
+        let norm = train.batch_norm;
         check(chunk != 1, "train.chunk", chunk, "0 (the whole batch), or at least 2 images")?;
-        let shuffled = over == BatchNormScope::ChunkShuffled;
-        let pairs = task.objective.is_contrastive();
-        let why = "global or chunk: with labels there is one view of each image";
-        check(!shuffled || pairs, "train.batch_norm", over.as_str(), why)?;
-        let foreign = self.encoder.file.is_some() && train.is_chunked();
-        let why = "chunk or chunk-shuffled: the batch norm inside a TorchScript module (encoder.file) sees its own chunk only";
-        check(!foreign || over != BatchNormScope::Global, "train.batch_norm", over.as_str(), why)?;
-        let why = "0 with task.frozen, which needs no memory for a backward pass through the encoder";
-        check(!(task.frozen && train.is_chunked()), "train.chunk", chunk, why)
+        let shuffled = norm == BatchNormScope::ChunkShuffled;
+        let has_pairs = task.objective.is_contrastive();
+        let expected = "global or chunk: supervised training has one view per image";
+        check(!shuffled || has_pairs, "train.batch_norm", norm.as_str(), expected)?;
+        let is_script = self.encoder.file.is_some() && train.is_chunked();
+        let expected = "chunk or chunk-shuffled: the batch norm of a TorchScript module (encoder.file) covers one chunk only";
+        check(!is_script || norm != BatchNormScope::Global, "train.batch_norm", norm.as_str(), expected)?;
+        let expected = "0 with task.frozen, which has no backward pass through the encoder";
+        check(!(task.frozen && train.is_chunked()), "train.chunk", chunk, expected)
     }
 }
 
-fn check(fine: bool, key: &str, value: impl Display, expected: &str) -> Result<(), ConfigError> {
-    if fine {
+fn check(valid: bool, key: &str, value: impl Display, expected: &str) -> Result<(), ConfigError> {
+    if valid {
         return Ok(());
     }
     Err(ConfigError::Value { key: key.into(), value: value.to_string(), expected: expected.into() })

@@ -1,6 +1,6 @@
-//! Cooperative scheduling of the chunks of a batch for SyncBN: every chunk has a thread, one of them runs at a time, and a chunk that
-//! needs the statistics of the whole batch adds its share and hands over to the next one. When its turn comes again, all chunks have
-//! added theirs. The order is fixed, so the sums are the same bits in every run.
+//! Cooperative scheduling of the chunks of a batch for SyncBN. Every chunk has a thread, and one thread runs at a time. In an
+//! all-reduce a chunk adds its summand and yields to the next chunk; when it is resumed, the sum is complete. The order is fixed, so
+//! sums are deterministic.
 
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -11,14 +11,14 @@ use tch::Tensor;
 
 use crate::encoder::AllReduce;
 
-/// Stack of a chunk's thread in bytes: that of a main thread, which libtorch's kernel generators need.
-const STACK: usize = 8 << 20;
+/// As large as the stack of a main thread, which libtorch's kernel generators need.
+const STACK_BYTES: usize = 8 << 20;
 
 #[derive(Debug)]
 struct Scheduler {
     turn: Mutex<Turn>,
     passed: Condvar,
-    /// Sums over other processes, after the chunks of this one.
+    /// All-reduce over other processes, after the sum over the chunks of this one.
     outer: Option<Arc<dyn AllReduce>>,
 }
 
@@ -27,7 +27,7 @@ struct Turn {
     /// The task that may run.
     task: usize,
     ended: Vec<bool>,
-    /// The sum of this round and of the one before, which some tasks may not have read yet.
+    /// Sums of the current round and of the one before, which some tasks may not have read yet.
     totals: [Option<Tensor>; 2],
 }
 
@@ -35,12 +35,12 @@ struct Turn {
 #[derive(Debug)]
 struct Task {
     index: usize,
-    /// Sums so far.
+    /// Number of all-reduces so far.
     rounds: AtomicUsize,
     scheduler: Arc<Scheduler>,
 }
 
-/// Runs `work` for every item, with an all-reduce over all of them. Every call of `work` must use it equally often.
+/// Runs `work` for every item, with an all-reduce over all items. Every call of `work` must use it equally often.
 ///
 /// # Errors
 /// Threads that cannot be created.
@@ -54,7 +54,8 @@ pub fn run_in_turns<I: Send, O: Send>(
 ) -> Result<Vec<O>, std::io::Error> {
     let turn = Turn { task: 0, ended: vec![false; items.len()], totals: [None, None] };
     let scheduler = Arc::new(Scheduler { turn: Mutex::new(turn), passed: Condvar::new(), outer });
-    let (work, threads) = (&work, tch::get_num_threads());
+    let work = &work;
+    let threads = tch::get_num_threads();
     std::thread::scope(|scope| {
         let mut started = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
@@ -63,36 +64,36 @@ pub fn run_in_turns<I: Send, O: Send>(
                 let task = Arc::new(task);
                 let _release = ReleaseOnDrop(&task);
                 drop(task.wait());
-                tch::set_num_threads(threads); // OpenMP's number is one per thread that starts parallel work
+                tch::set_num_threads(threads); // OpenMP has this setting per calling thread
                 work(index, item, Arc::clone(&task) as Arc<dyn AllReduce>)
             };
-            let thread = std::thread::Builder::new().name(format!("chunk-{index}")).stack_size(STACK);
+            let thread = std::thread::Builder::new().name(format!("chunk-{index}")).stack_size(STACK_BYTES);
             match thread.spawn_scoped(scope, run) {
                 Ok(thread) => started.push(thread),
                 Err(error) => {
-                    // The tasks that are running must not wait for the missing ones.
+                    // Running tasks must not wait for those that were not started.
                     scheduler.lock().ended[index..].fill(true);
                     scheduler.passed.notify_all();
                     return Err(error);
                 }
             }
         }
-        let mut ends: Vec<_> = started.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-        // The first panic is the cause; the others only missed its share.
-        match ends.iter().position(Result::is_err) {
-            Some(cause) => std::panic::resume_unwind(ends.swap_remove(cause).err().expect("it is an error")),
-            None => Ok(ends.into_iter().flatten().collect()),
+        let mut results: Vec<_> = started.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        // The first panic is the cause; others follow from its missing summand.
+        match results.iter().position(Result::is_err) {
+            Some(cause) => std::panic::resume_unwind(results.swap_remove(cause).err().expect("an error")),
+            None => Ok(results.into_iter().flatten().collect()),
         }
     })
 }
 
 impl Scheduler {
     fn lock(&self) -> MutexGuard<'_, Turn> {
-        // A panic of a task leaves nothing half done here.
+        // A panic of a task leaves no invalid state.
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over to the next task that has not ended.
+    /// Gives the turn to the next task that has not ended.
     fn pass(&self, turn: &mut Turn) {
         let count = turn.ended.len();
         let next = (1..=count).map(|step| (turn.task + step) % count).find(|&task| !turn.ended[task]);
@@ -129,12 +130,12 @@ impl AllReduce for Task {
         self.scheduler.pass(&mut turn);
         drop(turn);
         let turn = self.wait();
-        let total = turn.totals[round].as_ref().expect("this task added its share");
+        let total = turn.totals[round].as_ref().expect("this task added its summand");
         values.shallow_clone().copy_(total);
     }
 }
 
-/// Ends a task, also by a panic.
+/// Marks a task as ended, also on panic.
 struct ReleaseOnDrop<'a>(&'a Task);
 
 impl Drop for ReleaseOnDrop<'_> {
@@ -151,18 +152,18 @@ impl Drop for ReleaseOnDrop<'_> {
 mod tests {
     use super::*;
 
-    fn sum_of(exchange: &Arc<dyn AllReduce>, value: f32) -> f64 {
+    fn sum_of(all_reduce: &Arc<dyn AllReduce>, value: f32) -> f64 {
         let values = Tensor::from_slice(&[value]);
-        exchange.all_reduce_sum(&values);
+        all_reduce.all_reduce_sum(&values);
         values.double_value(&[0])
     }
 
-    /// Several rounds; one chunk runs at a time.
+    /// In several rounds, with one chunk running at a time.
     #[test]
     fn all_chunks_receive_the_same_sum() {
         let running = AtomicUsize::new(0);
         let alone = || assert_eq!(running.load(Ordering::SeqCst), 0, "two at a time");
-        let sums = run_in_turns((0..5).collect(), None, |index, item: usize, exchange| {
+        let sums = run_in_turns((0..5).collect(), None, |index, item: usize, all_reduce| {
             assert_eq!(index, item);
             let mut found = Vec::new();
             for round in 0..4 {
@@ -170,7 +171,7 @@ mod tests {
                 running.fetch_add(1, Ordering::SeqCst);
                 std::thread::yield_now();
                 running.fetch_sub(1, Ordering::SeqCst);
-                found.push(sum_of(&exchange, (item + 10 * round) as f32));
+                found.push(sum_of(&all_reduce, (item + 10 * round) as f32));
             }
             found
         });
@@ -189,8 +190,8 @@ mod tests {
         }
         let counter = Arc::new(Doubles::default());
         let outer: Arc<dyn AllReduce> = counter.clone();
-        let sums = run_in_turns(vec![1.0f32, 2.0, 4.0], Some(outer), |_, item, exchange| {
-            [sum_of(&exchange, item), sum_of(&exchange, 1.0)]
+        let sums = run_in_turns(vec![1.0f32, 2.0, 4.0], Some(outer), |_, item, all_reduce| {
+            [sum_of(&all_reduce, item), sum_of(&all_reduce, 1.0)]
         });
         assert_eq!(sums.unwrap(), [[14.0, 6.0]; 3]);
         assert_eq!(counter.0.load(Ordering::SeqCst), 2);
@@ -200,10 +201,10 @@ mod tests {
     fn a_chunk_that_ends_early_fails_the_others_without_a_deadlock() {
         for early in 0..3 {
             let run = std::panic::catch_unwind(|| {
-                run_in_turns(vec![0, 1, 2], None, |index, _: i32, exchange| {
-                    sum_of(&exchange, 1.0);
+                run_in_turns(vec![0, 1, 2], None, |index, _: i32, all_reduce| {
+                    sum_of(&all_reduce, 1.0);
                     assert_ne!(index, early, "the cause");
-                    sum_of(&exchange, 1.0);
+                    sum_of(&all_reduce, 1.0);
                 })
             });
             assert!(run.is_err(), "{early}");

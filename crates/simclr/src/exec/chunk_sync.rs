@@ -45,20 +45,20 @@ fn read_chunks(step: u64, batches: &mut DeviceBatches<'_>) -> Result<Vec<DeviceB
     Ok(chunks)
 }
 
-/// The inputs of every stage of a chunk.
+/// The input of every stage, for one chunk.
 type StageInputs = Vec<Tensor>;
 
-/// The first pass, without a graph.
+/// The first pass, without an autograd graph.
 fn embed(
     context: &StepContext<'_>,
     mut batches: Vec<DeviceBatch>,
 ) -> Result<(Vec<EmbeddedChunk>, Vec<StageInputs>), TrainError> {
     let views: Vec<_> = batches.iter_mut().map(DeviceBatch::take_views).collect::<Result<_, _>>()?;
     let batch_momentum = context.norm.momentum;
-    let outputs = for_chunks(context, views, |index, stages, views, exchange| {
-        // The running statistics are shared by all chunks: one of them updates them.
+    let outputs = for_chunks(context, views, |index, stages, views, all_reduce| {
+        // Chunks share the running statistics, so only one updates them.
         let momentum = if index == 0 { batch_momentum } else { 0.0 };
-        let mode = Mode::Train(BatchStatistics { exchange: Some(exchange), momentum });
+        let mode = Mode::Train(BatchStatistics { exchange: Some(all_reduce), momentum });
         let mut values = vec![views];
         for stage in 0..stages.count() {
             let next = tch::no_grad(|| stages.run(stage, &values[stage], &mode))?;
@@ -81,8 +81,8 @@ fn backward(
     gradients: Vec<Tensor>,
 ) -> Result<(), TrainError> {
     let items: Vec<_> = inputs.into_iter().zip(gradients).collect();
-    for_chunks(context, items, |_, stages, (mut inputs, mut gradient), exchange| {
-        let mode = Mode::Train(BatchStatistics { exchange: Some(exchange), momentum: 0.0 });
+    for_chunks(context, items, |_, stages, (mut inputs, mut gradient), all_reduce| {
+        let mode = Mode::Train(BatchStatistics { exchange: Some(all_reduce), momentum: 0.0 });
         while let Some(x) = inputs.pop() {
             // The views need no gradient.
             let x = x.set_requires_grad(!inputs.is_empty());
@@ -95,16 +95,17 @@ fn backward(
     Ok(())
 }
 
-/// Runs `work` for the item of every chunk, each with its own handle to the modules.
+/// Runs `work` for the item of every chunk, each with its own handles to the modules.
 fn for_chunks<I: Send, O: Send>(
     context: &StepContext<'_>,
     items: Vec<I>,
     work: impl Fn(usize, &Stages, I, Arc<dyn AllReduce>) -> Result<O, ModelError> + Sync,
 ) -> Result<Vec<O>, TrainError> {
-    let stages = || context.method.stages().expect("validated: TorchScript modules take chunk statistics");
+    let stages = || context.method.stages().expect("validated: TorchScript modules use chunk statistics");
     let items: Vec<_> = items.into_iter().map(|item| (stages(), item)).collect();
     let outer = context.group.norm_all_reduce();
-    let outputs =
-        run_in_turns(items, outer, |index, (stages, item), exchange| work(index, &stages, item, exchange))?;
+    let outputs = run_in_turns(items, outer, |index, (stages, item), all_reduce| {
+        work(index, &stages, item, all_reduce)
+    })?;
     Ok(outputs.into_iter().collect::<Result<_, _>>()?)
 }

@@ -13,10 +13,10 @@ use crate::{
     optim::{self, Optimizer},
 };
 
-/// Eager steps before the capture: cuDNN selects its algorithms in them, and kernels are loaded.
-const WARM_UP: usize = 3;
+/// Eager steps before the capture, in which cuDNN selects algorithms and kernels are loaded.
+const WARM_UP_STEPS: usize = 3;
 
-/// Captures the step after [`WARM_UP`] eager ones and replays it. Batches of another size run eagerly.
+/// Captures the step after [`WARM_UP_STEPS`] eager ones and replays it. Batches of another size run eagerly.
 #[derive(Debug, Default)]
 pub struct CudaGraphExecutor {
     state: State,
@@ -29,7 +29,7 @@ enum State {
     /// Eager steps so far.
     WarmUp(usize),
     Captured(Captured),
-    /// The capture failed: eager for good.
+    /// The capture failed; all further steps are eager.
     Failed,
 }
 
@@ -68,16 +68,16 @@ impl CudaGraphExecutor {
         on_gpu && method.stages().is_some() && method.traits().graph_capturable && group.count() == 1
     }
 
-    /// Steps that were replays of the graph so far.
+    /// Number of steps that replayed the graph.
     pub fn replays(&self) -> usize {
         self.replays
     }
 
-    /// Whether a graph for views of this shape is at hand; captures it after the warm-up.
+    /// Whether there is a graph for views of this shape; captures it after the warm-up.
     fn is_captured(&mut self, context: &StepContext<'_>, optimizer: &Optimizer, views: &Tensor) -> bool {
         if let State::WarmUp(steps) = &mut self.state {
             *steps += 1;
-            if *steps <= WARM_UP {
+            if *steps <= WARM_UP_STEPS {
                 return false;
             }
             self.capture(context, optimizer, views);
@@ -96,7 +96,9 @@ impl CudaGraphExecutor {
                 self.notice = Some(format!("the step runs without a CUDA graph, which is slower: {error}"));
                 // Gradients of a failed capture hold no values.
                 let params = context.method.params().params();
-                params.iter().for_each(|param| drop(simclr_shim::drop_gradient(&param.tensor)));
+                for param in params {
+                    drop(simclr_shim::drop_gradient(&param.tensor));
+                }
                 State::Failed
             }
         };
@@ -143,7 +145,7 @@ impl Executor for CudaGraphExecutor {
 /// and gradient are finite. Nothing synchronises with the host.
 ///
 /// # Errors
-/// libtorch's.
+/// libtorch errors of any operation.
 pub fn launch_step(
     context: &StepContext<'_>,
     optimizer: &Optimizer,
@@ -165,7 +167,7 @@ pub fn launch_step(
 }
 
 impl LaunchedStep {
-    /// Waits for the step.
+    /// Waits for the step and reads its scalars.
     ///
     /// # Panics
     /// If the device fails.

@@ -1,4 +1,4 @@
-//! A step of a whole batch, operation by operation (Algorithm 1 of the paper).
+//! A step over a whole batch without a CUDA graph (Algorithm 1 of the paper).
 
 use super::{DeviceBatch, DeviceBatches, Executor, StepContext, StepOutput};
 use crate::{
@@ -51,7 +51,7 @@ pub(super) fn gradients(context: &StepContext<'_>, mut batch: DeviceBatch) -> Re
 }
 
 impl Eager {
-    /// The step of a batch that is at hand.
+    /// A step over `batch`.
     pub(super) fn step_of(
         context: &StepContext<'_>,
         optimizer: &mut Optimizer,

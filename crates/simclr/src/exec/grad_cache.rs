@@ -4,7 +4,7 @@
 //! 2. the loss of the whole batch gives the gradient at z;
 //! 3. every chunk is embedded again with a graph, and its gradient at z is propagated back; parameter gradients add up.
 //!
-//! Memory is that of one chunk and of z. Batch norm sees one chunk at a time ([`BatchNormScope::Chunk`],
+//! Memory is that of one chunk and of z. Batch norm covers one chunk ([`BatchNormScope::Chunk`],
 //! [`BatchNormScope::ChunkShuffled`](crate::encoder::BatchNormScope)), so the loss is that of the paper with batch norm per
 //! device. [`super::ChunkSync`] gives the statistics of the whole batch.
 //!
@@ -21,14 +21,14 @@ use crate::{
     methods::Method,
 };
 
-/// Chunks one after the other.
+/// Gradient caching with batch norm per chunk.
 #[derive(Debug, Clone, Copy)]
 pub struct GradCache {
-    /// How often a chunk is read: once, and its views are kept between the passes, or twice.
+    /// Times that a chunk is read: 1, with its views kept between the passes, or 2.
     pub passes: usize,
 }
 
-/// A chunk after its first pass, with h and z of its rows, without graph.
+/// A chunk after its first pass; h and z have no autograd graph.
 pub(super) struct EmbeddedChunk {
     pub batch: DeviceBatch,
     pub h: Tensor,
@@ -90,7 +90,7 @@ impl GradCache {
     }
 }
 
-/// The updates of the running statistics by all chunks together have the weight of one batch.
+/// Momentum such that the updates of the running statistics by all chunks together have the weight of one batch.
 fn first_pass_mode(context: &StepContext<'_>, chunk: Chunk) -> Mode {
     let momentum = 1.0 - (1.0 - context.norm.momentum).powf(1.0 / chunk.count as f64);
     Mode::Train(BatchStatistics { exchange: None, momentum })
@@ -101,7 +101,7 @@ pub(super) fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<(), Mo
     Ok(simclr_shim::backward(output, gradient)?)
 }
 
-/// The loss of a batch whose embeddings are cached.
+/// The loss of a batch, from cached embeddings.
 pub(super) struct CachedLoss<'a> {
     pairing: Pairing,
     shards: BatchShards<'a>,

@@ -1,5 +1,6 @@
 //! How a training step runs: whole ([`eager`]), captured as a CUDA graph ([`cuda_graph`]), or in chunks with gradient caching
-//! ([`grad_cache`], [`chunk_sync`]). An executor knows no method: the loss depends on the embeddings only.
+//! ([`grad_cache`], [`chunk_sync`]). Executors are independent of the method, because the loss depends on the
+//! embeddings only.
 
 mod baton;
 mod chunk_sync;
@@ -26,14 +27,14 @@ use crate::{
     optim::{self, Optimizer},
 };
 
-/// What every step of a run shares.
+/// Context of all steps of a run.
 #[derive(Clone, Copy)]
 pub struct StepContext<'a> {
     /// Modules and loss.
     pub method: &'a dyn Method,
     /// Batch norm in training mode.
     pub norm: NormConfig,
-    /// Processes that hold a part of the batch each.
+    /// Processes, each with a part of the batch.
     pub group: &'a ProcessGroup,
     /// All-reduce of the gradients, overlapped with the backward pass.
     pub gradients: &'a GradientBuckets,
@@ -44,7 +45,7 @@ pub struct StepContext<'a> {
 /// `train.batch_norm` and `train.batch_norm_momentum`.
 #[derive(Debug, Clone, Copy)]
 pub struct NormConfig {
-    /// Whose activations are normalised together.
+    /// Rows over which statistics are computed.
     pub scope: BatchNormScope,
     /// Weight of a batch in the running statistics.
     pub momentum: f64,
@@ -55,7 +56,7 @@ pub struct NormConfig {
 pub struct StepId {
     /// From 0.
     pub step: u64,
-    /// After warm-up and schedule.
+    /// Learning rate by the schedule.
     pub lr: f64,
 }
 
@@ -70,11 +71,11 @@ pub struct StepOutput {
     pub accuracy: f64,
     /// L2 norm of the gradient of all parameters; NaN if the loss was not finite.
     pub gradient_norm: f64,
-    /// h of this rank's views `[.., F]`, in any order, detached.
+    /// h `[rows, F]` of this rank's views, in any order, detached.
     pub h: Tensor,
     /// z `[2m, D]` of this rank's images, or logits `[m, K]`, detached.
     pub z: Tensor,
-    /// Images of every rank.
+    /// Number of images by rank.
     pub counts: Vec<usize>,
 }
 
@@ -86,10 +87,10 @@ impl StepOutput {
     }
 }
 
-/// Batches of a run on their way to the device: one per step, or one per chunk and pass.
+/// Batches of a run: one per step, or one per chunk and pass.
 pub type DeviceBatches<'a> = dyn Iterator<Item = Result<DeviceBatch, TrainError>> + 'a;
 
-/// A way to run a step.
+/// Runs training steps.
 pub trait Executor {
     /// Loss and gradients of the next batch. The gradients are those of the whole batch on every rank.
     ///
@@ -118,14 +119,14 @@ pub trait Executor {
         Ok(output)
     }
 
-    /// A message about how steps run, once.
+    /// Returns and clears a message for the user.
     fn take_notice(&mut self) -> Option<String> {
         None
     }
 }
 
 /// The executor of a configuration: chunks of the batch (with views read in `passes` passes) or the whole batch, captured as a
-/// CUDA graph where `cuda_graph` is set and the step can be.
+/// CUDA graph if `cuda_graph` is set and the step supports it.
 pub fn executor(
     context: &StepContext<'_>,
     chunk_passes: Option<usize>,
@@ -142,7 +143,7 @@ pub fn executor(
 }
 
 impl StepContext<'_> {
-    /// Batch norm in training mode for a batch that passes through the encoder at once.
+    /// Training mode for a batch that passes through the encoder at once.
     fn train_mode(&self) -> Mode {
         let global = self.norm.scope == BatchNormScope::Global;
         let exchange = if global { self.group.norm_all_reduce() } else { None };
@@ -167,12 +168,12 @@ impl StepContext<'_> {
         (loss, sums)
     }
 
-    /// Norm of the gradients after they have been summed over all ranks.
+    /// Requires that the gradients have been summed over all ranks.
     fn gradient_norm(&self) -> Result<f64, TrainError> {
         self.or_abort(optim::gradient_norm(self.method.params()).map_err(TrainError::from))
     }
 
-    /// Ends the job if this rank fails where the other ranks wait in a collective.
+    /// Aborts the job if this rank fails while other ranks wait in a collective.
     fn or_abort<T>(&self, result: Result<T, TrainError>) -> Result<T, TrainError> {
         abort_group_on_error(self.group, result)
     }
@@ -185,8 +186,11 @@ impl StepContext<'_> {
             self.or_abort(optimizer.step(params, lr).map_err(TrainError::from))?;
         }
         if self.norm.scope != BatchNormScope::Global && self.group.count() > 1 {
-            let buffers = params.buffers().iter().map(|(_, buffer)| buffer);
-            buffers.filter(|buffer| buffer.is_floating_point()).for_each(|buffer| self.group.average(buffer));
+            for (_, buffer) in params.buffers() {
+                if buffer.is_floating_point() {
+                    self.group.average(buffer);
+                }
+            }
         }
         Ok(())
     }

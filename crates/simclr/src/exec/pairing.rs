@@ -1,4 +1,4 @@
-//! Which rows of all chunks of all ranks are the two views of an image. With shuffle BN the views of an image lie in different
+//! Rows of the two views of each image, over all chunks of all ranks. With shuffle BN the views of an image lie in different
 //! chunks, possibly of different ranks.
 
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ impl Pairing {
         let ids: Vec<usize> = first_views.iter().map(|&(_, id, _)| id).collect();
         let seconds = ids.iter().filter_map(|id| second_rows.get(id).copied());
         let order: Vec<i64> = first_views.iter().map(|&(_, _, row)| row).chain(seconds).collect();
-        let count = |rank| first_views.iter().filter(|(of, _, _)| *of == rank).count();
+        let count = |rank| first_views.iter().filter(|(owner, _, _)| *owner == rank).count();
         Self {
             rank: group.rank(),
             counts: (0..group.count()).map(count).collect(),
@@ -78,8 +78,8 @@ impl Pairing {
         all.index_select(0, &Tensor::cat(&order, 0))
     }
 
-    /// The gradient at the rows of every chunk of this rank, from the gradient at the rows of its images; zero for a view whose
-    /// partner is missing. The second view of an image may lie on another rank, so gradients are gathered first.
+    /// The gradient at the rows of every chunk of this rank, from the gradient at the rows of its images; zero for a view
+    /// without partner. The second view of an image may be on another rank, so gradients are gathered first.
     pub fn by_chunk(&self, own: &Tensor, shards: &BatchShards<'_>) -> Vec<Tensor> {
         use crate::nt_xent::AllGather;
         let two_views = self.order.size()[0] > self.ids.len() as i64;
@@ -91,11 +91,11 @@ impl Pairing {
     }
 }
 
-/// The images of the rows of every rank, chunk by chunk.
+/// Images of the rows of every rank, by chunk.
 struct RowLayout {
     first_ids: Vec<Vec<usize>>,
     second_ids: Vec<Vec<usize>>,
-    /// Number of first and of second views of every chunk, alternating.
+    /// By rank: number of first and of second views of every chunk, alternating.
     sizes: Vec<Vec<usize>>,
 }
 

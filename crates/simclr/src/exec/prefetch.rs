@@ -1,5 +1,5 @@
-//! Batches on their way from the loader to the device. For a GPU a thread copies the next batch via pinned memory on a stream of
-//! its own while the step of the current one runs; the step's stream then waits for the copy, the host does not.
+//! Copies batches from the loader to the device. For a GPU, a thread copies the next batch via pinned memory on its own stream during
+//! the step of the current one; the step's stream waits for the copy, the host does not.
 
 use std::{
     sync::mpsc::{Receiver, SyncSender, sync_channel},
@@ -20,16 +20,16 @@ use crate::{
 /// C and S of the views.
 type ViewShape = (usize, usize);
 
-/// A batch, or a chunk of it, whose views are on the device or can be copied there.
+/// A batch or chunk with views on the device or ready to be copied there.
 #[derive(Debug)]
 pub struct DeviceBatch {
     /// Step of the run.
     pub step: u64,
-    /// Place in the batch of the step.
+    /// Position in the batch of the step.
     pub chunk: Chunk,
-    /// Indices in the data set of the images whose first view is here.
+    /// Data set indices of the first views.
     pub ids: Vec<usize>,
-    /// Of those whose second view is here.
+    /// Data set indices of the second views.
     pub second_view_ids: Vec<usize>,
     /// Rows of `ids`, then of `second_view_ids`.
     pub views: BatchViews,
@@ -40,11 +40,11 @@ pub struct DeviceBatch {
 pub enum BatchViews {
     /// In host memory; [`DeviceBatch::views`] copies them to the device.
     Host { batch: Batch, shape: ViewShape, device: Device },
-    /// Copied by another stream, which has finished when the event has.
+    /// Copied by another stream; complete when the event is.
     Copied { views: Uploaded, event: CudaEvent },
     /// `[rows, C, S, S]`.
     Tensor(Tensor),
-    /// Freed until the batch is read again.
+    /// Freed after use.
     Freed,
 }
 
@@ -55,12 +55,17 @@ impl From<Tensor> for BatchViews {
 }
 
 impl DeviceBatch {
-    /// A batch whose views stay in host memory until they are asked for.
+    /// A batch with views in host memory until [`DeviceBatch::views`].
     pub fn on_host(mut batch: Batch, shape: ViewShape, device: Device) -> Self {
         let ids = std::mem::take(&mut batch.ids);
         let second_view_ids = std::mem::take(&mut batch.second_view_ids);
-        let (step, chunk) = (batch.step, batch.chunk);
-        Self { step, chunk, ids, second_view_ids, views: BatchViews::Host { batch, shape, device } }
+        Self {
+            step: batch.step,
+            chunk: batch.chunk,
+            ids,
+            second_view_ids,
+            views: BatchViews::Host { batch, shape, device },
+        }
     }
 
     /// The next batch of step `step`; the end of the batches is an error.
@@ -96,7 +101,7 @@ impl DeviceBatch {
     /// [`DeviceBatch::views`], freeing what they were copied from.
     ///
     /// # Errors
-    /// See there.
+    /// As [`DeviceBatch::views`].
     pub(super) fn take_views(&mut self) -> Result<Tensor, TrainError> {
         let views = self.views();
         self.views = BatchViews::Freed;
@@ -117,7 +122,7 @@ enum Source {
     Ahead(Ahead),
 }
 
-/// A thread that copies ahead: one batch waits, one is being copied.
+/// A thread that copies ahead; one batch is queued while the next one is copied.
 struct Ahead {
     copied: Receiver<Copied>,
     thread: Option<JoinHandle<()>>,
@@ -205,14 +210,14 @@ impl Drop for Ahead {
     fn drop(&mut self) {
         // Unblocks a thread that waits for room in the channel.
         self.copied = sync_channel(0).1;
-        // A panic was returned as `WorkerLost`, or no step asked for its batch.
+        // `next` has returned a panic as `WorkerLost`, or its batch is not needed.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
 /// The prefetch loop: ends at the last batch, on error, or when the receiver is dropped.
 fn copy_all(mut batches: Batches, shape: ViewShape, device: Device, sender: &SyncSender<Copied>) {
-    // Without a stream of their own the copies only queue behind the steps.
+    // If this fails, copies are queued behind the steps, which is slower but correct.
     let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)));
     while let Some(batch) = batches.next() {
         let copied = match batch {
@@ -257,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    /// Ten images of one colour each; from number `bad` on none can be decoded.
+    /// Ten images of one colour each; those from index `bad` cannot be decoded.
     struct Colors {
         bad: usize,
     }
@@ -315,7 +320,7 @@ mod tests {
         assert!(prefetched.next().is_none() && prefetched.waited() > 0.0);
     }
 
-    /// Deferred views travel as bytes; without kernels the error comes when pixels are asked for.
+    /// Deferred views are copied as bytes; without kernels, the error comes from `views`.
     #[test]
     fn deferred_views_are_prefetched() {
         let mut prefetched = ahead(10, true);

@@ -1,4 +1,4 @@
-//! What is learned: one file per method. A method defines the modules, the loss on the embeddings and the state beyond the
+//! Training methods, one file each. A method defines the modules, the loss on the embeddings and the state beyond the
 //! weights; [`crate::exec`] runs the step of any method, because the loss depends on the embeddings only.
 
 mod classifier;
@@ -21,7 +21,7 @@ pub use simclr::SimClr;
 
 /// The rows of a batch that this process holds.
 pub struct BatchSlice<'a> {
-    /// Indices in the data set of this process's images. Empty during CUDA graph capture, where they may not matter.
+    /// Data set indices of this process's images. Empty during CUDA graph capture, which requires that the loss does not use them.
     pub ids: &'a [usize],
     /// N, over all processes.
     pub batch_images: usize,
@@ -38,7 +38,7 @@ pub struct LossOutput {
     pub accuracy: Tensor,
 }
 
-/// What an executor and the reports may assume of a method.
+/// Properties of a method that executors and reports rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MethodTraits {
     /// The loss reads nothing but `z`: no labels or other host data, so a step can be captured in a CUDA graph.
@@ -49,7 +49,7 @@ pub struct MethodTraits {
 
 /// A training method.
 pub trait Method: Debug {
-    /// Encoder and head that are trained; evaluation reads the encoder.
+    /// Encoder and head that are trained; evaluation uses the encoder.
     fn model(&self) -> &Model;
 
     /// Trained parameters and buffers, as checkpoints name them.
@@ -57,13 +57,13 @@ pub trait Method: Debug {
         &self.model().params
     }
 
-    /// Capabilities that do not change during a run.
+    /// Constant during a run.
     fn traits(&self) -> MethodTraits;
 
-    /// One line about the head, for the start of a run.
+    /// Description of the head in one line, for the start of a run.
     fn describe_head(&self, config: &RunConfig) -> String;
 
-    /// One line about the loss and its value at chance.
+    /// Description of the loss and its value at chance in one line.
     fn describe_loss(&self, config: &RunConfig) -> String;
 
     /// h `[rows, F]` and z `[rows, D]` of views `[rows, C, S, S]`. Called per chunk under gradient caching.
@@ -85,7 +85,7 @@ pub trait Method: Debug {
     /// Loss of a batch of `images` if all similarities, or all logits, were equal.
     fn chance_loss(&self, images: usize) -> f64;
 
-    /// The reported loss divided by the mean over anchors.
+    /// Ratio of the reported loss to the mean over anchors.
     fn loss_scale(&self) -> f64 {
         1.0
     }

@@ -1,4 +1,4 @@
-//! Images that cannot be decoded: each is named once, with its reason, in `bad_files.txt`.
+//! `bad_files.txt`: images that could not be decoded, one line `name<tab>reason` each.
 
 use std::{collections::HashSet, io::Write};
 
@@ -6,45 +6,45 @@ use simclr_data::Dataset;
 
 use super::RunFolder;
 
-/// The list, and what is in it already.
-pub struct BadFiles {
+pub(super) struct BadFiles {
     file: std::path::PathBuf,
-    known: HashSet<String>,
+    /// Names in the file.
+    listed: HashSet<String>,
 }
 
 impl BadFiles {
-    /// Starts the list, empty where the run is `fresh`; a resumed one goes on with what it knows.
+    /// Reads the list of a resumed run; removes that of an earlier run if this one is `new`.
     ///
     /// # Errors
-    /// The operating system's.
-    pub fn open(folder: &RunFolder, fresh: bool) -> Result<Self, std::io::Error> {
+    /// A file that cannot be read or removed.
+    pub fn open(folder: &RunFolder, new: bool) -> Result<Self, std::io::Error> {
         let file = folder.bad_files();
-        let mut known = HashSet::new();
+        let mut listed = HashSet::new();
         if file.exists() {
-            if fresh {
+            if new {
                 fs_err::remove_file(&file)?;
             } else {
                 let text = String::from_utf8_lossy(&fs_err::read(&file)?).into_owned();
-                known.extend(text.lines().filter_map(|line| Some(line.split_once('\t')?.0.to_owned())));
+                listed.extend(text.lines().filter_map(|line| Some(line.split_once('\t')?.0.to_owned())));
             }
         }
-        Ok(Self { file, known })
+        Ok(Self { file, listed })
     }
 
-    /// Appends the images that are new to the list and returns a sentence for each.
+    /// Appends images that are not listed yet and returns a message for each.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A file that cannot be written.
     pub fn add(&mut self, dataset: &Dataset, bad: &[(usize, String)]) -> Result<Vec<String>, std::io::Error> {
         let name = |id: usize| &dataset.samples()[id].name;
-        let fresh: Vec<_> = bad.iter().filter(|(id, _)| self.known.insert(name(*id).clone())).collect();
-        if fresh.is_empty() {
+        let added: Vec<_> = bad.iter().filter(|(id, _)| self.listed.insert(name(*id).clone())).collect();
+        if added.is_empty() {
             return Ok(Vec::new());
         }
         let mut list = fs_err::OpenOptions::new().create(true).append(true).open(&self.file)?;
-        for (id, reason) in &fresh {
+        for (id, reason) in &added {
             writeln!(list, "{}\t{reason}", name(*id))?;
         }
-        Ok(fresh.into_iter().map(|(_, reason)| format!("skipped: {reason}")).collect())
+        Ok(added.into_iter().map(|(_, reason)| format!("skipped: {reason}")).collect())
     }
 }

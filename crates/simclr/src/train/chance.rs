@@ -1,22 +1,22 @@
-//! A warning where training does not leave chance: the loss over many steps, against the loss of equal similarities.
+//! Warns if the mean loss over many steps stays at its value at chance (equal similarities) or rises far above it.
 
 use std::collections::VecDeque;
 
 use crate::{Plan, encoder::BatchNormScope, health::Regime};
 
-/// Steps before the first warning: recipes that work are below chance long before.
+/// Steps before the first warning; working configurations are below chance long before.
 const FIRST_STEP: u64 = 300;
-/// Steps whose mean loss is compared, so that a single batch decides nothing.
+/// Steps over which the loss is averaged.
 const WINDOW: usize = 100;
-/// Watches the loss of a run; warns once for each regime.
+/// Watches the loss of a run; warns once per regime.
 #[derive(Debug, Default)]
-pub struct ChanceMonitor {
+pub(super) struct ChanceMonitor {
     losses: VecDeque<f64>,
     warned: Option<Regime>,
 }
 
 impl ChanceMonitor {
-    /// Takes the loss of `step` (from 0) and its value at chance. Returns a warning with likely causes, where one is due.
+    /// Records the loss of `step` (from 0) and its value at chance. Returns a warning with likely causes.
     pub fn observe(&mut self, step: u64, loss: f64, chance: f64, plan: &Plan) -> Option<String> {
         self.losses.push_back(loss);
         if self.losses.len() > WINDOW {
@@ -44,9 +44,10 @@ impl ChanceMonitor {
     }
 }
 
-/// Likely causes in this configuration, the specific ones first.
+/// Likely causes in this configuration, specific ones first.
 fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
-    let (config, schedule) = (&plan.config, &plan.schedule);
+    let config = &plan.config;
+    let schedule = &plan.schedule;
     let contrastive = config.task.objective.is_contrastive();
     let temperature = config.loss.temperature;
     let rate = format!("learning rate {:.3e} too high", schedule.peak);
@@ -68,7 +69,7 @@ fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
             "batch norm over chunks in which both views of an image share statistics".into(),
         ),
         (true, if regime == Regime::Diverged { rate } else { format!("{rate}, or too low") }),
-        (regime == Regime::AtChance, "images that are all alike, or views that share nothing (`simclr views`)".into()),
+        (regime == Regime::AtChance, "images that are all alike, or views that have nothing in common (see `simclr views`)".into()),
     ];
     found.into_iter().filter(|(applies, _)| *applies).map(|(_, cause)| cause).collect()
 }
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn one_warning_at_step_300_where_the_loss_stays_at_chance() {
+    fn a_loss_at_chance_warns_once_at_step_300() {
         let found = warnings(&plan(&["head.norm=none", "head.init=official"]), std::iter::repeat_n(6.0, 900));
         let [(299, text)] = &found[..] else { panic!("{found:?}") };
         assert!(text.contains("at chance: 6.000, chance 6.000, step 300"), "{text}");
@@ -98,13 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn no_warning_where_the_loss_falls_or_one_batch_is_high() {
+    fn a_falling_loss_or_one_high_batch_does_not_warn() {
         let falling = (0..900).map(|step| if step % 50 == 0 { 6.5 } else { 6.0 - f64::from(step) * 1e-3 });
         assert_eq!(warnings(&plan(&[]), falling), []);
     }
 
     #[test]
-    fn divergence_after_a_plateau_is_a_second_warning() {
+    fn divergence_after_a_plateau_warns_again() {
         let losses = (0..900).map(|step| if step < 500 { 6.0 } else { 50.0 });
         let found = warnings(&plan(&["loss.temperature=1e-6"]), losses);
         let [(299, first), (_, second)] = &found[..] else { panic!("{found:?}") };

@@ -1,38 +1,41 @@
-//! How fast a run is, and how much of the time it waits for data.
+//! Throughput of a run and the share of time spent waiting for data, smoothed over steps.
 
 use std::time::Instant;
 
-/// Images per second and the share of waiting, smoothed over steps.
-pub struct Clock {
+pub(super) struct Clock {
     last: Instant,
+    /// Total seconds waited at the last step.
     waited: f64,
-    rate: Option<(f64, f64)>,
+    /// Images per second and share of waiting.
+    smoothed: Option<(f64, f64)>,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { last: Instant::now(), waited: 0.0, rate: None }
+        Self { last: Instant::now(), waited: 0.0, smoothed: None }
     }
 }
 
 impl Clock {
-    /// Weight of the newest step in the running means.
-    const NEWEST: f64 = 0.1;
+    /// Weight of the newest step in the exponential moving averages.
+    const NEWEST_WEIGHT: f64 = 0.1;
 
-    /// A step over `images` is done; `waited`: seconds waited for data so far. Gives images per second and the share of
-    /// waiting.
+    /// Records a step over `images`; `waited` is the total of seconds waited for data. Returns images per second and the share of
+    /// waiting in `[0, 1]`.
     pub fn tick(&mut self, images: usize, waited: f64) -> (f64, f64) {
         let seconds = self.last.elapsed().as_secs_f64().max(1e-9);
-        let (rate, wait) = (images as f64 / seconds, ((waited - self.waited) / seconds).clamp(0.0, 1.0));
-        let (old_rate, old_wait) = self.rate.unwrap_or((rate, wait));
-        let mix = |old: f64, new: f64| old + Self::NEWEST * (new - old);
-        self.rate = Some((mix(old_rate, rate), mix(old_wait, wait)));
+        let rate = images as f64 / seconds;
+        let wait = ((waited - self.waited) / seconds).clamp(0.0, 1.0);
+        let (old_rate, old_wait) = self.smoothed.unwrap_or((rate, wait));
+        let smooth = |old: f64, new: f64| old + Self::NEWEST_WEIGHT * (new - old);
+        let smoothed = (smooth(old_rate, rate), smooth(old_wait, wait));
+        self.smoothed = Some(smoothed);
         self.waited = waited;
         self.last = Instant::now();
-        self.rate.unwrap_or((rate, wait))
+        smoothed
     }
 
-    /// Leaves what happened since the last step (an evaluation) out of the rate.
+    /// Excludes the time since the last step, such as an evaluation, from the rate.
     pub fn restart(&mut self) {
         self.last = Instant::now();
     }

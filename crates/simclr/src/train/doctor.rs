@@ -28,9 +28,9 @@ use crate::{
 pub struct Finding {
     /// Subject, such as "memory".
     pub name: String,
-    /// Result with its figures.
+    /// Human-readable result.
     pub text: String,
-    /// Whether it passed.
+    /// Passed, failed, or not a check.
     pub verdict: Verdict,
 }
 
@@ -55,16 +55,16 @@ const PERMUTATIONS: usize = 3;
 const MAX_DISTANCE: f64 = 0.1;
 /// A tensor's norm counts as at least this share of the norm of the whole gradient.
 const MIN_NORM_SHARE: f64 = 1e-6;
-/// Images of the equality check, at least; every process has four.
-const IMAGES: usize = 8;
+/// Minimum batch of the equality check; every process has at least four images.
+const MIN_IMAGES: usize = 8;
 /// Share of the free memory that a batch may take.
-const MEMORY_SHARE: f64 = 0.9;
+const FREE_MEMORY_SHARE: f64 = 0.9;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Checks `config` with the images of `data`, on all ranks together. Keys that are not written are chosen as by `pretrain`.
+/// Checks `config` with the images of `data`. A collective operation. Keys that are not written are chosen as by `pretrain`.
 ///
 /// # Errors
-/// Those of a run that cannot start; see [`TrainError`].
+/// Configuration, images, encoder or memory that prevent a run from starting; see [`TrainError`].
 pub fn examine(
     group: &ProcessGroup,
     (config, written): (&RunConfig, &Written),
@@ -73,7 +73,7 @@ pub fn examine(
     let opened = all_ok(group, open(group, config, data))?;
     let AutoConfigured { config, facts: chosen } = auto_configure(group, &opened, written)?;
     let mut own = all_ok(group, prepare(group, &opened, &config))?;
-    let carried = group.connect_gpus(own.method.params().device());
+    let transport = group.connect_gpus(own.method.params().device());
     let facts =
         start::facts(&own.plan, &own.dataset, &*own.method, &own.optimizer, own.method.params().device());
     let mut findings: Vec<Finding> = facts
@@ -81,33 +81,34 @@ pub fn examine(
         .chain(chosen)
         .map(|(name, text)| Finding { name, text, verdict: Verdict::Note })
         .collect();
-    let carried = carried.map(|text| Finding { name: "exchange".into(), text, verdict: Verdict::Note });
-    findings.extend(carried);
-    findings.push(groups(&own));
+    let transport = transport.map(|text| Finding { name: "exchange".into(), text, verdict: Verdict::Note });
+    findings.extend(transport);
+    findings.push(parameter_groups(&own));
     let memory = all_ok(group, memory(group, &mut own));
     drop(own);
-    findings.extend(proofs(group, &opened, &config)?);
+    findings.extend(equality(group, &opened, &config)?);
     findings.push(memory?);
     Ok(findings)
 }
 
-/// Weight decay and LARS adaptation apply to the right parameters, and at least one parameter is trained.
-fn groups(own: &Prepared) -> Finding {
-    let (params, optim) = (own.method.params().params(), &own.plan.config.optim);
+/// Checks that weight decay applies to the right parameters and that at least one weight is trained.
+fn parameter_groups(own: &Prepared) -> Finding {
+    let params = own.method.params().params();
+    let optim = &own.plan.config.optim;
     let is_weight = |role| matches!(role, Role::Weight | Role::Classifier);
     let weights = params.iter().filter(|param| is_weight(param.role)).count();
-    // Weights have two dimensions or more, all other parameters one. The roles in a foreign module are inferred from names.
-    let odd = params.iter().find(|param| is_weight(param.role) != (param.tensor.dim() >= 2));
-    let (text, verdict) = match odd {
+    // Weights have two dimensions or more, all other parameters one. In a TorchScript module roles are inferred from names.
+    let mismatch = params.iter().find(|param| is_weight(param.role) != (param.tensor.dim() >= 2));
+    let (text, verdict) = match mismatch {
         _ if weights == 0 => ("no weight to train".to_owned(), Verdict::Wrong),
         Some(param) => (format!("`{}` has the wrong group", param.name), Verdict::Wrong),
         None => {
             let others = params.iter().filter(|param| !is_weight(param.role));
-            let (decayed, spared): (Vec<_>, Vec<_>) = others.partition(|param| optim.decays(param.role));
-            let more = if decayed.is_empty() { "" } else { " and all that optim.decay adds" };
-            let spared = spared.len();
+            let (decayed, exempt): (Vec<_>, Vec<_>) = others.partition(|param| optim.decays(param.role));
+            let more = if decayed.is_empty() { "" } else { " and the parameters that optim.decay adds" };
+            let exempt = exempt.len();
             (
-                format!("{weights} weights{more} decay, {spared} biases, scales and shifts do not"),
+                format!("{weights} weights{more} decay, {exempt} biases, scales and shifts do not"),
                 Verdict::Fine,
             )
         }
@@ -115,14 +116,14 @@ fn groups(own: &Prepared) -> Finding {
     Finding { name: "weight decay".into(), text, verdict }
 }
 
-/// Loss and gradients of a step.
 struct StepGradients {
     loss: f64,
     gradients: Vec<Tensor>,
 }
 
 impl StepGradients {
-    fn take(stepped: &StepOutput, params: &Params) -> Self {
+    /// Copies the gradients of `params` and zeroes them.
+    fn take(output: &StepOutput, params: &Params) -> Self {
         let take = |leaf: &Tensor| {
             let mut gradient = leaf.grad();
             let copy = if gradient.defined() { gradient.copy() } else { leaf.zeros_like() };
@@ -132,20 +133,20 @@ impl StepGradients {
             copy.detach()
         };
         Self {
-            loss: stepped.loss,
+            loss: output.loss,
             gradients: params.params().iter().map(|param| take(&param.tensor)).collect(),
         }
     }
 
-    /// Largest distance of a gradient from its twin, relative to the twin.
-    fn distance(&self, plain: &Self) -> f64 {
+    /// Largest relative L2 distance of a gradient from that of `reference`; infinite if one is NaN.
+    fn distance(&self, reference: &Self) -> f64 {
         let norm = |tensor: &Tensor| tensor.norm().to_kind(Kind::Double).double_value(&[]);
-        let all = plain.gradients.iter().map(|gradient| norm(gradient).powi(2)).sum::<f64>().sqrt();
-        let distances = self.gradients.iter().zip(&plain.gradients).map(|(own, twin)| {
-            norm(&(own - twin)) / norm(twin).max(MIN_NORM_SHARE * all).max(f64::MIN_POSITIVE)
+        let all = reference.gradients.iter().map(|gradient| norm(gradient).powi(2)).sum::<f64>().sqrt();
+        let distances = self.gradients.iter().zip(&reference.gradients).map(|(own, reference)| {
+            norm(&(own - reference)) / norm(reference).max(MIN_NORM_SHARE * all).max(f64::MIN_POSITIVE)
         });
-        // `max` would drop a NaN.
-        distances.fold(0.0, |most: f64, next| if next.is_nan() { f64::INFINITY } else { most.max(next) })
+        // Because `max` drops NaN.
+        distances.fold(0.0, |max: f64, next| if next.is_nan() { f64::INFINITY } else { max.max(next) })
     }
 
     /// `noise`: distance of gradients under permutations of the batch.
@@ -163,18 +164,22 @@ impl StepGradients {
     }
 }
 
-/// Compares processes and chunks with one process in one pass.
-fn proofs(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Vec<Finding>, TrainError> {
+/// Compares gradients of several processes and of chunks with those of one process in one pass.
+fn equality(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    config: &RunConfig,
+) -> Result<Vec<Finding>, TrainError> {
     if config.encoder.file.is_some() {
-        let text =
-            "not checked: the batch norm inside a TorchScript module sees its own part of a batch only";
+        let text = "not checked: the batch norm of a TorchScript module covers only its own part of a batch";
         return Ok(vec![Finding { name: "equality".into(), text: text.into(), verdict: Verdict::Note }]);
     }
     let mut small = config.clone();
-    small.train.batch = IMAGES.max(4 * group.count());
-    (small.train.chunk, small.train.batch_norm) = (0, BatchNormScope::Global);
+    small.train.batch = MIN_IMAGES.max(4 * group.count());
+    small.train.chunk = 0;
+    small.train.batch_norm = BatchNormScope::Global;
     small.train.precision = PrecisionChoice::F32;
-    // Permutations move the pixels of a batch.
+    // Permuting a batch needs its pixels.
     small.data.augment_on = AugmentDeviceChoice::Cpu;
     let probe = all_ok(group, EqualityProbe::new(group, opened, &small))?;
     let alone = ProcessGroup::alone();
@@ -186,7 +191,7 @@ fn proofs(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Resu
         let what = format!("{} processes", group.count());
         findings.push(all_ok(group, probe.whole(group))?.finding(&plain, noise, "processes", &what));
     } else {
-        let text = "one; `mpirun -n N simclr doctor ...` checks N of them".to_owned();
+        let text = "one; `mpirun -n N simclr doctor ...` checks N processes".to_owned();
         findings.push(Finding { name: "processes".into(), text, verdict: Verdict::Note });
     }
     if !config.task.frozen {
@@ -197,7 +202,7 @@ fn proofs(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Resu
     Ok(findings)
 }
 
-/// A small batch and the modules, for steps without update.
+/// Gradients of a small batch, without updates.
 struct EqualityProbe {
     dataset: Arc<Dataset>,
     plan: Plan,
@@ -211,16 +216,15 @@ impl EqualityProbe {
     }
 
     fn loader(&self) -> Result<Loader, TrainError> {
-        let (dataset, augment) = (Arc::clone(&self.dataset), self.plan.config.augment.clone());
-        Ok(Loader::new(dataset, augment, loader_config(&self.plan))?)
+        let augment = self.plan.config.augment.clone();
+        Ok(Loader::new(Arc::clone(&self.dataset), augment, loader_config(&self.plan))?)
     }
 
-    /// One pass, each rank with its part.
+    /// One pass per rank, each over its part of the batch.
     fn whole(&self, group: &ProcessGroup) -> Result<StepGradients, TrainError> {
         self.pass(group, &self.part(group)?)
     }
 
-    /// This rank's part of the batch.
     fn part(&self, group: &ProcessGroup) -> Result<Batch, TrainError> {
         let loader = self.loader()?.part(group.rank(), group.count());
         let batch = loader.batches(0, 1)?.next();
@@ -267,7 +271,8 @@ impl EqualityProbe {
 
 /// The batch rotated left by `by` images.
 fn rotated(batch: &Batch, by: usize) -> Batch {
-    let (mut ids, mut second) = (batch.ids.clone(), batch.second_view_ids.clone());
+    let mut ids = batch.ids.clone();
+    let mut second = batch.second_view_ids.clone();
     ids.rotate_left(by);
     if !second.is_empty() {
         second.rotate_left(by);
@@ -275,40 +280,48 @@ fn rotated(batch: &Batch, by: usize) -> Batch {
     let image = batch.pixels().len() / (ids.len() + second.len());
     let mut pixels = batch.pixels().to_vec();
     pixels.chunks_exact_mut(ids.len() * image).for_each(|views| views.rotate_left(by * image));
-    let (step, epoch, chunk, failed) = (batch.step, batch.epoch, batch.chunk, batch.failed.clone());
-    Batch { step, epoch, chunk, ids, second_view_ids: second, views: pixels.into(), failed }
+    Batch {
+        step: batch.step,
+        epoch: batch.epoch,
+        chunk: batch.chunk,
+        ids,
+        second_view_ids: second,
+        views: pixels.into(),
+        failed: batch.failed.clone(),
+    }
 }
 
-/// Memory of two small steps, extrapolated linearly to the configured batch and to the largest one that fits.
+/// Memory of two small steps, extrapolated linearly to the configured batch, and the largest batch that fits.
 fn memory(group: &ProcessGroup, own: &mut Prepared) -> Result<Finding, TrainError> {
     let note = |text: &str| Finding { name: "memory".into(), text: text.into(), verdict: Verdict::Note };
     let device = own.method.params().device();
     let processes = if device.is_cuda() { 1 } else { group.on_this_machine() } as f64;
-    let held = if device.is_cuda() { 0.0 } else { machine::resident().unwrap_or_default() };
-    let free =
-        machine::free_on(device).map_or(f64::INFINITY, |bytes| MEMORY_SHARE * (bytes / processes + held));
+    let resident = if device.is_cuda() { 0.0 } else { machine::resident().unwrap_or_default() };
+    let free = machine::free_on(device)
+        .map_or(f64::INFINITY, |bytes| FREE_MEMORY_SHARE * (bytes / processes + resident));
     let steps = measure::steps(own, 1, free)?;
-    let Some(line) = steps.memory else {
+    let Some(model) = steps.memory else {
         return Ok(note("not measured: this system does not report the peak memory of a process"));
     };
-    let need = line.at(own.plan.chunk());
+    let need = model.bytes(own.plan.chunk());
     let verdict = if need <= free { Verdict::Fine } else { Verdict::Wrong };
-    if line.each <= 0.0 {
-        let text = format!("{:.0} MiB a process; images of this size add too little to measure", need / MIB);
+    if model.per_image <= 0.0 {
+        let text =
+            format!("{:.0} MiB per process; images of this size add too little to measure", need / MIB);
         return Ok(Finding { name: "memory".into(), text, verdict });
     }
-    let most = ((free - line.fixed) / line.each).max(0.0) as usize * group.count();
+    let max_batch = ((free - model.fixed) / model.per_image).max(0.0) as usize * group.count();
     let kept = if own.plan.is_chunked() && own.plan.config.train.batch_norm == BatchNormScope::Global {
         "; global batch norm over chunks additionally keeps the inputs of the encoder's stages"
     } else {
         ""
     };
     let text = format!(
-        "{:.0} MiB a process for {} images at a time ({:.1} MiB each, measured at {} and {}){kept}; the largest \
-         batch that fits without chunks is {most}",
+        "{:.0} MiB per process for {} images at a time ({:.1} MiB each, measured at {} and {}){kept}; the largest \
+         batch that fits without chunks is {max_batch}",
         need / MIB,
         own.plan.chunk(),
-        line.each / MIB,
+        model.per_image / MIB,
         steps.images[0],
         steps.images[1],
     );
@@ -343,15 +356,14 @@ mod tests {
     }
 
     #[test]
-    fn rotation_keeps_pairs() {
-        let pixels: Vec<f32> = (0..12).map(|at| at as f32).collect();
-        let (ids, second) = (vec![7, 8, 9], vec![7, 8, 9]);
+    fn rotation_moves_both_views_of_an_image() {
+        let pixels: Vec<f32> = (0..12).map(|value| value as f32).collect();
         let batch = Batch {
             step: 0,
             epoch: 0,
             chunk: simclr_data::Chunk::WHOLE,
-            ids,
-            second_view_ids: second,
+            ids: vec![7, 8, 9],
+            second_view_ids: vec![7, 8, 9],
             views: pixels.into(),
             failed: Vec::new(),
         };

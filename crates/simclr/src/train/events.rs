@@ -1,10 +1,10 @@
 //! TensorBoard event files: TFRecord framing (length, masked CRC-32C, data, masked CRC-32C) around `Event` protocol
-//! buffers, of which three shapes are enough (tensorflow/core/util/event.proto, framework/summary.proto).
+//! buffers (tensorflow/core/util/event.proto, framework/summary.proto).
 
 /// Constant of the CRC mask (tensorflow/core/lib/hash/crc32c.h).
 const MASK_DELTA: u32 = 0xa282_ead8;
 
-/// Frames one event.
+/// A TFRecord with one event.
 pub fn record(event: &[u8]) -> Vec<u8> {
     let length = (event.len() as u64).to_le_bytes();
     let mut bytes = length.to_vec();
@@ -25,7 +25,7 @@ pub fn file_version(seconds: f64) -> Vec<u8> {
     event
 }
 
-/// The run goes on from `step`: TensorBoard forgets scalars of this step and later ones that an earlier file holds.
+/// Start of a session at `step`: TensorBoard discards scalars of this and later steps from earlier files.
 /// Fields: wall_time = 1, step = 2, session_log = 7 { status = 1: START = 1 }.
 pub fn session_start(seconds: f64, step: u64) -> Vec<u8> {
     let mut event = double_field(1, seconds);
@@ -74,9 +74,8 @@ fn varint(mut value: u64) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// The CRC mask's published example value for an 8-byte length of 24, and the wire form by hand.
     #[test]
-    fn wire_form() {
+    fn events_have_the_wire_format() {
         assert_eq!(varint(300), [0xac, 0x02]);
         let event = scalar(0.0, 1, "a", 1.0);
         let expected = [

@@ -1,4 +1,4 @@
-//! The life of a run: set-up, steps, and what is due after each step.
+//! A run from set-up to its last checkpoint: steps, records, evaluations.
 
 use std::{
     collections::HashSet,
@@ -37,17 +37,16 @@ use crate::{
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are done.
+    /// After `total_steps` steps.
     Finished,
-    /// `stop` was set: a checkpoint is written, from which the run can be resumed.
+    /// By `stop`, with a checkpoint from which the run can be resumed.
     Stopped,
 }
 
-/// Trains on the images of `data` in one process, from the newest checkpoint of `folder` if it has one. Every key counts as
-/// written.
+/// [`fit`] in one process, with no key left to choose for the machine.
 ///
 /// # Errors
-/// See [`TrainError`]; the last complete checkpoint is kept.
+/// As [`fit`].
 pub fn pretrain(
     config: &RunConfig,
     data: &Path,
@@ -58,13 +57,13 @@ pub fn pretrain(
     fit(&ProcessGroup::alone(), (config, &Written::EVERYTHING), data, folder, observer, stop)
 }
 
-/// [`pretrain`] by the processes of `group`, each of which calls this with the same configuration and takes its part of every
-/// batch. Only rank 0 reads and writes `folder` and calls `observer`. Keys that are not written in the configuration are chosen
-/// for the machine.
+/// Trains on the images of `data`, from the newest checkpoint of `folder` if there is one. Every process of `group` calls this with
+/// the same configuration and trains on its part of every batch; only rank 0 reads and writes `folder` and calls `observer`.
+/// Keys that are not `written` are chosen for the machine.
 ///
 /// # Errors
-/// See [`TrainError`]. If one rank fails, all return an error: the lowest failing rank its own, the others
-/// [`TrainError::RemoteRank`].
+/// See [`TrainError`]; the last complete checkpoint is kept. If one rank fails, all return an error: the lowest failing rank its
+/// own, the others [`TrainError::RemoteRank`].
 pub fn fit(
     group: &ProcessGroup,
     (config, written): (&RunConfig, &Written),
@@ -95,9 +94,10 @@ pub fn fit(
     if group.is_first() {
         let own = start::facts(&plan, &dataset, &*method, &optimizer, device);
         observer.start(&[own, facts].concat());
-        let transport = transport.map(|how| format!("tensors between processes: {how}"));
-        let messages = transport.iter().chain(&resumed.notes).chain(written.notices());
-        messages.for_each(|text| observer.message(text));
+        let transport = transport.map(|text| format!("tensors between processes: {text}"));
+        for text in transport.iter().chain(&resumed.notes).chain(written.notices()) {
+            observer.message(text);
+        }
     }
     let journal = group.is_first().then(|| Journal::open(folder, &dataset, resumed.step)).transpose();
     let run = Run {
@@ -115,12 +115,12 @@ pub fn fit(
     run.steps(resumed.step, observer, stop)
 }
 
-/// Values of a rank that the other ranks need after a step.
+/// Values that the ranks exchange after a step.
 #[derive(Serialize, Deserialize)]
 struct RankReport {
     /// Images that failed to decode.
     failed: Vec<(usize, String)>,
-    /// Seconds waited for data so far.
+    /// Total seconds waited for data.
     waited: f64,
 }
 
@@ -132,9 +132,9 @@ struct Run<'a> {
     optimizer: Optimizer,
     group: &'a ProcessGroup,
     gradients: GradientBuckets,
-    /// On rank 0.
+    /// `Some` on rank 0.
     journal: Option<Journal<'a>>,
-    /// On rank 0.
+    /// `Some` on rank 0 if online kNN is configured.
     knn: Option<OnlineKnn>,
     clock: Clock,
     /// Images that failed to decode on any rank.
@@ -168,7 +168,7 @@ impl Run<'_> {
         Ok(Outcome::Finished)
     }
 
-    /// One update and what is due after it. The outer error is one that all ranks return; the inner one is rank 0's own.
+    /// One update with its records. The outer error is common to all ranks; the inner one is rank 0's own.
     fn step(
         &mut self,
         step: u64,
@@ -191,7 +191,7 @@ impl Run<'_> {
         Ok(self.after_step(&report, health.as_ref(), observer))
     }
 
-    /// The update of one step, and the images that failed to decode in it.
+    /// One update; lists the images of its batch that failed to decode.
     fn update(
         &mut self,
         step: u64,
@@ -205,7 +205,7 @@ impl Run<'_> {
         if let Some(notice) = executor.take_notice() {
             observer.message(&notice);
         }
-        // An error of the step is one of all ranks, so all ranks come here with or without one.
+        // A collective: steps fail on all ranks or on none, so all ranks reach this.
         self.record_failed(batches.take_failed(), observer)?;
         let output = output.inspect_err(|_| drop(self.flush()))?;
         self.method.after_step(step, &output.z);
@@ -213,7 +213,7 @@ impl Run<'_> {
     }
 
     fn report(&mut self, step: u64, output: &StepOutput, waited: f64, health_due: bool) -> StepReport {
-        // A wait of one rank is a wait of all: the longest counts.
+        // All ranks wait for the slowest.
         let reports = self.all_gather(&RankReport { failed: Vec::new(), waited });
         let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
         let images = output.ids.len();
@@ -234,8 +234,8 @@ impl Run<'_> {
         }
     }
 
-    /// Rank 0's record of a step, online kNN and checkpoint. May fail on rank 0 alone: the next collective is the one that
-    /// compares results.
+    /// Records, online kNN and checkpoint, on rank 0. May fail on rank 0 alone, because the caller's next collective compares
+    /// results.
     fn after_step(
         &mut self,
         report: &StepReport,
@@ -259,14 +259,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The value of every rank, by rank.
     fn all_gather(&self, own: &RankReport) -> Vec<RankReport> {
-        let bytes = serde_json::to_vec(own).expect("numbers and texts are JSON");
-        let parse = |bytes: &Vec<u8>| serde_json::from_slice(bytes).expect("every rank sends a report");
+        let bytes = serde_json::to_vec(own).expect("the report has JSON types only");
+        let parse =
+            |bytes: &Vec<u8>| serde_json::from_slice(bytes).expect("every rank sends a serialized report");
         self.group.all_gather_bytes(&bytes).iter().map(parse).collect()
     }
 
-    /// Lists the images that failed to decode on any rank. The limit is on all ranks' images; a loader counts those of its own
+    /// Lists images that failed to decode on any rank and checks `data.max_bad_share` over all ranks; a loader checks it for its own
     /// part only.
     fn record_failed(
         &mut self,
@@ -291,7 +291,7 @@ impl Run<'_> {
         all_ok(self.group, Err(DataError::TooManyBad { bad, seen, allowed, first }.into()))
     }
 
-    /// Of the embeddings of the whole batch.
+    /// Over the embeddings of all ranks.
     fn health(&self, output: &StepOutput) -> Health {
         let h = self.group.all_gather_rows(&output.h);
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
@@ -300,7 +300,7 @@ impl Run<'_> {
         Health::of(&h, &z, per_anchor, output.accuracy)
     }
 
-    /// On rank 0: writes the checkpoint of `step`.
+    /// Writes the checkpoint of `step`, on rank 0.
     fn save(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.save(step, self.plan, &*self.method, &self.optimizer, observer)

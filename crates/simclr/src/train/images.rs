@@ -1,5 +1,5 @@
-//! Which images a run or a figure is of, by content: a record that outlives the process, so that a later one notices images
-//! that have changed under the same names and sizes.
+//! A stored record of the content of a data set's images, by which a later process detects images that have changed under the same
+//! names and sizes.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use tch::{Kind, Tensor};
 use super::RunFolder;
 use crate::{CheckpointError, TrainError, checkpoint::Checkpoint};
 
-/// Names that a message lists at most.
-const NAMED: usize = 5;
+/// Longest list of names in a message.
+const MAX_NAMES: usize = 5;
 
-/// What is known of the images of a set.
+/// Digests of the images of a data set.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ImageRecord {
     /// Of names, labels and sizes.
@@ -31,10 +31,10 @@ impl ImageRecord {
         Self { fingerprint: set.fingerprint(), identity: set.identity(), observed: set.observed() }
     }
 
-    /// The record in `file`; none where there is none.
+    /// `None` if `file` does not exist.
     ///
     /// # Errors
-    /// A damaged file.
+    /// A file that cannot be read or is no record.
     pub(crate) fn load(file: &Path) -> Result<Option<Self>, CheckpointError> {
         if !file.exists() {
             return Ok(None);
@@ -57,10 +57,10 @@ impl ImageRecord {
         record().map(Some).ok_or_else(incomplete)
     }
 
-    /// Writes it; `content` is the digest of the whole set, where it is known.
+    /// `content`: digest of the whole set, if all images have been read.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A file that cannot be written.
     pub(crate) fn save(&self, file: &Path, content: Option<&str>) -> Result<(), CheckpointError> {
         let column = |values: &[u64]| {
             let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
@@ -74,23 +74,24 @@ impl ImageRecord {
         stored.save(file)
     }
 
-    /// Images whose content is known.
-    fn known(&self) -> usize {
+    /// Number of images with a content digest.
+    fn digests(&self) -> usize {
         self.observed.contents.iter().filter(|&&content| content != 0).count()
     }
 }
 
-/// "3 of 60000 images: `a`, `b` and `c`", with the names of a few.
+/// Such as "6 of 60000 images (`a`, `b`, `c`, `d`, `e` and 1 more)".
 pub(crate) fn named(set: &Dataset, indices: &[usize]) -> String {
-    let names = indices.iter().take(NAMED).map(|&index| format!("`{}`", set.samples()[index].name));
+    let names = indices.iter().take(MAX_NAMES).map(|&index| format!("`{}`", set.samples()[index].name));
     let names: Vec<String> = names.collect();
-    let more = indices.len().saturating_sub(NAMED);
+    let more = indices.len().saturating_sub(MAX_NAMES);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{} of {} images ({}{more})", indices.len(), set.len(), names.join(", "))
 }
 
-/// The record of a run, `images.safetensors`, and how much of it is written.
+/// Writes `images.safetensors` of a run.
 pub(super) struct TrainedImages {
+    /// Number of digests in the file; `None` before the first write.
     written: Option<usize>,
 }
 
@@ -99,30 +100,31 @@ impl TrainedImages {
         Self { written: None }
     }
 
-    /// Writes the record where more images have been read than when it was last written.
+    /// Writes the record if more images have been read since the last write.
     pub(super) fn save(&mut self, folder: &RunFolder, set: &Dataset) -> Result<(), TrainError> {
         if self.written == Some(set.len()) {
             return Ok(());
         }
         let record = ImageRecord::of(set);
-        if self.written != Some(record.known()) {
+        if self.written != Some(record.digests()) {
             record.save(&folder.images_file(), set.content_digest().as_deref())?;
-            self.written = Some(record.known());
+            self.written = Some(record.digests());
         }
         Ok(())
     }
 }
 
-/// What there is to say about the images of a run that goes on; `set` has the fingerprint that they had.
+/// Compares `set`, which has the fingerprint of the run, with the record of a run that is resumed. Returns a note about images that
+/// cannot be compared.
 ///
 /// # Errors
-/// [`CheckpointError::Images`] where an image has changed that the run was trained on.
+/// [`CheckpointError::Images`] if an image has changed that the run has read.
 pub(super) fn check(folder: &RunFolder, set: &Dataset) -> Result<Option<String>, CheckpointError> {
     let file = folder.images_file();
     let record = match ImageRecord::load(&file) {
         Ok(Some(record)) if record.fingerprint == set.fingerprint() => record,
         Ok(Some(_)) => return Ok(None),
-        Ok(None) => return Ok(Some(unchecked("the run has no record of them (images.safetensors)"))),
+        Ok(None) => return Ok(Some(unchecked("the run has no record of its images (images.safetensors)"))),
         Err(error) => return Ok(Some(unchecked(&error.to_string()))),
     };
     let Changes { changed, unknown, .. } = set.changes_since(&record.observed);
@@ -131,10 +133,11 @@ pub(super) fn check(folder: &RunFolder, set: &Dataset) -> Result<Option<String>,
         let reason = format!("{what} have changed under the same names and sizes since the run read them");
         return Err(CheckpointError::Images { path: folder.path().to_owned(), reason });
     }
-    let files = "have files that may have changed since the run began, and it had not read them yet";
-    Ok((!unknown.is_empty()).then(|| format!("{} {files}", named(set, &unknown))))
+    Ok((!unknown.is_empty()).then(|| {
+        format!("{} may have changed since the run began; it had not read them yet", named(set, &unknown))
+    }))
 }
 
-fn unchecked(why: &str) -> String {
-    format!("not checked whether images have changed under the same names and sizes: {why}")
+fn unchecked(reason: &str) -> String {
+    format!("not checked whether images have changed under the same names and sizes: {reason}")
 }

@@ -1,4 +1,4 @@
-//! The files of a run folder that change while a run trains; rank 0 writes them.
+//! The files of a run folder that change during training, written by rank 0.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Plan, TrainError, health::Health, methods::Method, optim::Optimizer};
 
-/// Metrics, failed images, checkpoints, and the record of the images that were read.
+/// Writes metrics, failed images, checkpoints and the record of the images.
 pub(super) struct Journal<'a> {
     folder: &'a RunFolder,
     dataset: &'a Dataset,
@@ -24,7 +24,7 @@ pub(super) struct Journal<'a> {
     chance: ChanceMonitor,
     /// Time and step of the newest checkpoint.
     saved: (Instant, Option<u64>),
-    /// Step and images of the newest batch over all ranks, listed where a value is not finite.
+    /// Step and images of the newest batch over all ranks, for [`Journal::non_finite`].
     pub last_batch: (u64, Vec<usize>),
 }
 
@@ -75,14 +75,16 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
-    /// Lists images that failed to decode, each once.
+    /// Lists images that failed to decode.
     pub fn failed(
         &mut self,
         failed: &[(usize, String)],
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let messages = self.bad_files.add(self.dataset, failed)?;
-        messages.iter().for_each(|message| observer.message(message));
+        for message in &messages {
+            observer.message(message);
+        }
         Ok(())
     }
 
@@ -94,8 +96,11 @@ impl<'a> Journal<'a> {
         Ok(self.metrics.flush()?)
     }
 
-    /// Writes the checkpoint of `step` unless it exists. A state with non-finite values is an error and not written: the
-    /// checkpoint before it is worth more.
+    /// Writes the checkpoint of `step` unless it exists.
+    ///
+    /// # Errors
+    /// [`TrainError::NonFinite`], without writing, if a weight is not finite, so that the previous checkpoint is kept; files that
+    /// cannot be written.
     pub fn save(
         &mut self,
         step: u64,
@@ -121,7 +126,7 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
-    /// Writes the names of the newest batch's images and returns the error that names the file.
+    /// Writes the names of the newest batch's images to a file and returns [`TrainError::NonFinite`] with its path.
     pub fn non_finite(&mut self, what: &'static str, value: f64) -> Result<TrainError, TrainError> {
         let (step, ids) = &self.last_batch;
         let names: Vec<_> = ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();

@@ -1,4 +1,4 @@
-//! What a run records: a JSON line per step, and the same scalars as TensorBoard events.
+//! Metrics of a run: `metrics.jsonl` with a line per step, and the same scalars as TensorBoard events.
 
 use std::{
     io::{BufRead, BufReader, BufWriter, Write},
@@ -11,38 +11,33 @@ use serde_json::{Value, json};
 use super::{RunFolder, StepReport, events};
 use crate::health::Health;
 
-/// Seconds between flushes: what a killed run may lose of its record (never of its weights).
+/// Seconds between flushes; a killed run loses at most the metrics of this time.
 const FLUSH_SECONDS: u64 = 10;
 
-/// The record of a run.
-pub struct Metrics {
+pub(super) struct Metrics {
     lines: BufWriter<fs_err::File>,
     events: BufWriter<fs_err::File>,
     flushed: Instant,
 }
 
 impl Metrics {
-    /// Goes on with the record of the first `first_step` steps; lines of later steps, which will be run again, are
-    /// dropped. Each start is an event file of its own, which tells TensorBoard to drop them too.
+    /// Continues the metrics of the first `first_step` steps and drops lines of later steps, which will run again. Every start of
+    /// a run has its own event file, which makes TensorBoard drop them, too.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Files that cannot be read or written.
     pub fn open(folder: &RunFolder, first_step: u64) -> Result<Self, std::io::Error> {
         let path = folder.metrics_file();
         drop_lines_from(&path, first_step)?;
         let lines = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-        // TensorBoard reads the files of a folder in the order of their names; two starts may share a second.
+        // TensorBoard reads files in the order of their names; microseconds separate two starts in one second.
         let name = format!("events.out.tfevents.{:017.6}.{}.simclr", now(), std::process::id());
-        let mut file = BufWriter::new(fs_err::File::create(folder.path().join(name))?);
-        file.write_all(&events::record(&events::file_version(now())))?;
-        file.write_all(&events::record(&events::session_start(now(), first_step)))?;
-        Ok(Self { lines: BufWriter::new(lines), events: file, flushed: Instant::now() })
+        let mut events_file = BufWriter::new(fs_err::File::create(folder.path().join(name))?);
+        events_file.write_all(&events::record(&events::file_version(now())))?;
+        events_file.write_all(&events::record(&events::session_start(now(), first_step)))?;
+        Ok(Self { lines: BufWriter::new(lines), events: events_file, flushed: Instant::now() })
     }
 
-    /// Records a step.
-    ///
-    /// # Errors
-    /// A full disk.
     pub fn step(&mut self, report: &StepReport) -> Result<(), std::io::Error> {
         let value = json!(report);
         for tag in ["loss", "accuracy", "gradient_norm", "lr", "images_per_second", "data_wait"] {
@@ -55,10 +50,6 @@ impl Metrics {
         self.line(&value)
     }
 
-    /// Records health figures.
-    ///
-    /// # Errors
-    /// A full disk.
     pub fn health(&mut self, step: u64, health: &Health) -> Result<(), std::io::Error> {
         let value = json!({ "step": step, "health": health });
         for (tag, figure) in value["health"].as_object().into_iter().flatten() {
@@ -67,10 +58,7 @@ impl Metrics {
         self.line(&value)
     }
 
-    /// Records the online kNN accuracy.
-    ///
-    /// # Errors
-    /// A full disk.
+    /// `accuracy` of the online kNN, in `[0, 1]`.
     pub fn knn(&mut self, step: u64, accuracy: f64) -> Result<(), std::io::Error> {
         self.scalar(step, "eval/online_knn", accuracy)?;
         self.line(&json!({ "step": step, "online_knn": accuracy }))
@@ -80,7 +68,7 @@ impl Metrics {
         self.events.write_all(&events::record(&events::scalar(now(), step, tag, value as f32)))
     }
 
-    /// One line, with the time at which it was written (seconds since 1970), so that accuracy can be told against time.
+    /// Adds `time` (seconds since 1970), so that metrics can be plotted against wall time.
     fn line(&mut self, value: &Value) -> Result<(), std::io::Error> {
         let mut value = value.clone();
         value["time"] = now().into();
@@ -91,7 +79,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Hands everything to the operating system.
+    /// Flushes both files to the operating system.
     ///
     /// # Errors
     /// A full disk.
@@ -106,7 +94,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Keeps the lines of steps before `step`; a last line that was cut by a kill goes too.
+/// Keeps lines of steps before `step`, and drops a last line that was cut off when the process was killed.
 fn drop_lines_from(path: &Path, step: u64) -> Result<(), std::io::Error> {
     if !path.exists() {
         return Ok(());
@@ -144,13 +132,13 @@ mod tests {
         }
     }
 
-    /// The payloads of a TFRecord file, each with both checksums checked.
+    /// The payloads of a TFRecord file; checks both checksums of each.
     fn payloads(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
         while !bytes.is_empty() {
             let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
             let (record, rest) = bytes.split_at(8 + 4 + length + 4);
-            assert_eq!(record, events::record(&record[12..12 + length]), "length and checksums fit");
+            assert_eq!(record, events::record(&record[12..12 + length]), "length and checksums");
             found.push(record[12..12 + length].to_vec());
             bytes = rest;
         }
@@ -165,11 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_record_has_each_step_once() {
+    fn resumed_metrics_have_each_step_once() {
         let temp = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(temp.path()).unwrap();
         let mut metrics = Metrics::open(&folder, 0).unwrap();
-        (0..5).for_each(|step| metrics.step(&report(step)).unwrap());
+        for step in 0..5 {
+            metrics.step(&report(step)).unwrap();
+        }
         metrics.knn(4, 0.5).unwrap();
         metrics.flush().unwrap();
         drop(metrics);
@@ -177,7 +167,9 @@ mod tests {
         cut.write_all(br#"{"step": 5, "lo"#).unwrap();
         let mut metrics = Metrics::open(&folder, 3).unwrap();
         assert_eq!(steps(&folder), [0, 1, 2]);
-        (3..6).for_each(|step| metrics.step(&report(step)).unwrap());
+        for step in 3..6 {
+            metrics.step(&report(step)).unwrap();
+        }
         drop(metrics);
         assert_eq!(steps(&folder), [0, 1, 2, 3, 4, 5]);
 
@@ -185,13 +177,13 @@ mod tests {
         let mut files: Vec<_> = files.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
         files.sort();
         let [first, second] = &files[..] else { panic!("two starts, two files: {files:?}") };
-        let (first, second) =
-            (payloads(&fs_err::read(first).unwrap()), payloads(&fs_err::read(second).unwrap()));
+        let first = payloads(&fs_err::read(first).unwrap());
+        let second = payloads(&fs_err::read(second).unwrap());
         assert_eq!((first.len(), second.len()), (2 + 5 * 6 + 2 + 1, 2 + 3 * 6 + 2));
         let lines = fs_err::read_to_string(folder.metrics_file()).unwrap();
         let line: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         assert_eq!((&line["gradient_norm"], &line["trust_ratio"]), (&json!(0.5), &json!([1e-3, 2e-3])));
-        // wall_time takes the first nine bytes; then step 3, and a session log that says START.
+        // Nine bytes of wall_time, then step 3 and a session log with status START.
         assert_eq!(second[1][9..], [0x10, 3, 0x3a, 2, 0x08, 1]);
     }
 }

@@ -1,6 +1,6 @@
 //! A training run: set-up ([`setup`]), steps ([`fit`]), files of the run folder ([`journal`]), state of a checkpoint ([`state`]).
 
-mod auto_config; // keys that are not written, memory and duration
+mod auto_config; // values of keys that the user did not set; memory and duration
 mod bad_files;
 mod chance;
 mod clock;

@@ -1,4 +1,4 @@
-//! The run folder: which files, and where. Nothing else knows these names.
+//! Paths of the files in a run folder; no other module has these names.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,19 +13,19 @@ use crate::{
     checkpoint::{Checkpoint, PARTIAL_PREFIX, write_atomically},
 };
 
-/// A run's folder: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
+/// Folder of a run: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
 /// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
-    /// Held by all clones together, once one of them is to be written to.
+    /// Shared by all clones; `None` until [`RunFolder::hold`].
     lock: Arc<Mutex<Option<RunLock>>>,
 }
 
-/// Folders of a run that only its own commands write to.
-const OWN_FOLDERS: [&str; 2] = ["checkpoints", "evaluation"];
-/// Files of a run, and how the names of others begin.
-const OWN_FILES: [&str; 10] = [
+/// Subfolders reserved for the run.
+const RESERVED_FOLDERS: [&str; 2] = ["checkpoints", "evaluation"];
+/// Files reserved for the run, by name or prefix.
+const RESERVED_FILES: [&str; 10] = [
     "config.toml",
     "plan.json",
     "environment.json",
@@ -38,7 +38,7 @@ const OWN_FILES: [&str; 10] = [
     PARTIAL_PREFIX,
 ];
 
-/// A checkpoint with its file, where there is one, and what is to be said about others.
+/// The newest intact checkpoint with its path, and notes about damaged newer ones.
 pub type Newest = (Option<(PathBuf, Checkpoint)>, Vec<String>);
 
 impl RunFolder {
@@ -46,10 +46,11 @@ impl RunFolder {
         Self { path: path.to_owned(), lock: Arc::default() }
     }
 
-    /// Makes a new run folder and holds it, see [`RunFolder::hold`].
+    /// Creates a new run folder and locks it, see [`RunFolder::hold`].
     ///
     /// # Errors
-    /// A folder that already holds a run, to which another process writes, or that cannot be written.
+    /// [`TrainError::InUse`] if another process writes to it, [`TrainError::RunFolder`] if it has a run; a folder that cannot be
+    /// written.
     pub fn create(path: &Path) -> Result<Self, TrainError> {
         let folder = Self::at(path);
         match (folder.hold(), folder.config_file().exists()) {
@@ -66,11 +67,11 @@ impl RunFolder {
         }
     }
 
-    /// Keeps other processes from writing here until the last clone of this is dropped; again is the same as once. Returns
-    /// a note for the user where the file system cannot do it.
+    /// Locks the folder against other processes until the last clone is dropped. Idempotent. Returns a note for the user if the
+    /// file system does not support locks.
     ///
     /// # Errors
-    /// [`TrainError::InUse`] where another process writes here, or a folder that cannot be written.
+    /// [`TrainError::InUse`] if another process has the lock; a folder that cannot be written.
     pub fn hold(&self) -> Result<Option<String>, TrainError> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if lock.is_none() {
@@ -79,20 +80,20 @@ impl RunFolder {
         Ok(lock.as_ref().and_then(RunLock::note))
     }
 
-    /// The run folder that a result at `out` would lie in, held until it is written; none where it would lie in no run. `from` is
-    /// the run that it is made of, which the caller may hold already.
+    /// The run folder that contains the output path `out`, locked; `None` if no run folder does. `from` is the run that the output is
+    /// computed from and may be locked already.
     ///
     /// # Errors
-    /// [`TrainError::RunFile`] for a place that the run uses itself, [`TrainError::InUse`] where another process writes there.
+    /// [`TrainError::RunFile`] for a path reserved for the run, [`TrainError::InUse`] if another process writes to the folder.
     pub fn around(out: &Path, from: Option<&Self>) -> Result<Option<Self>, TrainError> {
         let at = resolved(out)?;
-        // The outermost: what an evaluation trains are runs inside a run.
+        // The outermost one, because evaluations train runs inside a run folder.
         let is_run = |path: &&Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
         let Some(run) = at.ancestors().skip(1).filter(is_run).last() else { return Ok(None) };
         let inside = at.strip_prefix(run).unwrap_or(&at);
         let first = inside.iter().next().unwrap_or_default().to_string_lossy();
-        let own_file = OWN_FILES.iter().any(|name| first.starts_with(name));
-        if OWN_FOLDERS.contains(&&*first) || own_file {
+        let is_reserved_file = RESERVED_FILES.iter().any(|name| first.starts_with(name));
+        if RESERVED_FOLDERS.contains(&&*first) || is_reserved_file {
             return Err(TrainError::RunFile { path: out.to_owned(), run: run.to_owned() });
         }
         let same = from.filter(|from| fs_err::canonicalize(&from.path).is_ok_and(|path| path == run));
@@ -101,15 +102,15 @@ impl RunFolder {
         Ok(Some(folder))
     }
 
-    /// The folder as the other processes of a run name it; they read and write nothing there.
+    /// For ranks above 0, which neither read nor write the folder.
     pub fn of_another_process(path: &Path) -> Self {
         Self::at(path)
     }
 
-    /// Opens an existing one, to read it; to write there, [`RunFolder::hold`] it.
+    /// Opens an existing run folder for reading; [`RunFolder::hold`] it before writing.
     ///
     /// # Errors
-    /// No run there.
+    /// [`TrainError::RunFolder`] without a `config.toml`.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let folder = Self::at(path);
         if !folder.config_file().is_file() {
@@ -123,19 +124,18 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// Removes what [`RunFolder::create`] made, if nothing else was written: a run that could not start leaves no trace. Only
-    /// who holds the folder may do so: to others its files belong to another process.
+    /// Undoes [`RunFolder::create`] for a run that could not start, if nothing else was written and this process has the lock.
     pub fn remove_if_unused(&self) {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if lock.is_some() && !self.config_file().exists() {
-            // `remove_dir` refuses a folder that holds anything.
+            // `remove_dir` removes empty folders only.
             let _ = fs_err::remove_dir(self.checkpoints())
                 .and_then(|()| fs_err::remove_file(self.path.join(LOCK_FILE)))
                 .and_then(|()| fs_err::remove_dir(&self.path));
         }
     }
 
-    /// The folder.
+    /// As given, not canonical.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -150,27 +150,27 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
-    /// Names of images that could not be decoded, with reasons.
+    /// Names of images that could not be decoded, with reasons, tab-separated.
     pub fn bad_files(&self) -> PathBuf {
         self.path.join("bad_files.txt")
     }
 
-    /// Which images it was trained on: fingerprint, stamp and content of each.
+    /// Record of the training images: fingerprint of the set, time stamp and content digest of each image.
     pub fn images_file(&self) -> PathBuf {
         self.path.join("images.safetensors")
     }
 
-    /// What the newest evaluation found.
+    /// Results of the newest evaluation.
     pub fn results_file(&self) -> PathBuf {
         self.path.join("results.json")
     }
 
-    /// What every evaluation found: a file for each data set, checkpoint and way of evaluating it.
+    /// Folder with the results of all evaluations, a file per data set, checkpoint and protocol.
     pub fn results_history(&self) -> PathBuf {
         self.path.join("results")
     }
 
-    /// Where checkpoints lie.
+    /// Folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
@@ -180,15 +180,15 @@ impl RunFolder {
         self.checkpoints().join(format!("step-{step:09}.safetensors"))
     }
 
-    /// Name of the list of images of the batch after which a value was not finite.
+    /// File name for the images of a batch with a non-finite loss, gradient or weight.
     pub(super) fn non_finite_file(&self, step: u64) -> String {
         format!("nonfinite-step-{step}.txt")
     }
 
-    /// Writes a text file of the run atomically.
+    /// Writes the file `name` of the run atomically.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A file that cannot be written.
     pub fn write(&self, name: &str, text: &str) -> Result<(), TrainError> {
         Ok(write_atomically(&self.path.join(name), text.as_bytes())?)
     }
@@ -200,23 +200,24 @@ impl RunFolder {
     pub fn checkpoint_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
         let folder = self.checkpoints();
         let mut files = Vec::new();
-        for entry in
-            if folder.is_dir() { Some(fs_err::read_dir(folder)?) } else { None }.into_iter().flatten()
-        {
+        if !folder.is_dir() {
+            return Ok(files);
+        }
+        for entry in fs_err::read_dir(folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("step-") && name.ends_with(".safetensors") {
                 files.push(path);
             }
         }
-        files.sort(); // names carry the step with leading zeros
+        files.sort(); // step numbers have leading zeros
         Ok(files)
     }
 
-    /// The newest whole checkpoint, with a sentence for each newer one that is damaged. `None`: none was written yet.
+    /// The newest intact checkpoint, `None` if none was written yet; with a note for each newer one that is damaged.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] where there are checkpoints and none is whole: starting anew would lose the run.
+    /// [`CheckpointError::Damaged`] if all checkpoints are damaged, because starting over would lose the run.
     pub fn newest_checkpoint(&self) -> Result<Newest, CheckpointError> {
         let mut passed_over = Vec::new();
         let mut last_error = None;
@@ -232,11 +233,11 @@ impl RunFolder {
         last_error.map_or(Ok((None, Vec::new())), Err)
     }
 
-    /// Removes all but the newest `keep` of the checkpoints up to `step`, which was just written. Later ones can only be
-    /// damaged files that a resumed run passed over; they must not count as the ones to keep.
+    /// Removes all but the newest `keep` of the checkpoints up to `step`, which was just written. Later ones are damaged files that
+    /// the resumed run skipped; they are not counted.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A folder that cannot be listed, a file that cannot be removed.
     pub fn prune_checkpoints(&self, step: u64, keep: usize) -> Result<(), CheckpointError> {
         let newest = self.checkpoint_file(step);
         let files: Vec<_> = self.checkpoint_files()?.into_iter().filter(|path| *path <= newest).collect();
@@ -246,11 +247,10 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes what a process that was killed while it wrote has left; call before anything is written, while holding the
-    /// folder.
+    /// Removes partial files of a process that was killed. Call with the lock held and before any write.
     ///
     /// # Errors
-    /// The operating system's.
+    /// A folder that cannot be listed, a file that cannot be removed.
     pub fn remove_partial_files(&self) -> Result<(), std::io::Error> {
         for folder in [self.path.clone(), self.checkpoints()].iter().filter(|folder| folder.is_dir()) {
             for entry in fs_err::read_dir(folder)? {

@@ -1,4 +1,4 @@
-//! One process at a time writes to a run folder: an advisory lock on a file in it.
+//! An advisory file lock that lets one process at a time write to a run folder.
 
 use std::{fs::TryLockError, io::Write, path::Path, time::Duration};
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 
-/// The file that is locked. It stays in the folder: removing it while another process waits to open it would let two in.
+/// The locked file. It stays in the folder: if it were removed while another process opens it, two processes could hold a lock.
 pub(super) const LOCK_FILE: &str = "run.lock";
 
-/// How often a lock file that was removed at the same moment is made anew.
-const TRIES: usize = 100;
+/// Attempts if the lock file is removed concurrently.
+const MAX_ATTEMPTS: usize = 100;
 
-/// The right to write to a run folder. The kernel releases it when the process ends, however that happens.
+/// The lock of a run folder. The kernel releases it when the process ends for any reason.
 #[derive(Debug)]
 pub(super) struct RunLock {
     file: File,
-    /// Whether the file system has locks.
+    /// `false` if the file system does not support locks.
     is_locked: bool,
 }
 
-/// What the lock file tells a process that is refused. It decides nothing: the kernel's lock does.
+/// Content of the lock file, for the error message of other processes; the kernel's lock is what excludes them.
 #[derive(Debug, Serialize, Deserialize)]
 struct Holder {
     pid: u32,
@@ -29,13 +29,13 @@ struct Holder {
 }
 
 impl RunLock {
-    /// Takes the lock of `folder`, which is made where it is missing: a run that could not start may just have removed it.
+    /// Takes the lock of `folder`, which is created if it is missing, because a run that could not start may just have removed it.
     ///
     /// # Errors
-    /// [`TrainError::InUse`] where another process holds it; a folder that cannot be written.
+    /// [`TrainError::InUse`] if another process has it; a folder that cannot be written.
     pub(super) fn take(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(LOCK_FILE);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             fs_err::create_dir_all(folder)?;
             let mut options = fs_err::OpenOptions::new();
             let file = match options.create(true).truncate(false).read(true).write(true).open(&path) {
@@ -50,20 +50,19 @@ impl RunLock {
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             };
             let lock = Self { file, is_locked };
-            lock.name_holder()?;
+            lock.write_holder()?;
             return Ok(lock);
         }
         Err(in_use(folder))
     }
 
-    /// What to tell the user where there is no protection.
+    /// A warning if the file system does not support locks.
     pub(super) fn note(&self) -> Option<String> {
-        let note =
-            "the file system of the run folder has no locks: make sure that no other process writes to it";
+        let note = "the file system of the run folder does not support locks: make sure that no other process writes to it";
         (!self.is_locked).then(|| note.into())
     }
 
-    fn name_holder(&self) -> Result<(), std::io::Error> {
+    fn write_holder(&self) -> Result<(), std::io::Error> {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let holder = Holder { pid: std::process::id(), host };
         self.file.set_len(0)?;
@@ -74,20 +73,20 @@ impl RunLock {
 
 impl Drop for RunLock {
     fn drop(&mut self) {
-        // Closing the file releases the lock; a name that stays does no harm.
+        // Closing the file releases the lock; if truncation fails, the stale content is harmless.
         let _ = self.file.set_len(0);
     }
 }
 
-/// Whether `file` is still the one at `path`. A lock on a file that was removed protects nothing.
+/// Whether `file` is still the file at `path`; a lock on a removed file excludes no one.
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let (locked, there) = (file.metadata().map(id), fs_err::metadata(path).map(id));
-    matches!((locked, there), (Ok(locked), Ok(there)) if locked == there)
+    let locked = file.metadata().map(id).ok();
+    locked.is_some() && locked == fs_err::metadata(path).map(id).ok()
 }
 
-/// NFS without a lock daemon, Lustre without `flock`, some FUSE file systems.
+/// As on NFS without a lock daemon, Lustre without `flock`, some FUSE file systems.
 fn has_no_locks(error: &std::io::Error) -> bool {
     let no_lock = rustix::io::Errno::NOLCK.raw_os_error();
     error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error() == Some(no_lock)
@@ -97,7 +96,7 @@ fn in_use(folder: &Path) -> TrainError {
     TrainError::InUse { path: folder.to_owned(), holder: holder(&folder.join(LOCK_FILE)) }
 }
 
-/// `process 12 on host`, once the other process has written that down.
+/// Such as `process 12 on host`, once the other process has written the file.
 fn holder(path: &Path) -> String {
     for _ in 0..20 {
         let text = fs_err::read_to_string(path).unwrap_or_default();
@@ -115,29 +114,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_is_refused_until_the_first_is_dropped() {
+    fn a_second_lock_fails_until_the_first_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let first = RunLock::take(&run).unwrap();
         assert!(first.note().is_none());
-        let refused = RunLock::take(&run).unwrap_err();
+        let error = RunLock::take(&run).unwrap_err();
         let pid = std::process::id().to_string();
-        let message = refused.to_string();
+        let message = error.to_string();
         assert!(message.contains(&run.display().to_string()) && message.contains(&pid), "{message}");
-        assert!(refused.hint().is_some());
+        assert!(error.hint().is_some());
         drop(first);
         RunLock::take(&run).unwrap();
     }
 
     #[test]
-    fn what_a_killed_process_left_in_the_file_does_not_block() {
+    fn stale_content_of_a_killed_process_does_not_block() {
         let folder = tempfile::tempdir().unwrap();
         fs_err::write(folder.path().join(LOCK_FILE), r#"{"pid":1,"host":"elsewhere"}"#).unwrap();
         RunLock::take(folder.path()).unwrap();
     }
 
     #[test]
-    fn a_lock_on_a_removed_file_does_not_count() {
+    fn is_at_detects_a_removed_or_replaced_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(LOCK_FILE);
         let lock = RunLock::take(folder.path()).unwrap();
@@ -145,17 +144,17 @@ mod tests {
         fs_err::remove_file(&path).unwrap();
         assert!(!is_at(&lock.file, &path));
         fs_err::write(&path, "").unwrap();
-        assert!(!is_at(&lock.file, &path), "another file of the same name");
+        assert!(!is_at(&lock.file, &path), "a new file of the same name");
     }
 
     #[test]
-    fn only_missing_locks_are_passed_over() {
-        let of = |errno: rustix::io::Errno| std::io::Error::from_raw_os_error(errno.raw_os_error());
+    fn only_unsupported_locks_are_tolerated() {
+        let os_error = |errno: rustix::io::Errno| std::io::Error::from_raw_os_error(errno.raw_os_error());
         for errno in [rustix::io::Errno::NOLCK, rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOSYS] {
-            assert!(has_no_locks(&of(errno)), "{errno}");
+            assert!(has_no_locks(&os_error(errno)), "{errno}");
         }
         for errno in [rustix::io::Errno::IO, rustix::io::Errno::BADF, rustix::io::Errno::WOULDBLOCK] {
-            assert!(!has_no_locks(&of(errno)), "{errno}");
+            assert!(!has_no_locks(&os_error(errno)), "{errno}");
         }
         let folder = tempfile::tempdir().unwrap();
         let file = File::create(folder.path().join(LOCK_FILE)).unwrap();

@@ -1,5 +1,4 @@
-//! From a configuration to a run that is ready for its first step: images, plan, method, optimizer, and the state of the newest
-//! checkpoint.
+//! Set-up of a run before its first step: images, plan, method, optimizer, state of the newest checkpoint.
 
 use std::{path::Path, sync::Arc};
 
@@ -29,13 +28,13 @@ use crate::{
 
 /// The images of a run and the device that it computes on.
 pub(super) struct OpenedData {
-    /// As written, with the canonical path of the images and their range of values.
+    /// As given, with the canonical path of the images and their range of values.
     pub config: RunConfig,
     pub dataset: Arc<Dataset>,
     pub device: Device,
 }
 
-/// A process before it communicates with the others.
+/// A run of one process with its initial weights.
 pub(super) struct Prepared {
     pub dataset: Arc<Dataset>,
     pub plan: Plan,
@@ -44,7 +43,7 @@ pub(super) struct Prepared {
 }
 
 pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Result<OpenedData, TrainError> {
-    // The configuration names its images from here on, so a resumed run has the same one.
+    // Stored with the run, so that it is resumed on the same images.
     let mut config = config.clone();
     config.data.path = Some(dataset::canonical(data)?);
     config.data.labels = config.data.labels.canonical()?;
@@ -96,17 +95,20 @@ fn method(plan: &Plan, dataset: &Dataset, device: Device) -> Result<Box<dyn Meth
     })
 }
 
-/// The label of every image.
+/// The class of every image.
+///
+/// # Errors
+/// An image without a label.
 fn labels(dataset: &Dataset) -> Result<Vec<i64>, TrainError> {
-    let missing = || ConfigError::Value {
+    let labels = dataset.labels().ok_or_else(|| ConfigError::Value {
         key: "task.objective".into(),
         value: "supervised".into(),
         expected: "a data set with a label for every image".into(),
-    };
-    Ok(dataset.labels().ok_or_else(missing)?.into_iter().map(i64::from).collect())
+    })?;
+    Ok(labels.into_iter().map(i64::from).collect())
 }
 
-/// The parts of the set at `data` that are trained on.
+/// The parts of the set at `data` to train on.
 fn parts(config: &RunConfig, data: &Path) -> Vec<Split> {
     if !config.data.parts.is_empty() {
         return config.data.parts.clone();
@@ -118,9 +120,10 @@ fn parts(config: &RunConfig, data: &Path) -> Vec<Split> {
     [Some(Split::Train), validation, unlabelled].into_iter().flatten().collect()
 }
 
-/// The images of the parts that are trained on, or those of them that `task.subset` lists.
+/// The images of [`parts`], or those of them that `task.subset` lists.
 fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainError> {
-    let (options, parts) = (config.data.open_options(), parts(config, data));
+    let options = config.data.open_options();
+    let parts = parts(config, data);
     let all = match parts[..] {
         [part] => Dataset::open(data, part, options)?,
         [Split::Train, Split::Validation] => Dataset::open_with_validation(data, options)?,
@@ -133,7 +136,10 @@ fn training_images(config: &RunConfig, data: &Path) -> Result<Dataset, TrainErro
     })
 }
 
-/// Refuses ranks with other images, another version, precision or augmentation device than rank 0.
+/// Checks that all ranks have the images, version, precision and augmentation device of rank 0. A collective operation.
+///
+/// # Errors
+/// [`DistError::Differ`].
 pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(), TrainError> {
     let own = [
         ("the images' fingerprints", plan.data_fingerprint.clone()),
@@ -151,15 +157,18 @@ pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(),
     all_ok(group, result)
 }
 
-/// A resumed run keeps augmentation on the CPU if it started there, even where `auto` now finds a GPU. The other way round is
-/// impossible, and [`restore`] adds a note.
+/// Keeps augmentation of a resumed run on the CPU if it started there, even if `auto` now finds a GPU. The reverse is impossible
+/// without a GPU; [`restore`] then adds a note.
 pub(super) fn keep_augment_device(group: &ProcessGroup, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
-    let was = newest.and_then(augment_device_of);
-    let cpu = group.broadcast_text(&(was == Some(AugmentDevice::Cpu)).to_string()) == "true";
-    if cpu { Plan { augment_device: AugmentDevice::Cpu, ..plan } } else { plan }
+    let started_on_cpu = newest.and_then(augment_device_of) == Some(AugmentDevice::Cpu);
+    if group.broadcast_text(&started_on_cpu.to_string()) == "true" {
+        Plan { augment_device: AugmentDevice::Cpu, ..plan }
+    } else {
+        plan
+    }
 }
 
-/// On rank 0: takes the lock of the run folder and finds its newest checkpoint.
+/// Locks the run folder and loads its newest checkpoint, on rank 0.
 pub(super) fn hold(folder: &RunFolder) -> Result<Newest, TrainError> {
     let note = folder.hold()?;
     let (newest, mut notes) = folder.newest_checkpoint()?;
@@ -167,7 +176,7 @@ pub(super) fn hold(folder: &RunFolder) -> Result<Newest, TrainError> {
     Ok((newest, notes))
 }
 
-/// On rank 0: restores the newest checkpoint, if there is one, and writes the files of the run folder.
+/// Restores the newest checkpoint, if there is one, and writes the files of the run folder, on rank 0.
 pub(super) fn resume(
     folder: &RunFolder,
     (newest, mut notes): Newest,
@@ -213,8 +222,8 @@ pub(super) fn step_context<'a>(
     StepContext { method, norm, group, gradients, seed: train.seed }
 }
 
-/// Starts the loader of this rank's part from step `first_step` on. Whole batches are copied to a GPU ahead of the steps; chunks
-/// stay in host memory, because the second pass needs them again.
+/// Starts the loader of this rank's part at `first_step`. Whole batches are copied to a GPU ahead of the steps; chunks stay in host
+/// memory, because the second pass reads them again.
 pub(super) fn batches(
     group: &ProcessGroup,
     plan: &Plan,
@@ -238,11 +247,10 @@ pub(super) fn batches(
     DevicePrefetcher::ahead(batches, shape, device)
 }
 
-/// A CUDA stream of this thread's own, where one thread launches all work: the default stream can neither be captured nor overlap
-/// with copies.
+/// A CUDA stream for this thread if it launches all work: the default stream can neither be captured nor overlap with copies.
 pub(super) fn stream(plan: &Plan, device: Device) -> Result<Option<StreamGuard>, TrainError> {
     simclr_shim::stream::set_deterministic(plan.config.train.deterministic);
-    let like = Tensor::empty([0], (Kind::Float, device));
+    let on_device = Tensor::empty([0], (Kind::Float, device));
     let single_thread = plan.ranks == 1 && !plan.is_chunked();
-    Ok(single_thread.then(|| StreamGuard::new(&like)).transpose()?)
+    Ok(single_thread.then(|| StreamGuard::new(&on_device)).transpose()?)
 }

@@ -1,4 +1,4 @@
-//! What a run says and writes down before its first step.
+//! Facts and files of a run before its first step.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,11 +18,11 @@ use crate::{
     views::AugmentDevice,
 };
 
-/// Writes `plan.json`, `environment.json` and, last, `config.toml`, which makes the folder a run.
+/// Writes `plan.json`, `environment.json` and, last, `config.toml`, by which a folder is recognised as a run folder.
 ///
 /// # Errors
 /// A folder that cannot be written.
-pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), TrainError> {
+pub(super) fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), TrainError> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let environment = json!({
         "simclr": env!("CARGO_PKG_VERSION"),
@@ -41,16 +41,16 @@ pub fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<(), Train
     folder.write("config.toml", &plan.config.to_toml())
 }
 
-/// The version that libtorch's folder names; where it does not, the only one that torch-sys 0.24 builds against.
+/// From libtorch's `build-version` file, or else the version that torch-sys 0.24 requires.
 fn libtorch_version() -> String {
-    let named = simclr_shim::libtorch_folder()
+    let version = simclr_shim::libtorch_folder()
         .parent()
         .map(|folder| fs_err::read_to_string(folder.join("build-version")));
-    named.and_then(Result::ok).map_or_else(|| "2.11.0".into(), |text| text.trim().to_owned())
+    version.and_then(Result::ok).map_or_else(|| "2.11.0".into(), |text| text.trim().to_owned())
 }
 
-/// The facts of the run, in the order in which a reader wants them.
-pub fn facts(
+/// Pairs (name, value) for [`super::Observer::start`].
+pub(super) fn facts(
     plan: &Plan,
     dataset: &Dataset,
     method: &dyn Method,
@@ -87,56 +87,56 @@ pub fn facts(
     ];
     if let Some(kernels) = describe_kernels(device) {
         let views = match plan.augment_device {
-            AugmentDevice::Cpu => "loader threads",
+            AugmentDevice::Cpu => "the loader threads",
             AugmentDevice::Device => "the GPU",
         };
-        facts.insert(2, ("kernels", format!("{kernels}; views are made by {views}")));
+        facts.insert(2, ("kernels", format!("{kernels}; augmentation on {views}")));
     }
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
-    let notes = config.augment.notes(plan.channels).into_iter().chain(config.cautions());
-    let notes = notes.chain(nothing_to_train(method.params()));
+    let notes = config.augment.notes(plan.channels).into_iter();
+    let notes = notes.chain(config.cautions()).chain(note_on_frozen_encoder(method.params()));
     let notes = notes.chain(plan.transform().note_on_shapes(dataset)).chain(dataset.notes().iter().cloned());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// A module that was saved for inference may have no parameter left that is trained.
-fn nothing_to_train(params: &Params) -> Option<String> {
+/// A TorchScript module saved for inference may have no trainable parameter.
+fn note_on_frozen_encoder(params: &Params) -> Option<String> {
     let trained = params.params().iter().any(|param| param.name.starts_with("encoder."));
     (!trained && !params.frozen().is_empty())
         .then(|| "every parameter of the encoder has requires_grad=False: only the head is trained".into())
 }
 
-/// How a batch goes through the encoder.
+/// Size, processes, chunks and batch norm of a batch.
 fn batch(plan: &Plan) -> String {
     let train = &plan.config.train;
     let part = train.batch.div_ceil(plan.ranks);
-    let (each, own) = match plan.ranks {
+    let (per_process, unit) = match plan.ranks {
         1 => (String::new(), "batch"),
-        group => (format!(" on {group} processes, up to {part} images each"), "process"),
+        ranks => (format!(" on {ranks} processes, up to {part} images each"), "process"),
     };
     let chunked = plan.is_chunked();
     let norm = match train.batch_norm {
         _ if !chunked && plan.ranks == 1 => "over all of their views",
         BatchNormScope::Global if !chunked => "over all of their views on all processes",
-        BatchNormScope::Global => "over the whole batch, chunks in lock step",
+        BatchNormScope::Global => "over the whole batch, synchronised over chunks",
         _ if !chunked => "over the views of each process, running statistics averaged",
         BatchNormScope::Chunk => "over the chunk",
         BatchNormScope::ChunkShuffled => "over the chunk, the two views of an image in different chunks",
     };
     if !chunked {
-        return format!("{} images at once{each}, batch norm {norm}", train.batch);
+        return format!("{} images at once{per_process}, batch norm {norm}", train.batch);
     }
     let count = part.div_ceil(plan.chunk());
-    let views = if plan.view_passes > 1 { "made twice" } else { "kept between the passes" };
+    let views = if plan.view_passes > 1 { "computed twice" } else { "kept between the passes" };
     format!(
-        "{} images{each}, {count} chunks of up to {} in each {own}, encoded twice; batch norm {norm}; views {views}",
+        "{} images{per_process}, {count} chunks of up to {} per {unit}, encoded twice; batch norm {norm}; views {views}",
         train.batch,
         plan.chunk()
     )
 }
 
-/// `19500 = 100 epochs of 195`, or the official count.
+/// Such as `19500 = 100 epochs of 195`.
 fn steps(plan: &Plan) -> String {
     let train = &plan.config.train;
     match train.step_count {
@@ -149,9 +149,11 @@ fn steps(plan: &Plan) -> String {
     }
 }
 
-/// `0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.
+/// Such as `lars, 0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.
 fn learning_rate(plan: &Plan) -> String {
-    let (optim, batch, schedule) = (&plan.config.optim, plan.config.train.batch, &plan.schedule);
+    let optim = &plan.config.optim;
+    let batch = plan.config.train.batch;
+    let schedule = &plan.schedule;
     let scaled = match optim.scaling {
         Scaling::Linear => format!("{} x {batch} / 256 = {}", optim.lr, schedule.peak),
         Scaling::Sqrt => format!("{} x sqrt({batch}) = {}", optim.lr, schedule.peak),

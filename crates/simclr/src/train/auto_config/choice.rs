@@ -1,169 +1,172 @@
-//! What a run takes where nothing is written: a function of the images and of what small steps took, no more.
+//! Image size, batch size and chunking of a new run, as functions of the data set and of measured costs.
 
 use crate::{encoder::BatchNormScope, task::MethodKind};
 
-/// On a CPU, sides of a view by the number of images that a run goes through, over all epochs. ResNet-18 on two
-/// cores takes about 0.025 s an image at 128 px and a quarter of that at 64 px, so that a run up to the first
-/// limit is done overnight.
-const SIDES: [(f64, usize); 3] = [(1e6, 128), (2e6, 96), (f64::INFINITY, 64)];
-/// What follows a side that does not fit.
-const SMALLER: [usize; 5] = [96, 64, 48, 32, 16];
-/// Fewer images in a chunk give batch norm statistics by which the two views of an image are recognised.
-const LEAST_SHUFFLED: usize = 32;
-/// Images of a chunk in lock step: its memory is that of the batch, so chunks are as large as is quick.
-const LOCK_STEP: usize = 64;
+/// On a CPU: image size in pixels by the number of images over all epochs, at most the first value. ResNet-18 on two cores takes
+/// about 0.025 s per image at 128 px and a quarter of that at 64 px, so a run at the first limit takes about a night.
+const IMAGE_SIZES: [(f64, usize); 3] = [(1e6, 128), (2e6, 96), (f64::INFINITY, 64)];
+/// Tried in order if an image size does not fit into memory.
+const SMALLER_SIZES: [usize; 5] = [96, 64, 48, 32, 16];
+/// With fewer images per chunk the batch-norm statistics identify the two views of an image.
+const MIN_SHUFFLED_CHUNK: usize = 32;
+/// Images per chunk under global batch norm. Memory does not depend on it, so it is the fastest size.
+const GLOBAL_NORM_CHUNK: usize = 64;
 
-/// Side of a view on a CPU: by the work of the run, and never more pixels than the images have. `short`: the
-/// median of the images' shorter sides.
-pub fn side(images: usize, epochs: f64, short: usize) -> usize {
-    let passes = images as f64 * epochs;
-    let by_work = SIDES.iter().find(|(most, _)| passes <= *most).map_or(64, |(_, side)| *side);
-    by_work.min(short / 4 * 4).max(8)
+/// Image size on a CPU: by the number of images over all epochs, at most `shorter_side`, the median of the images' shorter sides.
+pub fn image_size(images: usize, epochs: f64, shorter_side: usize) -> usize {
+    let total = images as f64 * epochs;
+    let by_work = IMAGE_SIZES.iter().find(|(max, _)| total <= *max).map_or(64, |(_, size)| *size);
+    by_work.min(shorter_side / 4 * 4).max(8)
 }
 
-/// The next smaller side, if there is one.
-pub fn smaller(side: usize) -> Option<usize> {
-    SMALLER.into_iter().find(|&next| next < side)
+/// The next smaller image size, if there is one.
+pub fn smaller_size(size: usize) -> Option<usize> {
+    SMALLER_SIZES.into_iter().find(|&next| next < size)
 }
 
-/// The largest power of two that `images` holds.
+/// The largest power of two that is at most `images`.
 pub fn batch(images: usize) -> usize {
     1 << images.max(2).ilog2()
 }
 
-/// Bytes as a straight line over images.
+/// Bytes as a linear function of the number of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Line {
-    /// Without images.
+pub struct MemoryModel {
     pub fixed: f64,
-    /// More for each image.
-    pub each: f64,
+    pub per_image: f64,
 }
 
-impl Line {
-    /// Through two points (images, bytes); memory that falls with the images counts as level.
-    pub fn through(few: (usize, f64), more: (usize, f64)) -> Self {
-        let each = ((more.1 - few.1) / (more.0 - few.0) as f64).max(0.0);
-        Self { fixed: (few.1 - each * few.0 as f64).max(0.0), each }
+impl MemoryModel {
+    /// The line through two points (images, bytes); a negative slope counts as 0.
+    pub fn through(small: (usize, f64), large: (usize, f64)) -> Self {
+        let per_image = ((large.1 - small.1) / (large.0 - small.0) as f64).max(0.0);
+        Self { fixed: (small.1 - per_image * small.0 as f64).max(0.0), per_image }
     }
 
-    /// A line so many times as high.
-    pub fn times(self, factor: f64) -> Self {
-        Self { fixed: factor * self.fixed, each: factor * self.each }
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { fixed: factor * self.fixed, per_image: factor * self.per_image }
     }
 
-    /// Bytes of so many images.
-    pub fn at(&self, images: usize) -> f64 {
-        self.fixed + self.each * images as f64
+    pub fn bytes(&self, images: usize) -> f64 {
+        self.fixed + self.per_image * images as f64
     }
 }
 
-/// What goes into the memory of a process.
+/// Memory of a process by component, in bytes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Needs {
-    /// The process with a step that takes so many images in one pass.
-    pub whole: Line,
-    /// The process with a step of so many images in chunks in lock step; none where there can be none.
-    pub lock_step: Option<Line>,
-    /// Beyond the step, whatever its size: decoding on all threads, a checkpoint on its way to disk.
+pub struct MemoryNeeds {
+    /// A step in one pass.
+    pub whole: MemoryModel,
+    /// A step in chunks with global batch norm; `None` if that is impossible or was not measured.
+    pub global_norm: Option<MemoryModel>,
+    /// Independent of the batch: decoding on all threads, a checkpoint while it is written.
     pub rest: f64,
-    /// Views of one image as the loader hands them over, where they lie in the same memory.
+    /// Views of one image in the loader's queue; 0 if the queue is in other memory than the step.
     pub views: f64,
-    /// Batches or chunks made ahead.
+    /// Length of that queue in batches or chunks.
     pub prefetch: usize,
-    /// Bytes of views up to which those of a batch in chunks are kept.
+    /// Largest size up to which the views of a batch are kept between the two passes over its chunks.
     pub kept_views: f64,
 }
 
-/// How a batch goes through the encoder.
+/// How a batch passes through the encoder; chunks with their number of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum BatchMode {
     /// In one pass.
     Whole,
-    /// In chunks of so many images, batch norm over the batch.
-    LockStep(usize),
-    /// In chunks of so many images, batch norm over the chunk.
-    Chunks(usize),
+    /// In chunks, with batch norm over the whole batch.
+    GlobalNorm(usize),
+    /// In chunks, with batch norm over each chunk.
+    ChunkNorm(usize),
 }
 
-impl Needs {
-    /// Bytes at the peak for a process's part of a batch.
-    pub fn of(&self, way: Way, part: usize) -> f64 {
-        // Those in the queue, and the one that waits for room there.
+impl MemoryNeeds {
+    /// Peak memory in bytes of a process that holds `part` images of a batch.
+    pub fn peak(&self, mode: BatchMode, part: usize) -> f64 {
+        // The queue, and the batch that waits for room in it.
         let ahead = |images: usize| self.views * (images * (self.prefetch + 1)) as f64;
-        match way {
-            Way::Whole => self.whole.at(part) + self.rest + ahead(part),
-            Way::LockStep(chunk) => {
-                self.lock_step.unwrap_or(self.whole).at(part) + self.rest + ahead(chunk.min(part))
+        match mode {
+            BatchMode::Whole => self.whole.bytes(part) + self.rest + ahead(part),
+            BatchMode::GlobalNorm(chunk) => {
+                self.global_norm.unwrap_or(self.whole).bytes(part) + self.rest + ahead(chunk.min(part))
             }
-            Way::Chunks(chunk) => {
+            BatchMode::ChunkNorm(chunk) => {
                 let kept = Some(self.views * part as f64).filter(|&bytes| bytes <= self.kept_views);
-                self.whole.at(chunk) + self.rest + ahead(chunk) + kept.unwrap_or_default()
+                self.whole.bytes(chunk) + self.rest + ahead(chunk) + kept.unwrap_or_default()
             }
         }
     }
 }
 
-/// What may be chosen.
+/// Constraints on the batch mode.
 #[derive(Debug, Clone, Copy)]
-pub struct Open {
-    /// Whether chunks are possible at all: not where nothing is trained below the last layer.
+pub struct Constraints {
+    /// Whether chunks are possible: not with a frozen encoder.
     pub chunks: bool,
-    /// `train.batch_norm` as it is.
+    /// `train.batch_norm` of the configuration.
     pub norm: BatchNormScope,
-    /// Whether that may change.
-    pub norm_open: bool,
-    /// What is minimised.
+    /// Whether `norm` may be changed.
+    pub norm_is_free: bool,
     pub objective: MethodKind,
 }
 
-/// The ways that are open, best first: one pass, the same loss in chunks, chunks with batch norm of their own.
-fn ways(needs: &Needs, open: &Open, part: usize) -> Vec<Way> {
-    let mut ways = vec![Way::Whole];
-    if !open.chunks || part < 4 {
-        return ways;
+/// Possible modes in order of preference: one pass, chunks with global batch norm, chunks with batch norm over each.
+fn candidates(needs: &MemoryNeeds, constraints: &Constraints, part: usize) -> Vec<BatchMode> {
+    let mut modes = vec![BatchMode::Whole];
+    if !constraints.chunks || part < 4 {
+        return modes;
     }
     let half = batch(part / 2);
-    let down_from = |most: usize, least: usize| {
-        std::iter::successors(Some(most), |chunk| Some(chunk / 2)).take_while(move |&chunk| chunk >= least)
+    let halvings = |max: usize, min: usize| {
+        std::iter::successors(Some(max), |chunk| Some(chunk / 2)).take_while(move |&chunk| chunk >= min)
     };
-    let may_shuffle = open.norm_open && open.objective.is_contrastive();
-    if open.norm == BatchNormScope::Global {
-        ways.extend(needs.lock_step.map(|_| Way::LockStep(half.min(LOCK_STEP))));
+    let may_shuffle = constraints.norm_is_free && constraints.objective.is_contrastive();
+    if constraints.norm == BatchNormScope::Global {
+        modes.extend(needs.global_norm.map(|_| BatchMode::GlobalNorm(half.min(GLOBAL_NORM_CHUNK))));
         if may_shuffle {
-            ways.extend(down_from(half, LEAST_SHUFFLED.min(half)).map(Way::Chunks));
+            modes.extend(halvings(half, MIN_SHUFFLED_CHUNK.min(half)).map(BatchMode::ChunkNorm));
         }
     } else {
-        ways.extend(down_from(half, 2).map(Way::Chunks));
+        modes.extend(halvings(half, 2).map(BatchMode::ChunkNorm));
     }
-    ways
+    modes
 }
 
-/// The best way that fits `budget` bytes; where none does, the one that needs least, and how much.
-pub fn way(needs: &Needs, open: &Open, part: usize, budget: f64) -> Result<Way, (Way, f64)> {
-    let ways = ways(needs, open, part);
-    let fits = ways.iter().find(|&&way| needs.of(way, part) <= budget);
-    let least = || ways.iter().map(|&way| (way, needs.of(way, part))).min_by(|a, b| a.1.total_cmp(&b.1));
-    fits.copied().ok_or_else(|| least().unwrap_or((Way::Whole, needs.of(Way::Whole, part))))
+/// The first candidate that fits into `budget` bytes.
+///
+/// # Errors
+/// If none fits, the candidate with the least memory, and its bytes.
+pub fn best_mode(
+    needs: &MemoryNeeds,
+    constraints: &Constraints,
+    part: usize,
+    budget: f64,
+) -> Result<BatchMode, (BatchMode, f64)> {
+    let modes = candidates(needs, constraints, part);
+    let fits = modes.iter().find(|&&mode| needs.peak(mode, part) <= budget);
+    let smallest =
+        || modes.iter().map(|&mode| (mode, needs.peak(mode, part))).min_by(|a, b| a.1.total_cmp(&b.1));
+    fits.copied().ok_or_else(|| smallest().unwrap_or((BatchMode::Whole, needs.peak(BatchMode::Whole, part))))
 }
 
-/// Seconds of a process for an image, and how its hands share the processors.
+/// Duration of a step of one process, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pace {
-    /// Of a step, over all of its own threads.
-    pub step: f64,
-    /// Of every step, whatever its size.
+pub struct StepTime {
+    /// Forward, backward and update, per image.
+    pub per_image: f64,
+    /// Forward, backward and update, independent of the number of images.
     pub fixed: f64,
-    /// Of decoding and views, over all threads of the loader.
+    /// Decoding and augmentation per image, divided over the loader's threads.
     pub loader: f64,
-    /// Whether loader and step use the same processors: then one's work is the other's wait.
+    /// Whether loader and step compete for the same processors.
     pub shared: bool,
 }
 
-impl Pace {
-    /// Seconds of a step over `part` images of this process.
-    pub fn of_step(&self, part: usize) -> f64 {
-        let (step, loader) = (self.fixed + self.step * part as f64, self.loader * part as f64);
+impl StepTime {
+    /// Seconds of a step over `images` images.
+    pub fn seconds(&self, images: usize) -> f64 {
+        let step = self.fixed + self.per_image * images as f64;
+        let loader = self.loader * images as f64;
         if self.shared { step + loader } else { step.max(loader) }
     }
 }
@@ -173,18 +176,18 @@ mod tests {
     use super::*;
 
     const GIB: f64 = 1073741824.0;
-    const OPEN: Open = Open {
+    const FREE: Constraints = Constraints {
         chunks: true,
         norm: BatchNormScope::Global,
-        norm_open: true,
+        norm_is_free: true,
         objective: MethodKind::Contrastive,
     };
 
-    /// 60 MiB an image in one pass, 15 MiB in lock step, 1 GiB besides.
-    fn needs() -> Needs {
-        Needs {
-            whole: Line { fixed: 0.5 * GIB, each: 60.0 * GIB / 1024.0 },
-            lock_step: Some(Line { fixed: 0.5 * GIB, each: 15.0 * GIB / 1024.0 }),
+    /// 60 MiB per image in one pass, 15 MiB in chunks with global batch norm, and 1 GiB.
+    fn needs() -> MemoryNeeds {
+        MemoryNeeds {
+            whole: MemoryModel { fixed: 0.5 * GIB, per_image: 60.0 * GIB / 1024.0 },
+            global_norm: Some(MemoryModel { fixed: 0.5 * GIB, per_image: 15.0 * GIB / 1024.0 }),
             rest: 0.5 * GIB,
             views: 0.0,
             prefetch: 4,
@@ -193,70 +196,77 @@ mod tests {
     }
 
     #[test]
-    fn sides_follow_the_work_and_the_images() {
-        assert_eq!(side(400, 100.0, 3000), 128);
-        assert_eq!(side(20_000, 100.0, 3000), 96);
-        assert_eq!(side(50_000, 100.0, 3000), 64);
-        assert_eq!(side(400, 100.0, 100), 100);
-        assert_eq!(side(60_000, 100.0, 28), 28);
-        assert_eq!(side(400, 100.0, 33), 32);
-        assert_eq!(side(400, 100.0, 1), 8);
+    fn image_size_follows_the_work_and_the_images() {
+        assert_eq!(image_size(400, 100.0, 3000), 128);
+        assert_eq!(image_size(20_000, 100.0, 3000), 96);
+        assert_eq!(image_size(50_000, 100.0, 3000), 64);
+        assert_eq!(image_size(400, 100.0, 100), 100);
+        assert_eq!(image_size(60_000, 100.0, 28), 28);
+        assert_eq!(image_size(400, 100.0, 33), 32);
+        assert_eq!(image_size(400, 100.0, 1), 8);
         assert_eq!(
-            (smaller(128), smaller(96), smaller(28), smaller(16)),
+            (smaller_size(128), smaller_size(96), smaller_size(28), smaller_size(16)),
             (Some(96), Some(64), Some(16), None)
         );
     }
 
     #[test]
-    fn a_small_set_gets_a_batch_that_it_holds() {
+    fn the_batch_is_a_power_of_two_that_the_set_holds() {
         assert_eq!([2, 3, 100, 128, 255].map(batch), [2, 2, 64, 128, 128]);
     }
 
     #[test]
-    fn a_line_goes_through_both_points() {
-        let line = Line::through((8, 180.0), (16, 260.0));
-        assert_eq!((line.fixed, line.each, line.at(256)), (100.0, 10.0, 2660.0));
-        assert_eq!(Line::through((8, 50.0), (16, 40.0)), Line { fixed: 50.0, each: 0.0 });
+    fn the_memory_model_goes_through_both_points() {
+        let model = MemoryModel::through((8, 180.0), (16, 260.0));
+        assert_eq!((model.fixed, model.per_image, model.bytes(256)), (100.0, 10.0, 2660.0));
+        assert_eq!(MemoryModel::through((8, 50.0), (16, 40.0)), MemoryModel { fixed: 50.0, per_image: 0.0 });
     }
 
-    /// 16 GiB at once, 4.75 GiB in lock step, then half as much and 1 GiB for every halving.
+    /// 16 GiB in one pass, 4.75 GiB in chunks with global batch norm, then half plus 1 GiB per halving.
     #[test]
-    fn the_first_way_that_fits_is_taken() {
-        let at = |gib: f64| way(&needs(), &OPEN, 256, gib * GIB);
-        assert_eq!(at(16.1), Ok(Way::Whole));
-        assert_eq!(at(15.9), Ok(Way::LockStep(64)));
-        assert_eq!(at(4.7), Ok(Way::Chunks(32)));
-        assert_eq!(at(2.0), Err((Way::Chunks(32), needs().of(Way::Chunks(32), 256))));
-    }
-
-    #[test]
-    fn only_what_is_open_is_chosen() {
-        let at = |open: Open, gib: f64| way(&needs(), &open, 256, gib * GIB);
-        let global = Open { norm_open: false, ..OPEN };
-        assert_eq!(at(global, 4.7), Err((Way::LockStep(64), needs().of(Way::LockStep(64), 256))));
-        let own = Open { norm: BatchNormScope::ChunkShuffled, norm_open: false, ..OPEN };
-        assert_eq!(at(own, 8.6), Ok(Way::Chunks(128)));
-        assert_eq!(at(own, 1.2), Ok(Way::Chunks(2)), "what is written may have small chunks");
-        assert!(matches!(at(own, 1.0), Err((Way::Chunks(2), _))));
-        let labels = Open { objective: MethodKind::Supervised, ..OPEN };
-        assert!(matches!(at(labels, 4.7), Err((Way::LockStep(64), _))));
-        let frozen = Open { chunks: false, ..OPEN };
-        assert!(matches!(at(frozen, 4.8), Err((Way::Whole, _))));
+    fn the_first_mode_that_fits_is_chosen() {
+        let at = |gib: f64| best_mode(&needs(), &FREE, 256, gib * GIB);
+        assert_eq!(at(16.1), Ok(BatchMode::Whole));
+        assert_eq!(at(15.9), Ok(BatchMode::GlobalNorm(64)));
+        assert_eq!(at(4.7), Ok(BatchMode::ChunkNorm(32)));
+        assert_eq!(at(2.0), Err((BatchMode::ChunkNorm(32), needs().peak(BatchMode::ChunkNorm(32), 256))));
     }
 
     #[test]
-    fn views_made_ahead_and_kept_count() {
-        let needs = Needs { views: GIB / 256.0, ..needs() };
-        let step = |images: usize| needs.whole.at(images) + needs.rest;
-        assert_eq!(needs.of(Way::Whole, 256), step(256) + 5.0 * GIB);
-        assert_eq!(needs.of(Way::Chunks(64), 256), step(64) + 1.25 * GIB + GIB);
-        assert_eq!(needs.of(Way::Chunks(64), 512), step(64) + 1.25 * GIB, "more than is kept is made twice");
+    fn constraints_limit_the_choice() {
+        let at = |open: Constraints, gib: f64| best_mode(&needs(), &open, 256, gib * GIB);
+        let global = Constraints { norm_is_free: false, ..FREE };
+        assert_eq!(
+            at(global, 4.7),
+            Err((BatchMode::GlobalNorm(64), needs().peak(BatchMode::GlobalNorm(64), 256)))
+        );
+        let own = Constraints { norm: BatchNormScope::ChunkShuffled, norm_is_free: false, ..FREE };
+        assert_eq!(at(own, 8.6), Ok(BatchMode::ChunkNorm(128)));
+        assert_eq!(at(own, 1.2), Ok(BatchMode::ChunkNorm(2)), "a configured scope allows small chunks");
+        assert!(matches!(at(own, 1.0), Err((BatchMode::ChunkNorm(2), _))));
+        let labels = Constraints { objective: MethodKind::Supervised, ..FREE };
+        assert!(matches!(at(labels, 4.7), Err((BatchMode::GlobalNorm(64), _))));
+        let frozen = Constraints { chunks: false, ..FREE };
+        assert!(matches!(at(frozen, 4.8), Err((BatchMode::Whole, _))));
     }
 
     #[test]
-    fn hands_that_share_processors_add_up() {
-        let pace = Pace { step: 0.1, fixed: 1.0, loader: 0.25, shared: true };
-        assert!((pace.of_step(10) - 4.5).abs() < 1e-12);
-        assert!((Pace { shared: false, ..pace }.of_step(10) - 2.5).abs() < 1e-12);
+    fn prefetched_and_kept_views_count() {
+        let needs = MemoryNeeds { views: GIB / 256.0, ..needs() };
+        let step = |images: usize| needs.whole.bytes(images) + needs.rest;
+        assert_eq!(needs.peak(BatchMode::Whole, 256), step(256) + 5.0 * GIB);
+        assert_eq!(needs.peak(BatchMode::ChunkNorm(64), 256), step(64) + 1.25 * GIB + GIB);
+        assert_eq!(
+            needs.peak(BatchMode::ChunkNorm(64), 512),
+            step(64) + 1.25 * GIB,
+            "views above the limit are computed twice"
+        );
+    }
+
+    #[test]
+    fn times_on_shared_processors_add_up() {
+        let time = StepTime { per_image: 0.1, fixed: 1.0, loader: 0.25, shared: true };
+        assert!((time.seconds(10) - 4.5).abs() < 1e-12);
+        assert!((StepTime { shared: false, ..time }.seconds(10) - 2.5).abs() < 1e-12);
     }
 }

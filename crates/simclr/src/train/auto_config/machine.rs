@@ -1,5 +1,5 @@
-//! How much memory there is: of the machine, of the control groups that a container or a batch system puts this
-//! process in, and of a GPU. Linux tells it in files; elsewhere nothing is known.
+//! Free memory of the machine, of the process's control groups (containers, batch systems) and of a GPU. Host memory is read from
+//! Linux's `/proc` and `/sys/fs/cgroup`; other systems report `None`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use tch::Device;
 
 use crate::device::gpu_memory;
 
-/// Bytes that this process could still have; none where the system does not tell.
+/// Bytes that this process can still allocate on `device`.
 pub fn free_on(device: Device) -> Option<f64> {
     if device.is_cuda() {
         return gpu_memory(device).map(|memory| memory.free as f64);
@@ -18,18 +18,18 @@ pub fn free_on(device: Device) -> Option<f64> {
     meminfo.into_iter().chain(limits).reduce(f64::min)
 }
 
-/// Bytes of this process in memory.
+/// Resident set size of this process in bytes.
 pub fn resident() -> Option<f64> {
     status("VmRSS:")
 }
 
-/// The most bytes that this process had in memory since [`forget_peak`].
+/// Largest resident set size in bytes since [`forget_peak`].
 pub fn peak() -> Option<f64> {
     status("VmHWM:")
 }
 
-/// The peak starts again from what is resident now. Where the system does not do that, it is that of the whole
-/// process: a step larger than all before shows in it nevertheless.
+/// Resets the peak to the current size. Where that is not permitted, [`peak`] is the peak since the start of the process, in which
+/// a step larger than all before it is still visible.
 pub fn forget_peak() {
     // 5: see proc(5), clear_refs.
     let _ = fs_err::write("/proc/self/clear_refs", "5");
@@ -43,27 +43,25 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
     fs_err::read_to_string(path.as_ref()).ok()
 }
 
-/// `Name:   123 kB` as bytes.
+/// Bytes of a line `Name:   123 kB`.
 fn kib(text: &str, name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(1024.0 * line.split_whitespace().next()?.parse::<f64>().ok()?)
 }
 
-/// The files of a control group that tell its memory.
+/// A memory control group.
 #[derive(Debug, PartialEq)]
 struct Group {
     folder: PathBuf,
-    /// Limit, usage, and the line of `memory.stat` with what the kernel would give back: version 2, then
-    /// version 1.
+    /// Files of limit and usage, and the prefix of the line of `memory.stat` with the reclaimable bytes.
     names: [&'static str; 3],
 }
 
 const VERSION_2: [&str; 3] = ["memory.max", "memory.current", "inactive_file "];
 const VERSION_1: [&str; 3] = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "];
 
-/// The groups that `/proc/self/cgroup` names, and all around them: a limit holds for what is inside. In a
-/// container the names may be those of the host, which lie nowhere here; the outermost folder is the
-/// container's own group then.
+/// The groups in the text of `/proc/self/cgroup` and their ancestors, whose limits apply, too. In a container the paths may be
+/// those of the host and not exist; the root folder is then the container's own group.
 fn group_files(text: &str) -> Vec<Group> {
     let root = Path::new("/sys/fs/cgroup");
     let mut groups = Vec::new();
@@ -76,20 +74,20 @@ fn group_files(text: &str) -> Vec<Group> {
             _ if controllers.split(',').any(|name| name == "memory") => (root.join("memory"), VERSION_1),
             _ => continue,
         };
-        // Component by component: what is joined to nothing ends in a slash.
+        // Through components, because joining an empty path adds a slash.
         let own: PathBuf = root.join(path.trim_start_matches('/')).components().collect();
-        let around = own.ancestors().take_while(|folder| folder.starts_with(&root));
-        groups.extend(around.map(|folder| Group { folder: folder.to_owned(), names }));
+        let ancestors = own.ancestors().take_while(|folder| folder.starts_with(&root));
+        groups.extend(ancestors.map(|folder| Group { folder: folder.to_owned(), names }));
     }
     groups
 }
 
 impl Group {
-    /// Bytes up to the limit, counting what the kernel would give back; none without a limit.
+    /// Bytes up to the limit, including reclaimable ones; `None` without a limit.
     fn free(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<f64> {
         let number = |name: &str| read(&self.folder.join(name))?.trim().parse::<f64>().ok();
         let [limit, usage, inactive] = self.names;
-        // Version 2 writes `max` where there is none, version 1 a number near 2^63.
+        // Without a limit, version 2 has `max` and version 1 a number near 2^63.
         let limit = number(limit).filter(|&bytes| bytes < 2f64.powi(60))?;
         let stat = read(&self.folder.join("memory.stat")).unwrap_or_default();
         let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse::<f64>().ok());
@@ -102,13 +100,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kibibytes_are_read() {
+    fn kib_parses_a_line_of_proc() {
         assert_eq!(kib("VmHWM:\t   12 kB\nVmRSS:\t 3 kB\n", "VmRSS:"), Some(3072.0));
         assert_eq!(kib("x", "VmRSS:"), None);
     }
 
     #[test]
-    fn groups_and_those_around_them_are_found() {
+    fn group_files_include_ancestors() {
         let folders = |text: &str| -> Vec<_> {
             group_files(text).into_iter().map(|group| group.folder.display().to_string()).collect()
         };
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_less_what_is_used_and_cannot_be_given_back_is_free() {
+    fn free_memory_is_limit_minus_usage_plus_reclaimable() {
         let free = |names, files: &[(&str, &str)]| {
             let group = Group { folder: "/g".into(), names };
             group.free(&|path| {
