@@ -50,7 +50,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
         let (_, z) = model.forward(&views, &Mode::train())?;
         let loss = alignment_and_uniformity(&z);
         loss.backward();
-        optimizer.step(&model.params, 0.1);
+        optimizer.step(&model.params, 0.1)?;
         losses.push(loss.double_value(&[]));
     }
     Ok(losses)

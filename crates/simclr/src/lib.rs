@@ -23,7 +23,7 @@
 //! let (h, z) = model.forward(&views, &Mode::train())?;
 //! let loss = nt_xent(&z, &LossConfig::default()).loss;
 //! loss.backward();
-//! optimizer.step(&model.params, 0.1);
+//! optimizer.step(&model.params, 0.1)?;
 //! assert_eq!(h.size()[0], 8);
 //! # Ok::<(), simclr::ModelError>(())
 //! ```

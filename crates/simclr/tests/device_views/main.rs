@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use simclr::{
     data::{
         AugmentConfig, DeferredView, DeferredViews, Image, ViewParams, ViewSpec,
-        augment::{self, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation, AugmentBuffers},
+        augment::{self, AugmentBuffers, Brightness, ColorModel, Crop, CropSampler, Cutout, Interpolation},
         rng::Key,
     },
     device::{DeviceChoice, choose_device},

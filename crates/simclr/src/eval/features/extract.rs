@@ -175,7 +175,7 @@ pub fn stream(
             bad.extend(unreadable.into_iter().map(named));
             check_bad(&bad, indices.len(), options.max_bad_share)?;
             if !ids.is_empty() {
-                each(&to_device(&pixels, shape(ids.len()), options.device), &ids)?;
+                each(&to_device(&pixels, shape(ids.len()), options.device)?, &ids)?;
             }
             progress(done, indices.len());
         }

@@ -236,7 +236,7 @@ impl FrozenEncoder {
         }
         let _guard = tch::no_grad_guard();
         let h = self.model.encoder.forward(images, &Mode::Eval, Precision::F32)?;
-        let blocks = self.model.head.blocks(&h, &Mode::Eval, Precision::F32);
+        let blocks = self.model.head.blocks(&h, &Mode::Eval, Precision::F32)?;
         let output = |layer: &Layer| match layer {
             Layer::H => h.shallow_clone(),
             Layer::Z => blocks.last().unwrap_or(&h).shallow_clone(),
