@@ -1,7 +1,7 @@
 # Everything a person or CI runs. Each target does its own set-up; nothing is installed outside this folder.
 
 CARGO ?= cargo
-# Several processes: switched on where mpicc and libclang are found; what is missing is said.
+# MPI is enabled if mpicc and libclang are found; setup/mpi.sh prints what is missing.
 MPI = $(shell setup/mpi.sh)
 
 .PHONY: demo test build lint msrv advisories bench setup clean-demo help

@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 : "${PEER_PYTHON:?set PEER_PYTHON to a python that has torch for CUDA, torchvision and lightly}"
 lib=$("$PEER_PYTHON" -c 'import pathlib, torch; assert torch.cuda.is_available(), "no GPU answers"; print(pathlib.Path(torch.__file__).parent / "lib")')
-# torch's own CUDA libraries lie in packages beside it.
+# torch's own CUDA libraries lie in packages next to it.
 LD_LIBRARY_PATH=$lib$(find "$lib/../../nvidia" -maxdepth 3 -type d -name lib -printf ':%p')${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH PEER_PYTHON
 for suite in gpu batch_norm nccl golden_optim recorded device_views; do

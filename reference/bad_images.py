@@ -36,7 +36,7 @@ black = (x * 5 + y * 3).astype(np.uint8)
 cmyk = Image.merge("CMYK", [Image.fromarray(plane) for plane in (cyan, magenta, yellow, black)])
 jpeg = saved(cmyk, "JPEG", quality=95)
 keep("cmyk.jpg", jpeg)
-# YCCK: the same file kind, whose first three planes are read as YCbCr when the Adobe segment's transform byte says 2.
+# YCCK: the same file kind; its first three planes are read as YCbCr when the Adobe segment's transform byte says 2.
 # PIL stores CMYK inverted; Adobe's YCCK holds YCbCr of the inverted (that is, RGB-like) values.
 ycc = np.asarray(smooth.convert("YCbCr"))
 planes = [255 - ycc[..., c] for c in range(3)] + [black]

@@ -4,7 +4,7 @@
     simclr pack --data crates/simclr/tests/golden/jpeg --out images.pack
     python reference/official_features.py CHECKOUT images.pack
 
-Twenty small JPEGs of odd sizes lie in crates/simclr/tests/golden/jpeg. official_features.safetensors beside them holds every
+Twenty small JPEGs of odd sizes lie in crates/simclr/tests/golden/jpeg. official_features.safetensors next to them holds every
 eighth column of h [20, 2048] for the ImageNet stem at 64 px and the CIFAR stem at 32 px, by `data_util.preprocess_image` and
 `resnet.resnet` in inference mode, of three decodings of the same files:
 

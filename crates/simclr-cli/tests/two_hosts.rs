@@ -153,9 +153,9 @@ fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
 
     let child = started(&hosts, KEEPALIVE, &data, &cut, &[]);
     hosts.link("down");
-    let said_then = finished(child, WITHIN);
-    assert_ne!(said_then.code, Some(0));
-    assert!(said_then.err.contains(ADDRESSES[1]), "the lost machine is named: {}", said_then.err);
+    let first = finished(child, WITHIN);
+    assert_ne!(first.code, Some(0));
+    assert!(first.err.contains(ADDRESSES[1]), "the lost machine is named: {}", first.err);
     hosts.wait_until("the end on both sides", |hosts| (0..2).all(|side| hosts.processes(side).is_empty()));
     assert!(step_of(&newest_checkpoint(&cut).unwrap()) < 800, "it was cut before its end");
 

@@ -90,7 +90,7 @@ INLINE void add(double* sums, int64_t at, F32x16 value, int64_t lanes) {
     for (int64_t i = 0; i < (FULL ? LANES : lanes); i++) sums[at + i] += value[i];
 }
 
-// Rows whose sums are held in f32 before they are added up in f64; fewer if rows are long, so that a block fits the cache.
+// Rows with sums that are held in f32 before they are added up in f64; fewer if rows are long, so that a block fits the cache.
 INLINE int64_t block_rows(int64_t channels) {
     int64_t rows = 65536 / channels;
     return rows < 16 ? 16 : rows > 256 ? 256 : rows;

@@ -35,7 +35,7 @@ struct CudaEvent {
     }
 };
 
-// at::cuda::CUDAGraph, whose header needs the CUDA toolkit. Its members are called by their symbols in libtorch_cuda 2.11; the
+// at::cuda::CUDAGraph; its header needs the CUDA toolkit. Its members are called by their symbols in libtorch_cuda 2.11; the
 // object lives in `storage`, which is larger than it.
 struct CudaGraph {
     alignas(16) char storage[4096];

@@ -53,7 +53,7 @@ impl Neighbours {
         (self.similarity.narrow(1, 0, k), self.position.narrow(1, 0, k))
     }
 
-    /// Labels `[Q]` by a vote of the nearest `k`, whose labels are among `labels` `[M]` (i64 in `0..classes`).
+    /// Labels `[Q]` by a vote of the nearest `k`, with labels from `labels` `[M]` (i64 in `0..classes`).
     ///
     /// The weight of a vote is exp(sim / T) for `Some(T)`, 1 for `None`; ties go to the smallest label.
     pub fn vote(&self, labels: &Tensor, classes: i64, k: i64, temperature: Option<f64>) -> Tensor {

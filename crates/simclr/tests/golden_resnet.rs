@@ -105,7 +105,7 @@ fn the_projection_shortcut_of_basic_blocks_is_an_option() {
     }
 }
 
-/// With gamma 0 at the end of each branch, a fresh block is its shortcut; the option is off when told so.
+/// With gamma 0 at the end of each branch, a fresh block is its shortcut; the option can be switched off.
 #[test]
 fn zero_gamma_is_the_last_norm_of_each_branch_only() {
     for (name, last) in [(EncoderName::Resnet18, "bn2"), (EncoderName::Resnet50, "bn3")] {

@@ -41,11 +41,11 @@ fn traced(file: &Path, f: impl Fn(&Tensor) -> Tensor) {
 
 #[track_caller]
 fn refused(file: &Path, channels: i64, words: &[&str]) {
-    let said = load(file, channels).expect_err("refused");
-    assert!(said.contains(&file.display().to_string()), "{said}");
-    assert!(!said.contains('\n'), "one line: {said}");
+    let message = load(file, channels).expect_err("refused");
+    assert!(message.contains(&file.display().to_string()), "{message}");
+    assert!(!message.contains('\n'), "one line: {message}");
     for word in words {
-        assert!(said.contains(word), "`{word}` is missing in: {said}");
+        assert!(message.contains(word), "`{word}` is missing in: {message}");
     }
 }
 
@@ -197,7 +197,7 @@ fn parameters_without_requires_grad_are_not_trained() {
     assert!(!groups::table(&OptimConfig::default(), &plain).contains("frozen"));
 }
 
-/// Dropout draws from a generator whose state no checkpoint holds: it is seeded for every step, whole batch or chunks.
+/// Dropout draws from a generator without state in the checkpoint: it is seeded for every step, whole batch or chunks.
 #[test]
 fn a_module_with_dropout_resumes_bit_for_bit() {
     let _alone = GENERATOR.lock();

@@ -85,7 +85,7 @@ fn measure(
     (results, steps.done)
 }
 
-/// The only checkpoint of the training whose folder starts with `protocol`.
+/// The only checkpoint of the training in a folder that starts with `protocol`.
 fn checkpoint_of(run: &RunFolder, protocol: &str) -> Checkpoint {
     let folders = fs_err::read_dir(run.path().join("evaluation")).unwrap().map(|entry| entry.unwrap().path());
     let mut found = folders.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(protocol));

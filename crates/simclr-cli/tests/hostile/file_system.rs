@@ -19,7 +19,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Runs `command` as a user without privileges: root has all permissions, so that a copy of the binary runs as `nobody`.
+/// Runs `command` as a user without privileges: root has all permissions, so a copy of the binary runs as user 65534.
 fn execute_unprivileged(place: &Place, command: &mut Command) -> Finished {
     if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
         return execute(command);

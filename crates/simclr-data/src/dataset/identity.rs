@@ -135,8 +135,8 @@ impl Dataset {
         Observed { stamps, contents }
     }
 
-    /// Images with another content than in `earlier`, an observation of a set with the same fingerprint. Only those whose
-    /// stamps differ are read.
+    /// Images with another content than in `earlier`, an observation of a set with the same fingerprint. Only those with
+    /// other stamps are read.
     pub fn changes_since(&self, earlier: &Observed) -> Changes {
         let all = 0..self.len();
         if [earlier.stamps.len(), earlier.contents.len()] != [self.len(); 2] {

@@ -23,7 +23,7 @@ struct Sums {
     float* partial;
 };
 
-// Channels whose partial sums a block adds up.
+// Channels of the partial sums that a block adds up.
 constexpr int CHANNELS_PER_BLOCK = 8;
 
 // The vectors of a normalisation, from the partial sums of a batch that shares its statistics with no other.

@@ -219,7 +219,7 @@ pub(crate) fn leaves(table: &Table, prefix: &str) -> Vec<String> {
     keys
 }
 
-/// Up to three keys that are similar to `key`, or whose last component is similar to its last component.
+/// Up to three keys that are similar to `key`, or have a last component similar to its last component.
 fn suggestions(key: &str, known: &[String]) -> Vec<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let score = |candidate: &String| {

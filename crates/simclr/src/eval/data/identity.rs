@@ -17,7 +17,7 @@ fn file(run: &RunFolder, fingerprint: &str) -> PathBuf {
     run.path().join(format!("evaluation/images/{fingerprint}.safetensors"))
 }
 
-/// Sets the identity of `set` that figures on exactly these images are cached under in `run`. Images whose files may have
+/// Sets the identity of `set` that figures on exactly these images are cached under in `run`. Images in files that may have
 /// changed are read and compared; changes are reported to `observer`.
 pub(crate) fn identify(
     run: &RunFolder,

@@ -45,7 +45,7 @@ pub struct Origin {
 /// Loads the newest checkpoint of `run`.
 ///
 /// # Errors
-/// No run, no checkpoint, a damaged one, or one whose tensors do not fit the run's configuration.
+/// No run, no checkpoint, a damaged one, or one with tensors that do not fit the run's configuration.
 pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
     let (config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
@@ -77,7 +77,7 @@ fn read_plan(run: &RunFolder) -> Result<serde_json::Value, EvalError> {
     serde_json::from_str(&text).map_err(|error| EvalError::File { path, reason: error.to_string() })
 }
 
-/// Copies a stored tensor into each of `targets`, whose names and shapes must agree.
+/// Copies a stored tensor into each of `targets`; names and shapes must agree.
 ///
 /// # Errors
 /// The first name that is missing in `stored` or has another shape; `place` names the source.
@@ -114,7 +114,7 @@ impl FrozenEncoder {
         Ok(Self { model, config: config.clone(), channels, origin })
     }
 
-    /// The model, whose parameters and buffers must not change.
+    /// The model; its parameters and buffers must not change.
     pub fn model(&self) -> &Model {
         &self.model
     }

@@ -65,7 +65,7 @@ impl Layers {
         Ok(Self(context.config.layers.iter().map(width).collect::<Result<_, EvalError>>()?))
     }
 
-    /// Layer number `at` of `encoders`, whose extracted features start at the index `first`.
+    /// Layer number `at` of `encoders`; its extracted features start at index `first`.
     fn set(&self, prefix: &str, at: usize, encoders: &[FrozenEncoder], first: usize) -> FeatureSet {
         let (layer, dimensions) = self.0[at];
         let offset = self.0[..at].iter().map(|(_, width)| width).sum();

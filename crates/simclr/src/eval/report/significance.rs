@@ -11,7 +11,7 @@ use crate::eval::options::Metric;
 const SAMPLES: usize = 100_000;
 
 /// p of the null hypothesis that two classifiers are equally good on the test images: the fraction of [`SAMPLES`] samples,
-/// each exchanging the two predictions for every image with probability 1/2, whose accuracies differ at least as much as the
+/// each exchanging the two predictions for every image with probability 1/2, such that the accuracies differ at least as much as the
 /// observed ones. [`Metric::MeanPerClass`] uses the mean accuracy per class, mAP the accuracy.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ fn weights(truth: &[i64], metric: Metric) -> Vec<f64> {
     truth.iter().map(weight).collect()
 }
 
-/// Fraction of random sign changes of `differences` whose sum is at least as far from 0 as the unchanged sum.
+/// Fraction of random sign changes of `differences` with a sum at least as far from 0 as the unchanged sum.
 fn share_at_least(differences: &[f64], seed: u64) -> f64 {
     let observed = differences.iter().sum::<f64>().abs();
     // Sums of equal terms in another order differ by rounding.
