@@ -60,7 +60,7 @@ struct Group {
 const VERSION_2: [&str; 3] = ["memory.max", "memory.current", "inactive_file "];
 const VERSION_1: [&str; 3] = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "];
 
-/// The groups in the text of `/proc/self/cgroup` and their ancestors, whose limits apply, too. In a container the paths may be
+/// The groups in the text of `/proc/self/cgroup` and their ancestors; the limits of all of them apply. In a container the paths may be
 /// those of the host and not exist; the root folder is then the container's own group.
 fn group_files(text: &str) -> Vec<Group> {
     let root = Path::new("/sys/fs/cgroup");

@@ -31,7 +31,7 @@ use crate::{
 
 /// Share of the free memory that a run may take.
 const FREE_MEMORY_SHARE: f64 = 0.8;
-/// Runs over fewer images in all epochs are not worth measuring if they fit in any case.
+/// Runs over fewer images, summed over epochs, are not measured if an upper bound on their memory fits.
 const MIN_MEASURED_IMAGES: f64 = 2000.0;
 /// Upper bound on the bytes kept for the backward pass per byte of input (ResNet-50 with the CIFAR stem: 2500).
 const MAX_ACTIVATION_RATIO: f64 = 4000.0;
@@ -180,7 +180,7 @@ impl<'a> Selection<'a> {
         sides.get(sides.len() / 2).copied()
     }
 
-    /// Whether the run is short and fits in any case.
+    /// Whether the run is short and an upper bound on its memory fits.
     fn is_trivial(&self, budget: &Budget) -> bool {
         let RunConfig { train, encoder, .. } = &self.config;
         let input = (self.opened.dataset.channels() * train.image_size * train.image_size * 4) as f64;
