@@ -1,4 +1,4 @@
-//! The configuration as written ([`RunConfig`], TOML) and as run ([`Plan`]): the only place where units convert.
+//! The configuration of a run ([`RunConfig`], TOML) and the values derived from it ([`Plan`]), such as epochs in steps.
 
 mod compat;
 pub(crate) mod load;

@@ -98,7 +98,7 @@ impl DeviceBatch {
         }
     }
 
-    /// [`DeviceBatch::views`], freeing what they were copied from.
+    /// [`DeviceBatch::views`], and frees the source of the copy.
     ///
     /// # Errors
     /// As [`DeviceBatch::views`].
