@@ -111,14 +111,15 @@ fn children(folder: &Path) -> BTreeSet<String> {
 fn imports(file: &Path, source: &Path, parent: &[String]) -> BTreeSet<String> {
     let text = code(file);
     let mut found = BTreeSet::new();
-    let absolute = paths(&text, "crate::");
-    found.extend(
-        absolute
-            .iter()
-            .filter(|path| path.starts_with(parent))
-            .filter_map(|path| path.get(parent.len()))
-            .cloned(),
-    );
+    let exports = exports(source);
+    for mut path in paths(&text, "crate::") {
+        if let Some(module) = exports.get(&path[0]) {
+            path.insert(0, module.clone());
+        }
+        if path.starts_with(parent) {
+            found.extend(path.get(parent.len()).cloned());
+        }
+    }
     let module = file.strip_prefix(source).unwrap().with_extension("");
     let mut module: Vec<String> = module.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     if module.last().is_some_and(|last| last == "mod") {
@@ -133,6 +134,14 @@ fn imports(file: &Path, source: &Path, parent: &[String]) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Names that `lib.rs` exports from a module, and that module.
+fn exports(source: &Path) -> BTreeMap<String, String> {
+    let file = source.join("lib.rs");
+    let text = if file.exists() { code(&file) } else { String::new() };
+    let exported = paths(&text, "pub use ").into_iter().filter(|path| path.len() == 2);
+    exported.map(|path| (path[1].clone(), path[0].clone())).collect()
 }
 
 /// A cycle of `edges`, if there is one.

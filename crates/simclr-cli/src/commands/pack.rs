@@ -5,7 +5,8 @@ use std::{process::ExitCode, sync::atomic::Ordering};
 use simclr::{
     data::{
         Dataset, Split, ValueRange,
-        dataset::{Channels, PackOptions, Packed, as_one_path, pack},
+        dataset::{Channels, as_one_path},
+        pack::{PackOptions, Packed, pack},
     },
     train::RunFolder,
 };

@@ -165,7 +165,7 @@ impl Dataset {
     }
 
     /// The content of an image, if it has been read.
-    pub(super) fn content(&self, index: usize) -> Option<u64> {
+    pub(crate) fn content(&self, index: usize) -> Option<u64> {
         Some(self.contents.get(self.stored(index))).filter(|&content| content != UNKNOWN)
     }
 

@@ -16,7 +16,7 @@ mod labelled;
 mod layout;
 mod list;
 mod notes;
-mod packed;
+pub(crate) mod packed;
 mod pages;
 mod parquet;
 mod raw;
@@ -36,7 +36,6 @@ use identity::Contents;
 pub use identity::{Changes, Observed};
 pub use labelled::Labels;
 pub use notes::list_counts;
-pub use packed::{PACKED_SET, PackOptions, Packed, pack};
 pub(crate) use several::sources_of;
 pub use several::{as_one_path, canonical};
 use source::Opened;
@@ -306,7 +305,7 @@ impl Dataset {
         self.source.decode_stored(index, stored?, &self.decoding)
     }
 
-    fn stored_bytes(&self, index: usize) -> u64 {
+    pub(crate) fn stored_bytes(&self, index: usize) -> u64 {
         self.source.stored_bytes(self.stored(index))
     }
 }

@@ -2,8 +2,9 @@
 
 use simclr_data::{
     Dataset, Split,
-    dataset::{Channels, Labels, OpenOptions, PackOptions, pack},
+    dataset::{Channels, Labels, OpenOptions},
     decode::{Decoding, Pages, decode},
+    pack::{PackOptions, pack},
 };
 
 use super::{

@@ -8,7 +8,7 @@ use std::{
 
 use simclr_data::{
     Dataset, Split,
-    dataset::{PackOptions, pack},
+    pack::{PackOptions, pack},
 };
 
 use super::{binary, open, parquet::hub_parquet, png, put, tar::tar_of};

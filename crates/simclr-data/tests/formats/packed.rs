@@ -8,8 +8,9 @@ use std::{
 use proptest::prelude::*;
 use simclr_data::{
     AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
-    dataset::{Channels, Labels, PackOptions, Packed, pack},
+    dataset::{Channels, Labels},
     decode::{Jpeg, Pages},
+    pack::{PackOptions, Packed, pack},
 };
 
 use super::{binary::idx, names, open, png, put};

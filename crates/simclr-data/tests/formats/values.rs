@@ -3,7 +3,8 @@
 use image::{ImageBuffer, Luma, Rgb};
 use simclr_data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{Channels, PackOptions, pack},
+    dataset::Channels,
+    pack::{PackOptions, pack},
 };
 
 fn put_16_bit(path: &std::path::Path, values: impl Fn(u32, u32) -> u16) {

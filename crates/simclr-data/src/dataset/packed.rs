@@ -12,8 +12,6 @@
 //! The index is at the end because sizes are known only after all images have been decoded. Truncated files lack the ending; the
 //! pixels of an image are checked against their checksum when they are first read.
 
-mod write;
-
 use std::{
     io::Read,
     path::{Path, PathBuf},
@@ -24,68 +22,66 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
-pub use write::{PACKED_SET, PackOptions, Packed, pack};
-
 use super::{Opened, Sample, Source, Split, identity::FileState};
 use crate::{
     DataError, Image, ValueRange,
     decode::{self, Decoding, MAX_PIXELS, Pages},
 };
 
-const MAGIC: &[u8; 8] = b"simclrpk";
-const VERSION: u32 = 1;
-const HEADER: usize = 16;
-const FOOTER: usize = 28;
+pub(crate) const MAGIC: &[u8; 8] = b"simclrpk";
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const HEADER: usize = 16;
+pub(crate) const FOOTER: usize = 28;
 
 /// The content of a packed set but for pixels.
 #[derive(Debug, Serialize, Deserialize)]
-struct Index {
-    channels: usize,
+pub(crate) struct Index {
+    pub(crate) channels: usize,
     /// The size to which shorter sides were scaled down.
-    size: Option<usize>,
+    pub(crate) size: Option<usize>,
     /// The range by which values were scaled to 8 bits.
     #[serde(default)]
-    range: ValueRange,
+    pub(crate) range: ValueRange,
     /// The rule for pages of TIFF files.
     #[serde(default, skip_serializing_if = "Pages::is_auto")]
-    pages: Pages,
+    pub(crate) pages: Pages,
     // Pixels are in the order of these fields.
-    train: Part,
-    test: Option<Part>,
-    validation: Option<Part>,
+    pub(crate) train: Part,
+    pub(crate) test: Option<Part>,
+    pub(crate) validation: Option<Part>,
     #[serde(default)]
-    unlabelled: Option<Part>,
+    pub(crate) unlabelled: Option<Part>,
 }
 
 /// One split. All columns but the last three have one entry per image.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Part {
-    names: Vec<String>,
-    labels: Vec<Option<u32>>,
+pub(crate) struct Part {
+    pub(crate) names: Vec<String>,
+    pub(crate) labels: Vec<Option<u32>>,
     /// Like the heights, 0 for images that could not be decoded.
-    widths: Vec<u32>,
-    heights: Vec<u32>,
+    pub(crate) widths: Vec<u32>,
+    pub(crate) heights: Vec<u32>,
     /// Size of each image in the original set, or of its pixels if it was scaled down; for the fingerprint.
-    stored_bytes: Vec<u64>,
-    checksums: Vec<u32>,
+    pub(crate) stored_bytes: Vec<u64>,
+    pub(crate) checksums: Vec<u32>,
     /// Checksum of each image in the original set, or [`content_of_pixels`] if it was scaled down; empty in files of earlier
     /// versions.
     #[serde(default)]
-    contents: Vec<u64>,
+    pub(crate) contents: Vec<u64>,
     /// Index and reason of images that could not be decoded.
     #[serde(rename = "bad")]
-    failed: Vec<(usize, String)>,
-    classes: Vec<String>,
+    pub(crate) failed: Vec<(usize, String)>,
+    pub(crate) classes: Vec<String>,
 }
 
 /// By the first bytes of a file.
-pub fn is_packed(path: &Path) -> bool {
+pub(crate) fn is_packed(path: &Path) -> bool {
     let mut start = [0; MAGIC.len()];
     let read = fs_err::File::open(path).and_then(|mut file| file.read_exact(&mut start));
     read.is_ok() && &start == MAGIC
 }
 
-pub fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
+pub(super) fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
     let file = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| DataError::format(path, reason))?;
@@ -168,7 +164,7 @@ fn read_index(file: &[u8]) -> Result<(Index, usize), String> {
 }
 
 /// The content checksum of an image from that of its pixels; never 0, which means unknown.
-fn content_of_pixels(checksum: u32) -> u64 {
+pub(crate) fn content_of_pixels(checksum: u32) -> u64 {
     (1 << 32) | u64::from(checksum)
 }
 

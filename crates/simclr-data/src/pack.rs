@@ -1,4 +1,4 @@
-//! Writing a packed set.
+//! A data set to one file of decoded images ([`crate::dataset`] reads it).
 
 use std::{
     io::{BufWriter, Write},
@@ -8,12 +8,14 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed};
 use crate::{
     DataError, Image, RangeChoice, ValueRange,
     atomic_file::{self, cannot_write},
     augment::shrink,
-    dataset::{Channels, Dataset, Labels, OpenOptions, Split},
+    dataset::{
+        Channels, Dataset, Labels, OpenOptions, Split,
+        packed::{FOOTER, HEADER, Index, MAGIC, Part, VERSION, content_of_pixels, is_packed},
+    },
     decode::{Jpeg, Pages},
     output,
 };
