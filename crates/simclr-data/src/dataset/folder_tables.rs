@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::{
     class_names::ClassNames,
-    labelled::{note_on_tables, unknown, unnamed},
     list::Names,
+    table_notes::{note_on_tables, unknown, unnamed},
     tables::{self, Matches, Table, Unusable},
 };
 

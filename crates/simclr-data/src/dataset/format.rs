@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Opened, Split, cifar, folder, folder_tables, idx, layout, packed, pages, parquet, several, splits, tar,
+    Opened, Split, cifar, class_names::ClassNames, folder, folder_tables, idx, joined::joined, layout,
+    packed, pages, parquet, several, splits, tar,
 };
 use crate::{DataError, decode::Pages};
 
@@ -50,7 +51,7 @@ impl<'a> Location<'a> {
             Format::Parquet(files) => !splits::shards_of(files, split).is_empty(),
             Format::Idx(files) => idx::find(files, split).is_some(),
             Format::Cifar(files) => split == Split::Test && cifar::has_test(files),
-            Format::Several(sources) => several::has_split(sources, split),
+            Format::Several(sources) => any_has_split(sources, split),
             Format::Tar(_) | Format::Folder | Format::Files(_) => match self.open(split, Pages::Auto) {
                 Ok(opened) => !opened.samples.is_empty(),
                 Err(error) => !matches!(error, DataError::Empty { .. }),
@@ -71,7 +72,7 @@ impl<'a> Location<'a> {
             Format::Cifar(files) => cifar::open(self.path, files, split),
             Format::Folder => folder::open(self.path, split),
             Format::Files(files) => several::open_files(files, split),
-            Format::Several(sources) => return several::open(sources, split, pages),
+            Format::Several(sources) => return open_several(sources, split, pages),
         }?;
         let rule = pages::resolved(pages, opened.source.recorded_pages(), &opened.samples)?;
         pages::expanded(opened, rule)
@@ -100,7 +101,7 @@ impl Format {
     /// By the names of the files at `path`; packed sets by their first bytes.
     fn of(path: &Path) -> Result<Self, DataError> {
         if let Some(sources) = several::sources(path)? {
-            return Ok(several::of_one_kind(&sources).unwrap_or(Self::Several(sources)));
+            return Ok(of_one_kind(&sources).unwrap_or(Self::Several(sources)));
         }
         if !path.exists() {
             return Err(several::no_such(path));
@@ -129,6 +130,62 @@ impl Format {
     }
 }
 
+/// The images of `split` in all sources that have it.
+fn open_several(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, DataError> {
+    let mut sets = Vec::new();
+    for path in paths {
+        let location = Location::of(path)?;
+        if location.is_several() {
+            return Err(DataError::format(
+                path,
+                "it is a list or pattern within a list or pattern, which is not supported",
+            ));
+        }
+        if split == Split::Train || location.has_split(split) {
+            let mut set = location.open(split, pages)?;
+            let prefix = prefix(path, paths);
+            set.samples.iter_mut().for_each(|sample| sample.name = format!("{prefix}/{}", sample.name));
+            let notes = set.notes.iter_mut().chain(&mut set.label_notes);
+            notes.for_each(|note| *note = format!("`{prefix}`: {note}"));
+            sets.push(set);
+        }
+    }
+    let classes = ClassNames::sorted(sets.iter().flat_map(|set| set.classes.iter().cloned()));
+    Ok(joined(sets, classes))
+}
+
+/// The last component of a path, or the whole path if another source has the same.
+fn prefix(path: &Path, paths: &[PathBuf]) -> String {
+    let alike = paths.iter().filter(|other| other.file_name() == path.file_name()).count();
+    let name = path.file_name().filter(|_| alike == 1).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| path.display().to_string())
+}
+
+fn any_has_split(paths: &[PathBuf], split: Split) -> bool {
+    let has = |location: Location<'_>| !location.is_several() && location.has_split(split);
+    paths.iter().any(|path| Location::of(path).is_ok_and(has))
+}
+
+/// The common format of files of one kind; `None` for anything else.
+fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
+    let all = |extension: &str| with_extension(paths, extension).len() == paths.len();
+    if !paths.iter().all(|path| path.is_file()) {
+        return None;
+    }
+    match () {
+        () if paths.iter().all(|path| tar::is_shard(path)) => Some(Format::Tar(paths.to_vec())),
+        () if all("parquet") => Some(Format::Parquet(paths.to_vec())),
+        () if paths
+            .iter()
+            .filter_map(|path| path.file_name())
+            .all(|name| layout::is_image(&name.to_string_lossy())) =>
+        {
+            Some(Format::Files(paths.to_vec()))
+        }
+        () => None,
+    }
+}
+
 /// Parquet files of images among `files`, or in the folder `data` as on the Hugging Face hub.
 fn parquets_of(path: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
     let mut parquets = with_extension(files, "parquet");
@@ -145,7 +202,7 @@ fn parquets_of(path: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>, DataError
     Ok(parquets)
 }
 
-pub(super) fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
+fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
     let matches =
         |file: &&PathBuf| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
     files.iter().filter(matches).cloned().collect()

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::{labelled::NAMED, notes::list_names, tables::plain};
+use super::{notes::list_names, table_notes::NAMED, tables::plain};
 
 /// Maximal size of a member that is read; larger ones describe a set, not a sample.
 pub const MAX_BYTES: u64 = 1 << 20;

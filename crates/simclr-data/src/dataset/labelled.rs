@@ -14,12 +14,10 @@ use super::{
     list::Names,
     notes::list_names,
     pages,
-    tables::{self, Matches, Table},
+    table_notes::{NAMED, note_on_tables, unknown, unnamed},
+    tables::{self, Table},
 };
 use crate::{DataError, decode::Pages};
-
-/// Maximal number of names in a note.
-pub(super) const NAMED: usize = 3;
 
 /// `data.labels`: the source of labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -182,39 +180,6 @@ fn no_image_in(table: &Table, names: &[&str]) -> String {
     format!(
         "none of its {count} rows names an image of the set: the first is `{row}`, an image is called `{image}`"
     )
-}
-
-/// Names of the images without a row.
-pub(super) fn unnamed<'a>(rows: &[Option<usize>], names: &[&'a str]) -> impl Iterator<Item = &'a str> {
-    rows.iter().zip(names).filter(|(row, _)| row.is_none()).map(|(_, name)| *name)
-}
-
-/// Names in rows that match no image, and the number of all rows.
-pub(super) fn unknown<'a>(tables: &[(&'a Table, &Matches)]) -> (Vec<&'a str>, usize) {
-    let names = tables
-        .iter()
-        .flat_map(|(table, found)| found.unknown.iter().map(|&row| table.rows[row].image.as_str()));
-    (names.collect(), tables.iter().map(|(table, _)| table.rows.len()).sum())
-}
-
-/// A note on the tables that give labels, on the `unnamed` of `images`, and on the `unknown` names in their rows.
-pub(super) fn note_on_tables(
-    tables: &[&str],
-    (unnamed, images): (&[&str], usize),
-    (unknown, rows): &(Vec<&str>, usize),
-) -> String {
-    let mut note = format!("labels are those of {}", list_names(tables, NAMED));
-    if !unnamed.is_empty() {
-        note += &format!(
-            "; {} of {images} images are not named there: {}",
-            unnamed.len(),
-            list_names(unnamed, NAMED)
-        );
-    }
-    if !unknown.is_empty() {
-        note += &format!("; {} of {rows} rows name no image: {}", unknown.len(), list_names(unknown, NAMED));
-    }
-    note
 }
 
 /// A note on images without a label next to labelled ones.

@@ -21,6 +21,7 @@ mod pages;
 mod parquet;
 mod raw;
 mod several;
+mod table_notes;
 mod source;
 mod splits;
 mod survey;

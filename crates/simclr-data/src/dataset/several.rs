@@ -7,15 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    Location, Opened, Split,
-    class_names::ClassNames,
-    folder,
-    format::{Format, with_extension},
-    joined::joined,
-    layout, tar,
-};
-use crate::{DataError, decode::Pages};
+use super::{Opened, Split, folder};
+use crate::DataError;
 
 /// Maximal number of paths that a pattern may expand to.
 const MAX_PATHS: usize = 1 << 20;
@@ -165,62 +158,6 @@ fn range(text: &str) -> Option<Result<Vec<String>, String>> {
     }
     let digits = if first.starts_with('0') { first.len() } else { 1 };
     Some(Ok((from..=to).map(|number| format!("{number:0digits$}")).collect()))
-}
-
-/// The common format of files of one kind; `None` for anything else.
-pub fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
-    let all = |extension: &str| with_extension(paths, extension).len() == paths.len();
-    if !paths.iter().all(|path| path.is_file()) {
-        return None;
-    }
-    match () {
-        () if paths.iter().all(|path| tar::is_shard(path)) => Some(Format::Tar(paths.to_vec())),
-        () if all("parquet") => Some(Format::Parquet(paths.to_vec())),
-        () if paths
-            .iter()
-            .filter_map(|path| path.file_name())
-            .all(|name| layout::is_image(&name.to_string_lossy())) =>
-        {
-            Some(Format::Files(paths.to_vec()))
-        }
-        () => None,
-    }
-}
-
-/// The images of `split` in all sources that have it.
-pub fn open(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened, DataError> {
-    let mut sets = Vec::new();
-    for path in paths {
-        let location = Location::of(path)?;
-        if location.is_several() {
-            return Err(DataError::format(
-                path,
-                "it is a list or pattern within a list or pattern, which is not supported",
-            ));
-        }
-        if split == Split::Train || location.has_split(split) {
-            let mut set = location.open(split, pages)?;
-            let prefix = prefix(path, paths);
-            set.samples.iter_mut().for_each(|sample| sample.name = format!("{prefix}/{}", sample.name));
-            let notes = set.notes.iter_mut().chain(&mut set.label_notes);
-            notes.for_each(|note| *note = format!("`{prefix}`: {note}"));
-            sets.push(set);
-        }
-    }
-    let classes = ClassNames::sorted(sets.iter().flat_map(|set| set.classes.iter().cloned()));
-    Ok(joined(sets, classes))
-}
-
-/// The last component of a path, or the whole path if another source has the same.
-fn prefix(path: &Path, paths: &[PathBuf]) -> String {
-    let alike = paths.iter().filter(|other| other.file_name() == path.file_name()).count();
-    let name = path.file_name().filter(|_| alike == 1).map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| path.display().to_string())
-}
-
-pub fn has_split(paths: &[PathBuf], split: Split) -> bool {
-    let has = |location: Location<'_>| !location.is_several() && location.has_split(split);
-    paths.iter().any(|path| Location::of(path).is_ok_and(has))
 }
 
 /// Image files, with the folders below their common folder as classes and splits.
