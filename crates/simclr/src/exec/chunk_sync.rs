@@ -9,7 +9,8 @@ use tch::Tensor;
 use super::{
     DeviceBatch, DeviceBatches, Executor, StepContext, StepOutput,
     baton::run_in_turns,
-    grad_cache::{CachedLoss, EmbeddedChunk, backward_from},
+    grad_cache::{CachedLoss, backward_from},
+    pairing::EmbeddedChunk,
 };
 use crate::{
     ModelError, TrainError,

@@ -13,7 +13,10 @@
 use simclr_data::Chunk;
 use tch::Tensor;
 
-use super::{DeviceBatch, DeviceBatches, Executor, StepContext, StepOutput, pairing::Pairing};
+use super::{
+    DeviceBatch, DeviceBatches, Executor, StepContext, StepOutput,
+    pairing::{EmbeddedChunk, Pairing},
+};
 use crate::{
     ModelError, TrainError,
     dist::{BatchShards, all_ok},
@@ -26,13 +29,6 @@ use crate::{
 pub struct GradCache {
     /// Times that a chunk is read: 1, with its views kept between the passes, or 2.
     pub passes: usize,
-}
-
-/// A chunk after its first pass; h and z have no autograd graph.
-pub(super) struct EmbeddedChunk {
-    pub batch: DeviceBatch,
-    pub h: Tensor,
-    pub z: Tensor,
 }
 
 impl Executor for GradCache {

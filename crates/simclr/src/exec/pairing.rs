@@ -5,8 +5,15 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::grad_cache::EmbeddedChunk;
+use super::DeviceBatch;
 use crate::dist::{BatchShards, ProcessGroup};
+
+/// A chunk after its first pass; h and z have no autograd graph.
+pub(super) struct EmbeddedChunk {
+    pub batch: DeviceBatch,
+    pub h: Tensor,
+    pub z: Tensor,
+}
 
 /// The order of rows in the loss. Rows are counted over all ranks and chunks; a chunk has its first views before its second
 /// views.

@@ -7,11 +7,7 @@ use arrow_array::{
 };
 use arrow_schema::DataType;
 
-use super::{super::class_names::ClassNames, file::File};
-use crate::DataError;
-
-/// Maximal number of classes, against columns of identifiers.
-const MAX_CLASSES: i64 = 1 << 20;
+use super::super::class_names::ClassNames;
 
 #[derive(Debug, Clone)]
 pub enum Label {
@@ -63,41 +59,6 @@ pub fn stored(column: &ArrayRef) -> Result<Vec<Option<Label>>, String> {
 fn numbers<T: ArrowPrimitiveType<Native: TryInto<i64>>>(column: &ArrayRef) -> Vec<Option<Label>> {
     let number = |value: T::Native| Label::Number(value.try_into().unwrap_or(i64::MAX));
     column.as_primitive::<T>().iter().map(|value| value.map(number)).collect()
-}
-
-/// Class names of a set: from the metadata of the hub, else the sorted texts, else the numbers.
-pub fn classes(files: &[File]) -> Result<ClassNames, DataError> {
-    let mut numbers = 0;
-    for file in files {
-        let counts = file.labels.iter().flatten().filter_map(|label| match label {
-            Label::Number(number) => Some(number.saturating_add(1)),
-            Label::Text(_) => None,
-        });
-        let count = counts.max().unwrap_or(0);
-        if count > MAX_CLASSES {
-            let reason = format!("label {}, expected below {MAX_CLASSES}", count - 1);
-            return Err(DataError::format(&file.path, reason));
-        }
-        numbers = numbers.max(count);
-    }
-    if let Some(file) = files.iter().find(|file| !file.class_names.is_empty()) {
-        if (file.class_names.len() as i64) < numbers {
-            let reason = format!(
-                "label {}, expected below {}, the number of class names",
-                numbers - 1,
-                file.class_names.len()
-            );
-            return Err(DataError::format(&file.path, reason));
-        }
-        return Ok(ClassNames::numbered(file.class_names.clone()));
-    }
-    let texts = files.iter().flat_map(|file| file.labels.iter().flatten()).filter_map(|label| match label {
-        Label::Text(text) => Some(text.clone()),
-        Label::Number(_) => None,
-    });
-    let texts = ClassNames::sorted(texts);
-    let numbered = || ClassNames::numbered((0..numbers).map(|class| class.to_string()).collect());
-    Ok(if texts.names.is_empty() { numbered() } else { texts })
 }
 
 /// Indices into `classes`; `None` for a missing label or a negative one, which the hub writes for withheld labels.

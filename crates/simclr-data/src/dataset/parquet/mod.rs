@@ -12,10 +12,12 @@ use std::{borrow::Cow, path::PathBuf};
 
 use bytes::Bytes;
 
-use self::file::File;
-use super::{Opened, Sample, Source, Split, splits};
+use self::{file::File, labels::Label};
+use super::{Opened, Sample, Source, Split, class_names::ClassNames, splits};
 use crate::{DataError, decode};
 
+/// Maximal number of classes, against columns of identifiers.
+const MAX_CLASSES: i64 = 1 << 20;
 /// Maximal size of encoded images in memory.
 const KEEP_BYTES: u64 = 4 << 30;
 
@@ -26,7 +28,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
 fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Opened, DataError> {
     // Labels of all files, so that all splits number the classes alike.
     let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let classes = labels::classes(&files)?;
+    let classes = classes(&files)?;
     let wanted = splits::shards_of(paths, split);
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
     let first_note = files.iter().find_map(|file| file.note.clone()).filter(|_| split == Split::Train);
@@ -54,6 +56,41 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     let left = splits::note_on_shards(paths).filter(|_| split == Split::Train);
     let label_notes = first_note.into_iter().chain(classes.notes()).collect();
     Ok(Opened { samples, notes: left.into_iter().collect(), label_notes, classes: classes.names, source })
+}
+
+/// Class names of a set: from the metadata of the hub, else the sorted texts, else the numbers.
+fn classes(files: &[File]) -> Result<ClassNames, DataError> {
+    let mut numbers = 0;
+    for file in files {
+        let counts = file.labels.iter().flatten().filter_map(|label| match label {
+            Label::Number(number) => Some(number.saturating_add(1)),
+            Label::Text(_) => None,
+        });
+        let count = counts.max().unwrap_or(0);
+        if count > MAX_CLASSES {
+            let reason = format!("label {}, expected below {MAX_CLASSES}", count - 1);
+            return Err(DataError::format(&file.path, reason));
+        }
+        numbers = numbers.max(count);
+    }
+    if let Some(file) = files.iter().find(|file| !file.class_names.is_empty()) {
+        if (file.class_names.len() as i64) < numbers {
+            let reason = format!(
+                "label {}, expected below {}, the number of class names",
+                numbers - 1,
+                file.class_names.len()
+            );
+            return Err(DataError::format(&file.path, reason));
+        }
+        return Ok(ClassNames::numbered(file.class_names.clone()));
+    }
+    let texts = files.iter().flat_map(|file| file.labels.iter().flatten()).filter_map(|label| match label {
+        Label::Text(text) => Some(text.clone()),
+        Label::Number(_) => None,
+    });
+    let texts = ClassNames::sorted(texts);
+    let numbered = || ClassNames::numbered((0..numbers).map(|class| class.to_string()).collect());
+    Ok(if texts.names.is_empty() { numbered() } else { texts })
 }
 
 struct Memory {
