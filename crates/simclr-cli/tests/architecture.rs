@@ -65,8 +65,10 @@ fn expand(text: &str, before: &[String], found: &mut BTreeSet<Vec<String>>) -> u
         if word.is_empty() && text[at..].starts_with('{') {
             at += 1;
             while !text[at..].starts_with('}') {
+                let begin = at;
                 at += expand(&text[at..], &path, found);
                 at += text[at..].len() - text[at..].trim_start_matches([',', ' ', '\n']).len();
+                assert!(at > begin, "a use tree without an end: {}", &text[..at]);
             }
             return at + 1;
         }

@@ -55,20 +55,22 @@ fn documents_name_only_paths_that_exist() {
 /// Which module of `simclr` may import which. `error` and `data` may be imported by all; `lib.rs` by none.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("params", &[]),
-    ("checkpoint", &[]),
     ("device", &[]),
     ("views", &["device"]),
-    ("nt_xent", &[]),
-    ("knn", &[]),
-    ("health", &["nt_xent"]),
+    ("params", &[]),
     ("encoder", &["device", "params"]),
     ("head", &["device", "encoder", "params"]),
-    ("objective", &["nt_xent"]),
-    ("model", &["device", "encoder", "head", "objective", "params"]),
-    ("optim", &["params"]),
+    ("task", &[]),
+    ("model", &["device", "encoder", "head", "params", "task"]),
+    ("nt_xent", &[]),
+    ("health", &["nt_xent"]),
     ("dist", &["encoder", "nt_xent", "params"]),
-    ("config", &["device", "encoder", "head", "nt_xent", "objective", "optim", "dist", "views"]),
+    ("optim", &["params"]),
+    ("config", &["device", "encoder", "head", "nt_xent", "task", "optim", "dist", "views"]),
+    ("methods", &["encoder", "model", "nt_xent", "params"]),
+    ("exec", &["dist", "encoder", "methods", "model", "nt_xent", "optim", "views"]),
+    ("checkpoint", &[]),
+    ("knn", &[]),
     (
         "train",
         &[
@@ -76,14 +78,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "device",
             "encoder",
+            "exec",
             "health",
             "knn",
+            "methods",
             "model",
             "nt_xent",
-            "objective",
             "optim",
             "params",
             "dist",
+            "task",
             "views",
         ],
     ),
@@ -97,9 +101,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "head",
             "knn",
             "model",
-            "objective",
             "optim",
             "params",
+            "task",
             "train",
         ],
     ),
@@ -112,7 +116,7 @@ fn modules_import_only_what_they_may() {
     for file in files_below(&source, "rs") {
         let relative = file.strip_prefix(&source).unwrap();
         let room = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
-        if room == "lib" {
+        if room == "lib" || file.ends_with("tests.rs") {
             continue;
         }
         let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == room);

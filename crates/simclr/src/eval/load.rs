@@ -152,8 +152,9 @@ mod tests {
             assert!(names.contains(&&leaf[..]) || leaf == "eval.transform", "{leaf}");
         }
         for name in names {
-            let error = load("", &[&format!("{name}={{ x = 1 }}")]).unwrap_err().to_string();
-            assert!(!error.contains("unknown field"), "{name}: {error}");
+            let error = load("", &[&format!("{name}=true")])
+                .map_or_else(|error| error.to_string(), |_| String::new());
+            assert!(!error.contains("unknown"), "{name}: {error}");
         }
     }
 
