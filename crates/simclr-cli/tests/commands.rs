@@ -214,7 +214,7 @@ fn foreign_weights_are_evaluated_in_a_folder_of_their_own() {
     for more in [&[][..], &["--fresh"]] {
         let refused = evaluate(&new, &weights[1], more);
         refused.refuses(&["it holds the weights `encoder.safetensors`"]);
-        refused.hints("give another folder");
+        refused.hints("use another folder");
     }
     evaluate(&new, &weights[0], &["--normalize", "none"]).refuses(&["encoder.input_mean was [0.485"]);
     evaluate(&temp.path().join("1"), &weights[1], &[]).refuses(&["it holds a run trained here"]);

@@ -14,7 +14,7 @@ use simclr::{
     head::HeadConfig,
     model::Model,
     nt_xent::l2_normalize,
-    optim::{OptimConfig, Optimizer},
+    optim::{OptimConfig, OptimKind, Optimizer},
     tch::{Device, Kind, Tensor},
 };
 
@@ -41,7 +41,8 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
     let encoder = EncoderConfig { name: EncoderName::ConvC3, ..EncoderConfig::default() };
     let input = (shape.0 as i64, shape.1 as i64);
     let model = Model::new(&encoder, &HeadConfig::default(), input, 0, device, Precision::F32)?;
-    let mut optimizer = Optimizer::new(&OptimConfig::default(), &model.params);
+    let optim = OptimConfig { kind: OptimKind::Adamw, ..OptimConfig::default() };
+    let mut optimizer = Optimizer::new(&optim, &model.params);
     let config = LoaderConfig { batch: 16, size: shape.1, ..LoaderConfig::default() };
     let loader = Loader::new(dataset, AugmentConfig::default(), config)?;
     let mut losses = Vec::new();
@@ -50,7 +51,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
         let (_, z) = model.forward(&views, &Mode::train())?;
         let loss = alignment_and_uniformity(&z);
         loss.backward();
-        optimizer.step(&model.params, 0.1)?;
+        optimizer.step(&model.params, 2e-3)?;
         losses.push(loss.double_value(&[]));
     }
     Ok(losses)

@@ -13,7 +13,7 @@ use simclr::{
     head::HeadConfig,
     model::Model,
     nt_xent::{LossConfig, nt_xent},
-    optim::{OptimConfig, Optimizer},
+    optim::{OptimConfig, OptimKind, Optimizer},
     tch::Device,
 };
 
@@ -26,7 +26,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
     let encoder = EncoderConfig { name: EncoderName::ConvC3, ..EncoderConfig::default() };
     let input = (shape.0 as i64, shape.1 as i64);
     let model = Model::new(&encoder, &HeadConfig::default(), input, 0, device, Precision::F32)?;
-    let optim = OptimConfig::default();
+    let optim = OptimConfig { kind: OptimKind::Adamw, ..OptimConfig::default() };
     let mut optimizer = Optimizer::new(&optim, &model.params);
     let loss_config = LossConfig { temperature: 0.5, ..LossConfig::default() };
 
@@ -38,7 +38,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
         let (_, z) = model.forward(&views, &Mode::train())?;
         let loss = nt_xent(&z, &loss_config).loss;
         loss.backward();
-        optimizer.step(&model.params, 0.1)?;
+        optimizer.step(&model.params, 2e-3)?;
         losses.push(loss.double_value(&[]));
     }
     Ok(losses)

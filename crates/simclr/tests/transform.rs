@@ -97,7 +97,7 @@ fn a_run_that_records_no_transform_keeps_the_official_crop_and_says_so() {
     run.write("config.toml", &format!("{before}{after}")).unwrap();
     let results = evaluated(&run, &data, TransformChange::default());
     assert_eq!(results.run.transform.unwrap().crop, EvalCrop::Share(0.875));
-    assert!(results.notes.iter().any(|note| note.contains("does not record")), "{:?}", results.notes);
+    assert!(results.notes.iter().any(|note| note.contains("records no [transform]")), "{:?}", results.notes);
 }
 
 #[test]

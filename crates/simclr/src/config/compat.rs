@@ -20,6 +20,17 @@ pub(super) fn rename_former_keys(table: &mut Table) -> Vec<String> {
     RENAMED.iter().filter_map(|(former, present)| rename(table, former, present)).collect()
 }
 
+/// An override `key=value` under the present name of its key, and a notice if that is another one.
+pub(super) fn rename_override(text: &str) -> (String, Option<String>) {
+    let key = text.split('=').next().unwrap_or_default();
+    match RENAMED.iter().find(|(former, _)| *former == key.trim()) {
+        Some((former, present)) => {
+            (format!("{present}{}", &text[key.len()..]), Some(format!("`{former}` is now `{present}`")))
+        }
+        None => (text.to_owned(), None),
+    }
+}
+
 fn rename(table: &mut Table, former: &str, present: &str) -> Option<String> {
     let (section, old) = former.split_once('.')?;
     let (new_section, new) = present.split_once('.')?;
@@ -50,10 +61,18 @@ mod tests {
     }
 
     #[test]
-    fn a_key_under_both_names_is_refused() {
-        let overrides = ["task.validation=true", "task.include_validation=false"].map(str::to_owned);
-        let error = RunConfig::load(None, &overrides).unwrap_err().to_string();
-        assert!(error.contains("task.validation"), "{error}");
+    fn a_table_with_both_names_keeps_the_former_one() {
+        let text = "[task]\nvalidation = true\ninclude_validation = false";
+        let mut table: Table = text.parse().unwrap();
+        assert!(rename_former_keys(&mut table).is_empty() && table["task"].get("validation").is_some());
+    }
+
+    #[test]
+    fn overrides_of_former_keys_win_over_present_ones() {
+        let overrides = ["task.include_validation=false", "task.validation=true"].map(str::to_owned);
+        let (config, written) = RunConfig::load_written(None, &overrides).unwrap();
+        assert!(config.task.include_validation && written.has("task.include_validation"));
+        assert_eq!(written.notices(), ["`task.validation` is now `task.include_validation`"]);
     }
 
     /// Checkpoints and `config.toml` of older runs have former names.

@@ -9,7 +9,10 @@ use serde::de::DeserializeOwned;
 use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
 use toml::{Table, Value};
 
-use super::{RunConfig, compat::rename_former_keys};
+use super::{
+    RunConfig,
+    compat::{rename_former_keys, rename_override},
+};
 use crate::ConfigError;
 
 /// Keys that are unset by default and therefore missing in the default configuration.
@@ -59,8 +62,12 @@ impl RunConfig {
         let table = path.map_or(Ok(Table::new()), read)?;
         let mut written = table.clone();
         let config = Self::of_table(table, path, overrides)?;
-        overrides.iter().try_for_each(|text| set(&mut written, text))?;
-        let notices = rename_former_keys(&mut written);
+        let mut notices = rename_former_keys(&mut written);
+        for text in overrides {
+            let (text, notice) = rename_override(text);
+            set(&mut written, &text)?;
+            notices.extend(notice);
+        }
         let keys = Some(leaves(&written, "").into_iter().collect());
         Ok((config, Written { keys, notices }))
     }
@@ -130,9 +137,8 @@ pub(crate) fn merged<T: DeserializeOwned>(
         from_text::<T>(path, &fs_err::read_to_string(path)?)?;
     }
     for text in overrides {
-        set(&mut table, text)?;
+        set(&mut table, &rename_override(text).0)?;
     }
-    rename_former_keys(&mut table);
     refuse_unknown(Path::new("--set"), &table, known)?;
     Ok(table)
 }
