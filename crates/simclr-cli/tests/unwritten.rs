@@ -86,7 +86,7 @@ fn steps_that_exceed_memory_are_refused_with_numbers() {
     assert!(!run.exists());
     // A written chunk is kept, with a warning.
     let taken = execute(&mut pretrain(&data, &run, &["--chunk", "8", "--set", "train.memory_gib=0.01"]));
-    assert!(taken.succeeds().err.contains("the system may end the run"), "{}", taken.err);
+    assert!(taken.succeeds().err.contains("the system may kill the run"), "{}", taken.err);
 }
 
 #[test]
