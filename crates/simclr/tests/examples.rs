@@ -18,7 +18,7 @@ fn images(folder: &Path) {
         let mut bytes = b"P6 48 48 255\n".to_vec();
         let pixel = |row: usize, column: usize| {
             let place = [row, column, row + column, row + 48 - column][index % 4];
-            let is_light = place / (2 + index / 4) % 2 == 0;
+            let is_light = (place / (2 + index / 4)).is_multiple_of(2);
             let color = [index * 8, 255 - index * 8, (index * 40) % 256];
             color.map(|value| if is_light { 255 } else { value as u8 / 2 })
         };
