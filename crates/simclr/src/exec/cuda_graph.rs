@@ -16,7 +16,7 @@ use crate::{
 /// Eager steps before the capture, in which cuDNN selects algorithms and kernels are loaded.
 const WARM_UP_STEPS: usize = 3;
 
-/// Captures the step after [`WARM_UP_STEPS`] eager ones and replays it. Batches of another size run eagerly.
+/// Captures the step after three eager ones and replays it. Batches of another size run eagerly.
 #[derive(Debug, Default)]
 pub struct CudaGraphExecutor {
     state: State,

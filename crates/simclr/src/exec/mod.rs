@@ -1,5 +1,5 @@
-//! How a training step runs: whole ([`eager`]), captured as a CUDA graph ([`cuda_graph`]), or in chunks with gradient caching
-//! ([`grad_cache`], [`chunk_sync`]). Executors are independent of the method, because the loss depends on the
+//! How a training step runs: whole ([`Eager`]), captured as a CUDA graph ([`CudaGraphExecutor`]), or in chunks with gradient caching
+//! ([`GradCache`], [`ChunkSync`]). Executors are independent of the method, because the loss depends on the
 //! embeddings only.
 
 mod baton;

@@ -1,4 +1,4 @@
-//! A training run: set-up ([`setup`]), steps ([`fit`]), files of the run folder ([`journal`]), state of a checkpoint ([`state`]).
+//! A training run: set-up (`setup`), steps ([`fit`]), files of the run folder (`journal`), state of a checkpoint ([`state`]).
 
 mod auto_config; // values of keys that the user did not set; memory and duration
 mod bad_files;
