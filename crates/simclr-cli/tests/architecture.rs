@@ -2,11 +2,16 @@
 //! words to avoid.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/source_files.rs"]
+mod source_files;
+
 use fs_err as fs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
+
+use source_files::{all_files, files_below, root};
 
 /// Lines of a source file or of a test file.
 const MAX_FILE_LINES: usize = 450;
@@ -15,24 +20,6 @@ const MAX_FUNCTION_LINES: [usize; 2] = [7, 21];
 /// Files on the walk of an image from the listing to the encoder, and on the walk of one update.
 const MAX_WALKS: [usize; 2] = [20, 6];
 const CRATES: [&str; 4] = ["simclr-data", "simclr-shim", "simclr", "simclr-cli"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace has a root")
-}
-
-fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path, extensions));
-        } else if path.extension().is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
 
 /// The text without its unit tests and without comments.
 fn code(path: &Path) -> String {
@@ -93,7 +80,8 @@ fn sibling_imports(source: &Path, parent: &[String]) -> BTreeMap<String, BTreeSe
     for child in &children {
         let own = [folder.join(format!("{child}.rs")), folder.join(child)];
         let own = own.iter().filter(|path| path.exists());
-        let own = own.flat_map(|path| if path.is_dir() { files(path, &["rs"]) } else { vec![path.clone()] });
+        let own =
+            own.flat_map(|path| if path.is_dir() { all_files(path, &["rs"]) } else { vec![path.clone()] });
         let imported = own.flat_map(|file| imports(&file, source, parent));
         let imported = imported.filter(|name| name != child && children.contains(name)).collect();
         edges.insert(child.clone(), imported);
@@ -224,7 +212,7 @@ fn libraries_declare_modules_in_the_order_of_their_imports() {
 fn files_and_functions_are_short() {
     let mut functions = Vec::new();
     for name in CRATES {
-        for file in files(&root().join("crates").join(name), &["rs", "cpp", "cu", "h"]) {
+        for file in files_below(&root().join("crates").join(name), &["rs", "cpp", "cu", "h"]) {
             let text = fs::read_to_string(&file).unwrap();
             let lines = text.lines().count();
             assert!(lines <= MAX_FILE_LINES, "{}: {lines} lines, at most {MAX_FILE_LINES}", file.display());
@@ -319,7 +307,8 @@ fn words_to_avoid_are_avoided() {
     assert!(words.len() > 10, "{words:?}");
     let kinds = ["rs", "cpp", "cu", "h", "md", "toml", "py", "sh", "yaml"];
     let folders = ["crates", "docs", "bench", "reference", "configs", "setup"];
-    let mut all: Vec<PathBuf> = folders.iter().flat_map(|name| files(&root().join(name), &kinds)).collect();
+    let mut all: Vec<PathBuf> =
+        folders.iter().flat_map(|name| files_below(&root().join(name), &kinds)).collect();
     all.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile"].map(|name| root().join(name)));
     let own = ["docs/glossary.md", "crates/simclr-cli/tests/architecture.rs"].map(|name| root().join(name));
     let mut found = Vec::new();

@@ -2,35 +2,13 @@
 //! libraries do not print, recipes say what they are.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/source_files.rs"]
+mod source_files;
+
 use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace has a root")
-}
-
-fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let found = collect(folder, extension);
-    assert!(!found.is_empty(), "no .{extension} file below {}", folder.display());
-    found
-}
-
-fn collect(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(collect(&path, extension));
-        } else if path.extension().is_some_and(|found| found == extension) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
+use source_files::{files_below, root};
 
 #[test]
 fn documents_name_only_paths_that_exist() {
@@ -113,7 +91,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 #[test]
 fn modules_import_only_what_they_may() {
     let source = root().join("crates/simclr/src");
-    for file in files_below(&source, "rs") {
+    for file in files_below(&source, &["rs"]) {
         let relative = file.strip_prefix(&source).unwrap();
         let room = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
         if room == "lib" || file.ends_with("tests.rs") {
@@ -168,7 +146,7 @@ fn top_level_names(tree: &str) -> Vec<String> {
 #[test]
 fn libraries_never_print_or_exit() {
     for library in ["crates/simclr-data/src", "crates/simclr/src", "crates/simclr-shim/src"] {
-        for file in files_below(&root().join(library), "rs") {
+        for file in files_below(&root().join(library), &["rs"]) {
             let text = fs::read_to_string(&file).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for banned in
@@ -184,7 +162,7 @@ fn libraries_never_print_or_exit() {
 #[test]
 fn only_one_module_writes_to_the_terminal() {
     let source = root().join("crates/simclr-cli/src");
-    for file in files_below(&source, "rs") {
+    for file in files_below(&source, &["rs"]) {
         let text = fs::read_to_string(&file).unwrap();
         let own = file.ends_with("terminal.rs");
         for banned in ["println!", "print!", "dbg!", "clippy::print_", "clap::Parser::parse", "::parse()."] {
@@ -198,7 +176,7 @@ fn only_one_module_writes_to_the_terminal() {
 
 #[test]
 fn no_file_is_a_grab_bag() {
-    for file in files_below(&root().join("crates"), "rs") {
+    for file in files_below(&root().join("crates"), &["rs"]) {
         let name = file.file_stem().unwrap().to_str().unwrap();
         assert!(!["utils", "util", "common", "helpers", "misc"].contains(&name), "{}", file.display());
         let text = fs::read_to_string(&file).unwrap();
@@ -208,7 +186,7 @@ fn no_file_is_a_grab_bag() {
 
 #[test]
 fn every_recipe_states_source_command_time_and_result() {
-    for file in files_below(&root().join("configs"), "toml") {
+    for file in files_below(&root().join("configs"), &["toml"]) {
         let text = fs::read_to_string(&file).unwrap();
         let header: String = text.lines().take_while(|line| line.starts_with('#')).collect();
         for wanted in ["Source:", "Command:", "Time:", "Expected:"] {

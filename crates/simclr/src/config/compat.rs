@@ -25,7 +25,7 @@ pub(super) fn rename_override(text: &str) -> (String, Option<String>) {
     let key = text.split('=').next().unwrap_or_default();
     match RENAMED.iter().find(|(former, _)| *former == key.trim()) {
         Some((former, present)) => {
-            (format!("{present}{}", &text[key.len()..]), Some(format!("`{former}` is now `{present}`")))
+            (format!("{present}{}", &text[key.len()..]), Some(notice(former, present)))
         }
         None => (text.to_owned(), None),
     }
@@ -43,7 +43,11 @@ fn rename(table: &mut Table, former: &str, present: &str) -> Option<String> {
     }
     let target = table.entry(new_section).or_insert_with(|| Value::Table(Table::new()));
     target.as_table_mut()?.insert(new.to_owned(), value);
-    Some(format!("`{former}` is now `{present}`"))
+    Some(notice(former, present))
+}
+
+fn notice(former: &str, present: &str) -> String {
+    format!("`{former}` is now `{present}`")
 }
 
 #[cfg(test)]

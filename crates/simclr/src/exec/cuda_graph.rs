@@ -4,7 +4,7 @@
 use simclr_shim::stream::CudaGraph;
 use tch::{Kind, Tensor};
 
-use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, StepOutput, eager};
+use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, StepOutput};
 use crate::{
     TrainError,
     dist::all_ok,
@@ -112,7 +112,7 @@ impl Executor for CudaGraphExecutor {
         step: u64,
         batches: &mut DeviceBatches<'_>,
     ) -> Result<StepOutput, TrainError> {
-        eager::gradients(context, all_ok(context.group, DeviceBatch::next_of(batches, step))?)
+        Eager.gradients(context, step, batches)
     }
 
     fn step(
@@ -126,7 +126,7 @@ impl Executor for CudaGraphExecutor {
         let views = batch.take_views()?;
         if !self.is_captured(context, optimizer, &views) {
             batch.views = views.into();
-            return Eager::step_of(context, optimizer, batch, id.lr);
+            return Eager.step(context, optimizer, id, &mut std::iter::once(Ok(batch)));
         }
         let State::Captured(captured) = &self.state else { unreachable!("checked by is_captured") };
         captured.views.shallow_clone().copy_(&views);
