@@ -85,7 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "train",
         ],
     ),
-    ("export", &["checkpoint", "config", "device", "encoder", "eval", "model", "params", "train"]),
+    ("export", &["checkpoint", "config", "device", "encoder", "eval", "head", "model", "params", "train"]),
 ];
 
 #[test]

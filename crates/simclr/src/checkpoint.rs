@@ -3,14 +3,19 @@
 //! The sections, a format version and a checksum over contents are in the `__metadata__` of the safetensors header, so any
 //! safetensors reader can open a checkpoint.
 
-use std::{borrow::Cow, collections::BTreeMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
 
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors, View, tensor::TensorView};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 pub use simclr_data::atomic_file::{PARTIAL_PREFIX, write as write_atomically};
 use tch::{Device, Kind, Tensor};
 
-use crate::CheckpointError;
+use crate::{CheckpointError, ModelError};
 
 /// Format version, increased when older programs cannot read newer files.
 const VERSION: &str = "1";
@@ -21,6 +26,8 @@ const SECTION_PREFIX: &str = "simclr.section.";
 /// The contents of a checkpoint file.
 #[derive(Debug, Default)]
 pub struct Checkpoint {
+    /// The file that it was read from; empty if it was not read.
+    pub path: PathBuf,
     /// Tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
     /// JSON sections by name (`state`, `config`, `versions`).
@@ -78,30 +85,82 @@ impl Checkpoint {
         if expected != Some(found) {
             return Err(damaged(path, "its checksum does not fit its contents".into()));
         }
-        let mut tensors = BTreeMap::new();
-        for (name, view) in views {
-            let kind = kind_of(view.dtype())
-                .ok_or_else(|| damaged(path, format!("tensor `{name}` has the type {:?}", view.dtype())))?;
-            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-            tensors.insert(name, Tensor::from_data_size(view.data(), &shape, kind));
-        }
-        Ok(Self { tensors, sections: sections(path, &metadata)? })
+        let tensors = read_tensors(views).map_err(|reason| damaged(path, reason))?;
+        Ok(Self { path: path.to_owned(), tensors, sections: sections(path, &metadata)? })
+    }
+
+    /// The section `name`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] if it is missing or has other contents than `T`.
+    pub fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T, CheckpointError> {
+        let section = self.sections.get(name).cloned().unwrap_or_default();
+        serde_json::from_value(section)
+            .map_err(|error| damaged(&self.path, format!("section `{name}`: {error}")))
     }
 
     /// The tensor `name`, which must have `shape`.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] if it is missing or of another shape.
-    pub fn tensor(&self, path: &Path, name: &str, shape: &[i64]) -> Result<Tensor, CheckpointError> {
-        let mismatch = |reason: String| CheckpointError::Mismatch { path: path.to_owned(), reason };
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, CheckpointError> {
+        let mismatch = |reason: String| CheckpointError::Mismatch { path: self.path.clone(), reason };
         let tensor = self.tensors.get(name).ok_or_else(|| mismatch(format!("tensor `{name}` is missing")))?;
         if tensor.size() != shape {
-            return Err(mismatch(format!(
-                "tensor `{name}` has shape {:?}, expected {shape:?}",
-                tensor.size()
-            )));
+            let got = tensor.size();
+            return Err(mismatch(format!("tensor `{name}` has shape {got:?}, expected {shape:?}")));
         }
         Ok(tensor.shallow_clone())
+    }
+}
+
+/// The tensors of a safetensors file without the checks and sections of a checkpoint.
+#[derive(Debug)]
+pub struct ForeignTensors {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+}
+
+impl ForeignTensors {
+    /// From the contents `bytes` of the file `path`.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] for another format or an unsupported type of a tensor.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        let refused = |reason: String| ModelError::File { path: path.to_owned(), reason };
+        let other = |error: safetensors::SafeTensorError| refused(format!("not a safetensors file: {error}"));
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(other)?;
+        let file = SafeTensors::deserialize(bytes).map_err(other)?;
+        let tensors = read_tensors(file.tensors()).map_err(refused)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), tensors, metadata })
+    }
+
+    /// The entry `key` of the file's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor `name`, which must have `shape`.
+    ///
+    /// # Errors
+    /// [`ModelError::Names`] if it is missing, [`ModelError::Shape`] if it has another shape.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
+        let place = self.path.display().to_string();
+        match self.tensors.get(name) {
+            None => Err(ModelError::Names { place, reason: format!("tensor `{name}` is missing") }),
+            Some(tensor) if tensor.size() == shape => Ok(tensor.shallow_clone()),
+            Some(tensor) => {
+                let (expected, got) = (shape.to_vec(), tensor.size());
+                Err(ModelError::Shape { place, name: name.to_owned(), expected, got })
+            }
+        }
     }
 }
 
@@ -131,6 +190,17 @@ pub fn encode<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
 
 fn damaged(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Damaged { path: path.to_owned(), reason }
+}
+
+/// The error names the first tensor of an unsupported type.
+fn read_tensors(views: Vec<(String, TensorView<'_>)>) -> Result<BTreeMap<String, Tensor>, String> {
+    let tensor = |(name, view): (String, TensorView<'_>)| {
+        let kind = kind_of(view.dtype())
+            .ok_or_else(|| format!("tensor `{name}` has the type {:?}", view.dtype()))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        Ok((name, Tensor::from_data_size(view.data(), &shape, kind)))
+    };
+    views.into_iter().map(tensor).collect()
 }
 
 fn sections(

@@ -47,6 +47,11 @@ impl Neighbours {
         Self { similarity: Tensor::cat(&similarity, 0), position: Tensor::cat(&position, 0) }
     }
 
+    /// Rows of the bank, nearest first, `[Q, k]`.
+    pub fn positions(&self) -> &Tensor {
+        &self.position
+    }
+
     /// Similarities and positions of the nearest `k`.
     fn nearest(&self, k: i64) -> (Tensor, Tensor) {
         let k = k.min(self.position.size()[1]);

@@ -112,3 +112,17 @@ impl Params {
         params.chain(others.map(|(name, tensor)| (name.as_str(), tensor)))
     }
 }
+
+/// Overwrites `targets` with the tensors that `stored` returns for their names and shapes, after all of them were found.
+///
+/// # Errors
+/// The first error of `stored`; no target has changed then.
+pub fn load_weights<'a, E>(
+    targets: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    stored: impl Fn(&str, &[i64]) -> Result<Tensor, E>,
+) -> Result<(), E> {
+    let found = targets.map(|(name, target)| Ok((target.shallow_clone(), stored(name, &target.size())?)));
+    let found: Vec<_> = found.collect::<Result<_, E>>()?;
+    tch::no_grad(|| found.into_iter().for_each(|(mut target, value)| target.copy_(&value)));
+    Ok(())
+}

@@ -7,6 +7,9 @@ use std::path::Path;
 mod custom_loss;
 #[path = "../examples/custom_method.rs"]
 mod custom_method;
+#[path = "../examples/features.rs"]
+mod features;
+mod fixtures;
 #[path = "../examples/train_loop.rs"]
 mod train_loop;
 
@@ -61,4 +64,18 @@ fn a_custom_method_gives_the_same_loss_whole_and_in_chunks() {
     images(folder.path());
     let [whole, chunked] = custom_method::run(folder.path()).unwrap();
     assert!(whole > 0.0 && (chunked / whole - 1.0).abs() < 1e-4, "{whole} {chunked}");
+}
+
+#[test]
+fn an_exported_encoder_finds_the_copy_of_an_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let encoder = folder.path().join("encoder.safetensors");
+    simclr::export::export_encoder(&run, &encoder).unwrap();
+    let data = folder.path().join("images");
+    fixtures::images(&data, 16);
+    fs_err::copy(data.join("low/003.png"), data.join("low/copy.png")).unwrap();
+    let (names, nearest) = features::run(&encoder, &data).unwrap();
+    let row = |name: &str| names.iter().position(|found| found == name).unwrap();
+    assert_eq!((names.len(), nearest[row("low/copy.png")]), (33, row("low/003.png") as i64));
 }

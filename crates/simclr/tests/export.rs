@@ -10,7 +10,7 @@ use parquet::{
 };
 use safetensors::SafeTensors;
 use simclr::{
-    EvalError, ModelError,
+    CheckpointError, EvalError,
     checkpoint::Checkpoint,
     data::{
         Dataset, Split,
@@ -23,7 +23,7 @@ use simclr::{
         features::{ReadOptions, features, load_encoder},
         layer::Layer,
     },
-    export::{EmbedOptions, embed, export_encoder},
+    export::{EmbedOptions, embed, export_encoder, load_exported},
     train::RunFolder,
 };
 use tch::{Device, Kind, Tensor};
@@ -107,13 +107,15 @@ fn a_checkpoint_of_another_model_is_refused_and_the_old_export_stays() {
     let name = Checkpoint::load(&run.checkpoint_file(7)).unwrap().tensors.into_keys().next().unwrap();
     let error = alter(&|checkpoint| drop(checkpoint.tensors.remove(&name)));
     assert!(
-        matches!(&error, EvalError::Model(ModelError::Names { .. })) && error.to_string().contains(&name),
+        matches!(&error, EvalError::Checkpoint(CheckpointError::Mismatch { .. }))
+            && error.to_string().contains(&name),
         "{error}"
     );
     let error =
         alter(&|checkpoint| drop(checkpoint.tensors.insert(name.clone(), Tensor::from_slice(&[1.0f32; 3]))));
     assert!(
-        matches!(&error, EvalError::Model(ModelError::Shape { .. })) && error.to_string().contains("[3]"),
+        matches!(&error, EvalError::Checkpoint(CheckpointError::Mismatch { .. }))
+            && error.to_string().contains("[3]"),
         "{error}"
     );
     assert_eq!(fs_err::read(&out).unwrap(), before);
@@ -229,4 +231,22 @@ fn another_ending_is_refused_before_anything_is_read() {
     let out = folder.path().join("h.csv");
     let error = embed(&run, Path::new("nowhere"), &out, &OPTIONS, &mut |_, _| {}).unwrap_err().to_string();
     assert!(error.contains(".parquet or .npy"), "{error}");
+}
+
+#[test]
+fn an_exported_encoder_loads_without_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    for encoder in ["resnet18", "conv-c3"] {
+        let (run, _) = fixtures::run(&folder.path().join(encoder), encoder);
+        let out = folder.path().join(format!("{encoder}.safetensors"));
+        export_encoder(&run, &out).unwrap();
+        let (ours, theirs) = (load_encoder(&run).unwrap(), load_exported(&out).unwrap());
+        let images = Tensor::rand([4, 3, 16, 16], (Kind::Float, Device::Cpu));
+        assert_eq!(ours.forward(&images).unwrap(), theirs.forward(&images).unwrap());
+        assert_eq!((ours.transform(), ours.decoding()), (theirs.transform(), theirs.decoding()));
+        assert_eq!((theirs.origin().step, theirs.origin().total_steps), (7, Some(9)));
+        assert!(theirs.layer_dim(Layer::Head(1)).is_err(), "an export has no head");
+        let checkpoint = load_exported(&run.checkpoint_file(7)).unwrap_err();
+        assert!(checkpoint.to_string().contains("simclr.config"), "{checkpoint}");
+    }
 }

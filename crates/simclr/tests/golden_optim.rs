@@ -191,7 +191,11 @@ fn trust_ratio_range_matches_the_formula() {
             let weight = norm(param.tensor.detach());
             if role == Role::Weight {
                 let decayed = norm(&gradient + param.tensor.detach() * config.weight_decay);
-                expected.push(if weight > 0.0 { config.trust * weight / decayed } else { 1.0 });
+                expected.push(if weight > 0.0 {
+                    config.lars_trust_coefficient * weight / decayed
+                } else {
+                    1.0
+                });
             }
             set_gradient(&param.tensor, &gradient);
         }

@@ -33,7 +33,7 @@ fn setting(root: &Path) -> (RunFolder, PathBuf) {
         ..config.optim
     };
     config.augment.crop_scale = [0.8, 1.0];
-    run.write("config.toml", &config.to_toml()).unwrap();
+    fs_err::write(run.config_file(), config.to_toml()).unwrap();
     let data = root.join("data");
     fixtures::images(&data.join("train"), 30);
     fixtures::images(&data.join("test"), 10);

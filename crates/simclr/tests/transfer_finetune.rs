@@ -32,7 +32,7 @@ fn setting(root: &Path) -> Setting {
     config.augment.crop_scale = [0.8, 1.0];
     // A configuration for pairs in chunks must work with labels, too.
     (config.train.chunk, config.train.batch_norm) = (8, simclr::encoder::BatchNormScope::ChunkShuffled);
-    run.write("config.toml", &config.to_toml()).unwrap();
+    fs_err::write(run.config_file(), config.to_toml()).unwrap();
     let own = root.join("own");
     for (part, count) in [("train", 24), ("val", 8), ("test", 10)] {
         fixtures::images(&own.join(part), count);

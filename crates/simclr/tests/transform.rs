@@ -27,8 +27,8 @@ fn run(folder: &Path) -> RunFolder {
     let config = RunConfig::load(None, &overrides.map(str::to_owned)).unwrap();
     let model = Model::new(&config.encoder, &config.head, (3, 64), 1, Device::Cpu, Precision::F32).unwrap();
     let run = RunFolder::create(folder).unwrap();
-    run.write("config.toml", &config.to_toml()).unwrap();
-    run.write("plan.json", r#"{"channels": 3, "total_steps": 0}"#).unwrap();
+    fs_err::write(run.config_file(), config.to_toml()).unwrap();
+    fs_err::write(run.plan_file(), r#"{"channels": 3, "total_steps": 0}"#).unwrap();
     let mut checkpoint = Checkpoint::default();
     let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(owned);
@@ -94,7 +94,7 @@ fn a_run_that_records_no_transform_keeps_the_official_crop_and_says_so() {
     let text = fs_err::read_to_string(run.config_file()).unwrap();
     let (before, after) = text.split_once("[transform]").unwrap();
     let after = after.split_once("\n[").map_or(String::new(), |(_, rest)| format!("[{rest}"));
-    run.write("config.toml", &format!("{before}{after}")).unwrap();
+    fs_err::write(run.config_file(), format!("{before}{after}")).unwrap();
     let results = evaluated(&run, &data, TransformChange::default());
     assert_eq!(results.run.transform.unwrap().crop, EvalCrop::Share(0.875));
     assert!(results.notes.iter().any(|note| note.contains("records no [transform]")), "{:?}", results.notes);

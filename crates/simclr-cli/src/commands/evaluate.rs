@@ -74,7 +74,7 @@ fn imported(weights: &Path, overrides: &[String], arguments: &Evaluate) -> Resul
         config.encoder.input_mean = IMAGENET_MEAN.to_vec();
         config.encoder.input_std = IMAGENET_STD.to_vec();
     }
-    if path.join("config.toml").exists() {
+    if RunFolder::is_run(path) {
         let folder = RunFolder::open(path)?;
         check_imported(weights, &config, &folder)?;
         return Ok(folder);

@@ -27,7 +27,7 @@ impl RunConfig {
         not_negative("optim.lr", optim.lr)?;
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
-        positive("optim.trust", optim.trust)?;
+        positive("optim.lars_trust_coefficient", optim.lars_trust_coefficient)?;
         if let Some(eps) = optim.eps {
             positive("optim.eps", eps)?;
         }

@@ -57,8 +57,8 @@ pub fn evaluate(
     config.layers.iter().try_for_each(|&layer| encoder.layer_dim(layer).map(drop))?;
     let controls = random_inits(&encoder, config.random_inits)?;
     let mut set = LabelledSet::open(data, &config.labels, &encoder.decoding(), config.seed)?;
-    if config.fresh && run.path().join(FOLDER).exists() {
-        fs_err::remove_dir_all(run.path().join(FOLDER))?;
+    if config.fresh && run.evaluation().exists() {
+        fs_err::remove_dir_all(run.evaluation())?;
     }
     set.identify(run, observer)?;
     let (cache, before) = (ResultsCache::of(run), encoder.fingerprint());
@@ -96,9 +96,6 @@ pub fn evaluate(
     history::write(run, &results)?;
     Ok(results)
 }
-
-/// Folder of cached figures and trainings within the run folder.
-const FOLDER: &str = "evaluation";
 
 /// Runs the protocols that train; returns their rows and adds figures to the rows of the transfer sets.
 fn train(

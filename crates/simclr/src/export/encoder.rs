@@ -7,16 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde_json::json;
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
 use simclr_data::output;
 use tch::{Kind, Tensor};
 
 use crate::{
-    EvalError, ModelError,
-    checkpoint::{DTYPES, encode, kind_of, write_atomically},
+    EvalError, ModelError, RunConfig,
+    checkpoint::{DTYPES, ForeignTensors, encode, write_atomically},
+    device::DeviceChoice,
     encoder::{EncoderConfig, Padding},
-    eval::features::{FrozenEncoder, load_encoder, load_weights},
+    eval::features::{FrozenEncoder, load_encoder},
+    head::HeadKind,
+    params::load_weights,
     train::RunFolder,
 };
 
@@ -43,6 +46,12 @@ pub const EXPORTED: output::Kind = output::Kind { name: "an exported encoder", i
 
 /// Metadata key that identifies exported encoders.
 const ARCHITECTURE: &str = "simclr.architecture";
+
+/// Metadata key of the steps done, and of those planned.
+const STEP: &str = "simclr.step";
+const TOTAL_STEPS: &str = "simclr.total_steps";
+/// Metadata key of architecture and input as JSON, see [`config_of`].
+const CONFIG: &str = "simclr.config";
 
 /// Bytes of a header, at most (the format's limit).
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -127,12 +136,13 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.input_mean", numbers(&config.input_mean, "0")),
         ("simclr.input_std", numbers(&config.input_std, "1")),
         ("simclr.feature_dim", frozen.feature_dim().to_string()),
-        ("simclr.step", origin.step.to_string()),
+        (STEP, origin.step.to_string()),
+        (CONFIG, config_of(frozen).to_string()),
     ];
     let mut metadata: BTreeMap<String, String> =
         entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
     if let Some(total) = origin.total_steps {
-        metadata.insert("simclr.total_steps".into(), total.to_string());
+        metadata.insert(TOTAL_STEPS.into(), total.to_string());
     }
     metadata
 }
@@ -203,30 +213,57 @@ fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// Rebuilds the encoder from `bytes` over other fresh weights and compares features of a fixed batch.
+/// Rebuilds the encoder from `bytes` and compares features of a fixed batch.
 fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalError> {
-    let place = out.display().to_string();
-    let file = SafeTensors::deserialize(bytes).map_err(|error| other(&place, error))?;
-    let seed = frozen.config().train.seed.wrapping_add(1);
-    let rebuilt = FrozenEncoder::random_init(frozen.config(), frozen.channels(), seed)?;
-    let own = rebuilt.model().params.named().filter(|(name, _)| name.starts_with(PREFIX));
-    load_weights(own, &place, |name| read_tensor(&file, name.strip_prefix(PREFIX)?))?;
+    let rebuilt = rebuild(out, bytes, &frozen.config().train.device)?;
     let images = fixed_batch(frozen.channels(), frozen.image_size() as i64).to_device(frozen.device());
     let difference = (frozen.forward(&images)? - rebuilt.forward(&images)?).abs().max().double_value(&[]);
     if difference <= TOLERANCE {
         Ok(difference)
     } else {
         Err(other(
-            &place,
+            &out.display().to_string(),
             format!("features of the exported encoder differ by {difference}, expected at most {TOLERANCE}"),
         ))
     }
 }
 
-fn read_tensor(file: &SafeTensors<'_>, name: &str) -> Option<Tensor> {
-    let view = file.tensor(name).ok()?;
-    let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-    Tensor::f_from_data_size(view.data(), &shape, kind_of(view.dtype())?).ok()
+/// Loads an encoder that [`export_encoder`] wrote, without its run folder. Features are equal to the run's. It has no head, so h is
+/// its only layer; the module of a TorchScript encoder is read from the path of the run.
+///
+/// # Errors
+/// A file of another program, or of a version that did not store the configuration; a device that is not available.
+pub fn load_exported(file: &Path) -> Result<FrozenEncoder, EvalError> {
+    rebuild(file, &fs_err::read(file)?, &DeviceChoice::Auto)
+}
+
+/// Architecture and input transform from the metadata, weights from the tensors.
+fn rebuild(file: &Path, bytes: &[u8], device: &DeviceChoice) -> Result<FrozenEncoder, EvalError> {
+    let place = file.display().to_string();
+    let stored = ForeignTensors::parse(file, bytes)?;
+    let missing =
+        || other(&place, format!("expected an encoder exported by this version, got no `{CONFIG}` in it"));
+    let text = stored.metadata(CONFIG).ok_or_else(missing)?;
+    let mut config: RunConfig = serde_json::from_str(text).map_err(|error| other(&place, error))?;
+    config.head.kind = HeadKind::None;
+    config.train.device = *device;
+    let frozen = FrozenEncoder::random_init(&config, config.data.channels as i64, 0)?;
+    let own = frozen.model().params.named();
+    let own = own.filter_map(|(name, tensor)| Some((name.strip_prefix(PREFIX)?, tensor)));
+    load_weights(own, |name, shape| stored.tensor(name, shape))?;
+    let number = |key: &str| stored.metadata(key).and_then(|text| text.parse().ok());
+    Ok(frozen.of_file(file, number(STEP).unwrap_or(0), number(TOTAL_STEPS)))
+}
+
+/// The part of the configuration that [`rebuild`] needs.
+fn config_of(frozen: &FrozenEncoder) -> Value {
+    let RunConfig { encoder, transform, data, train, .. } = frozen.config();
+    json!({
+        "encoder": encoder,
+        "transform": transform,
+        "data": { "range": data.range, "pages": data.pages, "channels": frozen.channels() },
+        "train": { "image_size": train.image_size },
+    })
 }
 
 /// Eight deterministic images `[8, C, S, S]` in `[0, 1]`.

@@ -8,5 +8,5 @@ mod npy; // rows -> .npy
 
 pub use array::{is_safetensors_of_views, safetensors_of_views};
 pub use embed::{EmbedOptions, Embedded, embed};
-pub use encoder::{Exported, export_encoder};
+pub use encoder::{Exported, export_encoder, load_exported};
 pub use npy::{NpyWriter, rows as npy_rows};

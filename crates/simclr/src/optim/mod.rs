@@ -37,8 +37,9 @@ pub struct OptimConfig {
     pub momentum: f64,
     /// Nesterov momentum (SGD, LARS).
     pub nesterov: bool,
-    /// LARS trust coefficient (eeta).
-    pub trust: f64,
+    /// Factor of the ratio of weight to gradient norm in LARS (eeta of You et al. 2017, arXiv 1708.03888).
+    #[serde(alias = "trust")]
+    pub lars_trust_coefficient: f64,
     /// LARS denominator.
     pub lars_norm: LarsNorm,
     /// Whether the learning rate multiplies the gradient before it enters the momentum buffer, or the buffer (LARS, SGD).
@@ -68,7 +69,7 @@ impl Default for OptimConfig {
             decay: Decay::default(),
             momentum: 0.9,
             nesterov: false,
-            trust: 1e-3,
+            lars_trust_coefficient: 1e-3,
             lars_norm: LarsNorm::Decayed,
             lr_in_momentum: true,
             beta1: 0.9,

@@ -14,7 +14,7 @@ pub fn rule(config: &OptimConfig) -> Rule {
         nesterov: config.nesterov,
         lr_in_momentum: config.lr_in_momentum,
         trust: (config.kind == OptimKind::Lars).then_some(Trust {
-            coefficient: config.trust,
+            coefficient: config.lars_trust_coefficient,
             separate_norms: config.lars_norm == LarsNorm::Separate,
         }),
     }
@@ -54,5 +54,5 @@ fn trust_ratio(config: &OptimConfig, param: &Param, gradient: &Tensor, decayed: 
         LarsNorm::Decayed => decayed.norm(),
         LarsNorm::Separate => gradient.norm() + &weight * config.weight_decay,
     };
-    ratio_or_one(&(weight * config.trust), &denominator)
+    ratio_or_one(&(weight * config.lars_trust_coefficient), &denominator)
 }

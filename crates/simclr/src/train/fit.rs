@@ -73,7 +73,9 @@ pub fn fit(
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
     group.set_timeouts(&config.dist);
-    let opened = all_ok(group, setup::open(group, config, data))?;
+    let mut opened = all_ok(group, setup::open(group, config, data))?;
+    let newest = all_ok(group, if group.is_first() { setup::hold(folder) } else { Ok(Default::default()) })?;
+    opened.augment_on = setup::augment_on(group, newest.0.as_ref(), config);
     let AutoConfigured { config, facts } = auto_configure(group, &opened, written)?;
     let Prepared { dataset, plan, mut method, mut optimizer } =
         all_ok(group, setup::prepare(group, &opened, &config))?;
@@ -81,8 +83,6 @@ pub fn fit(
     let _stream = all_ok(group, setup::stream(&plan, device))?;
 
     setup::check_ranks_agree(group, &plan)?;
-    let newest = all_ok(group, if group.is_first() { setup::hold(folder) } else { Ok(Default::default()) })?;
-    let plan = setup::keep_augment_device(group, newest.0.as_ref().map(|(_, checkpoint)| checkpoint), plan);
     let resumed = if group.is_first() {
         setup::resume(folder, newest, (&plan, &*dataset), &mut *method, &mut optimizer)
     } else {
@@ -176,7 +176,7 @@ impl Run<'_> {
         batches: &mut DevicePrefetcher,
         observer: &mut dyn Observer,
     ) -> Result<Result<(), TrainError>, TrainError> {
-        let output = self.update(step, executor, batches, observer)?;
+        let (output, waited) = self.update(step, executor, batches, observer)?;
         if let Some((what, value)) = output.non_finite() {
             return all_ok(self.group, Err(self.non_finite(what, value, step, &output.ids)));
         }
@@ -184,21 +184,22 @@ impl Run<'_> {
         let is_last = step + 1 == self.plan.total_steps;
         let health_due = is_last || (step + 1).is_multiple_of(train.health_every);
         let health = (health_due && self.method.traits().has_pairs).then(|| self.health(&output));
-        let report = self.report(step, &output, batches.waited(), health_due);
+        let report = self.report(step, &output, waited, health_due);
         if let Some(journal) = &mut self.journal {
             journal.last_batch = (step, output.ids);
         }
         Ok(self.after_step(&report, health.as_ref(), observer))
     }
 
-    /// One update; lists the images of its batch that failed to decode.
+    /// One update; lists the images of its batch that failed to decode. Also returns the seconds that the slowest rank has waited
+    /// for data so far.
     fn update(
         &mut self,
         step: u64,
         executor: &mut dyn Executor,
         batches: &mut DevicePrefetcher,
         observer: &mut dyn Observer,
-    ) -> Result<StepOutput, TrainError> {
+    ) -> Result<(StepOutput, f64), TrainError> {
         let id = StepId { step, lr: self.plan.schedule.at(step) };
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
         let output = executor.step(&context, &mut self.optimizer, id, batches);
@@ -206,16 +207,16 @@ impl Run<'_> {
             observer.message(&notice);
         }
         // A collective: steps fail on all ranks or on none, so all ranks reach this.
-        self.record_failed(batches.take_failed(), observer)?;
+        let own = RankReport { failed: batches.take_failed(), waited: batches.waited() };
+        let reports = self.all_gather(&own);
+        let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
+        self.record_failed(reports, observer)?;
         let output = output.inspect_err(|_| drop(self.flush()))?;
         self.method.after_step(step, &output.z);
-        Ok(output)
+        Ok((output, waited))
     }
 
     fn report(&mut self, step: u64, output: &StepOutput, waited: f64, health_due: bool) -> StepReport {
-        // All ranks wait for the slowest.
-        let reports = self.all_gather(&RankReport { failed: Vec::new(), waited });
-        let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
         let images = output.ids.len();
         let (images_per_second, data_wait) = self.clock.tick(images, waited);
         StepReport {
@@ -270,10 +271,9 @@ impl Run<'_> {
     /// part only.
     fn record_failed(
         &mut self,
-        own: Vec<(usize, String)>,
+        reports: Vec<RankReport>,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let reports = self.all_gather(&RankReport { failed: own, waited: 0.0 });
         let failed: Vec<_> = reports.into_iter().flat_map(|report| report.failed).collect();
         if failed.is_empty() {
             return Ok(());

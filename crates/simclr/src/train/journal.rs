@@ -12,7 +12,9 @@ use super::{
     metrics::Metrics,
     state::{capture, first_non_finite},
 };
-use crate::{Plan, TrainError, health::Health, methods::Method, optim::Optimizer};
+use crate::{
+    Plan, TrainError, checkpoint::write_atomically, health::Health, methods::Method, optim::Optimizer,
+};
 
 /// Writes metrics, failed images, checkpoints and the record of the images.
 pub(super) struct Journal<'a> {
@@ -131,8 +133,8 @@ impl<'a> Journal<'a> {
         let (step, ids) = &self.last_batch;
         let names: Vec<_> = ids.iter().map(|&id| self.dataset.samples()[id].name.as_str()).collect();
         let dump = self.folder.non_finite_file(*step);
-        self.folder.write(&dump, &(names.join("\n") + "\n"))?;
-        let error = TrainError::NonFinite { what, value, step: *step, dump: self.folder.path().join(dump) };
+        write_atomically(&dump, (names.join("\n") + "\n").as_bytes())?;
+        let error = TrainError::NonFinite { what, value, step: *step, dump };
         self.flush()?;
         Ok(error)
     }

@@ -10,7 +10,7 @@ use simclr_data::output::resolved;
 use super::run_lock::{LOCK_FILE, RunLock};
 use crate::{
     CheckpointError, TrainError,
-    checkpoint::{Checkpoint, PARTIAL_PREFIX, write_atomically},
+    checkpoint::{Checkpoint, PARTIAL_PREFIX},
 };
 
 /// Folder of a run: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
@@ -22,24 +22,33 @@ pub struct RunFolder {
     lock: Arc<Mutex<Option<RunLock>>>,
 }
 
+const CONFIG: &str = "config.toml";
+const PLAN: &str = "plan.json";
+const ENVIRONMENT: &str = "environment.json";
+const METRICS: &str = "metrics.jsonl";
+const BAD_FILES: &str = "bad_files.txt";
+const RESULTS: &str = "results.json";
+const NON_FINITE: &str = "nonfinite-step-";
+const CHECKPOINTS: &str = "checkpoints";
+const EVALUATION: &str = "evaluation";
 /// Subfolders reserved for the run.
-const RESERVED_FOLDERS: [&str; 2] = ["checkpoints", "evaluation"];
+const RESERVED_FOLDERS: [&str; 2] = [CHECKPOINTS, EVALUATION];
 /// Files reserved for the run, by name or prefix.
 const RESERVED_FILES: [&str; 10] = [
-    "config.toml",
-    "plan.json",
-    "environment.json",
-    "metrics.jsonl",
-    "bad_files.txt",
-    "results.json",
+    CONFIG,
+    PLAN,
+    ENVIRONMENT,
+    METRICS,
+    BAD_FILES,
+    RESULTS,
     LOCK_FILE,
     "events.out.tfevents.",
-    "nonfinite-step-",
+    NON_FINITE,
     PARTIAL_PREFIX,
 ];
 
-/// The newest intact checkpoint with its path, and notes about damaged newer ones.
-pub type Newest = (Option<(PathBuf, Checkpoint)>, Vec<String>);
+/// The newest intact checkpoint, and notes about damaged newer ones.
+pub type Newest = (Option<Checkpoint>, Vec<String>);
 
 impl RunFolder {
     fn at(path: &Path) -> Self {
@@ -88,7 +97,7 @@ impl RunFolder {
     pub fn around(out: &Path, from: Option<&Self>) -> Result<Option<Self>, TrainError> {
         let at = resolved(out)?;
         // The outermost one, because evaluations train runs inside a run folder.
-        let is_run = |path: &&Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
+        let is_run = |path: &&Path| Self::is_run(path) && path.join(CHECKPOINTS).is_dir();
         let Some(run) = at.ancestors().skip(1).filter(is_run).last() else { return Ok(None) };
         let inside = at.strip_prefix(run).unwrap_or(&at);
         let first = inside.iter().next().unwrap_or_default().to_string_lossy();
@@ -113,7 +122,7 @@ impl RunFolder {
     /// [`TrainError::RunFolder`] without a `config.toml`.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let folder = Self::at(path);
-        if !folder.config_file().is_file() {
+        if !Self::is_run(path) {
             let reason = if path.exists() {
                 "it holds no config.toml, so it is no run folder"
             } else {
@@ -135,6 +144,11 @@ impl RunFolder {
         }
     }
 
+    /// Whether the folder `path` holds a configuration.
+    pub fn is_run(path: &Path) -> bool {
+        path.join(CONFIG).is_file()
+    }
+
     /// As given, not canonical.
     pub fn path(&self) -> &Path {
         &self.path
@@ -142,17 +156,32 @@ impl RunFolder {
 
     /// The configuration, every default written out.
     pub fn config_file(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG)
+    }
+
+    /// The configuration as run, see [`crate::Plan`].
+    pub fn plan_file(&self) -> PathBuf {
+        self.path.join(PLAN)
+    }
+
+    /// Versions, device and threads of the latest start.
+    pub fn environment_file(&self) -> PathBuf {
+        self.path.join(ENVIRONMENT)
+    }
+
+    /// Folder of cached figures and of the runs that evaluations train.
+    pub fn evaluation(&self) -> PathBuf {
+        self.path.join(EVALUATION)
     }
 
     /// One JSON object per step.
     pub fn metrics_file(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path.join(METRICS)
     }
 
     /// Names of images that could not be decoded, with reasons, tab-separated.
     pub fn bad_files(&self) -> PathBuf {
-        self.path.join("bad_files.txt")
+        self.path.join(BAD_FILES)
     }
 
     /// Record of the training images: fingerprint of the set, time stamp and content digest of each image.
@@ -162,7 +191,7 @@ impl RunFolder {
 
     /// Results of the newest evaluation.
     pub fn results_file(&self) -> PathBuf {
-        self.path.join("results.json")
+        self.path.join(RESULTS)
     }
 
     /// Folder with the results of all evaluations, a file per data set, checkpoint and protocol.
@@ -172,7 +201,7 @@ impl RunFolder {
 
     /// Folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The checkpoint after `step` steps.
@@ -180,17 +209,9 @@ impl RunFolder {
         self.checkpoints().join(format!("step-{step:09}.safetensors"))
     }
 
-    /// File name for the images of a batch with a non-finite loss, gradient or weight.
-    pub(super) fn non_finite_file(&self, step: u64) -> String {
-        format!("nonfinite-step-{step}.txt")
-    }
-
-    /// Writes the file `name` of the run atomically.
-    ///
-    /// # Errors
-    /// A file that cannot be written.
-    pub fn write(&self, name: &str, text: &str) -> Result<(), TrainError> {
-        Ok(write_atomically(&self.path.join(name), text.as_bytes())?)
+    /// Names of the images of a batch with a non-finite loss, gradient or weight.
+    pub(super) fn non_finite_file(&self, step: u64) -> PathBuf {
+        self.path.join(format!("{NON_FINITE}{step}.txt"))
     }
 
     /// All checkpoints, oldest first.
@@ -223,7 +244,7 @@ impl RunFolder {
         let mut last_error = None;
         for path in self.checkpoint_files()?.into_iter().rev() {
             match Checkpoint::load(&path) {
-                Ok(checkpoint) => return Ok((Some((path, checkpoint)), passed_over)),
+                Ok(checkpoint) => return Ok((Some(checkpoint), passed_over)),
                 Err(error) => {
                     passed_over.push(format!("passed over: {error}"));
                     last_error.get_or_insert(error);

@@ -10,7 +10,7 @@ use super::{
     RunFolder, images,
     run_folder::Newest,
     start,
-    state::{Resumed, augment_device_of, init_from, restore},
+    state::{Resumed, augments_on_cpu, init_from, restore},
 };
 use crate::{
     ConfigError, DistError, Plan, RunConfig, TrainError,
@@ -23,7 +23,7 @@ use crate::{
     model::Model,
     optim::Optimizer,
     task::MethodKind,
-    views::{AugmentDevice, choose_augment_device},
+    views::{AugmentDevice, AugmentDeviceChoice, choose_augment_device},
 };
 
 /// The images of a run and the device that it computes on.
@@ -32,6 +32,8 @@ pub(super) struct OpenedData {
     pub config: RunConfig,
     pub dataset: Arc<Dataset>,
     pub device: Device,
+    /// `data.augment_on`, or that of the run to be resumed.
+    pub augment_on: AugmentDeviceChoice,
 }
 
 /// A run of one process with its initial weights.
@@ -51,7 +53,8 @@ pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Res
     config.data.range = RangeChoice::Set(range);
     config.data.pages = dataset.decoding().pages;
     let device = choose_device(config.train.device, group.local_rank())?;
-    Ok(OpenedData { config, dataset: Arc::new(dataset), device })
+    let augment_on = config.data.augment_on;
+    Ok(OpenedData { config, dataset: Arc::new(dataset), device, augment_on })
 }
 
 pub(super) fn prepare(
@@ -72,7 +75,7 @@ pub(super) fn prepare(
 
 fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Plan, TrainError> {
     let shape = (opened.dataset.channels(), config.train.image_size);
-    let augment = choose_augment_device(config.data.augment_on, &config.augment, shape, opened.device)?;
+    let augment = choose_augment_device(opened.augment_on, &config.augment, shape, opened.device)?;
     let precision = choose_precision(config.train.precision, opened.device);
     Ok(config.resolve(&opened.dataset, precision, augment)?.among(group.count(), group.sharing())?)
 }
@@ -157,15 +160,16 @@ pub(super) fn check_ranks_agree(group: &ProcessGroup, plan: &Plan) -> Result<(),
     all_ok(group, result)
 }
 
-/// Keeps augmentation of a resumed run on the CPU if it started there, even if `auto` now finds a GPU. The reverse is impossible
-/// without a GPU; [`restore`] then adds a note.
-pub(super) fn keep_augment_device(group: &ProcessGroup, newest: Option<&Checkpoint>, plan: Plan) -> Plan {
-    let started_on_cpu = newest.and_then(augment_device_of) == Some(AugmentDevice::Cpu);
-    if group.broadcast_text(&started_on_cpu.to_string()) == "true" {
-        Plan { augment_device: AugmentDevice::Cpu, ..plan }
-    } else {
-        plan
-    }
+/// `data.augment_on`, but the CPU for a resumed run that augments there, even if `auto` now finds a GPU. The reverse is impossible
+/// without a GPU; [`restore`] then adds a note. A collective operation.
+pub(super) fn augment_on(
+    group: &ProcessGroup,
+    newest: Option<&Checkpoint>,
+    config: &RunConfig,
+) -> AugmentDeviceChoice {
+    let on_cpu = newest.is_some_and(augments_on_cpu);
+    let on_cpu = group.broadcast_text(&on_cpu.to_string()) == "true";
+    if on_cpu { AugmentDeviceChoice::Cpu } else { config.data.augment_on }
 }
 
 /// Locks the run folder and loads its newest checkpoint, on rank 0.
@@ -185,8 +189,8 @@ pub(super) fn resume(
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, TrainError> {
     let resumed = match &newest {
-        Some((path, checkpoint)) => {
-            let resumed = restore(path, checkpoint, plan, method, optimizer)?;
+        Some(checkpoint) => {
+            let resumed = restore(checkpoint, plan, method, optimizer)?;
             notes.extend(images::check(folder, dataset)?);
             resumed
         }

@@ -9,6 +9,7 @@ use tch::Device;
 use super::RunFolder;
 use crate::{
     Plan, TrainError,
+    checkpoint::write_atomically,
     config::StepCount,
     device::{Precision, describe, describe_kernels},
     encoder::BatchNormScope,
@@ -36,9 +37,9 @@ pub(super) fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<()
         "loader_threads": plan.data_threads,
         "started_unix_seconds": started,
     });
-    folder.write("plan.json", &format!("{:#}\n", json!(plan)))?;
-    folder.write("environment.json", &format!("{environment:#}\n"))?;
-    folder.write("config.toml", &plan.config.to_toml())
+    write_atomically(&folder.plan_file(), format!("{:#}\n", json!(plan)).as_bytes())?;
+    write_atomically(&folder.environment_file(), format!("{environment:#}\n").as_bytes())?;
+    Ok(write_atomically(&folder.config_file(), plan.config.to_toml().as_bytes())?)
 }
 
 /// From libtorch's `build-version` file, or else the version that torch-sys 0.24 requires.

@@ -3,51 +3,83 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::{
-    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, dist::ProcessGroup, methods::Method,
-    model::Model, optim::Optimizer, views::AugmentDevice,
+    CheckpointError, Plan, RunConfig, checkpoint::Checkpoint, device::Precision, dist::ProcessGroup,
+    methods::Method, model::Model, optim::Optimizer, params::load_weights, views::AugmentDevice,
 };
+
+/// Section `state` of a checkpoint: its step, and the properties of data and machine that later steps depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Steps done.
+    pub step: u64,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    images: usize,
+    #[serde(default)]
+    data_fingerprint: String,
+    #[serde(default)]
+    precision: Option<Precision>,
+    /// Augmentation was on the CPU before there was a choice.
+    #[serde(default = "cpu", alias = "views_on")]
+    augment_device: AugmentDevice,
+    #[serde(default)]
+    torch_threads: usize,
+    /// Not recorded before there were several processes.
+    #[serde(default = "one")]
+    ranks: usize,
+}
+
+fn cpu() -> AugmentDevice {
+    AugmentDevice::Cpu
+}
+
+fn one() -> usize {
+    1
+}
+
+impl RunState {
+    /// The state that `checkpoint` holds.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] without a step.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        checkpoint.section("state")
+    }
+
+    fn after(step: u64, plan: &Plan) -> Self {
+        Self {
+            step,
+            seed: plan.config.train.seed,
+            images: plan.images,
+            data_fingerprint: plan.data_fingerprint.clone(),
+            precision: Some(plan.precision),
+            augment_device: plan.augment_device,
+            torch_threads: plan.torch_threads,
+            ranks: plan.ranks,
+        }
+    }
+}
 
 /// The state after `step` steps.
 pub fn capture(plan: &Plan, method: &dyn Method, optimizer: &Optimizer, step: u64) -> Checkpoint {
     let mut checkpoint = Checkpoint::default();
     let params = method.params().named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
     checkpoint.tensors.extend(params.chain(method.state()).chain(optimizer.state()));
-    let mut state = facts(plan);
-    state["step"] = step.into();
-    checkpoint.sections.insert("state".into(), state);
+    checkpoint.sections.insert("state".into(), json!(RunState::after(step, plan)));
     checkpoint.sections.insert("config".into(), json!(plan.config));
     checkpoint.sections.insert("versions".into(), json!({ "simclr": env!("CARGO_PKG_VERSION") }));
     checkpoint
 }
 
-/// Properties of data and machine that later steps depend on.
-fn facts(plan: &Plan) -> Value {
-    json!({
-        "seed": plan.config.train.seed,
-        "images": plan.images,
-        "data_fingerprint": plan.data_fingerprint,
-        "precision": plan.precision,
-        "augment_device": plan.augment_device,
-        "torch_threads": plan.torch_threads,
-        "ranks": plan.ranks,
-    })
-}
-
-/// Augmentation device of a run; the CPU for checkpoints from before there was a choice, `None` without a state.
-pub fn augment_device_of(checkpoint: &Checkpoint) -> Option<AugmentDevice> {
-    let state = checkpoint.sections.get("state")?;
-    Some(serde_json::from_value(augment_device(state)).unwrap_or(AugmentDevice::Cpu))
-}
-
-/// The value of `augment_device` or of its former name, `views_on`.
-fn augment_device(state: &Value) -> Value {
-    let value = |key: &str| state.get(key).cloned();
-    value("augment_device").or_else(|| value("views_on")).unwrap_or_else(|| json!(AugmentDevice::Cpu))
+/// Whether the run of `checkpoint` augments on the CPU.
+pub fn augments_on_cpu(checkpoint: &Checkpoint) -> bool {
+    RunState::of(checkpoint).is_ok_and(|state| state.augment_device == AugmentDevice::Cpu)
 }
 
 /// A NaN or infinite value of a tensor of `checkpoint`.
@@ -66,36 +98,28 @@ pub struct Resumed {
     pub notes: Vec<String>,
 }
 
-/// Restores method and optimizer from the checkpoint at `path`.
+/// Restores method and optimizer from `checkpoint`.
 ///
 /// # Errors
 /// [`CheckpointError::Mismatch`] if configuration, images, parameters or optimizer are those of another run;
 /// [`CheckpointError::Damaged`] without a step.
 pub fn restore(
-    path: &Path,
     checkpoint: &Checkpoint,
     plan: &Plan,
     method: &mut dyn Method,
     optimizer: &mut Optimizer,
 ) -> Result<Resumed, CheckpointError> {
-    let state = checkpoint.sections.get("state").cloned().unwrap_or_default();
-    refuse_other_run(path, checkpoint, &plan.config)?;
-    refuse_other_images(path, &state, &facts(plan))?;
-    let mut values = Vec::new();
-    for (name, tensor) in method.params().named() {
-        values.push((tensor.shallow_clone(), checkpoint.tensor(path, name, &tensor.size())?));
-    }
-    optimizer.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
-    method.load_state(&|name, shape| checkpoint.tensor(path, name, shape))?;
-    // Parameters are overwritten after all tensors have been found.
-    tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
-    let step = state["step"].as_u64().ok_or_else(|| CheckpointError::Damaged {
-        path: path.to_owned(),
-        reason: "no `step` in its state".into(),
-    })?;
-    let mut notes = vec![format!("resumed after step {step} of {}", plan.total_steps)];
-    notes.extend(machine_changes(&state, &facts(plan)));
-    Ok(Resumed { step, notes })
+    let state = RunState::of(checkpoint)?;
+    let now = RunState::after(state.step, plan);
+    refuse_other_run(checkpoint, &plan.config)?;
+    refuse_other_images(&checkpoint.path, &state, &now)?;
+    let stored = |name: &str, shape: &[i64]| checkpoint.tensor(name, shape);
+    optimizer.load_state(&stored)?;
+    method.load_state(&stored)?;
+    load_weights(method.params().named(), stored)?;
+    let mut notes = vec![format!("resumed after step {} of {}", state.step, plan.total_steps)];
+    notes.extend(machine_changes(&state, &now));
+    Ok(Resumed { step: state.step, notes })
 }
 
 /// Broadcasts rank 0's weights, buffers, method and optimizer state and step.
@@ -127,47 +151,33 @@ pub fn broadcast(
 pub fn init_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::load(path)?;
     let is_stored = |name: &str| !name.starts_with("classifier.") || checkpoint.tensors.contains_key(name);
-    let mut values = Vec::new();
-    for (name, tensor) in model.params.named().filter(|(name, _)| is_stored(name)) {
-        values.push((tensor.shallow_clone(), checkpoint.tensor(path, name, &tensor.size())?));
-    }
-    tch::no_grad(|| values.into_iter().for_each(|(mut tensor, value)| tensor.copy_(&value)));
-    Ok(())
+    let targets = model.params.named().filter(|(name, _)| is_stored(name));
+    load_weights(targets, |name, shape| checkpoint.tensor(name, shape))
 }
 
 /// Warnings about properties of the machine that have changed and that affect rounding.
-fn machine_changes(was: &Value, is: &Value) -> Vec<String> {
-    let names = [
-        ("precision", "compute precision"),
-        ("augment_device", "augmentation device"),
-        ("torch_threads", "libtorch's threads"),
-        ("ranks", "processes"),
+fn machine_changes(was: &RunState, is: &RunState) -> Vec<String> {
+    let values = [
+        ("compute precision", json!([was.precision, is.precision])),
+        ("augmentation device", json!([was.augment_device, is.augment_device])),
+        ("libtorch's threads", json!([was.torch_threads, is.torch_threads])),
+        ("processes", json!([was.ranks, is.ranks])),
     ];
-    // Missing in older checkpoints: one process, augmentation on the CPU.
-    let value = |state: &Value, key: &str| match state[key].is_null() {
-        _ if key == "augment_device" => augment_device(state),
-        true => json!(1),
-        false => state[key].clone(),
+    let changed = values.iter().filter(|(_, values)| values[0] != values[1]);
+    let warning = |(name, values): &(&str, Value)| {
+        let (was, is) = (&values[0], &values[1]);
+        format!("{name} changed from {was} to {is}: results are not bit-identical to an uninterrupted run")
     };
-    let warning = |(key, name): &(&str, &str)| {
-        let was = value(was, key);
-        let is = value(is, key);
-        (was != is).then(|| {
-            format!(
-                "{name} changed from {was} to {is}: results are not bit-identical to an uninterrupted run"
-            )
-        })
-    };
-    names.iter().filter_map(warning).collect()
+    changed.map(warning).collect()
 }
 
 /// The order of images is stored as indices, so resuming on other images would silently be another run.
-fn refuse_other_images(path: &Path, was: &Value, is: &Value) -> Result<(), CheckpointError> {
-    if was["data_fingerprint"] == is["data_fingerprint"] {
+fn refuse_other_images(path: &Path, was: &RunState, is: &RunState) -> Result<(), CheckpointError> {
+    if was.data_fingerprint == is.data_fingerprint {
         return Ok(());
     }
     let images =
-        |state: &Value| format!("{} images with fingerprint {}", state["images"], state["data_fingerprint"]);
+        |state: &RunState| format!("{} images with fingerprint \"{}\"", state.images, state.data_fingerprint);
     let reason =
         format!("the run was trained on other images: {}, the data now has {}", images(was), images(is));
     Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
@@ -192,7 +202,7 @@ const RESUMABLE_CHANGES: [&str; 14] = [
     "train.knn_every",
 ];
 
-fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
+fn refuse_other_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
     // Through `RunConfig`, which accepts former names of keys.
     let saved = RunConfig::deserialize(&saved).map_or(saved, |config| json!(config));
@@ -214,7 +224,7 @@ fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) ->
         return Ok(());
     }
     let reason = format!("belongs to another run: {}", differences.join("; "));
-    Err(CheckpointError::Mismatch { path: path.to_owned(), reason })
+    Err(CheckpointError::Mismatch { path: checkpoint.path.clone(), reason })
 }
 
 #[cfg(test)]
@@ -223,13 +233,17 @@ mod tests {
 
     #[test]
     fn resume_warns_on_machine_change_and_fills_missing_keys() {
-        let state = |views: &str| json!({ "precision": "f32", "augment_device": views, "torch_threads": 2, "ranks": 1 });
-        let old = json!({ "precision": "f32", "torch_threads": 2 });
-        assert_eq!(machine_changes(&old, &state("cpu")), Vec::<String>::new());
-        assert_eq!(machine_changes(&state("device"), &state("device")), Vec::<String>::new());
-        let [warning] = &machine_changes(&old, &state("device"))[..] else { panic!("one warning") };
+        let parse = |state: Value| serde_json::from_value::<RunState>(state).unwrap();
+        let state = |key: &str, device: &str| {
+            parse(json!({ "step": 1, "precision": "f32", key: device, "torch_threads": 2, "ranks": 1 }))
+        };
+        let [cpu, device] = ["cpu", "device"].map(|device| state("augment_device", device));
+        let old = parse(json!({ "step": 1, "precision": "f32", "torch_threads": 2 }));
+        assert_eq!(machine_changes(&old, &cpu), Vec::<String>::new());
+        assert_eq!(machine_changes(&device, &device), Vec::<String>::new());
+        let [warning] = &machine_changes(&old, &device)[..] else { panic!("one warning") };
         assert!(warning.starts_with("augmentation device changed from \"cpu\" to \"device\""), "{warning}");
-        let former = json!({ "precision": "f32", "views_on": "device", "torch_threads": 2, "ranks": 1 });
-        assert_eq!(machine_changes(&former, &state("device")), Vec::<String>::new());
+        assert_eq!(machine_changes(&state("views_on", "device"), &device), Vec::<String>::new());
+        assert!(serde_json::from_value::<RunState>(json!({ "seed": 1 })).is_err(), "no step");
     }
 }

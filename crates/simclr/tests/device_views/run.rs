@@ -116,9 +116,9 @@ fn a_resumed_run_keeps_its_augment_device() {
     for original in ["device", "cpu"] {
         let run_folder = RunFolder::create(&folder.path().join(original)).unwrap();
         run(&run_folder, &data, &config, true);
-        let (path, mut checkpoint) = run_folder.newest_checkpoint().unwrap().0.unwrap();
+        let mut checkpoint = run_folder.newest_checkpoint().unwrap().0.unwrap();
         checkpoint.sections.get_mut("state").unwrap()["augment_device"] = original.into();
-        checkpoint.save(&path).unwrap();
+        checkpoint.save(&checkpoint.path).unwrap();
         let (losses, device) = run(&run_folder, &data, &config, false);
         assert_eq!((losses.len(), device.as_str()), (3, original));
     }

@@ -120,7 +120,7 @@ fn finish(config: &RunConfig, data: &Path, folder: &RunFolder) -> Vec<StepReport
 }
 
 fn newest(folder: &RunFolder) -> Checkpoint {
-    folder.newest_checkpoint().unwrap().0.unwrap().1
+    folder.newest_checkpoint().unwrap().0.unwrap()
 }
 
 fn same_tensors(a: &Checkpoint, b: &Checkpoint) {

@@ -6,6 +6,7 @@ use simclr_data::Dataset;
 use super::{labelled_set::LabelledSet, splits};
 use crate::{
     EvalError,
+    checkpoint::write_atomically,
     eval::{
         options::EvalConfig,
         report::{Cell, Figure},
@@ -106,11 +107,12 @@ impl LabelSubsets {
     /// Writes `evaluation/labels/NAME-DRAW.txt` of each column with fewer than all labels: one name a line, the format of
     /// `label_lists`.
     pub(crate) fn write(&self, run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
-        fs_err::create_dir_all(run.path().join("evaluation/labels"))?;
+        let folder = run.evaluation().join("labels");
+        fs_err::create_dir_all(&folder)?;
         for column in self.columns.iter().filter(|column| column.fraction < 1.0) {
             for (draw, subset) in column.subsets.iter().enumerate() {
-                let name = format!("evaluation/labels/{}-{draw}.txt", column.name());
-                run.write(&name, &name_lines(set, subset)).map_err(Box::new)?;
+                let file = folder.join(format!("{}-{draw}.txt", column.name()));
+                write_atomically(&file, name_lines(set, subset).as_bytes())?;
             }
         }
         Ok(())

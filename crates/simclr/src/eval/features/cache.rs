@@ -177,7 +177,7 @@ pub(crate) fn clear(run: &RunFolder) -> Result<(), EvalError> {
 }
 
 fn folder(run: &RunFolder) -> PathBuf {
-    run.path().join("evaluation/features")
+    run.evaluation().join("features")
 }
 
 fn concatenated(pieces: &[Extracted]) -> Extracted {

@@ -1,6 +1,6 @@
 //! Frozen encoder of a run: batch norm with running statistics, no gradients, `f32`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use simclr_data::{
@@ -10,12 +10,13 @@ use simclr_data::{
 use tch::{Device, Tensor};
 
 use crate::{
-    EvalError, ModelError, RunConfig,
+    EvalError, RunConfig,
     device::{Precision, choose_device},
     encoder::Mode,
     eval::layer::Layer,
     model::Model,
-    train::RunFolder,
+    params::load_weights,
+    train::{RunFolder, state::RunState},
 };
 
 /// A model with fixed weights. Computes in `f32`, like users of an exported encoder, whatever the precision of the run.
@@ -50,18 +51,15 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
     let (config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
     let (newest, passed_over) = run.newest_checkpoint()?;
-    let (path, checkpoint) = newest.ok_or_else(missing)?;
+    let checkpoint = newest.ok_or_else(missing)?;
     let plan = read_plan(run)?;
     let channels = plan["channels"].as_i64().filter(|channels| *channels > 0);
     let channels = channels.unwrap_or(config.data.channels.max(1) as i64);
     let frozen = FrozenEncoder::random_init(&config, channels, config.train.seed)?;
-    let place = path.display().to_string();
-    load_weights(frozen.model.params.named(), &place, |name| {
-        checkpoint.tensors.get(name).map(Tensor::shallow_clone)
-    })?;
-    let step = checkpoint.sections.get("state").and_then(|state| state["step"].as_u64()).unwrap_or(0);
+    load_weights(frozen.model.params.named(), |name, shape| checkpoint.tensor(name, shape))?;
+    let step = RunState::of(&checkpoint)?.step;
     let origin = Origin {
-        checkpoint: Some(path),
+        checkpoint: Some(checkpoint.path),
         step,
         total_steps: plan["total_steps"].as_u64(),
         passed_over,
@@ -72,32 +70,9 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
 
 /// The run's `plan.json`, which resolves channels and number of steps.
 fn read_plan(run: &RunFolder) -> Result<serde_json::Value, EvalError> {
-    let path = run.path().join("plan.json");
+    let path = run.plan_file();
     let text = fs_err::read_to_string(&path)?;
     serde_json::from_str(&text).map_err(|error| EvalError::File { path, reason: error.to_string() })
-}
-
-/// Copies a stored tensor into each of `targets`; names and shapes must agree.
-///
-/// # Errors
-/// The first name that is missing in `stored` or has another shape; `place` names the source.
-pub fn load_weights<'a>(
-    targets: impl Iterator<Item = (&'a str, &'a Tensor)>,
-    place: &str,
-    stored: impl Fn(&str) -> Option<Tensor>,
-) -> Result<(), ModelError> {
-    let _guard = tch::no_grad_guard();
-    for (name, target) in targets {
-        let missing =
-            || ModelError::Names { place: place.into(), reason: format!("tensor `{name}` is missing") };
-        let value = stored(name).ok_or_else(missing)?;
-        if value.size() != target.size() {
-            let (expected, got) = (target.size(), value.size());
-            return Err(ModelError::Shape { place: place.into(), name: name.into(), expected, got });
-        }
-        target.shallow_clone().f_copy_(&value)?;
-    }
-    Ok(())
 }
 
 impl FrozenEncoder {
@@ -112,6 +87,12 @@ impl FrozenEncoder {
         let origin =
             Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new(), assumed: None };
         Ok(Self { model, config: config.clone(), channels, origin })
+    }
+
+    /// With weights of a file, which were copied into [`FrozenEncoder::model`].
+    pub(crate) fn of_file(mut self, file: &Path, step: u64, total_steps: Option<u64>) -> Self {
+        self.origin = Origin { checkpoint: Some(file.to_owned()), step, total_steps, ..self.origin };
+        self
     }
 
     /// The model; its parameters and buffers must not change.

@@ -5,11 +5,15 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use simclr_data::{Dataset, RangeChoice, Split};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::frozen_encoder::{hash_tensors, load_encoder, load_weights};
+use super::frozen_encoder::{hash_tensors, load_encoder};
 use crate::{
-    EvalError, ModelError, RunConfig, checkpoint::Checkpoint, device::Precision, model::Model,
+    EvalError, RunConfig,
+    checkpoint::{Checkpoint, ForeignTensors, write_atomically},
+    device::Precision,
+    model::Model,
+    params::load_weights,
     train::RunFolder,
 };
 
@@ -55,13 +59,9 @@ pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder
     let plan = json!({
         "channels": channels, "total_steps": 0, "imported_from": source, "weights": digest(&model),
     });
-    let write = |name: &str, text: &str| {
-        crate::checkpoint::write_atomically(&folder.path().join(name), text.as_bytes())
-    };
-    write("plan.json", &format!("{plan:#}\n"))?;
+    write_atomically(&folder.plan_file(), format!("{plan:#}\n").as_bytes())?;
     // Written last: a folder with this file is a run.
-    write("config.toml", &config.to_toml())?;
-    Ok(())
+    Ok(write_atomically(&folder.config_file(), config.to_toml().as_bytes())?)
 }
 
 /// Checks that `folder` holds the weights of `file`, imported with the options of `config`, except for the path of the images and
@@ -94,7 +94,7 @@ pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Re
 
 /// File name of the imported weights of `folder`; none for a trained run.
 fn imported_from(folder: &RunFolder) -> Result<Option<String>, EvalError> {
-    let text = fs_err::read_to_string(folder.path().join("plan.json"))?;
+    let text = fs_err::read_to_string(folder.plan_file())?;
     let plan: Value = serde_json::from_str(&text).unwrap_or_default();
     Ok(plan["imported_from"].as_str().map(str::to_owned))
 }
@@ -117,20 +117,16 @@ fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
 
 /// A model of `config` with the encoder of `file`.
 fn read_model(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
-    let refused = |reason: String| ModelError::File { path: file.to_owned(), reason };
-    let stored = Tensor::read_safetensors(file)
-        .map_err(|error| refused(format!("not a safetensors file: {error}")))?;
+    let stored = ForeignTensors::parse(file, &fs_err::read(file)?)?;
     let shape = (channels, config.train.image_size as i64);
     let model =
         Model::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
     let wanted = || encoder_of(&model);
-    let find = |name: &str| stored.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor);
-    let held =
-        |prefix: &&str| wanted().filter(|(name, _)| find(&format!("{prefix}{name}")).is_some()).count();
+    let holds = |prefix: &str, name: &str| stored.contains(&format!("{prefix}{name}"));
+    let held = |prefix: &&str| wanted().filter(|(name, _)| holds(prefix, name)).count();
     let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
-    load_weights(wanted(), &file.display().to_string(), |name| {
-        Some(find(&format!("{prefix}{name}"))?.to_kind(Kind::Float))
-    })?;
+    // Half precision is widened when the values are copied.
+    load_weights(wanted(), |name, shape| stored.tensor(&format!("{prefix}{name}"), shape))?;
     Ok(model)
 }
 

@@ -9,4 +9,4 @@ pub mod import; // weights of other programs -> run folder
 pub(crate) use cache::{Columns, FeatureCache, Part};
 pub(crate) use decodable::DecodableImages;
 pub use extract::*;
-pub use frozen_encoder::{FrozenEncoder, Origin, load_encoder, load_weights};
+pub use frozen_encoder::{FrozenEncoder, Origin, load_encoder};

@@ -115,7 +115,7 @@ impl<'c, 'a> Runner<'c, 'a> {
             return Ok(cached);
         }
         let folder = FigureKey::new(name, trained).file_name();
-        let path = self.context.run.path().join("evaluation").join(folder);
+        let path = self.context.run.evaluation().join(folder);
         let figure = match self.train(name, config, subset, &path) {
             Ok(model) => self.evaluate(&model, split)?,
             Err(EvalError::Training(error)) if purpose == RunPurpose::Compared && error.is_divergence() => {
@@ -153,8 +153,7 @@ impl<'c, 'a> Runner<'c, 'a> {
         path: &Path,
     ) -> Result<Model, EvalError> {
         let TrainSubset { data, images } = subset;
-        let exists = path.join("config.toml").exists();
-        let folder = if exists { RunFolder::open(path) } else { RunFolder::create(path) };
+        let folder = if RunFolder::is_run(path) { RunFolder::open(path) } else { RunFolder::create(path) };
         let folder = folder.map_err(Box::new)?;
         let mut config = config.clone();
         config.task.subset = Some(path.join("images.txt"));
