@@ -1,6 +1,7 @@
 //! Command-line arguments. Each flag of a run overrides one key of the configuration, which has the default.
 
 mod data;
+mod semi_supervised;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use simclr::{
 
 use crate::failure::Failure;
 pub use data::{Inspect, Pack, Views};
+pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
 
 /// Contrastive pretraining of image encoders (SimCLR): from a folder of images to a verified encoder.
 #[derive(Debug, Parser)]
@@ -38,6 +40,12 @@ pub enum Command {
     Pretrain(Box<Pretrain>),
     /// Evaluate an encoder: kNN and linear classifiers on frozen features, compared with controls; fine-tuning, transfer
     Evaluate(Box<Evaluate>),
+    /// Train a classifier on few labels from a pretrained network (SimCLR v2, step 2)
+    Finetune(Finetune),
+    /// Distil a classifier into the same or a smaller network with unlabelled images (SimCLR v2, step 3)
+    Distill(Distill),
+    /// Pretrain, fine-tune and distil (SimCLR v2, all steps), with a control on the labels alone
+    SelfTrain(SelfTrain),
     /// Compare the results of several runs in a table and a plot
     Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)

@@ -26,6 +26,26 @@ pub struct TaskConfig {
     pub frozen: bool,
 }
 
+/// `[distill]`: SimCLR v2's third step (arXiv 2006.10029, section 2.3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistillConfig {
+    /// Run folder of the teacher, a classifier: fine-tuned, supervised or distilled.
+    pub teacher: Option<PathBuf>,
+    /// tau of both distributions. SimCLR v2: 0.1 into the same network, 1 into a smaller one.
+    pub temperature: f64,
+    /// Weight of the cross entropy with labels, 1 - alpha; 0: no labels.
+    pub label_weight: f64,
+    /// Text file with the names of the images whose labels are used, one per line. Unset: all labels of the data set.
+    pub labelled: Option<PathBuf>,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self { teacher: None, temperature: 1.0, label_weight: 0.0, labelled: None }
+    }
+}
+
 /// `task.objective`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,6 +55,8 @@ pub enum MethodKind {
     Contrastive,
     /// Cross entropy of a linear classifier, one view of each labelled image.
     Supervised,
+    /// Cross entropy with the outputs of a trained classifier, one view of each image (`[distill]`).
+    Distillation,
 }
 
 impl MethodKind {
@@ -42,7 +64,7 @@ impl MethodKind {
     pub fn views(self) -> usize {
         match self {
             Self::Contrastive => 2,
-            Self::Supervised => 1,
+            Self::Supervised | Self::Distillation => 1,
         }
     }
 
@@ -51,11 +73,13 @@ impl MethodKind {
         self == Self::Contrastive
     }
 
-    /// Which accuracy a step reports: `contrastive` (pretext task) or `training` (classifier, on training images).
+    /// Which accuracy a step reports: `contrastive` (pretext task), `training` (classifier, on training images) or `agreement` (of
+    /// student and teacher).
     pub fn accuracy_name(self) -> &'static str {
         match self {
             Self::Contrastive => "contrastive",
             Self::Supervised => "training",
+            Self::Distillation => "agreement",
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use simclr::{
     RunConfig,
+    config::TrainConfig,
     data::{
         AugmentConfig, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Sample, dataset::Source,
         decode::Decoding, loader::Batches, rng::Key,
@@ -16,7 +17,7 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, BatchStatistics, MOMENTUM, Mode},
     exec::{DeviceBatch, NormConfig, StepContext, StepId, StepOutput, executor},
-    methods::{Classifier, Method, SimClr},
+    methods::{Classifier, Distillation, Method, SimClr},
     model::Model,
     nt_xent::nt_xent,
     optim::{OptimConfig, OptimKind, Optimizer},
@@ -142,6 +143,14 @@ fn method(config: &RunConfig) -> Box<dyn Method> {
     match config.task.objective {
         MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
         MethodKind::Supervised => Box::new(Classifier::new(model, (0..64).map(|i| i % 3).collect(), 16)),
+        MethodKind::Distillation => {
+            let teacher = self::model(&RunConfig {
+                train: TrainConfig { seed: 99, ..config.train.clone() },
+                ..config.clone()
+            });
+            let labels = (0..64).map(|i| i % 3 - 1).collect();
+            Box::new(Distillation::new(model, teacher, &config.distill, labels, 16))
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! One file per command: arguments to library calls to output.
 
 pub mod compare;
+pub mod distill;
 pub mod doctor;
 pub mod embed;
 pub mod evaluate;
 pub mod export;
+pub mod finetune;
 pub mod inspect;
 pub mod pack;
 pub mod pretrain;
+pub mod self_train;
 pub mod views;
 
 use std::path::PathBuf;

@@ -16,7 +16,15 @@ use super::{
 use crate::ConfigError;
 
 /// Keys that are unset by default and therefore missing in the default configuration.
-const OPTIONAL_KEYS: [&str; 5] = ["data.path", "encoder.file", "optim.eps", "task.init_from", "task.subset"];
+const OPTIONAL_KEYS: [&str; 7] = [
+    "data.path",
+    "distill.labelled",
+    "distill.teacher",
+    "encoder.file",
+    "optim.eps",
+    "task.init_from",
+    "task.subset",
+];
 
 /// The keys that the user set, in a file or by an override. A new run may choose the others for the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

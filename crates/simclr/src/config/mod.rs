@@ -23,7 +23,7 @@ use crate::{
     head::HeadConfig,
     nt_xent::LossConfig,
     optim::OptimConfig,
-    task::TaskConfig,
+    task::{DistillConfig, TaskConfig},
     views::AugmentDeviceChoice,
 };
 
@@ -49,6 +49,8 @@ pub struct RunConfig {
     pub loss: LossConfig,
     /// Method, initial weights, subset of images.
     pub task: TaskConfig,
+    /// Teacher and loss of distillation.
+    pub distill: DistillConfig,
     /// Optimizer and learning-rate schedule.
     pub optim: OptimConfig,
     /// Duration, batch, precision, checkpoints.

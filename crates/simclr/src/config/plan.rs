@@ -28,6 +28,8 @@ pub struct Plan {
     pub labelled: bool,
     /// Number of classes; 0 without labels.
     pub classes: usize,
+    /// Names of the classes in the order of a classifier's outputs; empty if the run trains no classifier.
+    pub class_names: Vec<String>,
     /// Full batches per epoch.
     pub steps_per_epoch: u64,
     /// From the first to the last step, resumed or not.
@@ -81,6 +83,11 @@ impl RunConfig {
             channels: dataset.channels(),
             labelled: dataset.samples().iter().any(|sample| sample.label.is_some()),
             classes: dataset.classes().len(),
+            class_names: if self.task.objective.is_contrastive() {
+                Vec::new()
+            } else {
+                dataset.classes().to_vec()
+            },
             steps_per_epoch,
             total_steps,
             schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps),
@@ -181,6 +188,7 @@ impl Plan {
             channels: 3,
             labelled: false,
             classes: 0,
+            class_names: Vec::new(),
             steps_per_epoch: 10,
             total_steps: 1000,
             schedule,

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind};
+use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind, task::MethodKind};
 
 impl RunConfig {
     /// # Errors
@@ -23,6 +23,7 @@ impl RunConfig {
         check(head.hidden >= 0, "head.hidden", head.hidden, "0 (the width of h) or a width")?;
         positive("loss.temperature", self.loss.temperature)?;
         self.validate_task()?;
+        self.validate_distillation()?;
         self.validate_chunks()?;
         not_negative("optim.lr", optim.lr)?;
         not_negative("optim.weight_decay", optim.weight_decay)?;
@@ -79,6 +80,15 @@ impl RunConfig {
         check(task.head_layers < layers, "task.head_layers", task.head_layers, &expected)
     }
 
+    fn validate_distillation(&self) -> Result<(), ConfigError> {
+        let Self { distill, task, .. } = self;
+        positive("distill.temperature", distill.temperature)?;
+        share("distill.label_weight", distill.label_weight)?;
+        let distils = task.objective == MethodKind::Distillation;
+        let expected = "the run folder of a classifier, for task.objective = \"distillation\"";
+        check(!distils || distill.teacher.is_some(), "distill.teacher", "\"\"", expected)
+    }
+
     fn validate_chunks(&self) -> Result<(), ConfigError> {
         let Self { train, task, .. } = self;
         let chunk = train.chunk;
@@ -88,6 +98,14 @@ impl RunConfig {
         let has_pairs = task.objective.is_contrastive();
         let expected = "global or chunk: supervised training has one view per image";
         check(!shuffled || has_pairs, "train.batch_norm", norm.as_str(), expected)?;
+        let expected = "chunk, because the teacher cannot be run stage by stage";
+        let distils_in_chunks = task.objective == MethodKind::Distillation && train.is_chunked();
+        check(
+            !distils_in_chunks || norm == BatchNormScope::Chunk,
+            "train.batch_norm",
+            norm.as_str(),
+            expected,
+        )?;
         let is_script = self.encoder.file.is_some() && train.is_chunked();
         let expected = "chunk or chunk-shuffled: the batch norm of a TorchScript module (encoder.file) covers one chunk only";
         check(!is_script || norm != BatchNormScope::Global, "train.batch_norm", norm.as_str(), expected)?;

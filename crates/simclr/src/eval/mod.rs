@@ -12,6 +12,7 @@ mod load; // TOML and --set -> EvalConfig
 pub mod options; // EvalConfig
 pub mod probes; // classifiers on frozen features
 pub mod report; // results, tables, comparison
+pub mod semi_supervised; // fine-tuning, distillation, self-training as runs of their own
 mod validate; // ranges of the options
 
 pub use evaluate::evaluate;

@@ -157,6 +157,18 @@ pub enum FinetuneRecipe {
     V2,
 }
 
+impl FromStr for FinetuneRecipe {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "v1" => Ok(Self::V1),
+            "v2" => Ok(Self::V2),
+            _ => Err(format!("`{text}`: expected v1 or v2")),
+        }
+    }
+}
+
 /// Fine-tuning on transfer sets (paper B.8.2). Empty lists stand for the paper's values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -2,6 +2,7 @@
 //! weights; [`crate::exec`] runs the step of any method, because the loss depends on the embeddings only.
 
 mod classifier;
+mod distillation;
 mod simclr;
 
 use std::fmt::Debug;
@@ -17,6 +18,7 @@ use crate::{
 };
 
 pub use classifier::Classifier;
+pub use distillation::Distillation;
 pub use simclr::SimClr;
 
 /// The rows of a batch that this process holds.

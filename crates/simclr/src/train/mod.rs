@@ -17,6 +17,7 @@ mod run_lock;
 mod setup;
 mod start;
 pub mod state;
+pub mod trained_classifier;
 
 pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};

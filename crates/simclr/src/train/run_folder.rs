@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Folder of a run: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
-/// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`.
+/// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`, `classifier.json`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -29,18 +29,20 @@ const METRICS: &str = "metrics.jsonl";
 const BAD_FILES: &str = "bad_files.txt";
 const RESULTS: &str = "results.json";
 const NON_FINITE: &str = "nonfinite-step-";
+const CLASSIFIER: &str = "classifier.json";
 const CHECKPOINTS: &str = "checkpoints";
 const EVALUATION: &str = "evaluation";
 /// Subfolders reserved for the run.
 const RESERVED_FOLDERS: [&str; 2] = [CHECKPOINTS, EVALUATION];
 /// Files reserved for the run, by name or prefix.
-const RESERVED_FILES: [&str; 10] = [
+const RESERVED_FILES: [&str; 11] = [
     CONFIG,
     PLAN,
     ENVIRONMENT,
     METRICS,
     BAD_FILES,
     RESULTS,
+    CLASSIFIER,
     LOCK_FILE,
     "events.out.tfevents.",
     NON_FINITE,
@@ -192,6 +194,11 @@ impl RunFolder {
     /// Results of the newest evaluation.
     pub fn results_file(&self) -> PathBuf {
         self.path.join(RESULTS)
+    }
+
+    /// Accuracy of the run's own classifier.
+    pub fn classifier_file(&self) -> PathBuf {
+        self.path.join(CLASSIFIER)
     }
 
     /// Folder with the results of all evaluations, a file per data set, checkpoint and protocol.

@@ -11,6 +11,7 @@ use super::{
     run_folder::Newest,
     start,
     state::{Resumed, augments_on_cpu, init_from, restore},
+    trained_classifier::TrainedClassifier,
 };
 use crate::{
     ConfigError, DistError, Plan, RunConfig, TrainError,
@@ -19,7 +20,7 @@ use crate::{
     dist::{GradientBuckets, ProcessGroup, all_ok},
     encoder::BatchNormScope,
     exec::{DevicePrefetcher, NormConfig, StepContext},
-    methods::{Classifier, Method, SimClr},
+    methods::{Classifier, Distillation, Method, SimClr},
     model::Model,
     optim::Optimizer,
     task::MethodKind,
@@ -49,6 +50,7 @@ pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Res
     let mut config = config.clone();
     config.data.path = Some(dataset::canonical(data)?);
     config.data.labels = config.data.labels.canonical()?;
+    config.distill.teacher = config.distill.teacher.map(fs_err::canonicalize).transpose()?;
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
     config.data.pages = dataset.decoding().pages;
@@ -63,9 +65,14 @@ pub(super) fn prepare(
     config: &RunConfig,
 ) -> Result<Prepared, TrainError> {
     let dataset = Arc::clone(&opened.dataset);
-    let plan = plan(group, opened, config)?;
+    let mut plan = plan(group, opened, config)?;
     tch::set_num_threads(plan.torch_threads as i32);
-    let method = method(&plan, &dataset, opened.device)?;
+    let teacher = teacher(&plan, opened.device)?;
+    if let Some(teacher) = &teacher {
+        plan.classes = teacher.class_names.len();
+        plan.class_names.clone_from(&teacher.class_names);
+    }
+    let method = method(&plan, &dataset, teacher, opened.device)?;
     if let Some(checkpoint) = &config.task.init_from {
         init_from(checkpoint, method.model())?;
     }
@@ -80,7 +87,24 @@ fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result
     Ok(config.resolve(&opened.dataset, precision, augment)?.among(group.count(), group.sharing())?)
 }
 
-fn method(plan: &Plan, dataset: &Dataset, device: Device) -> Result<Box<dyn Method>, TrainError> {
+/// The teacher of a distillation.
+fn teacher(plan: &Plan, device: Device) -> Result<Option<TrainedClassifier>, TrainError> {
+    let config = &plan.config;
+    if config.task.objective != MethodKind::Distillation {
+        return Ok(None);
+    }
+    let path = config.distill.teacher.as_deref().expect("validated: distillation has a teacher");
+    let teacher = TrainedClassifier::load(&RunFolder::open(path)?, device, plan.precision)?;
+    teacher.check_input(plan)?;
+    Ok(Some(teacher))
+}
+
+fn method(
+    plan: &Plan,
+    dataset: &Dataset,
+    teacher: Option<TrainedClassifier>,
+    device: Device,
+) -> Result<Box<dyn Method>, TrainError> {
     let config = &plan.config;
     let model = Model::for_task(
         &config.task,
@@ -95,6 +119,11 @@ fn method(plan: &Plan, dataset: &Dataset, device: Device) -> Result<Box<dyn Meth
     Ok(match config.task.objective {
         MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
         MethodKind::Supervised => Box::new(Classifier::new(model, labels(dataset)?, dataset.classes().len())),
+        MethodKind::Distillation => {
+            let teacher = teacher.expect("distillation has a teacher");
+            let labels = teacher.labels_of(dataset, &config.distill)?;
+            Box::new(Distillation::new(model, teacher.model, &config.distill, labels, plan.classes))
+        }
     })
 }
 

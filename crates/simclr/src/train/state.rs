@@ -19,6 +19,12 @@ pub struct RunState {
     pub step: u64,
     #[serde(default)]
     seed: u64,
+    /// Classes in the order of the classifier's outputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
+    /// Channels C of an image; 0 in checkpoints of earlier versions.
+    #[serde(default)]
+    pub channels: usize,
     #[serde(default)]
     images: usize,
     #[serde(default)]
@@ -56,6 +62,8 @@ impl RunState {
         Self {
             step,
             seed: plan.config.train.seed,
+            class_names: plan.class_names.clone(),
+            channels: plan.channels,
             images: plan.images,
             data_fingerprint: plan.data_fingerprint.clone(),
             precision: Some(plan.precision),
@@ -184,10 +192,11 @@ fn refuse_other_images(path: &Path, was: &RunState, is: &RunState) -> Result<(),
 }
 
 /// Keys that may change when a run is resumed, because results do not depend on them.
-const RESUMABLE_CHANGES: [&str; 14] = [
+const RESUMABLE_CHANGES: [&str; 15] = [
     "data.path",
     // Labels are part of the fingerprint of the images.
     "data.labels",
+    "distill.labelled",
     "task.subset",
     "task.init_from",
     "data.threads",
@@ -210,7 +219,7 @@ fn refuse_other_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), C
     // Keys that did not exist yet behaved like their defaults.
     let default = json!(RunConfig::default());
     let mut differences = Vec::new();
-    for section in ["data", "augment", "encoder", "head", "loss", "task", "optim", "train"] {
+    for section in ["data", "augment", "encoder", "head", "loss", "task", "distill", "optim", "train"] {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");

@@ -133,10 +133,9 @@ fn few_epochs(run: &RunConfig, rate: f64, paper: f64, labels: usize, length: Len
     config
 }
 
-/// SGD with Nesterov momentum 0.9, no warm-up, no decay, random crops and flips only.
-fn crops_and_flips(run: &RunConfig) -> RunConfig {
-    let mut config = with_labels(run);
-    config.augment = AugmentConfig {
+/// Random crops and flips as in `augment`, and nothing else.
+fn geometric(augment: AugmentConfig) -> AugmentConfig {
+    AugmentConfig {
         color: 0.0,
         gray: 0.0,
         blur: 0.0,
@@ -145,8 +144,35 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
         cutout: 0.0,
         noise: 0.0,
         sobel: 0.0,
-        ..config.augment
-    };
+        ..augment
+    }
+}
+
+/// SimCLR v2's distillation: optimizer, schedule and batch as in pretraining, random crops and flips only.
+pub(crate) fn distilled(run: &RunConfig) -> RunConfig {
+    let mut config = with_labels(run);
+    config.task.objective = MethodKind::Distillation;
+    config.augment = geometric(config.augment);
+    (config.train.knn_every, config.train.keep_checkpoints) = (0.0, 1);
+    config
+}
+
+/// [`distilled`] without a teacher: cross entropy on `labels` of `images` images, for as many steps.
+pub(crate) fn on_labels_alone(run: &RunConfig, images: usize, labels: usize) -> RunConfig {
+    let mut config = distilled(run);
+    config.task.objective = MethodKind::Supervised;
+    let steps = config.train.epochs * (images / config.train.batch).max(1) as f64;
+    config.train.batch = config.train.batch.min(labels / 4).max(2);
+    let epochs = steps / (labels / config.train.batch).max(1) as f64;
+    config.optim.warmup_epochs *= epochs / config.train.epochs;
+    config.train.epochs = epochs;
+    config
+}
+
+/// SGD with Nesterov momentum 0.9, no warm-up, no decay, random crops and flips only.
+fn crops_and_flips(run: &RunConfig) -> RunConfig {
+    let mut config = with_labels(run);
+    config.augment = geometric(config.augment);
     config.optim = OptimConfig {
         kind: OptimKind::Sgd,
         weight_decay: 0.0,

@@ -1,0 +1,35 @@
+//! `simclr self-train`.
+
+use std::process::ExitCode;
+
+use simclr::{
+    RunConfig,
+    encoder::EncoderConfig,
+    eval::semi_supervised::{SelfTraining, self_train},
+};
+
+use super::finetune::{line, with_steps};
+use crate::{args::SelfTrain, failure::Failure, terminal};
+
+/// Runs all steps and prints the accuracies of teacher, student and control.
+pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
+    let overrides = arguments.config.overrides(&[]);
+    let pretraining = RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?;
+    let options = SelfTraining {
+        student: arguments.student.as_deref().map(student).transpose()?,
+        pretraining,
+        finetuning: arguments.finetune.options(),
+        epochs: arguments.distill_epochs,
+        temperature: arguments.distill.temperature,
+        label_weight: arguments.distill.label_weight,
+    };
+    let found = with_steps(&arguments.data, |steps| self_train(steps, &options, &arguments.out))?;
+    let lines = [("teacher", &found.teacher), ("student", &found.student), ("control", &found.supervised)];
+    terminal::result(&lines.map(|(name, result)| line(name, result)).join("\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The encoder `name` with defaults otherwise.
+fn student(name: &str) -> Result<EncoderConfig, Failure> {
+    Ok(RunConfig::load(None, &[format!("encoder.name={name:?}")])?.encoder)
+}
