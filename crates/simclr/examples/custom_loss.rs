@@ -13,7 +13,7 @@ use simclr::{
     exec::DeviceBatch,
     head::HeadConfig,
     model::Model,
-    nt_xent::l2_normalize,
+    losses::l2_normalize,
     optim::{OptimConfig, OptimKind, Optimizer},
     tch::{Device, Kind, Tensor},
 };

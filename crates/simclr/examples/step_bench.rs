@@ -16,7 +16,7 @@ use simclr::{
     head::HeadConfig,
     methods::{Method as _, SimClr},
     model::Model,
-    nt_xent::LossConfig,
+    losses::LossConfig,
     optim::{OptimConfig, OptimKind, Optimizer},
 };
 use simclr_shim::stream::StreamGuard;

@@ -9,7 +9,7 @@ use crate::{
     TrainError,
     dist::all_ok,
     methods::{BatchSlice, LossOutput},
-    nt_xent::SingleProcess,
+    losses::SingleProcess,
     optim::{self, Optimizer},
 };
 

@@ -30,7 +30,7 @@ use crate::{
     exec::{DevicePrefetcher, Executor, StepId, StepOutput, executor},
     health::Health,
     methods::Method,
-    nt_xent::AllGather,
+    losses::AllGather,
     optim::Optimizer,
 };
 
@@ -297,7 +297,7 @@ impl Run<'_> {
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
         let losses = [output.loss, self.method.chance_loss(output.ids.len())];
         let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
-        Health::of(&h, &z, per_anchor, output.accuracy)
+        Health::of(&h, &z, per_anchor, output.accuracy, self.method.chance_decides())
     }
 
     /// Writes the checkpoint of `step`, on rank 0.
