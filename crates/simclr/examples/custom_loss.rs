@@ -12,8 +12,8 @@ use simclr::{
     encoder::{EncoderConfig, EncoderName, Mode},
     exec::DeviceBatch,
     head::HeadConfig,
-    model::Model,
     losses::l2_normalize,
+    model::Model,
     optim::{OptimConfig, OptimKind, Optimizer},
     tch::{Device, Kind, Tensor},
 };

@@ -11,8 +11,8 @@ use simclr::{
     encoder::{EncoderConfig, EncoderName, Mode},
     exec::DeviceBatch,
     head::HeadConfig,
-    model::Model,
     losses::{LossConfig, contrastive_loss},
+    model::Model,
     optim::{OptimConfig, OptimKind, Optimizer},
     tch::Device,
 };

@@ -7,8 +7,8 @@ use simclr::{
     device::{Precision, channels_last},
     encoder::{Encoder, EncoderConfig, EncoderName, Init, Mode, Padding, Stem},
     head::{HeadConfig, HeadNorm},
-    model::Model,
     losses::{LossConfig, contrastive_loss},
+    model::Model,
     optim::{OptimConfig, OptimKind, Optimizer},
     params::{Params, Role},
 };

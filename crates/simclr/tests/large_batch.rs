@@ -16,9 +16,9 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, BatchStatistics, MOMENTUM, Mode},
     exec::{DeviceBatch, NormConfig, StepContext, StepId, StepOutput, executor},
+    losses::contrastive_loss,
     methods::{Classifier, Method, SimClr},
     model::Model,
-    losses::contrastive_loss,
     optim::{OptimConfig, OptimKind, Optimizer},
     task::MethodKind,
 };

@@ -12,9 +12,9 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, MOMENTUM},
     exec::{DeviceBatch, NormConfig, StepContext, executor},
+    losses::contrastive_loss,
     methods::{Method as _, SimClr},
     model::Model,
-    losses::contrastive_loss,
 };
 use tch::{Device, Kind, Tensor};
 

@@ -8,8 +8,8 @@ use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, St
 use crate::{
     TrainError,
     dist::all_ok,
-    methods::{BatchSlice, LossOutput},
     losses::SingleProcess,
+    methods::{BatchSlice, LossOutput},
     optim::{self, Optimizer},
 };
 

@@ -33,12 +33,7 @@ pub(super) struct Estimated {
 
 impl Estimator {
     /// From the sum over the negatives, which is `sum * exp(largest)`.
-    pub fn evaluate(
-        &self,
-        [largest, sum]: [&Tensor; 2],
-        positives: &Tensor,
-        batch: &Batch<'_>,
-    ) -> Estimated {
+    pub fn evaluate(&self, [largest, sum]: [&Tensor; 2], positives: &Tensor, batch: &Batch<'_>) -> Estimated {
         let (count, prior) = (batch.negatives, self.prior);
         // All terms are divided by exp(top).
         let top = largest.maximum(positives);
@@ -48,11 +43,13 @@ impl Estimator {
         let unbounded = &unit * sum - &correction;
         let bound = (-1.0 / self.temperature - &top).exp() * count;
         let is_free = unbounded.ge_tensor(&bound).to_kind(Kind::Float);
-        let total = unbounded.maximum(&bound) + &positive;
+        let estimate = unbounded.maximum(&bound);
+        let total = &estimate + positive;
         Estimated {
             losses: total.log() + &top - positives,
             per_term: unit * &is_free / &total,
-            at_positive: (positive - correction * is_free) / total - 1.0,
+            // The derivative of ln(total), minus 1, without the difference of two numbers near 1.
+            at_positive: -(estimate + correction * is_free) / total,
         }
     }
 }

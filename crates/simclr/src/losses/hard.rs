@@ -66,11 +66,8 @@ impl PairLoss for Hard {
         let Estimated { losses, per_term, at_positive } =
             estimator.evaluate([largest, &weighted], positives, batch);
         let at_sum = per_term * weighted;
-        let coefficients = vec![
-            largest.shallow_clone(),
-            &at_sum * (1.0 + self.beta) / steep,
-            at_sum * self.beta / flat,
-        ];
+        let coefficients =
+            vec![largest.shallow_clone(), &at_sum * (1.0 + self.beta) / steep, at_sum * self.beta / flat];
         AnchorTerms { losses, coefficients, at_positive }
     }
 

@@ -141,11 +141,7 @@ fn positives(similarities: &Similarities) -> Tensor {
 }
 
 /// Values of the local anchors, and whether their positive is the most similar view of the other side.
-fn first_pass(
-    loss: &dyn PairLoss,
-    similarities: &Similarities,
-    positives: &Tensor,
-) -> (Vec<Tensor>, Tensor) {
+fn first_pass(loss: &dyn PairLoss, similarities: &Similarities, positives: &Tensor) -> (Vec<Tensor>, Tensor) {
     let (own, _) = similarities.images();
     let values = loss.start(positives);
     let others = similarities.per_anchor(f64::NEG_INFINITY).narrow(0, 0, own);
@@ -198,7 +194,8 @@ fn second_pass(
         }
         let _ = narrow(&gradient, tile.row).addmm_(&weights, &narrow(&similarities.all, tile.column));
         if tile.mirrored {
-            let _ = narrow(&gradient, tile.column).addmm_(&weights.tr(), &narrow(&similarities.all, tile.row));
+            let _ =
+                narrow(&gradient, tile.column).addmm_(&weights.tr(), &narrow(&similarities.all, tile.row));
         }
     }
     gradient

@@ -94,11 +94,7 @@ impl Triplet for NtXent {
     fn terms(&self, positive: &Tensor, negative: &Tensor, found: &Tensor) -> TripletTerms {
         let difference = negative - positive;
         let slope = difference.sigmoid() * found;
-        TripletTerms {
-            losses: difference.softplus() * found,
-            at_positive: -&slope,
-            at_negative: slope,
-        }
+        TripletTerms { losses: difference.softplus() * found, at_positive: -&slope, at_negative: slope }
     }
 
     fn chance(&self) -> (f64, String) {

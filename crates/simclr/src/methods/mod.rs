@@ -11,8 +11,8 @@ use tch::Tensor;
 use crate::{
     CheckpointError, ModelError, RunConfig,
     encoder::Mode,
-    model::{Model, Stages},
     losses::AllGather,
+    model::{Model, Stages},
     params::Params,
 };
 

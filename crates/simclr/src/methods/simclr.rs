@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::{BatchSlice, LossOutput, Method, MethodTraits};
 use crate::{
     RunConfig,
-    model::Model,
     losses::{LossConfig, contrastive_loss_sharded},
+    model::Model,
 };
 
 /// Encoder and projection head under a contrastive loss.

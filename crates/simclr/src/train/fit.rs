@@ -29,8 +29,8 @@ use crate::{
     dist::{BatchShards, GradientBuckets, ProcessGroup, all_ok, all_ok_with},
     exec::{DevicePrefetcher, Executor, StepId, StepOutput, executor},
     health::Health,
-    methods::Method,
     losses::AllGather,
+    methods::Method,
     optim::Optimizer,
 };
 

@@ -1,25 +1,20 @@
 //! NT-Xent against golden values, the formula in f64, finite differences and its symmetries.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::sync::{Barrier, Mutex};
 
 use proptest::prelude::*;
-use simclr::{
-    data::rng::Key,
-    losses::{LossConfig, Reduction, contrastive_loss},
-};
+use simclr::losses::{LossConfig, Reduction, contrastive_loss, l2_normalize};
 use tch::{Kind, Tensor};
+
+use super::{
+    oracle::{both, relative, whole_matrix},
+    random_rows, rows,
+};
 
 fn config(temperature: f64) -> LossConfig {
     LossConfig { temperature, ..LossConfig::default() }
 }
 
-fn rows(values: &[f32], columns: i64) -> Tensor {
-    Tensor::from_slice(values).view([-1, columns])
-}
-
 /// Three images, two dimensions; goldens computed in f64 from the formula of paper section 2.1.
-const Z: [f32; 12] = [1.0, 0.0, 0.0, 2.0, -1.0, 1.0, 2.0, 1.0, 1.0, 3.0, -1.0, 0.0];
+pub const Z: [f32; 12] = [1.0, 0.0, 0.0, 2.0, -1.0, 1.0, 2.0, 1.0, 1.0, 3.0, -1.0, 0.0];
 
 #[test]
 fn golden_losses_and_accuracy() {
@@ -29,7 +24,9 @@ fn golden_losses_and_accuracy() {
         (1.0, 1.042_654_641_2, 2.085_309_282_5),
     ] {
         let z = rows(&Z, 2);
-        let loss = |reduction| contrastive_loss(&z, &LossConfig { reduction, ..config(temperature) }).loss.double_value(&[]);
+        let loss = |reduction| {
+            contrastive_loss(&z, &LossConfig { reduction, ..config(temperature) }).loss.double_value(&[])
+        };
         assert!(
             (loss(Reduction::Paper) - paper).abs() < 2e-6,
             "tau {temperature}: {}",
@@ -204,50 +201,6 @@ proptest! {
     }
 }
 
-/// The formula in f64 with the whole matrix, through autograd: loss and gradient at `z`.
-fn whole_matrix(z: &Tensor, config: &LossConfig, kind: Kind) -> (f64, Tensor) {
-    let leaf = z.detach().to_kind(kind).set_requires_grad(true);
-    let rows = leaf.size()[0];
-    let unit = match config.normalize {
-        true => &leaf / (&leaf * &leaf).sum_dim_intlist([1i64].as_slice(), true, kind).sqrt(),
-        false => leaf.shallow_clone(),
-    };
-    let itself = Tensor::eye(rows, (Kind::Bool, leaf.device()));
-    let logits = (unit.matmul(&unit.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY);
-    let partner = Tensor::arange(rows, (Kind::Int64, leaf.device())).roll([rows / 2], [0]);
-    let mean = if config.decoupled {
-        let is_positive = Tensor::eye(rows, (Kind::Bool, leaf.device())).roll([rows / 2], [1]);
-        let negatives = logits.masked_fill(&is_positive, f64::NEG_INFINITY);
-        let positive = logits.gather(1, &partner.unsqueeze(1), false).squeeze_dim(1);
-        (negatives.logsumexp([1i64].as_slice(), false) - positive).mean(kind)
-    } else {
-        logits.cross_entropy_loss(&partner, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
-    };
-    let loss = if config.reduction == Reduction::Official { mean * 2.0 } else { mean };
-    loss.backward();
-    (loss.double_value(&[]), leaf.grad())
-}
-
-fn random_rows(rows: i64, columns: i64, seed: u64, length: f64) -> Tensor {
-    // Not libtorch's generator, which concurrent tests share.
-    let mut stream = Key { seed, epoch: 0, image: 0, view: 0 }.stream();
-    let values: Vec<f32> = (0..rows * columns).map(|_| stream.uniform(-1.0, 1.0) * length as f32).collect();
-    Tensor::from_slice(&values).view([rows, columns])
-}
-
-/// |a - b| / |b|.
-fn relative(found: &Tensor, expected: &Tensor) -> f64 {
-    let expected = expected.to_kind(Kind::Double);
-    ((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).double_value(&[])
-}
-
-fn both(z: &Tensor, config: &LossConfig) -> (f64, Tensor) {
-    let leaf = z.detach().set_requires_grad(true);
-    let loss = contrastive_loss(&leaf, config).loss;
-    loss.backward();
-    (loss.double_value(&[]), leaf.grad())
-}
-
 /// Views near to and far from their partner; sizes that end within a tile, at its edge and just after it.
 #[test]
 fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
@@ -327,82 +280,13 @@ fn tiles_are_as_precise_as_the_whole_matrix_in_f32() {
     assert!(tiled < 1e-5 && tiled < 3.0 * in_f32, "tiled {tiled:e}, whole {in_f32:e}");
 }
 
-/// An all-gather over threads.
-struct ThreadRank<'a> {
-    own: usize,
-    images: &'a [i64],
-    slots: &'a Mutex<Vec<Option<Tensor>>>,
-    barrier: &'a Barrier,
-}
-
-impl AllGather for ThreadRank<'_> {
-    fn all_gather(&self, own: &Tensor) -> Tensor {
-        self.slots.lock().unwrap()[self.own] = Some(own.shallow_clone());
-        self.barrier.wait();
-        let side = |view: i64| {
-            let slots = self.slots.lock().unwrap();
-            let parts = slots.iter().zip(self.images);
-            parts.map(|(part, &m)| part.as_ref().unwrap().narrow(0, view * m, m)).collect::<Vec<_>>()
-        };
-        let all = Tensor::cat(&[side(0), side(1)].into_iter().flatten().collect::<Vec<_>>(), 0);
-        self.barrier.wait();
-        all
-    }
-
-    fn first_image(&self) -> i64 {
-        self.images[..self.own].iter().sum()
-    }
-}
-
-/// Loss and accuracy of ranks with equal or unequal shares of the batch add up to those of the batch; gradients are equal.
-#[test]
-fn sharded_loss_equals_the_whole_batch() {
-    for images in [&[5i64, 5][..], &[3, 1, 6], &[1030, 200, 1100, 7]] {
-        let n: i64 = images.iter().sum();
-        let first = random_rows(n, 16, 7, 1.0);
-        let z = Tensor::cat(&[&first, &(&first + random_rows(n, 16, 8, 1.0))], 0);
-        let config = config(0.2);
-        let (loss, gradient) = both(&z, &config);
-        let accuracy = contrastive_loss(&z, &config).accuracy.double_value(&[]);
-        let (slots, barrier) =
-            (Mutex::new(images.iter().map(|_| None).collect()), Barrier::new(images.len()));
-        let shares: Vec<_> = std::thread::scope(|scope| {
-            let started: Vec<_> = (0..images.len())
-                .map(|own| {
-                    let rank = ThreadRank { own, images, slots: &slots, barrier: &barrier };
-                    let own = Tensor::cat(
-                        &[0, n].map(|side| z.narrow(0, side + rank.first_image(), images[own])),
-                        0,
-                    );
-                    let config = config.clone();
-                    scope.spawn(move || {
-                        let own = own.detach().set_requires_grad(true);
-                        let NtXent { loss, accuracy } = contrastive_loss_sharded(&own, &config, &rank);
-                        loss.backward();
-                        (loss.double_value(&[]), accuracy.double_value(&[]), own.grad())
-                    })
-                })
-                .collect();
-            started.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let sum = |share: fn(&(f64, f64, Tensor)) -> f64| shares.iter().map(share).sum::<f64>();
-        assert!((sum(|share| share.0) - loss).abs() < 1e-5, "{} {loss}", sum(|share| share.0));
-        assert!((sum(|share| share.1) - accuracy).abs() < 1e-6, "{} {accuracy}", sum(|share| share.1));
-        assert!(accuracy > 0.05 && accuracy < 1.0, "{accuracy}");
-        let side =
-            |view: i64| shares.iter().zip(images).map(move |(share, &m)| share.2.narrow(0, view * m, m));
-        let found = Tensor::cat(&side(0).chain(side(1)).collect::<Vec<_>>(), 0);
-        assert!(relative(&found, &gradient) < 1e-6, "{images:?}: {:e}", relative(&found, &gradient));
-    }
-}
-
 /// Against argmax over the whole matrix.
 #[test]
 fn contrastive_accuracy_across_tiles() {
     let n = 1500;
     let first = random_rows(n, 8, 9, 1.0);
     let z = Tensor::cat(&[&first, &(&first + random_rows(n, 8, 10, 1.0))], 0);
-    let unit = |view: i64| simclr::losses::l2_normalize(&z.narrow(0, view * n, n));
+    let unit = |view: i64| l2_normalize(&z.narrow(0, view * n, n));
     let best = unit(0).matmul(&unit(1).tr()).argmax(1, false);
     let expected = best
         .eq_tensor(&Tensor::arange(n, (Kind::Int64, z.device())))
