@@ -12,8 +12,8 @@ use simclr::{
     encoder::{EncoderConfig, EncoderName, Mode},
     exec::DeviceBatch,
     head::HeadConfig,
+    losses::l2_normalize,
     model::Model,
-    nt_xent::l2_normalize,
     optim::{OptimConfig, OptimKind, Optimizer},
     tch::{Device, Kind, Tensor},
 };

@@ -8,7 +8,7 @@ use std::{error::Error, time::Instant};
 
 use simclr::{
     device::{DeviceChoice, choose_device, describe},
-    nt_xent::{LossConfig, l2_normalize, nt_xent},
+    losses::{LossConfig, contrastive_loss, l2_normalize},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn tiles(z: &Tensor) -> Tensor {
-    nt_xent(z, &LossConfig { temperature: TEMPERATURE, ..LossConfig::default() }).loss
+    contrastive_loss(z, &LossConfig { temperature: TEMPERATURE, ..LossConfig::default() }).loss
 }
 
 /// The paper's formula over one `[2N, 2N]` matrix.

@@ -14,9 +14,9 @@ use simclr::{
     encoder::{BatchNormScope, EncoderConfig, EncoderName, Init, MOMENTUM, Stem},
     exec::{DeviceBatch, NormConfig, StepContext, StepId, executor},
     head::HeadConfig,
+    losses::LossConfig,
     methods::{Method as _, SimClr},
     model::Model,
-    nt_xent::LossConfig,
     optim::{OptimConfig, OptimKind, Optimizer},
 };
 use simclr_shim::stream::StreamGuard;

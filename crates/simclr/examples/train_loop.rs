@@ -11,8 +11,8 @@ use simclr::{
     encoder::{EncoderConfig, EncoderName, Mode},
     exec::DeviceBatch,
     head::HeadConfig,
+    losses::{LossConfig, contrastive_loss},
     model::Model,
-    nt_xent::{LossConfig, nt_xent},
     optim::{OptimConfig, OptimKind, Optimizer},
     tch::Device,
 };
@@ -36,7 +36,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
     for batch in loader.batches(0, steps)? {
         let views = DeviceBatch::on_host(batch?, shape, device).views()?;
         let (_, z) = model.forward(&views, &Mode::train())?;
-        let loss = nt_xent(&z, &loss_config).loss;
+        let loss = contrastive_loss(&z, &loss_config).loss;
         loss.backward();
         optimizer.step(&model.params, 2e-3)?;
         losses.push(loss.double_value(&[]));

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use crate::nt_xent::l2_normalize;
+use crate::losses::l2_normalize;
 
 /// Label-free metrics of one batch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,12 @@ pub struct Health {
     pub features: i64,
     /// Mean over dimensions of the standard deviation of unit-length z, times sqrt(D): 1 if isotropic, 0 if collapsed.
     pub spread: f64,
+    /// N.
+    #[serde(skip)]
+    pub images: i64,
+    /// Whether a loss below `chance_loss` shows learning; if not, the contrastive accuracy is compared with chance.
+    #[serde(skip)]
+    pub chance_decides: bool,
 }
 
 /// Spread below which the representation has collapsed.
@@ -32,6 +38,9 @@ const COLLAPSED_SPREAD: f64 = 0.05;
 const AT_CHANCE: f64 = 0.01;
 /// Relative distance above chance beyond which a run counts as diverged.
 const FAR_ABOVE: f64 = 0.05;
+
+/// Own views that are found by chance in fewer than one of a thousand batches (a Poisson variable of mean 1).
+const FOUND_BY_CHANCE: f64 = 5.0;
 
 /// A loss compared with chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +64,17 @@ impl Regime {
             Self::Diverged
         }
     }
+
+    /// The regime by the share of `images` for which the own view was found. At chance one is found, with a standard deviation of 1.
+    fn of_accuracy(loss: f64, accuracy: f64, images: i64) -> Self {
+        if !loss.is_finite() {
+            Self::Diverged
+        } else if accuracy * images as f64 > FOUND_BY_CHANCE {
+            Self::Learning
+        } else {
+            Self::AtChance
+        }
+    }
 }
 
 /// Share of F below which the verdict mentions the effective rank as low.
@@ -62,8 +82,14 @@ const NARROW_RANK: f64 = 0.05;
 
 impl Health {
     /// Metrics of `h` `[2N, F]` and `z` `[2N, D]`, rows i and i + N being views of one image. `loss` and `chance_loss` are means over
-    /// anchors.
-    pub fn of(h: &Tensor, z: &Tensor, [loss, chance_loss]: [f64; 2], contrastive_accuracy: f64) -> Self {
+    /// anchors; if `chance_decides` is false, the verdict follows the contrastive accuracy in place of the loss.
+    pub fn of(
+        h: &Tensor,
+        z: &Tensor,
+        [loss, chance_loss]: [f64; 2],
+        contrastive_accuracy: f64,
+        chance_decides: bool,
+    ) -> Self {
         tch::no_grad(|| {
             let n = z.size()[0] / 2;
             let unit = l2_normalize(&z.to_kind(Kind::Float));
@@ -79,8 +105,18 @@ impl Health {
                 effective_rank: effective_rank(h),
                 features: h.size()[1],
                 spread: spread.double_value(&[]) * (unit.size()[1] as f64).sqrt(),
+                images: n,
+                chance_decides,
             }
         })
+    }
+
+    /// What the loss shows, or the contrastive accuracy where the loss does not.
+    pub fn regime(&self) -> Regime {
+        match self.chance_decides {
+            true => Regime::of(self.loss, self.chance_loss),
+            false => Regime::of_accuracy(self.loss, self.contrastive_accuracy, self.images),
+        }
     }
 
     /// Interpretation in a sentence or two.
@@ -92,7 +128,11 @@ impl Health {
             );
         }
         let (loss, chance) = (self.loss, self.chance_loss);
-        let mut text = match Regime::of(loss, chance) {
+        let mut text = match self.regime() {
+            Regime::AtChance if !self.chance_decides => format!(
+                "not learning yet: own view found for {:.0} % of images, loss {loss:.3}",
+                100.0 * self.contrastive_accuracy
+            ),
             Regime::AtChance => format!("not learning yet: loss {loss:.3} is at chance ({chance:.3})"),
             Regime::Diverged => format!(
                 "not learning: loss {loss:.3} is far above chance ({chance:.3}): training has diverged, or temperature or learning \
@@ -164,7 +204,7 @@ mod tests {
 
     fn health(h: &Tensor, z: &Tensor, loss: f64, accuracy: f64) -> Health {
         let chance = ((z.size()[0] - 1) as f64).ln();
-        Health::of(h, z, [loss, chance], accuracy)
+        Health::of(h, z, [loss, chance], accuracy, true)
     }
     use crate::test_normals;
 
@@ -253,6 +293,17 @@ mod tests {
             (of(6.4), of(f64::INFINITY), of(f64::NAN)),
             (Regime::Diverged, Regime::Diverged, Regime::Diverged)
         );
+    }
+
+    /// The loss of NT-Logistic says little: with 64 images, one own view in 64 is chance.
+    #[test]
+    fn accuracy_decides_where_the_loss_does_not() {
+        let z = test_normals(0, &[128, 16]);
+        let of = |accuracy| Health::of(&z, &z, [90.0, 88.0], accuracy, false);
+        assert_eq!((of(0.02).regime(), of(0.5).regime()), (Regime::AtChance, Regime::Learning));
+        assert!(of(0.5).verdict().starts_with("learning"), "{}", of(0.5).verdict());
+        let verdict = of(0.02).verdict();
+        assert!(verdict.starts_with("not learning yet: own view found for 2 % of images"), "{verdict}");
     }
 
     #[test]

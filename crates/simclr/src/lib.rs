@@ -10,7 +10,7 @@
 //!     encoder::{EncoderConfig, EncoderName, Mode},
 //!     head::HeadConfig,
 //!     model::Model,
-//!     nt_xent::{LossConfig, nt_xent},
+//!     losses::{LossConfig, contrastive_loss},
 //!     optim::{OptimConfig, Optimizer},
 //!     tch::{Device, Tensor},
 //! };
@@ -21,7 +21,7 @@
 //! let pixels = Key { seed: 0, epoch: 0, image: 0, view: 0 }.stream().normals(8 * 3 * 32 * 32);
 //! let views = Tensor::from_slice(&pixels).view([8, 3, 32, 32]); // rows i and i + 4 are views of one image
 //! let (h, z) = model.forward(&views, &Mode::train())?;
-//! let loss = nt_xent(&z, &LossConfig::default()).loss;
+//! let loss = contrastive_loss(&z, &LossConfig::default()).loss;
 //! loss.backward();
 //! optimizer.step(&model.params, 0.1)?;
 //! assert_eq!(h.size()[0], 8);
@@ -45,7 +45,7 @@ pub mod encoder; // images [B, C, S, S] -> h [B, F]
 pub mod head; // h [B, F] -> z [B, D]
 pub mod task; // [task]
 pub mod model; // encoder + head
-pub mod nt_xent; // z [2N, D] -> loss
+pub mod losses; // z [2N, D] -> loss
 pub mod health; // collapse, alignment, uniformity
 pub mod dist; // process group: all-reduce, all-gather, broadcast
 pub mod optim; // gradients -> new weights

@@ -115,8 +115,12 @@ fn cautions_name_unfavourable_settings() {
         let overrides: Vec<_> = overrides.iter().map(|&text| text.to_owned()).collect();
         RunConfig::load(None, &overrides).unwrap().cautions().join("\n")
     };
-    let small =
-        cautions(&["train.image_size=32", "encoder.stem=imagenet", "loss.scale=official", "optim.kind=sgd"]);
+    let small = cautions(&[
+        "train.image_size=32",
+        "encoder.stem=imagenet",
+        "loss.reduction=official",
+        "optim.kind=sgd",
+    ]);
     for word in ["colour strength", "blur", "ImageNet stem", "temperature", "twice the paper's"] {
         assert!(small.contains(word), "no `{word}` in {small}");
     }

@@ -7,8 +7,8 @@ use simclr::{
     device::{Precision, channels_last},
     encoder::{Encoder, EncoderConfig, EncoderName, Init, Mode, Padding, Stem},
     head::{HeadConfig, HeadNorm},
+    losses::{LossConfig, contrastive_loss},
     model::Model,
-    nt_xent::{LossConfig, nt_xent},
     optim::{OptimConfig, OptimKind, Optimizer},
     params::{Params, Role},
 };
@@ -107,7 +107,7 @@ fn forward_loss_every_gradient_and_running_statistics() {
     for Case { name, config, shape } in cases() {
         let model = build(&config, (shape[1], shape[2]), Precision::F32);
         let (h, z) = model.forward(&images(&shape, 0.3), &Mode::train()).unwrap();
-        let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
+        let loss = contrastive_loss(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
         loss.backward();
         let get = |what: &str| named(&golden, &format!("{name}.{what}"));
         let check = |what: &str, found: &Tensor| {
@@ -168,7 +168,7 @@ fn bf16_follows_f32() {
             let model = build(&config, (shape[1], shape[2]), precision);
             let (h, z) = model.forward(&images(&shape, 0.3), &Mode::train()).unwrap();
             assert_eq!((h.kind(), z.kind()), (Kind::Float, Kind::Float), "{name}");
-            let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
+            let loss = contrastive_loss(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
             let gradients: Vec<Tensor> =
                 model.params.params().iter().map(|param| param.tensor.grad()).collect();
@@ -202,7 +202,7 @@ fn ten_steps_of_sgd_follow_pytorch() {
         .map(|step| {
             let (_, z) =
                 model.forward(&images(&[16, 3, 16, 16], 0.3 + f64::from(step)), &Mode::train()).unwrap();
-            let loss = nt_xent(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
+            let loss = contrastive_loss(&z, &LossConfig { temperature: 0.5, ..LossConfig::default() }).loss;
             loss.backward();
             optimizer.step(&model.params, 0.05).unwrap();
             loss.double_value(&[])

@@ -6,7 +6,7 @@ use simclr::{
     device::Precision,
     encoder::Mode,
     head::{Head, HeadConfig, HeadInit, HeadNorm},
-    nt_xent::{LossConfig, nt_xent},
+    losses::{LossConfig, contrastive_loss},
     optim::{OptimConfig, OptimKind, Optimizer},
     params::Params,
 };
@@ -43,7 +43,7 @@ fn losses(init: HeadInit, seed: u64) -> Vec<f64> {
     let h = features();
     let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
     let step = |_| {
-        let value = nt_xent(&head.forward(&h, &Mode::train(), Precision::F32).unwrap(), &loss).loss;
+        let value = contrastive_loss(&head.forward(&h, &Mode::train(), Precision::F32).unwrap(), &loss).loss;
         value.backward();
         optimizer.step(&params, 0.02).unwrap();
         value.double_value(&[])

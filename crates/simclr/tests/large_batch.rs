@@ -17,9 +17,9 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, BatchStatistics, MOMENTUM, Mode},
     exec::{DeviceBatch, NormConfig, StepContext, StepId, StepOutput, executor},
+    losses::contrastive_loss,
     methods::{Classifier, Distillation, Method, SimClr},
     model::Model,
-    nt_xent::nt_xent,
     optim::{OptimConfig, OptimKind, Optimizer},
     task::MethodKind,
 };
@@ -320,7 +320,7 @@ fn chunk_norm_gives_the_gradient_of_chunks_in_one_graph() {
         let ids: Vec<_> = chunks.iter().flat_map(|chunk| chunk.ids.clone()).collect();
         let view = |view: i32| ids.iter().map(move |&id| (view, id));
         let z: Vec<_> = view(0).chain(view(1)).map(|key| &rows[&key]).collect();
-        let loss = nt_xent(&Tensor::stack(&z, 0), &config.loss).loss;
+        let loss = contrastive_loss(&Tensor::stack(&z, 0), &config.loss).loss;
         loss.backward();
         assert!((found.steps[0].1.loss / loss.double_value(&[]) - 1.0).abs() < 1e-5);
         let gradients = model.params.params().iter().map(|param| (param.name.clone(), param.tensor.grad()));

@@ -12,9 +12,9 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, MOMENTUM},
     exec::{DeviceBatch, NormConfig, StepContext, executor},
+    losses::contrastive_loss,
     methods::{Method as _, SimClr},
     model::Model,
-    nt_xent::nt_xent,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -69,7 +69,7 @@ fn probe_accuracy(scope: BatchNormScope) -> f64 {
     assert_eq!(output.ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows in the order of images");
     let first = Tensor::arange(GROUPS as i64, (Kind::Int64, Device::Cpu)) * GROUP as i64;
     let rows = Tensor::cat(&[&first, &(&first + (GROUPS * GROUP) as i64)], 0);
-    nt_xent(&output.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
+    contrastive_loss(&output.z.index_select(0, &rows), &config.loss).accuracy.double_value(&[])
 }
 
 #[test]

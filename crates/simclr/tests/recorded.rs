@@ -27,10 +27,27 @@ const IMAGES: usize = 5;
 const SIZE: usize = 8;
 
 fn config(optimizer: &str) -> RunConfig {
-    let kind = format!("optim.kind={optimizer}");
-    let set = ["encoder.name=conv-c3", "encoder.width=0.25", "head.out=8", "loss.temperature=0.5", &kind];
-    RunConfig::load(None, &set.map(str::to_owned)).unwrap()
+    config_of(optimizer, "loss.temperature=0.5")
 }
+
+fn config_of(optimizer: &str, loss: &str) -> RunConfig {
+    let kind = format!("optim.kind={optimizer}");
+    let set = ["encoder.name=conv-c3", "encoder.width=0.25", "head.out=8", &kind];
+    let set = set.into_iter().chain(loss.split(' ')).map(str::to_owned);
+    RunConfig::load(None, &set.collect::<Vec<_>>()).unwrap()
+}
+
+/// Every loss.
+const LOSSES: [&str; 8] = [
+    "loss.temperature=0.5",
+    "loss.decoupled=true loss.negatives=other-view",
+    "loss.decoupled=true loss.decoupled_weight_sigma=0.5",
+    "loss.debias_prior=0.1",
+    "loss.hard_beta=1 loss.debias_prior=0.1",
+    "loss.kind=nt-logistic",
+    "loss.kind=margin",
+    "loss.semi_hard=true",
+];
 
 fn batch(step: u64, images: usize) -> Batch {
     let key = Key { seed: 9, epoch: 0, image: step, view: 0 };
@@ -203,8 +220,10 @@ fn a_captured_run_equals_the_eager_run() {
     let device = choose_device(DeviceChoice::Cuda, 0).unwrap();
     let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
     simclr_shim::stream::set_deterministic(true);
-    for precision in [Precision::F32, Precision::Bf16] {
-        let config = config("lars");
+    let precisions = [Precision::F32, Precision::Bf16];
+    for (precision, loss) in precisions.into_iter().flat_map(|precision| LOSSES.map(|loss| (precision, loss)))
+    {
+        let config = config_of("lars", loss);
         let batches: Vec<_> =
             (0..8).map(|step| batch(step, if step == 5 { IMAGES - 1 } else { IMAGES })).collect();
         let expected = run(&config, (device, precision), &batches, &mut eager);
@@ -216,7 +235,7 @@ fn a_captured_run_equals_the_eager_run() {
             notices.extend(executor.take_notice());
             output
         });
-        assert_eq!(notices, ["the step is captured as a CUDA graph"]);
+        assert_eq!(notices, ["the step is captured as a CUDA graph"], "{loss}");
         assert_eq!(executor.replays(), 4);
         assert_same(&found, &expected);
     }

@@ -3,8 +3,9 @@
 use toml::{Table, Value};
 
 /// (former key, present key). The fields' serde aliases accept former keys, too.
-const RENAMED: [(&str, &str); 9] = [
+const RENAMED: [(&str, &str); 10] = [
     ("data.views_on", "data.augment_on"),
+    ("loss.scale", "loss.reduction"),
     ("optim.trust", "optim.lars_trust_coefficient"),
     ("ranks.silence_seconds", "dist.heartbeat_timeout_s"),
     ("ranks.stall_minutes", "dist.straggler_timeout_min"),

@@ -21,7 +21,7 @@ use crate::{
     dist::DistConfig,
     encoder::{BatchNormScope, EncoderConfig, MOMENTUM},
     head::HeadConfig,
-    nt_xent::LossConfig,
+    losses::LossConfig,
     optim::OptimConfig,
     task::{DistillConfig, TaskConfig},
     views::AugmentDeviceChoice,
@@ -45,7 +45,7 @@ pub struct RunConfig {
     pub encoder: EncoderConfig,
     /// Projection head g: h to z.
     pub head: HeadConfig,
-    /// NT-Xent loss.
+    /// Contrastive loss.
     pub loss: LossConfig,
     /// Method, initial weights, subset of images.
     pub task: TaskConfig,

@@ -8,7 +8,7 @@ use crate::{
     ConfigError,
     device::Precision,
     encoder::BatchNormScope,
-    nt_xent::LossScale,
+    losses::{LossKind, Reduction},
     optim::{OptimKind, Scaling, Schedule},
     views::AugmentDevice,
 };
@@ -239,11 +239,11 @@ impl RunConfig {
                 "an ImageNet stem at 32 px or less loses most of the resolution; encoder.stem = \"cifar\" keeps it",
             ),
             (
-                contrastive && small && self.loss.temperature < 0.2,
+                contrastive && small && self.loss.kind != LossKind::Margin && self.loss.temperature < 0.2,
                 "temperature below 0.2 at 32 px or less: 0.5 was best on CIFAR-10 (B.9)",
             ),
             (
-                contrastive && self.loss.scale == LossScale::Official && !adaptive,
+                contrastive && self.loss.reduction == Reduction::Official && !adaptive,
                 "the official loss is twice the paper's, which doubles the effective learning rate of this optimizer",
             ),
             (

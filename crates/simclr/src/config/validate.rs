@@ -21,7 +21,7 @@ impl RunConfig {
         check(has_hidden_layer, "head.layers", head.layers, "at least 2 layers in a nonlinear head")?;
         check(head.out >= 1, "head.out", head.out, "at least 1")?;
         check(head.hidden >= 0, "head.hidden", head.hidden, "0 (the width of h) or a width")?;
-        positive("loss.temperature", self.loss.temperature)?;
+        self.loss.validate()?;
         self.validate_task()?;
         self.validate_distillation()?;
         self.validate_chunks()?;

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::ProcessGroup;
-use crate::nt_xent::AllGather;
+use crate::losses::AllGather;
 
 /// The shards of one batch.
 #[derive(Debug)]

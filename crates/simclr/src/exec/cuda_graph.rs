@@ -8,8 +8,8 @@ use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, St
 use crate::{
     TrainError,
     dist::all_ok,
+    losses::SingleProcess,
     methods::{BatchSlice, LossOutput},
-    nt_xent::SingleProcess,
     optim::{self, Optimizer},
 };
 

@@ -88,7 +88,7 @@ impl Pairing {
     /// The gradient at the rows of every chunk of this rank, from the gradient at the rows of its images; zero for a view
     /// without partner. The second view of an image may be on another rank, so gradients are gathered first.
     pub fn by_chunk(&self, own: &Tensor, shards: &BatchShards<'_>) -> Vec<Tensor> {
-        use crate::nt_xent::AllGather;
+        use crate::losses::AllGather;
         let two_views = self.order.size()[0] > self.ids.len() as i64;
         let gradient = if two_views { shards.all_gather(own) } else { shards.all_gather_rows(own) };
         let all = Tensor::zeros([self.total_rows, gradient.size()[1]], (Kind::Float, gradient.device()));

@@ -12,8 +12,8 @@ use tch::Tensor;
 use crate::{
     CheckpointError, ModelError, RunConfig,
     encoder::Mode,
+    losses::AllGather,
     model::{Model, Stages},
-    nt_xent::AllGather,
     params::Params,
 };
 
@@ -86,6 +86,11 @@ pub trait Method: Debug {
 
     /// Loss of a batch of `images` if all similarities, or all logits, were equal.
     fn chance_loss(&self, images: usize) -> f64;
+
+    /// Whether a loss below [`Method::chance_loss`] shows learning.
+    fn chance_decides(&self) -> bool {
+        true
+    }
 
     /// Ratio of the reported loss to the mean over anchors.
     fn loss_scale(&self) -> f64 {

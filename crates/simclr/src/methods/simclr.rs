@@ -1,15 +1,15 @@
-//! SimCLR (Chen et al. 2020, arXiv 2002.05709): NT-Xent over two views of each image.
+//! SimCLR (Chen et al. 2020, arXiv 2002.05709): a contrastive loss over two views of each image.
 
 use tch::Tensor;
 
 use super::{BatchSlice, LossOutput, Method, MethodTraits};
 use crate::{
     RunConfig,
+    losses::{LossConfig, contrastive_loss_sharded},
     model::Model,
-    nt_xent::{LossConfig, nt_xent_sharded},
 };
 
-/// Encoder and projection head under NT-Xent.
+/// Encoder and projection head under a contrastive loss.
 #[derive(Debug)]
 pub struct SimClr {
     model: Model,
@@ -43,7 +43,7 @@ impl Method for SimClr {
     }
 
     fn objective(&self, z: &Tensor, slice: &BatchSlice<'_>) -> LossOutput {
-        let output = nt_xent_sharded(z, &self.loss, slice.group);
+        let output = contrastive_loss_sharded(z, &self.loss, slice.group);
         LossOutput { loss: output.loss, accuracy: output.accuracy }
     }
 
@@ -51,19 +51,23 @@ impl Method for SimClr {
         self.loss.chance(2 * images)
     }
 
+    fn chance_decides(&self) -> bool {
+        self.loss.chance_decides()
+    }
+
     fn loss_scale(&self) -> f64 {
-        self.loss.scale.factor()
+        self.loss.reduction.factor()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::nt_xent::{LossConfig, LossScale};
+    use crate::losses::{LossConfig, Reduction};
 
     #[test]
     fn chance_loss_follows_the_reduction() {
-        let chance = |scale| LossConfig { scale, ..LossConfig::default() }.chance(8);
-        assert!((chance(LossScale::Paper) - 7f64.ln()).abs() < 1e-12);
-        assert!((chance(LossScale::Official) - 2.0 * 7f64.ln()).abs() < 1e-12);
+        let chance = |reduction| LossConfig { reduction, ..LossConfig::default() }.chance(8);
+        assert!((chance(Reduction::Paper) - 7f64.ln()).abs() < 1e-12);
+        assert!((chance(Reduction::Official) - 2.0 * 7f64.ln()).abs() < 1e-12);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Plan, encoder::BatchNormScope, health::Regime};
+use crate::{Plan, encoder::BatchNormScope, health::Regime, losses::LossKind};
 
 /// Steps before the first warning; working configurations are below chance long before.
 const FIRST_STEP: u64 = 300;
@@ -27,7 +27,7 @@ impl ChanceMonitor {
         }
         let mean = self.losses.iter().sum::<f64>() / WINDOW as f64;
         let regime = Regime::of(mean, chance);
-        if regime == Regime::Learning || self.warned == Some(regime) {
+        if regime == Regime::Learning || self.warned == Some(regime) || !decides(plan) {
             return None;
         }
         self.warned = Some(regime);
@@ -44,6 +44,12 @@ impl ChanceMonitor {
     }
 }
 
+/// Whether the loss of this configuration can be compared with its value at chance.
+fn decides(plan: &Plan) -> bool {
+    let config = &plan.config;
+    !config.task.objective.is_contrastive() || config.loss.chance_decides()
+}
+
 /// Likely causes in this configuration, specific ones first.
 fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
     let config = &plan.config;
@@ -57,7 +63,7 @@ fn causes(plan: &Plan, regime: Regime, step: u64) -> Vec<String> {
             "head.init = official without batch norm behind every dense layer starts in a plateau (auto does not)".into(),
         ),
         (
-            contrastive && !(0.01..=1.0).contains(&temperature),
+            contrastive && config.loss.kind != LossKind::Margin && !(0.01..=1.0).contains(&temperature),
             format!("loss.temperature = {temperature}: published values lie between 0.05 and 1"),
         ),
         (
@@ -102,6 +108,14 @@ mod tests {
     fn a_falling_loss_or_one_high_batch_does_not_warn() {
         let falling = (0..900).map(|step| if step % 50 == 0 { 6.5 } else { 6.0 - f64::from(step) * 1e-3 });
         assert_eq!(warnings(&plan(&[]), falling), []);
+    }
+
+    /// A loss of equal similarities that depends on them is no threshold.
+    #[test]
+    fn nt_logistic_is_not_compared_with_chance() {
+        let losses = || std::iter::repeat_n(6.0, 900);
+        assert_eq!(warnings(&plan(&["loss.kind=nt-logistic"]), losses()), []);
+        assert_eq!(warnings(&plan(&["loss.kind=margin"]), losses()).len(), 1);
     }
 
     #[test]

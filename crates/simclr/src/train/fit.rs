@@ -29,8 +29,8 @@ use crate::{
     dist::{BatchShards, GradientBuckets, ProcessGroup, all_ok, all_ok_with},
     exec::{DevicePrefetcher, Executor, StepId, StepOutput, executor},
     health::Health,
+    losses::AllGather,
     methods::Method,
-    nt_xent::AllGather,
     optim::Optimizer,
 };
 
@@ -297,7 +297,7 @@ impl Run<'_> {
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
         let losses = [output.loss, self.method.chance_loss(output.ids.len())];
         let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
-        Health::of(&h, &z, per_anchor, output.accuracy)
+        Health::of(&h, &z, per_anchor, output.accuracy, self.method.chance_decides())
     }
 
     /// Writes the checkpoint of `step`, on rank 0.

@@ -1,25 +1,20 @@
 //! NT-Xent against golden values, the formula in f64, finite differences and its symmetries.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::sync::{Barrier, Mutex};
 
 use proptest::prelude::*;
-use simclr::{
-    data::rng::Key,
-    nt_xent::{AllGather, LossConfig, LossScale, NtXent, nt_xent, nt_xent_sharded},
-};
+use simclr::losses::{LossConfig, Reduction, contrastive_loss, l2_normalize};
 use tch::{Kind, Tensor};
+
+use super::{
+    oracle::{both, relative, whole_matrix},
+    random_rows, rows,
+};
 
 fn config(temperature: f64) -> LossConfig {
     LossConfig { temperature, ..LossConfig::default() }
 }
 
-fn rows(values: &[f32], columns: i64) -> Tensor {
-    Tensor::from_slice(values).view([-1, columns])
-}
-
 /// Three images, two dimensions; goldens computed in f64 from the formula of paper section 2.1.
-const Z: [f32; 12] = [1.0, 0.0, 0.0, 2.0, -1.0, 1.0, 2.0, 1.0, 1.0, 3.0, -1.0, 0.0];
+pub const Z: [f32; 12] = [1.0, 0.0, 0.0, 2.0, -1.0, 1.0, 2.0, 1.0, 1.0, 3.0, -1.0, 0.0];
 
 #[test]
 fn golden_losses_and_accuracy() {
@@ -29,22 +24,24 @@ fn golden_losses_and_accuracy() {
         (1.0, 1.042_654_641_2, 2.085_309_282_5),
     ] {
         let z = rows(&Z, 2);
-        let loss = |scale| nt_xent(&z, &LossConfig { scale, ..config(temperature) }).loss.double_value(&[]);
+        let loss = |reduction| {
+            contrastive_loss(&z, &LossConfig { reduction, ..config(temperature) }).loss.double_value(&[])
+        };
         assert!(
-            (loss(LossScale::Paper) - paper).abs() < 2e-6,
+            (loss(Reduction::Paper) - paper).abs() < 2e-6,
             "tau {temperature}: {}",
-            loss(LossScale::Paper)
+            loss(Reduction::Paper)
         );
-        assert!((loss(LossScale::Official) - official).abs() < 4e-6, "tau {temperature}");
+        assert!((loss(Reduction::Official) - official).abs() < 4e-6, "tau {temperature}");
     }
     // First views against the three second views: rows of cosines (.894 .316 -1) (.447 .949 0) (-.316 .447 .707).
-    assert_eq!(nt_xent(&rows(&Z, 2), &config(0.5)).accuracy.double_value(&[]), 1.0);
+    assert_eq!(contrastive_loss(&rows(&Z, 2), &config(0.5)).accuracy.double_value(&[]), 1.0);
 }
 
 #[test]
 fn golden_gradient() {
     let z = rows(&Z, 2).set_requires_grad(true);
-    nt_xent(&z, &config(0.5)).loss.backward();
+    contrastive_loss(&z, &config(0.5)).loss.backward();
     let expected = [
         0.0,
         0.037_306_62,
@@ -67,7 +64,7 @@ fn golden_gradient() {
 fn loss_of_equal_projections_is_ln_of_the_candidates() {
     for n in [1i64, 2, 5, 64] {
         let z = Tensor::ones([2 * n, 8], (Kind::Float, tch::Device::Cpu));
-        let loss = nt_xent(&z, &config(0.3)).loss.double_value(&[]);
+        let loss = contrastive_loss(&z, &config(0.3)).loss.double_value(&[]);
         assert!((loss - ((2 * n - 1) as f64).ln()).abs() < 1e-5, "N = {n}: {loss}");
     }
 }
@@ -76,7 +73,7 @@ fn loss_of_equal_projections_is_ln_of_the_candidates() {
 #[test]
 fn a_tiny_temperature_neither_overflows_nor_gives_nan_gradients() {
     let z = rows(&Z, 2).set_requires_grad(true);
-    let loss = nt_xent(&z, &config(0.001)).loss;
+    let loss = contrastive_loss(&z, &config(0.001)).loss;
     loss.backward();
     assert!(loss.double_value(&[]).is_finite());
     assert!(z.grad().isfinite().all().int64_value(&[]) == 1);
@@ -84,7 +81,7 @@ fn a_tiny_temperature_neither_overflows_nor_gives_nan_gradients() {
 
 #[test]
 fn bf16_projections_are_compared_in_f32() {
-    let loss = nt_xent(&rows(&Z, 2).to_kind(Kind::BFloat16), &config(0.5)).loss;
+    let loss = contrastive_loss(&rows(&Z, 2).to_kind(Kind::BFloat16), &config(0.5)).loss;
     assert_eq!(loss.kind(), Kind::Float);
     // The values of Z are exact in bf16.
     assert!((loss.double_value(&[]) - 0.716_648_176_0).abs() < 2e-6);
@@ -93,7 +90,7 @@ fn bf16_projections_are_compared_in_f32() {
 #[test]
 fn rows_of_zeros_do_not_give_nan() {
     let z = Tensor::zeros([4, 3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
-    let loss = nt_xent(&z, &config(0.5)).loss;
+    let loss = contrastive_loss(&z, &config(0.5)).loss;
     loss.backward();
     assert!(z.grad().isfinite().all().int64_value(&[]) == 1);
     assert!((loss.double_value(&[]) - 3f64.ln()).abs() < 1e-6);
@@ -104,25 +101,25 @@ fn rows_of_zeros_do_not_give_nan() {
 #[test]
 fn contrastive_accuracy_excludes_first_views() {
     let z = rows(&[1.0, 0.0, 1.0, 0.01, 1.0, 0.2, 1.0, 0.9], 2);
-    assert_eq!(nt_xent(&z, &config(0.5)).accuracy.double_value(&[]), 0.5);
+    assert_eq!(contrastive_loss(&z, &config(0.5)).accuracy.double_value(&[]), 0.5);
 }
 
 /// The official loss is the sum of two means (google-research/simclr objective.py).
 #[test]
-fn the_official_scale_doubles_the_gradient() {
-    let gradient = |scale| {
+fn the_official_reduction_doubles_the_gradient() {
+    let gradient = |reduction| {
         let z = rows(&Z, 2).set_requires_grad(true);
-        nt_xent(&z, &LossConfig { scale, ..config(0.5) }).loss.backward();
+        contrastive_loss(&z, &LossConfig { reduction, ..config(0.5) }).loss.backward();
         z.grad()
     };
-    assert_eq!(gradient(LossScale::Official), gradient(LossScale::Paper) * 2.0);
+    assert_eq!(gradient(Reduction::Official), gradient(Reduction::Paper) * 2.0);
 }
 
 /// Without normalisation, the similarity is the inner product.
 #[test]
 fn unnormalised_loss_uses_inner_products() {
     let z = rows(&[2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 3.0], 2);
-    let found = nt_xent(&z, &LossConfig { normalize: false, ..config(2.0) }).loss.double_value(&[]);
+    let found = contrastive_loss(&z, &LossConfig { normalize: false, ..config(2.0) }).loss.double_value(&[]);
     // Inner products / tau of each anchor: its partner, then the two negatives.
     let rows = [[1.0, 0.0, 0.0], [1.5, 0.0, 0.5], [1.0, 0.5, 1.5], [1.5, 0.0, 1.5f64]];
     let cost = |row: &[f64; 3]| row.iter().map(|s| s.exp()).sum::<f64>().ln() - row[0];
@@ -163,7 +160,7 @@ proptest! {
     #[test]
     fn agrees_with_the_formula(z in projections(), temperature in 0.05..2.0f64) {
         let expected = oracle(&z, temperature);
-        let found = nt_xent(&flat(&z), &config(temperature)).loss.double_value(&[]);
+        let found = contrastive_loss(&flat(&z), &config(temperature)).loss.double_value(&[]);
         // f32 similarities divided by tau: relative 1e-6 of values up to 1 / tau.
         prop_assert!((found - expected).abs() < 3e-6 * (1.0 + 1.0 / temperature), "{found} {expected}");
     }
@@ -171,7 +168,7 @@ proptest! {
     #[test]
     fn gradient_agrees_with_finite_differences_and_is_orthogonal(z in projections(), temperature in 0.2..2.0f64) {
         let leaf = flat(&z).set_requires_grad(true);
-        nt_xent(&leaf, &config(temperature)).loss.backward();
+        contrastive_loss(&leaf, &config(temperature)).loss.backward();
         let gradient = leaf.grad();
         for (i, row) in z.iter().enumerate() {
             let mut along = 0.0;
@@ -190,7 +187,7 @@ proptest! {
     #[test]
     fn loss_is_invariant_to_scale_swapped_views_and_order(z in projections(), scale in 0.1..10.0f64) {
         let n = z.len() / 2;
-        let loss = |z: &[Vec<f64>]| nt_xent(&flat(z), &config(0.5)).loss.double_value(&[]);
+        let loss = |z: &[Vec<f64>]| contrastive_loss(&flat(z), &config(0.5)).loss.double_value(&[]);
         let whole = loss(&z);
         let mut scaled = z.clone();
         scaled[0].iter_mut().for_each(|x| *x *= scale);
@@ -204,58 +201,14 @@ proptest! {
     }
 }
 
-/// The formula in f64 with the whole matrix, through autograd: loss and gradient at `z`.
-fn whole_matrix(z: &Tensor, config: &LossConfig, kind: Kind) -> (f64, Tensor) {
-    let leaf = z.detach().to_kind(kind).set_requires_grad(true);
-    let rows = leaf.size()[0];
-    let unit = match config.normalize {
-        true => &leaf / (&leaf * &leaf).sum_dim_intlist([1i64].as_slice(), true, kind).sqrt(),
-        false => leaf.shallow_clone(),
-    };
-    let itself = Tensor::eye(rows, (Kind::Bool, leaf.device()));
-    let logits = (unit.matmul(&unit.tr()) / config.temperature).masked_fill(&itself, f64::NEG_INFINITY);
-    let partner = Tensor::arange(rows, (Kind::Int64, leaf.device())).roll([rows / 2], [0]);
-    let mean = if config.decoupled {
-        let is_positive = Tensor::eye(rows, (Kind::Bool, leaf.device())).roll([rows / 2], [1]);
-        let negatives = logits.masked_fill(&is_positive, f64::NEG_INFINITY);
-        let positive = logits.gather(1, &partner.unsqueeze(1), false).squeeze_dim(1);
-        (negatives.logsumexp([1i64].as_slice(), false) - positive).mean(kind)
-    } else {
-        logits.cross_entropy_loss(&partner, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
-    };
-    let loss = if config.scale == LossScale::Official { mean * 2.0 } else { mean };
-    loss.backward();
-    (loss.double_value(&[]), leaf.grad())
-}
-
-fn random_rows(rows: i64, columns: i64, seed: u64, length: f64) -> Tensor {
-    // Not libtorch's generator, which concurrent tests share.
-    let mut stream = Key { seed, epoch: 0, image: 0, view: 0 }.stream();
-    let values: Vec<f32> = (0..rows * columns).map(|_| stream.uniform(-1.0, 1.0) * length as f32).collect();
-    Tensor::from_slice(&values).view([rows, columns])
-}
-
-/// |a - b| / |b|.
-fn relative(found: &Tensor, expected: &Tensor) -> f64 {
-    let expected = expected.to_kind(Kind::Double);
-    ((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).double_value(&[])
-}
-
-fn both(z: &Tensor, config: &LossConfig) -> (f64, Tensor) {
-    let leaf = z.detach().set_requires_grad(true);
-    let loss = nt_xent(&leaf, config).loss;
-    loss.backward();
-    (loss.double_value(&[]), leaf.grad())
-}
-
 /// Views near to and far from their partner; sizes that end within a tile, at its edge and just after it.
 #[test]
 fn agrees_with_the_whole_matrix_in_f64_across_tiles() {
     for (n, d) in [(1, 8), (2, 3), (37, 16), (1023, 8), (1024, 8), (1025, 8), (2500, 24)] {
-        for (temperature, scale, near) in
-            [(0.01, LossScale::Paper, 0.5), (0.1, LossScale::Official, 2.0), (1.0, LossScale::Paper, 2.0)]
+        for (temperature, reduction, near) in
+            [(0.01, Reduction::Paper, 0.5), (0.1, Reduction::Official, 2.0), (1.0, Reduction::Paper, 2.0)]
         {
-            let config = LossConfig { temperature, scale, ..LossConfig::default() };
+            let config = LossConfig { temperature, reduction, ..LossConfig::default() };
             let first = random_rows(n, d, 1, 1.0);
             let second = &first + random_rows(n, d, 2, near);
             let z = Tensor::cat(&[first, second], 0);
@@ -294,7 +247,7 @@ fn decoupled_loss_agrees_with_f64_across_tiles() {
 #[test]
 fn decoupled_loss_of_equal_rows_is_at_chance() {
     let config = LossConfig { decoupled: true, ..config(0.5) };
-    let loss = nt_xent(&Tensor::ones([8, 3], (Kind::Float, tch::Device::Cpu)), &config).loss;
+    let loss = contrastive_loss(&Tensor::ones([8, 3], (Kind::Float, tch::Device::Cpu)), &config).loss;
     assert!((loss.double_value(&[]) - 6f64.ln()).abs() < 1e-6);
     assert!((config.chance(8) - 6f64.ln()).abs() < 1e-12);
 }
@@ -327,88 +280,19 @@ fn tiles_are_as_precise_as_the_whole_matrix_in_f32() {
     assert!(tiled < 1e-5 && tiled < 3.0 * in_f32, "tiled {tiled:e}, whole {in_f32:e}");
 }
 
-/// An all-gather over threads.
-struct ThreadRank<'a> {
-    own: usize,
-    images: &'a [i64],
-    slots: &'a Mutex<Vec<Option<Tensor>>>,
-    barrier: &'a Barrier,
-}
-
-impl AllGather for ThreadRank<'_> {
-    fn all_gather(&self, own: &Tensor) -> Tensor {
-        self.slots.lock().unwrap()[self.own] = Some(own.shallow_clone());
-        self.barrier.wait();
-        let side = |view: i64| {
-            let slots = self.slots.lock().unwrap();
-            let parts = slots.iter().zip(self.images);
-            parts.map(|(part, &m)| part.as_ref().unwrap().narrow(0, view * m, m)).collect::<Vec<_>>()
-        };
-        let all = Tensor::cat(&[side(0), side(1)].into_iter().flatten().collect::<Vec<_>>(), 0);
-        self.barrier.wait();
-        all
-    }
-
-    fn first_image(&self) -> i64 {
-        self.images[..self.own].iter().sum()
-    }
-}
-
-/// Loss and accuracy of ranks with equal or unequal shares of the batch add up to those of the batch; gradients are equal.
-#[test]
-fn sharded_loss_equals_the_whole_batch() {
-    for images in [&[5i64, 5][..], &[3, 1, 6], &[1030, 200, 1100, 7]] {
-        let n: i64 = images.iter().sum();
-        let first = random_rows(n, 16, 7, 1.0);
-        let z = Tensor::cat(&[&first, &(&first + random_rows(n, 16, 8, 1.0))], 0);
-        let config = config(0.2);
-        let (loss, gradient) = both(&z, &config);
-        let accuracy = nt_xent(&z, &config).accuracy.double_value(&[]);
-        let (slots, barrier) =
-            (Mutex::new(images.iter().map(|_| None).collect()), Barrier::new(images.len()));
-        let shares: Vec<_> = std::thread::scope(|scope| {
-            let started: Vec<_> = (0..images.len())
-                .map(|own| {
-                    let rank = ThreadRank { own, images, slots: &slots, barrier: &barrier };
-                    let own = Tensor::cat(
-                        &[0, n].map(|side| z.narrow(0, side + rank.first_image(), images[own])),
-                        0,
-                    );
-                    let config = config.clone();
-                    scope.spawn(move || {
-                        let own = own.detach().set_requires_grad(true);
-                        let NtXent { loss, accuracy } = nt_xent_sharded(&own, &config, &rank);
-                        loss.backward();
-                        (loss.double_value(&[]), accuracy.double_value(&[]), own.grad())
-                    })
-                })
-                .collect();
-            started.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let sum = |share: fn(&(f64, f64, Tensor)) -> f64| shares.iter().map(share).sum::<f64>();
-        assert!((sum(|share| share.0) - loss).abs() < 1e-5, "{} {loss}", sum(|share| share.0));
-        assert!((sum(|share| share.1) - accuracy).abs() < 1e-6, "{} {accuracy}", sum(|share| share.1));
-        assert!(accuracy > 0.05 && accuracy < 1.0, "{accuracy}");
-        let side =
-            |view: i64| shares.iter().zip(images).map(move |(share, &m)| share.2.narrow(0, view * m, m));
-        let found = Tensor::cat(&side(0).chain(side(1)).collect::<Vec<_>>(), 0);
-        assert!(relative(&found, &gradient) < 1e-6, "{images:?}: {:e}", relative(&found, &gradient));
-    }
-}
-
 /// Against argmax over the whole matrix.
 #[test]
 fn contrastive_accuracy_across_tiles() {
     let n = 1500;
     let first = random_rows(n, 8, 9, 1.0);
     let z = Tensor::cat(&[&first, &(&first + random_rows(n, 8, 10, 1.0))], 0);
-    let unit = |view: i64| simclr::nt_xent::l2_normalize(&z.narrow(0, view * n, n));
+    let unit = |view: i64| l2_normalize(&z.narrow(0, view * n, n));
     let best = unit(0).matmul(&unit(1).tr()).argmax(1, false);
     let expected = best
         .eq_tensor(&Tensor::arange(n, (Kind::Int64, z.device())))
         .to_kind(Kind::Double)
         .mean(Kind::Double);
-    let found = nt_xent(&z, &config(0.5)).accuracy.double_value(&[]);
+    let found = contrastive_loss(&z, &config(0.5)).accuracy.double_value(&[]);
     assert!(
         (found - expected.double_value(&[])).abs() < 1e-6 && found > 0.02 && found < 0.9,
         "{found} {expected}"
@@ -419,7 +303,7 @@ fn contrastive_accuracy_across_tiles() {
 #[test]
 fn ties_are_not_correct() {
     assert_eq!(
-        nt_xent(&Tensor::ones([64, 4], (Kind::Float, tch::Device::Cpu)), &config(0.5))
+        contrastive_loss(&Tensor::ones([64, 4], (Kind::Float, tch::Device::Cpu)), &config(0.5))
             .accuracy
             .double_value(&[]),
         0.0

@@ -1,8 +1,8 @@
-//! Memory of NT-Xent. One test in a process of its own, so that nothing else moves the peak.
+//! Memory of the losses. One test in a process of its own, so that nothing else moves the peak.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
-use simclr::nt_xent::{LossConfig, nt_xent};
+use simclr::losses::{LossConfig, contrastive_loss};
 use tch::{Device, Kind, Tensor};
 
 /// Largest resident size of this process so far, in bytes.
@@ -19,11 +19,13 @@ fn loss_and_gradient_of_16384_views_hold_no_matrix_of_similarities() {
     let z = Tensor::arange(views * dimensions, (Kind::Float, Device::Cpu)).sin().view([views, dimensions]);
     let z = z.set_requires_grad(true);
     // Libraries and threads are set up by a small loss.
-    nt_xent(&z.narrow(0, 0, 64), &LossConfig::default()).loss.backward();
+    contrastive_loss(&z.narrow(0, 0, 64), &LossConfig::default()).loss.backward();
     let before = peak();
-    let loss = nt_xent(&z, &LossConfig::default()).loss;
-    loss.backward();
-    assert!(loss.double_value(&[]).is_finite() && z.grad().defined());
+    for keys in ["", "hard_beta = 1.0", "kind = \"nt-logistic\"", "kind = \"margin\"", "semi_hard = true"] {
+        let loss = contrastive_loss(&z, &toml::from_str(keys).unwrap()).loss;
+        loss.backward();
+        assert!(loss.double_value(&[]).is_finite() && z.grad().defined(), "{keys}");
+    }
     let (grown, matrix) = (peak() - before, (views * views * 4) as usize);
     assert!(grown < matrix / 4, "{} MiB more, the matrix has {} MiB", grown >> 20, matrix >> 20);
 }
