@@ -171,7 +171,8 @@ fn average_pool(x: &Tensor, kind: ResnetD, stride: i64) -> Tensor {
         }
         // FixedPadding(2): one row and column of zeros at the end, which even sides never reach.
         (ResnetD::Official, _) => {
-            let padded = (height % 2 + width % 2 > 0).then(|| x.constant_pad_nd([0, width % 2, 0, height % 2]));
+            let padded =
+                (height % 2 + width % 2 > 0).then(|| x.constant_pad_nd([0, width % 2, 0, height % 2]));
             padded.as_ref().unwrap_or(x).avg_pool2d([2], [stride], [0], false, true, None::<i64>)
         }
         (_, 1) => x.shallow_clone(),
