@@ -22,6 +22,8 @@ def load(path):
         weights = {name: file.get_tensor(name) for name in file.keys()}
     if meta["simclr.width"] != "1" or meta["simclr.padding"] != "symmetric":
         raise SystemExit("torchvision has no such model: width or padding differ")
+    if meta.get("simclr.sk_ratio", "0") != "0" or meta.get("simclr.resnet_d", "off") != "off":
+        raise SystemExit("torchvision has no such model: it has neither selective kernels nor ResNet-D")
     model = getattr(torchvision.models, meta["simclr.architecture"])()
     channels = int(meta["simclr.channels"])
     if meta["simclr.stem"] == "cifar":

@@ -233,6 +233,7 @@ fn global_norm_gives_the_gradient_of_the_whole_batch() {
         (&[][..], &[even, uneven][..]),
         (&["encoder.name=resnet18", "encoder.width=0.125"], &[even, uneven]),
         (&["encoder.name=resnet50", "encoder.width=0.125"], &[even]),
+        (&["encoder.name=resnet18", "encoder.width=0.125", "encoder.sk_ratio=0.0625"], &[even]),
     ] {
         let config = config(encoder);
         for &(batch, chunks) in cases {

@@ -98,6 +98,7 @@ fn comparable(config: &RunConfig) -> RunConfig {
     if !imagenet {
         encoder.padding = Padding::Symmetric; // only the pooling of the ImageNet stem is padded
     }
+    encoder.resnet_d = encoder.effective_resnet_d();
     if !matches!(encoder.name, EncoderName::Resnet18 | EncoderName::Resnet34) {
         encoder.shortcut = Shortcut::Identity; // with bottlenecks, every first block changes the shape and projects
     }

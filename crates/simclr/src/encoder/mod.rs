@@ -1,8 +1,10 @@
 //! Images `[B, C, S, S]` to features h `[B, F]`.
 
+mod block;
 pub mod layers;
 mod resnet;
 mod script;
+mod selective_kernel;
 mod small;
 mod statistics;
 
@@ -35,6 +37,11 @@ pub struct EncoderConfig {
     pub padding: Padding,
     /// Shortcut of the first block of a ResNet-18 or -34.
     pub shortcut: Shortcut,
+    /// Selective kernels in a ResNet: width of the layer that weighs the two streams as a share of their channels, 0 = none. SimCLR v2
+    /// has 0.0625.
+    pub sk_ratio: f64,
+    /// Stem and projection shortcuts of ResNet-D.
+    pub resnet_d: ResnetD,
     /// Initialisation of convolution kernels.
     pub init: Init,
     /// Mean subtracted from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights: 0.485, 0.456, 0.406.
@@ -53,6 +60,8 @@ impl Default for EncoderConfig {
             zero_gamma: true,
             padding: Padding::Symmetric,
             shortcut: Shortcut::Identity,
+            sk_ratio: 0.0,
+            resnet_d: ResnetD::Auto,
             init: Init::Official,
             input_mean: Vec::new(),
             input_std: Vec::new(),
@@ -74,6 +83,8 @@ pub enum EncoderName {
     Resnet101,
     /// Bottlenecks 3,8,36,3.
     Resnet152,
+    /// Bottlenecks 3,24,36,3 (google-research/simclr `resnet.py`).
+    Resnet200,
     /// Three strided convolutions, 32-64-128.
     ConvC3,
     /// Four convolutions with pooling, 16-32-64-128.
@@ -113,6 +124,22 @@ pub enum Shortcut {
     Identity,
     /// A 1x1 convolution with batch norm (google-research/simclr `resnet.py`: `use_projection` in every group's first block).
     Projection,
+}
+
+/// `encoder.resnet_d` (arXiv 1812.01187): three 3x3 convolutions instead of the ImageNet stem's 7x7 one, and 2x2 average-pooling with the
+/// block's stride before the convolution of a projection shortcut, which then has stride 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResnetD {
+    /// `official` with `sk_ratio` above 0, else `off` (google-research/simclr `resnet.py` has one flag for both).
+    #[default]
+    Auto,
+    /// Neither.
+    Off,
+    /// As google-research/simclr: shortcuts of stride 1 are averaged over 2x2 positions, too; on odd sides zeros are averaged in.
+    Official,
+    /// As timm's `resnet50d`: no pooling where the stride is 1; windows are cut off at the border.
+    Timm,
 }
 
 /// `encoder.init`.
@@ -167,7 +194,8 @@ impl Encoder {
         let description = match &network {
             Network::ResNet(_) => {
                 let stem = if imagenet_stem { "imagenet" } else { "cifar" };
-                format!("{} x{}, {stem} stem, {millions:.2} M parameters", config.name.as_str(), config.width)
+                let (name, width, tweaks) = (config.name.as_str(), config.width, config.tweaks());
+                format!("{name} x{width}{tweaks}, {stem} stem, {millions:.2} M parameters")
             }
             Network::Small(_) => {
                 format!("{} x{}, {millions:.2} M parameters", config.name.as_str(), config.width)
@@ -289,6 +317,22 @@ impl EncoderConfig {
 }
 
 impl EncoderConfig {
+    /// `resnet_d` without `auto`.
+    pub fn effective_resnet_d(&self) -> ResnetD {
+        match self.resnet_d {
+            ResnetD::Auto if self.sk_ratio > 0.0 => ResnetD::Official,
+            ResnetD::Auto => ResnetD::Off,
+            named => named,
+        }
+    }
+
+    /// Such as ` + SK 0.0625 + D`.
+    fn tweaks(&self) -> String {
+        let selective = if self.sk_ratio > 0.0 { format!(" + SK {}", self.sk_ratio) } else { String::new() };
+        let deep = if self.effective_resnet_d() == ResnetD::Off { "" } else { " + D" };
+        selective + deep
+    }
+
     /// Whether the encoder is one of the ResNets built here.
     pub fn is_resnet(&self) -> bool {
         self.file.is_none() && !matches!(self.name, EncoderName::ConvC3 | EncoderName::ConvC4)
@@ -304,6 +348,7 @@ impl EncoderName {
             Self::Resnet50 => "resnet50",
             Self::Resnet101 => "resnet101",
             Self::Resnet152 => "resnet152",
+            Self::Resnet200 => "resnet200",
             Self::ConvC3 => "conv-c3",
             Self::ConvC4 => "conv-c4",
         }

@@ -1,11 +1,12 @@
 //! Post-activation ResNets with the stride in the 3x3 convolution ("v1.5"), torchvision's topology and names
 //! (google-research/simclr `resnet.py`, which has a projection shortcut also in the first group of basic-block nets:
-//! [`Shortcut::Projection`]).
+//! [`Shortcut::Projection`]). timm's names for the deep stem of ResNet-D.
 
 use tch::Tensor;
 
 use super::{
-    EncoderConfig, EncoderName, Mode, Shortcut,
+    EncoderConfig, EncoderName, Mode, ResnetD, Shortcut,
+    block::{Block, Shape},
     layers::{BatchNorm, Conv, global_mean, max_pool},
 };
 use crate::{ModelError, device::Precision, params::Params};
@@ -18,6 +19,7 @@ fn architecture(name: EncoderName) -> Option<([usize; 4], bool)> {
         EncoderName::Resnet50 => Some(([3, 4, 6, 3], true)),
         EncoderName::Resnet101 => Some(([3, 4, 23, 3], true)),
         EncoderName::Resnet152 => Some(([3, 8, 36, 3], true)),
+        EncoderName::Resnet200 => Some(([3, 24, 36, 3], true)),
         EncoderName::ConvC3 | EncoderName::ConvC4 => None,
     }
 }
@@ -26,8 +28,7 @@ fn architecture(name: EncoderName) -> Option<([usize; 4], bool)> {
 #[derive(Debug)]
 pub struct ResNet {
     config: EncoderConfig,
-    conv1: Conv,
-    bn1: BatchNorm,
+    stem: Vec<(Conv, BatchNorm)>,
     pool: bool,
     blocks: Vec<Block>,
     features: i64,
@@ -43,10 +44,7 @@ impl ResNet {
     ) -> Option<Self> {
         let (groups, bottleneck) = architecture(config.name)?;
         let base = (64.0 * config.width).round() as i64;
-        let (kernel, stride) = if imagenet_stem { (7, 2) } else { (3, 1) };
-        let init = config.init;
-        let conv1 = Conv::new(params, "encoder.conv1", (channels, base), (kernel, stride), init);
-        let bn1 = BatchNorm::new(params, "encoder.bn1", base, 1.0);
+        let stem = stem(params, config, (channels, base), imagenet_stem);
         let mut blocks = Vec::new();
         let mut input = base;
         for (group, &count) in groups.iter().enumerate() {
@@ -55,20 +53,20 @@ impl ResNet {
                 let stride = if group > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("encoder.layer{}.{index}", group + 1);
                 let project = index == 0 && config.shortcut == Shortcut::Projection;
-                let block = Block::new(params, &name, config, (bottleneck, project), (input, width, stride));
-                input = width * if bottleneck { 4 } else { 1 };
-                blocks.push(block);
+                let shape = Shape { input, width, stride, bottleneck, project };
+                blocks.push(Block::new(params, &name, config, shape));
+                input = shape.output();
             }
         }
-        Some(Self { config: config.clone(), conv1, bn1, pool: imagenet_stem, blocks, features: input })
+        Some(Self { config: config.clone(), stem, pool: imagenet_stem, blocks, features: input })
     }
 
     /// A handle to the same parameters.
     pub fn shallow_clone(&self) -> Self {
+        let pair = |(conv, norm): &(Conv, BatchNorm)| (conv.shallow_clone(), norm.shallow_clone());
         Self {
             config: self.config.clone(),
-            conv1: self.conv1.shallow_clone(),
-            bn1: self.bn1.shallow_clone(),
+            stem: self.stem.iter().map(pair).collect(),
             pool: self.pool,
             blocks: self.blocks.iter().map(Block::shallow_clone).collect(),
             features: self.features,
@@ -92,7 +90,10 @@ impl ResNet {
             let block = self.blocks.get(index - 1);
             return block.map_or_else(|| Ok(global_mean(x)), |block| block.forward(x, mode, precision));
         }
-        let x = self.bn1.forward_relu(&self.conv1.forward(x, precision), mode)?;
+        let mut x = x.shallow_clone();
+        for (conv, norm) in &self.stem {
+            x = norm.forward_relu(&conv.forward(&x, precision), mode)?;
+        }
         Ok(if self.pool { max_pool(&x, self.config.padding) } else { x })
     }
 
@@ -102,57 +103,27 @@ impl ResNet {
     }
 }
 
-/// A residual block: convolutions with batch norm, and a projection if shapes differ.
-#[derive(Debug)]
-struct Block {
-    layers: Vec<(Conv, BatchNorm)>,
-    shortcut: Option<(Conv, BatchNorm)>,
-}
-
-impl Block {
-    fn new(
-        params: &mut Params,
-        name: &str,
-        config: &EncoderConfig,
-        (bottleneck, project): (bool, bool),
-        (input, width, stride): (i64, i64, i64),
-    ) -> Self {
-        let output = width * if bottleneck { 4 } else { 1 };
-        // (in, out), (kernel, stride) of each convolution.
-        let shapes: &[_] = if bottleneck {
-            &[((input, width), (1, 1)), ((width, width), (3, stride)), ((width, output), (1, 1))]
-        } else {
-            &[((input, width), (3, stride)), ((width, width), (3, 1))]
-        };
-        let init = config.init;
-        let mut layers = Vec::new();
-        for (index, &(channels, geometry)) in shapes.iter().enumerate() {
-            let last = index + 1 == shapes.len();
-            let gamma = if last && config.zero_gamma { 0.0 } else { 1.0 };
-            let conv = Conv::new(params, &format!("{name}.conv{}", index + 1), channels, geometry, init);
-            layers
-                .push((conv, BatchNorm::new(params, &format!("{name}.bn{}", index + 1), channels.1, gamma)));
-        }
-        let shortcut = (project || stride != 1 || input != output).then(|| {
-            let conv = Conv::new(params, &format!("{name}.downsample.0"), (input, output), (1, stride), init);
-            (conv, BatchNorm::new(params, &format!("{name}.downsample.1"), output, 1.0))
-        });
-        Self { layers, shortcut }
+/// The convolutions before the first group. The CIFAR stem is the same with ResNet-D (google-research/simclr `resnet.py`).
+fn stem(
+    params: &mut Params,
+    config: &EncoderConfig,
+    (channels, base): (i64, i64),
+    imagenet_stem: bool,
+) -> Vec<(Conv, BatchNorm)> {
+    let half = base / 2;
+    let layers: &[_] = match (imagenet_stem, config.effective_resnet_d() != ResnetD::Off) {
+        (false, _) => &[("conv1", "bn1", (channels, base), (3, 1))],
+        (true, false) => &[("conv1", "bn1", (channels, base), (7, 2))],
+        (true, true) => &[
+            ("conv1.0", "conv1.1", (channels, half), (3, 2)),
+            ("conv1.3", "conv1.4", (half, half), (3, 1)),
+            ("conv1.6", "bn1", (half, base), (3, 1)),
+        ],
+    };
+    let mut built = Vec::new();
+    for &(conv, norm, channels, geometry) in layers {
+        let conv = Conv::new(params, &format!("encoder.{conv}"), channels, geometry, config.init);
+        built.push((conv, BatchNorm::new(params, &format!("encoder.{norm}"), channels.1, 1.0)));
     }
-
-    fn shallow_clone(&self) -> Self {
-        let pair = |(conv, norm): &(Conv, BatchNorm)| (conv.shallow_clone(), norm.shallow_clone());
-        Self { layers: self.layers.iter().map(pair).collect(), shortcut: self.shortcut.as_ref().map(pair) }
-    }
-
-    fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let project = |(conv, norm): &(Conv, BatchNorm)| norm.forward(&conv.forward(x, precision), mode);
-        let short = self.shortcut.as_ref().map(project).transpose()?;
-        let ((last_conv, last_norm), first) = self.layers.split_last().expect("a block has convolutions");
-        let mut y = x.shallow_clone();
-        for (conv, norm) in first {
-            y = norm.forward_relu(&conv.forward(&y, precision), mode)?;
-        }
-        last_norm.forward_add_relu(&last_conv.forward(&y, precision), short.as_ref().unwrap_or(x), mode)
-    }
+    built
 }

@@ -129,6 +129,8 @@ fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
         ("simclr.width", config.width.to_string()),
         ("simclr.stem", stem(config, frozen.image_size()).into()),
         ("simclr.padding", padding(config.padding).into()),
+        ("simclr.sk_ratio", config.sk_ratio.to_string()),
+        ("simclr.resnet_d", json!(config.effective_resnet_d()).as_str().unwrap_or_default().into()),
         ("simclr.image_size", frozen.image_size().to_string()),
         ("simclr.channels", frozen.channels().to_string()),
         ("simclr.input_range", "[0, 1]".into()),
