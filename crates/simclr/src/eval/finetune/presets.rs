@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use simclr_data::AugmentConfig;
+use simclr_data::{AugmentConfig, augment::Policy};
 
 use crate::{
     RunConfig,
@@ -137,9 +137,12 @@ fn few_epochs(run: &RunConfig, rate: f64, paper: f64, labels: usize, length: Len
 fn crops_and_flips(run: &RunConfig) -> RunConfig {
     let mut config = with_labels(run);
     config.augment = AugmentConfig {
+        policy: Policy::None,
         color: 0.0,
         gray: 0.0,
         blur: 0.0,
+        motion_blur: 0.0,
+        equalize: 0.0,
         solarize: 0.0,
         rotate: 0.0,
         cutout: 0.0,
@@ -165,6 +168,7 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
 fn with_labels(run: &RunConfig) -> RunConfig {
     let mut config = run.clone();
     config.task = TaskConfig { objective: MethodKind::Supervised, ..TaskConfig::default() };
+    config.augment.second_view = None;
     // Shuffling separates two views of an image; here is only one.
     if config.train.batch_norm == BatchNormScope::ChunkShuffled {
         config.train.batch_norm = BatchNormScope::Chunk;
