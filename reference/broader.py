@@ -83,6 +83,7 @@ for kind, array in images.items():
     out[f"equalize.{kind}"] = planes(ImageOps.equalize(as_image(array)))
     for name, magnitudes in OPERATIONS.items():
         for number, magnitude in enumerate(magnitudes):
+            magnitude = float(np.float32(magnitude))  # as AutoAugment reads it from a tensor
             done = autoaugment._apply_op(as_image(array), name, magnitude, InterpolationMode.NEAREST, None)
             out[f"{name}.{number}.{kind}"] = planes(done)
 base = picture(16, 16, 3).transpose(2, 0, 1).astype(np.float64) / 255
