@@ -43,6 +43,13 @@ impl Key {
         }
         Stream(ChaCha8Rng::from_seed(key))
     }
+
+    /// Generator `number` of this key, from 1: independent of [`Key::stream`] and of the generators with other numbers.
+    pub fn substream(self, number: u64) -> Stream {
+        let Stream(mut generator) = self.stream();
+        generator.set_stream(number);
+        Stream(generator)
+    }
 }
 
 /// Random numbers of one key, the same on every platform.
@@ -125,6 +132,16 @@ mod tests {
         {
             assert_ne!(first, other.stream().bits(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn substreams_differ_from_the_stream_and_from_each_other() {
+        let key = Key { seed: 1, epoch: 2, image: 3, view: 0 };
+        let first = |mut stream: Stream| stream.bits();
+        let all = [first(key.stream()), first(key.substream(1)), first(key.substream(2))];
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
+        assert_eq!(first(key.substream(0)), all[0], "number 0 is the stream itself");
+        assert_ne!(first(Key { view: 1, ..key }.substream(1)), all[1]);
     }
 
     #[test]

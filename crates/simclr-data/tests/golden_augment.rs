@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "golden/cases.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod cases;
 
 use std::collections::HashMap;

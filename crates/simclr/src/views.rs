@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use simclr_data::{
     AugmentConfig, DeferredView, DeferredViews, Views,
-    augment::{ColorModel, Interpolation, Jitter},
+    augment::{ColorModel, Interpolation, Jitter, Policy},
 };
 use simclr_shim::views::{self as kernels, Change, MAX_CHANGES, MAX_CHANNELS, MAX_SIDE, View, ViewOptions};
 use tch::{Device, Tensor};
@@ -66,14 +66,22 @@ pub fn choose_augment_device(
 /// Why the kernels do not support a configuration; `None` if they do.
 pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
     let only = |what: &str| Some(format!("{what} runs on the CPU only"));
-    match augment {
-        _ if channels > MAX_CHANNELS => {
+    let views = augment.of_views();
+    let any = |test: fn(&AugmentConfig) -> bool| views.iter().any(test);
+    match () {
+        () if channels > MAX_CHANNELS => {
             Some(format!("kernels support up to {MAX_CHANNELS} channels, not {channels}"))
         }
-        _ if size > MAX_SIDE => Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}")),
-        AugmentConfig { noise, .. } if *noise > 0.0 => only("augment.noise"),
-        AugmentConfig { sobel, .. } if *sobel > 0.0 => only("augment.sobel"),
-        _ => None,
+        () if size > MAX_SIDE => {
+            Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}"))
+        }
+        () if any(|view| view.policy != Policy::None) => only("augment.policy"),
+        () if any(|view| view.vertical_flip > 0.0) => only("augment.vertical_flip"),
+        () if any(|view| view.motion_blur > 0.0) => only("augment.motion_blur"),
+        () if any(|view| view.equalize > 0.0) => only("augment.equalize"),
+        () if any(|view| view.noise > 0.0) => only("augment.noise"),
+        () if any(|view| view.sobel > 0.0) => only("augment.sobel"),
+        () => None,
     }
 }
 

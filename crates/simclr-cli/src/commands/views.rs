@@ -110,6 +110,7 @@ impl Table {
     fn each(&self, receiver: &mut Receiver<'_>) -> Result<(), Failure> {
         let config = &self.config;
         let size = config.train.image_size;
+        let policies = config.augment.of_views();
         let mut pixels = vec![0.0; self.set.channels() * size * size];
         let mut buffers = AugmentBuffers::default();
         for row in 0..self.rows {
@@ -125,8 +126,9 @@ impl Table {
                     image: self.index(row) as u64,
                     view: view as u64 % 2,
                 };
-                let params = config.augment.draw(key, image.width, image.height);
-                augment::apply(&image, &params, &config.augment, size, &mut pixels, &mut buffers);
+                let policy = &policies[view % 2];
+                let params = policy.draw(key, image.width, image.height);
+                augment::apply(&image, &params, policy, size, &mut pixels, &mut buffers);
                 receiver((row, view + 1), &pixels, Some(&params), stored)?;
             }
         }

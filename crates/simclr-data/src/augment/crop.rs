@@ -176,7 +176,7 @@ fn rgb_to_planes(bytes: &[u8], out: &mut [f32]) {
 /// byte / 255, correctly rounded, without a division: 1 / 255 is split into two terms, and the product with the first, which
 /// has few bits, is exact.
 #[inline(always)]
-fn level(byte: u8) -> f32 {
+pub(super) fn level(byte: u8) -> f32 {
     const HIGH: f32 = 257.0 / 65_536.0;
     const LOW: f32 = 1.0 / (255.0 * 65_536.0);
     let byte = f32::from(byte);

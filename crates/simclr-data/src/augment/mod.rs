@@ -1,33 +1,44 @@
 //! The two-view augmentation: [`AugmentConfig::draw`] samples the parameters of a view, [`apply`] computes its pixels.
 //!
-//! Order of operators: crop and resize (`crop`), flip, rotation (`geometry`), colour jitter, grayscale (`color`), blur
-//! (`blur`), then solarize, Sobel, noise, cutout (`filters`). Crop, flip, jitter, grayscale and blur follow the official code
-//! (google-research/simclr `data_util.py` `preprocess_for_train`, blur in `model.py`); the paper gives no order for the rest.
+//! Order of operators: crop and resize (`crop`), flips, rotation (`geometry`), AutoAugment (`policy`), colour jitter, grayscale
+//! (`color`), blur (`blur`), motion blur (`motion_blur`), equalize (`levels`), then solarize, Sobel, noise, cutout (`filters`).
+//! Crop, flip, jitter, grayscale and blur follow the official code (google-research/simclr `data_util.py` `preprocess_for_train`,
+//! blur in `model.py`); the paper gives no order for the rest. AutoAugment replaces the colour distortion in the paper's Table 1,
+//! so it is at that place; with `color` and `gray` above 0 the distortion follows it.
 //!
 //! On C channels:
 //!
 //! | operator | C = 3 | C = 1 | other C |
 //! | --- | --- | --- | --- |
-//! | crop, flip, rotation, blur, solarize, noise, cutout | each channel alike | same | same |
+//! | crop, flips, rotation, blurs, solarize, noise, cutout | each channel alike | same | same |
+//! | equalize; AutoAugment's geometry and tables | each channel by itself | same | same |
+//! | AutoAugment's colour and contrast | blend with Pillow's luma, with its mean | contrast only | grey = mean of channels |
 //! | brightness | each channel alike | same | same |
 //! | contrast | about each channel's mean (`tensorflow`), the grey mean (`torchvision`) | same | grey = mean of channels |
 //! | saturation | HSV (`tensorflow`), blend with grey (`torchvision`) | changes nothing | distance from the largest channel; grey = mean of channels |
 //! | hue | HSV rotation | changes nothing | changes nothing: hue is defined for RGB only |
 //! | grayscale, luma of Sobel | .2989 R + .5870 G + .1140 B | changes nothing | mean of channels |
 
+mod affine;
 mod blur;
 mod color;
 mod config;
 mod crop;
+mod enhance;
 mod filters;
 mod geometry;
+mod levels;
+mod motion_blur;
 mod params;
+mod policy;
 mod sample;
 mod transform;
 
-pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation};
+pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation, SecondView};
 pub use crop::shrink;
+pub use motion_blur::MotionBlur;
 pub use params::{Crop, Cutout, Jitter, NoiseSeed, ViewParams};
+pub use policy::{Operation, Policy, PolicyStep};
 pub use transform::{EvalCrop, EvalTransform, TransformChange, TransformConfig};
 
 use std::cell::RefCell;
@@ -38,9 +49,9 @@ use crate::Image;
 #[derive(Default)]
 pub struct AugmentBuffers {
     resizer: fast_image_resize::Resizer,
-    /// One plane of the source, for channels that are resized one by one.
+    /// One plane of the source, for channels that are resized one by one; of the view, for operators on levels.
     source_plane: Vec<u8>,
-    /// The resized crop, interleaved.
+    /// The resized crop, interleaved; the planes of the view, for operators on levels.
     resized: Vec<u8>,
     /// One or more planes of the view.
     planes: Vec<f32>,
@@ -89,7 +100,13 @@ pub fn apply(
     if params.flip {
         geometry::flip(&mut view);
     }
+    if params.vertical_flip {
+        geometry::flip_vertically(&mut view);
+    }
     geometry::rotate(&mut view, params.quarter_turns, &mut buffers.planes);
+    if !params.policy.is_empty() {
+        policy::apply(&mut view, &params.policy, (&mut buffers.resized, &mut buffers.source_plane));
+    }
     // The official code clips after every jitter operation and, without jitter, before the blur.
     let rest =
         if config.antialias { &params.jitter[..] } else { apply_first_jitter(&mut view, params, config) };
@@ -99,6 +116,12 @@ pub fn apply(
     }
     if let Some(sigma) = params.blur {
         blur::gaussian(&mut view, sigma, params.gray, &mut buffers.planes);
+    }
+    if let Some(blur) = params.motion_blur {
+        motion_blur::apply(&mut view, blur, params.gray, &mut buffers.planes);
+    }
+    if params.equalize {
+        levels::equalize(&mut view);
     }
     filters::apply(&mut view, params, &mut buffers.planes);
 }

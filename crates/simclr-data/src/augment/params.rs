@@ -2,10 +2,16 @@
 //!
 //! Parameters are drawn in a fixed order, also those of operators that do not run, so two configurations that differ in one
 //! operator share all other parameters (paired comparisons). The crop, which takes a variable number of draws, comes last.
+//! Operators that were added later draw from streams of their own and only if they are configured, so the parameters of all
+//! other operators do not depend on them.
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{AugmentConfig, Brightness, CropSampler};
+use super::{
+    config::{AugmentConfig, Brightness, CropSampler},
+    motion_blur::MotionBlur,
+    policy::{Policy, PolicyStep},
+};
 use crate::rng::{Key, Stream};
 
 /// A crop in pixels of the decoded image.
@@ -61,14 +67,26 @@ pub struct ViewParams {
     pub crop: Crop,
     /// Mirror left and right.
     pub flip: bool,
+    /// Swap top and bottom.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vertical_flip: bool,
     /// Quarter turns anticlockwise, 0 to 3.
     pub quarter_turns: u8,
+    /// Operations of AutoAugment in the order of application; empty if there is no policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy: Vec<PolicyStep>,
     /// Operations in the order of application; empty if the jitter does not run.
     pub jitter: Vec<Jitter>,
     /// Drop the colour.
     pub gray: bool,
     /// Standard deviation of the Gaussian blur in pixels of the view.
     pub blur: Option<f32>,
+    /// Motion blur.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub motion_blur: Option<MotionBlur>,
+    /// Equalize the histogram of every channel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub equalize: bool,
     /// Threshold above which values are inverted.
     pub solarize: Option<f32>,
     /// Replace by the gradient magnitude.
@@ -78,6 +96,12 @@ pub struct ViewParams {
     /// Grey square.
     pub cutout: Option<Cutout>,
 }
+
+/// Numbers of the streams of operators that were added later, see [`Key::substream`]; part of the format of a run.
+const VERTICAL_FLIP: u64 = 1;
+const MOTION_BLUR: u64 = 2;
+const EQUALIZE: u64 = 3;
+const POLICY: u64 = 4;
 
 impl AugmentConfig {
     /// Samples the view `key` of an image of `width` x `height` pixels.
@@ -99,19 +123,38 @@ impl AugmentConfig {
         let cut = stream.chance(self.cutout);
         let centre = Cutout { x: stream.unit(), y: stream.unit() };
         let whole = Crop { x: 0, y: 0, width, height };
+        let runs = |number, probability| probability > 0.0 && key.substream(number).chance(probability);
         ViewParams {
             crop: if self.crop { self.draw_crop(&mut stream, width, height) } else { whole },
             flip,
+            vertical_flip: runs(VERTICAL_FLIP, self.vertical_flip),
             quarter_turns: if rotated { turns } else { 0 },
+            policy: if self.policy == Policy::None {
+                Vec::new()
+            } else {
+                self.policy.draw(&mut key.substream(POLICY))
+            },
             jitter: if jittered { jitter } else { Vec::new() },
             gray,
             blur: blurred.then_some(sigma),
+            motion_blur: self.draw_motion_blur(key),
+            equalize: runs(EQUALIZE, self.equalize),
             solarize: solarized.then_some(self.solarize_threshold),
             sobel,
             noise: noisy
                 .then_some(NoiseSeed { sigma_millionths: (noise_sigma * 1e6) as u32, seed: noise_seed }),
             cutout: cut.then_some(centre),
         }
+    }
+
+    fn draw_motion_blur(&self, key: Key) -> Option<MotionBlur> {
+        if self.motion_blur == 0.0 {
+            return None;
+        }
+        let mut stream = key.substream(MOTION_BLUR);
+        let runs = stream.chance(self.motion_blur);
+        let length = stream.uniform(self.motion_blur_length[0], self.motion_blur_length[1]);
+        runs.then_some(MotionBlur { length, degrees: stream.uniform(0.0, 180.0) })
     }
 
     /// The four operations in random order, as in the official code (`data_util.py` `color_jitter_rand`).

@@ -59,7 +59,8 @@ impl Default for LoaderConfig {
 #[derive(Clone)]
 pub struct Loader {
     dataset: Arc<Dataset>,
-    augment: AugmentConfig,
+    /// Of the first and of the second view.
+    augment: [AugmentConfig; 2],
     config: LoaderConfig,
     chunking: Option<Chunking>,
     pixel_pool: Arc<BufferPool<f32>>,
@@ -85,6 +86,7 @@ impl Loader {
             return Err(DataError::config("train.batch", config.batch, reason));
         }
         let pixel_pool = Arc::default();
+        let augment = augment.of_views();
         Ok(Self { dataset, augment, config, chunking: None, pixel_pool, byte_pool: None, part: (0, 1) })
     }
 

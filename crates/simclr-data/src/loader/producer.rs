@@ -14,7 +14,7 @@ use rayon::{ThreadPool, iter::Either, prelude::*};
 
 use super::Loader;
 use crate::{
-    Batch, Chunk, DataError, ViewParams,
+    AugmentConfig, Batch, Chunk, DataError, ViewParams,
     augment::{self, AugmentBuffers},
     batch::Views,
     buffer_pool::BufferPool,
@@ -190,7 +190,7 @@ impl Loader {
         for (view, out) in views {
             let params = self.draw(epoch, id, view, (image.width, image.height));
             AugmentBuffers::with_local(|buffers| {
-                augment::apply(&image, &params, &self.augment, self.config.size, out, buffers);
+                augment::apply(&image, &params, &self.augment[view as usize], self.config.size, out, buffers);
             });
         }
         Ok(())
@@ -210,17 +210,18 @@ impl Loader {
 
     fn draw(&self, epoch: u64, id: usize, view: u64, (width, height): (usize, usize)) -> ViewParams {
         let key = Key { seed: self.config.seed, epoch, image: id as u64, view };
-        self.augment.draw(key, width, height)
+        self.augment[view as usize].draw(key, width, height)
     }
 
     fn view_spec(&self) -> ViewSpec {
+        let AugmentConfig { interpolation, antialias, color_model, .. } = self.augment[0];
         ViewSpec {
             channels: self.dataset.channels(),
             size: self.config.size,
-            interpolation: self.augment.interpolation,
-            antialias: self.augment.antialias,
-            color_model: self.augment.color_model,
-            blurs: self.augment.blur > 0.0,
+            interpolation,
+            antialias,
+            color_model,
+            blurs: self.augment.iter().any(|view| view.blur > 0.0),
         }
     }
 

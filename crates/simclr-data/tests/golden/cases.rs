@@ -1,22 +1,32 @@
-//! Cases of `reference/augment.py` (images, parameters, names of goldens), for all implementations of the augmentation.
+//! Cases of `reference/augment.py` and `reference/broader.py` (images, parameters, names of goldens), for all implementations of
+//! the augmentation.
 
 use std::{collections::HashMap, path::PathBuf};
 
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use simclr_data::{
     AugmentConfig, Image, ViewParams,
-    augment::{ColorModel, Crop, Interpolation, Jitter},
+    augment::{ColorModel, Crop, Interpolation, Jitter, MotionBlur},
     rng::Key,
 };
 
 pub fn goldens() -> HashMap<String, Vec<f32>> {
-    let path =
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../simclr-data/tests/golden/augment.safetensors");
-    let bytes = fs_err::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let floats =
-        |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../simclr-data/tests/golden");
+    let mut all = HashMap::new();
+    for name in ["augment.safetensors", "broader.safetensors"] {
+        let bytes = fs_err::read(folder.join(name)).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        all.extend(file.tensors().into_iter().map(|(name, view)| (name, values(view.dtype(), view.data()))));
+    }
+    all
+}
+
+/// Bytes are levels of 255.
+fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::U8 => bytes.iter().map(|&level| f32::from(level) / 255.0).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+    }
 }
 
 /// As `picture` in `reference/augment.py`.
@@ -105,6 +115,41 @@ pub fn operators() -> Vec<Case> {
     let wide = picture(60, 60, 3);
     let params = ViewParams { blur: Some(1.7), ..plain(&wide) };
     cases.push(Case { name: "blur_wide".into(), image: wide, params, config: tensorflow, size: 60 });
+    cases
+}
+
+/// Side of the images of `reference/broader.py` that are not resized.
+pub const BROADER_SIDE: usize = 28;
+
+/// Images of `reference/broader.py` by the last part of the names of its goldens.
+pub fn broader_images() -> [(&'static str, Image); 3] {
+    let rgb = picture(BROADER_SIDE, BROADER_SIDE, 3);
+    let dark = rgb.data.iter().map(|level| level / 4 + 20).collect();
+    let dark = Image::new(BROADER_SIDE, BROADER_SIDE, 3, dark);
+    [("rgb", rgb), ("gray", picture(BROADER_SIDE, BROADER_SIDE, 1)), ("dark", dark)]
+}
+
+/// Equalize, motion blur, Sobel and vertical flip on images that are not resized.
+pub fn broader_operators() -> Vec<Case> {
+    let case = |name: String, image: &Image, params: ViewParams| {
+        let config = AugmentConfig::nothing();
+        Case { name, image: image.clone(), params, config, size: image.width }
+    };
+    let mut cases = Vec::new();
+    for (kind, image) in broader_images() {
+        cases.push(case(format!("equalize.{kind}"), &image, ViewParams { equalize: true, ..plain(&image) }));
+    }
+    let image = picture(16, 16, 3);
+    let lines = [(5.0, 0.0), (4.0, 90.0), (7.3, 33.0), (12.6, 140.0), (1.0, 20.0)];
+    for (number, (length, degrees)) in lines.into_iter().enumerate() {
+        let motion_blur = Some(MotionBlur { length, degrees });
+        let params = ViewParams { motion_blur, ..plain(&image) };
+        cases.push(case(format!("motion_blur.{number}"), &image, params));
+    }
+    cases.push(case("sobel".into(), &image, ViewParams { sobel: true, ..plain(&image) }));
+    let half_turn = ViewParams { flip: true, quarter_turns: 2, vertical_flip: true, ..plain(&image) };
+    cases.push(case("vertical_flip".into(), &image, ViewParams { vertical_flip: true, ..plain(&image) }));
+    cases.push(case("nothing".into(), &image, half_turn));
     cases
 }
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use simclr_data::{RangeChoice, ValueRange, augment::TransformConfig};
+use simclr_data::{
+    RangeChoice, ValueRange,
+    augment::{SecondView, TransformConfig},
+};
 use toml::{Table, Value};
 
 use super::{
@@ -217,6 +220,7 @@ fn known_keys() -> Vec<String> {
     let default = Value::try_from(RunConfig::default()).expect("TOML can represent every configuration");
     let mut keys = default.as_table().map(|table| leaves(table, "")).unwrap_or_default();
     keys.extend(OPTIONAL_KEYS.map(str::to_owned));
+    keys.extend(SecondView::KEYS.iter().map(|&key| key.to_owned()));
     keys
 }
 
@@ -316,6 +320,9 @@ mod tests {
             ("[loss]\ntemprature = 0.5\n", "loss.temprature", "`loss.temperature`"),
             ("[train]\nlr = 1\n", "train.lr", "`optim.lr`"),
             ("[optimm]\nkind = 'lars'\n", "optimm.kind", "`optim.kind`"),
+            ("[augment]\nvertical_flp = 1\n", "augment.vertical_flp", "`augment.vertical_flip`"),
+            ("[augment.second_view]\nblurr = 0\n", "augment.second_view.blurr", "`augment.second_view.blur`"),
+            ("[augment.second_veiw]\nblur = 0\n", "augment.second_veiw.blur", "`augment.second_view.blur`"),
         ] {
             let error = load(text, &[]).unwrap_err();
             assert!(matches!(&error, ConfigError::UnknownKey { key: found, .. } if found == key), "{error}");

@@ -73,11 +73,14 @@ impl Source {
         let typed: RunConfig = toml::from_str(self.text()).expect("embedded tables are valid configurations");
         let ours = json!(comparable(config));
         let theirs = json!(comparable(&typed));
+        // No source has a policy of its own for the second view.
+        let second = [("augment", "second_view")].into_iter();
         let listed = table.iter().flat_map(|(section, keys)| {
             let keys = keys.as_table().into_iter().flatten();
             keys.map(move |(key, _)| (section.as_str(), key.as_str()))
         });
-        let differing = listed.filter(|(section, key)| ours[*section][*key] != theirs[*section][*key]);
+        let differing =
+            listed.chain(second).filter(|(section, key)| ours[*section][*key] != theirs[*section][*key]);
         differing
             .map(|(section, key)| Difference {
                 key: format!("{section}.{key}"),

@@ -77,6 +77,9 @@ impl RunConfig {
         let expected = "false, unless task.objective is \"supervised\"";
         check(supervised || !task.frozen, "task.frozen", task.frozen, expected)?;
         let layers = if head.kind == HeadKind::Nonlinear && supervised { head.layers } else { 1 };
+        let expected = "no table: supervised training has one view per image";
+        let is_valid = !supervised || self.augment.second_view.is_none();
+        check(is_valid, "augment.second_view", "[augment.second_view]", expected)?;
         let expected =
             format!("at most {}: layers below the last one of a nonlinear head, with labels", layers - 1);
         check(task.head_layers < layers, "task.head_layers", task.head_layers, &expected)

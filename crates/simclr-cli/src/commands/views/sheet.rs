@@ -4,7 +4,7 @@ use font8x8::{BASIC_FONTS, UnicodeFonts};
 use image::{Rgb, RgbImage};
 use simclr::data::{
     ViewParams,
-    augment::{Crop, Jitter},
+    augment::{Crop, Jitter, Operation, PolicyStep},
 };
 
 /// Smaller tiles are enlarged by an integer factor to at least this size.
@@ -99,8 +99,10 @@ fn words(params: &ViewParams, area: f64) -> Vec<String> {
     let Crop { width, height, .. } = params.crop;
     let mut words = vec![format!("crop {:.0}%", 100.0 * (width * height) as f64 / area)];
     words.extend(params.flip.then(|| "flip".into()));
+    words.extend(params.vertical_flip.then(|| "vflip".into()));
     words
         .extend((params.quarter_turns > 0).then(|| format!("turn {}", 90 * u32::from(params.quarter_turns))));
+    words.extend(params.policy.iter().map(policy_step));
     words.extend(params.jitter.iter().map(|operation| match operation {
         Jitter::Brightness(factor) => format!("b{factor:.2}"),
         Jitter::BrightnessShift(shift) => format!("b{shift:+.2}"),
@@ -110,11 +112,27 @@ fn words(params: &ViewParams, area: f64) -> Vec<String> {
     }));
     words.extend(params.gray.then(|| "gray".into()));
     words.extend(params.blur.map(|sigma| format!("blur {sigma:.1}")));
+    words.extend(params.motion_blur.map(|blur| format!("motion {:.0}", blur.length)));
+    words.extend(params.equalize.then(|| "equalize".into()));
     words.extend(params.solarize.map(|_| "solarize".into()));
     words.extend(params.sobel.then(|| "sobel".into()));
     words.extend(params.noise.map(|_| "noise".into()));
     words.extend(params.cutout.map(|_| "cutout".into()));
     words
+}
+
+/// Such as `rotate -27`; shares in per cent.
+fn policy_step(step: &PolicyStep) -> String {
+    use Operation as Op;
+    let (name, magnitude) = (format!("{:?}", step.operation).to_lowercase(), step.magnitude);
+    match step.operation {
+        Op::AutoContrast | Op::Equalize | Op::Invert => name,
+        Op::Rotate | Op::Posterize | Op::Solarize => format!("{name} {magnitude:.0}"),
+        Op::ShearX | Op::ShearY | Op::TranslateX | Op::TranslateY => {
+            format!("{name} {:.0}%", 100.0 * magnitude)
+        }
+        Op::Brightness | Op::Color | Op::Contrast | Op::Sharpness => format!("{name} {:.1}", 1.0 + magnitude),
+    }
 }
 
 /// Joins words to lines of at most `letters`, if possible.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use simclr_data::AugmentConfig;
+use simclr_data::{AugmentConfig, augment::Policy};
 
 use crate::{
     RunConfig,
@@ -136,9 +136,12 @@ fn few_epochs(run: &RunConfig, rate: f64, paper: f64, labels: usize, length: Len
 /// Random crops and flips as in `augment`, and nothing else.
 fn geometric(augment: AugmentConfig) -> AugmentConfig {
     AugmentConfig {
+        policy: Policy::None,
         color: 0.0,
         gray: 0.0,
         blur: 0.0,
+        motion_blur: 0.0,
+        equalize: 0.0,
         solarize: 0.0,
         rotate: 0.0,
         cutout: 0.0,
@@ -191,6 +194,7 @@ fn crops_and_flips(run: &RunConfig) -> RunConfig {
 fn with_labels(run: &RunConfig) -> RunConfig {
     let mut config = run.clone();
     config.task = TaskConfig { objective: MethodKind::Supervised, ..TaskConfig::default() };
+    config.augment.second_view = None;
     // Shuffling separates two views of an image; here is only one.
     if config.train.batch_norm == BatchNormScope::ChunkShuffled {
         config.train.batch_norm = BatchNormScope::Chunk;
