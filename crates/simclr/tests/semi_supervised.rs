@@ -76,7 +76,8 @@ fn a_teacher_is_fine_tuned_and_distilled_into_a_smaller_network() {
     fs_err::write(run.config_file(), recipe(&run).to_toml()).unwrap();
     let path = folder.path().join("data");
     images(&path);
-    let teacher = steps(&path, |steps| steps.finetune(&run, &FINETUNE, &folder.path().join("teacher"))).unwrap();
+    let teacher =
+        steps(&path, |steps| steps.finetune(&run, &FINETUNE, &folder.path().join("teacher"))).unwrap();
     check(&teacher, 30);
     let listed = fs_err::read_to_string(teacher.run.join("images.txt")).unwrap();
     assert_eq!(listed.lines().filter(|name| name.contains("light")).count(), 15, "class-balanced");

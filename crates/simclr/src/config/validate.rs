@@ -19,6 +19,14 @@ impl RunConfig {
         check(width.is_finite() && width >= 1.0 / 16.0, "encoder.width", width, "at least 1/16")?;
         let ratio = encoder.sk_ratio;
         check((0.0..=1.0).contains(&ratio), "encoder.sk_ratio", ratio, "0 (no selective kernels) to 1")?;
+        let side = train.image_size as i64;
+        let is_divided = encoder.patch >= 1 && (!encoder.is_vit() || side % encoder.patch == 0);
+        check(
+            is_divided,
+            "encoder.patch",
+            encoder.patch,
+            &format!("a divisor of train.image_size = {side}"),
+        )?;
         let has_hidden_layer = head.kind != HeadKind::Nonlinear || head.layers >= 2;
         check(has_hidden_layer, "head.layers", head.layers, "at least 2 layers in a nonlinear head")?;
         check(head.out >= 1, "head.out", head.out, "at least 1")?;

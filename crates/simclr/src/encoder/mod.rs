@@ -7,6 +7,7 @@ mod script;
 mod selective_kernel;
 mod small;
 mod statistics;
+mod vit;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use small::SmallConv;
 pub use statistics::{AllReduce, BatchNormScope, BatchStatistics, MOMENTUM, Mode};
 use tch::Tensor;
+use vit::Vit;
 
 use crate::{ModelError, device::Precision, params::Params};
 
@@ -44,6 +46,12 @@ pub struct EncoderConfig {
     pub resnet_d: ResnetD,
     /// Initialisation of convolution kernels.
     pub init: Init,
+    /// Side of a patch of a vision transformer in pixels; it divides `train.image_size`.
+    pub patch: i64,
+    /// Position embedding of a vision transformer.
+    pub positions: Positions,
+    /// Whether the patch projection of a vision transformer stays at its random initial values (MoCo v3, arXiv 2104.02057, section 4.2).
+    pub freeze_patches: bool,
     /// Mean subtracted from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights: 0.485, 0.456, 0.406.
     pub input_mean: Vec<f64>,
     /// Standard deviation that divides each channel afterwards; empty = 1. torchvision's weights: 0.229, 0.224, 0.225.
@@ -63,6 +71,9 @@ impl Default for EncoderConfig {
             sk_ratio: 0.0,
             resnet_d: ResnetD::Auto,
             init: Init::Official,
+            patch: 16,
+            positions: Positions::Learned,
+            freeze_patches: false,
             input_mean: Vec::new(),
             input_std: Vec::new(),
         }
@@ -85,6 +96,12 @@ pub enum EncoderName {
     Resnet152,
     /// Bottlenecks 3,24,36,3 (google-research/simclr `resnet.py`).
     Resnet200,
+    /// Width 192, 12 blocks, 3 heads.
+    VitTiny,
+    /// Width 384, 12 blocks, 6 heads (timm; MoCo v3 has 12 heads).
+    VitSmall,
+    /// Width 768, 12 blocks, 12 heads.
+    VitBase,
     /// Three strided convolutions, 32-64-128.
     ConvC3,
     /// Four convolutions with pooling, 16-32-64-128.
@@ -142,6 +159,17 @@ pub enum ResnetD {
     Timm,
 }
 
+/// `encoder.positions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Positions {
+    /// A parameter (timm).
+    #[default]
+    Learned,
+    /// Sines and cosines of row and column (MoCo v3).
+    Fixed,
+}
+
 /// `encoder.init`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -166,6 +194,7 @@ pub struct Encoder {
 enum Network {
     ResNet(ResNet),
     Small(SmallConv),
+    Vit(Vit),
     Script(ScriptEncoder),
 }
 
@@ -185,10 +214,11 @@ impl Encoder {
             Network::Script(ScriptEncoder::new(path, channels, size, params)?)
         } else if let Some(resnet) = ResNet::new(config, channels, imagenet_stem, params) {
             Network::ResNet(resnet)
+        } else if let Some(vit) = Vit::new(config, (channels, size), params)? {
+            Network::Vit(vit)
         } else {
-            let small =
-                SmallConv::new(config, channels, params).expect("every name is a ResNet or a small encoder");
-            Network::Small(small)
+            let small = SmallConv::new(config, channels, params);
+            Network::Small(small.expect("every name is a ResNet, a transformer or a small encoder"))
         };
         let millions = parameter_count(params) as f64 / 1e6;
         let description = match &network {
@@ -196,6 +226,10 @@ impl Encoder {
                 let stem = if imagenet_stem { "imagenet" } else { "cifar" };
                 let (name, width, tweaks) = (config.name.as_str(), config.width, config.tweaks());
                 format!("{name} x{width}{tweaks}, {stem} stem, {millions:.2} M parameters")
+            }
+            Network::Vit(_) => {
+                let (name, width, patch) = (config.name.as_str(), config.width, config.patch);
+                format!("{name} x{width}, patches of {patch} px, {millions:.2} M parameters")
             }
             Network::Small(_) => {
                 format!("{} x{}, {millions:.2} M parameters", config.name.as_str(), config.width)
@@ -211,6 +245,7 @@ impl Encoder {
         let network = match &self.network {
             Network::ResNet(network) => Network::ResNet(network.shallow_clone()),
             Network::Small(network) => Network::Small(network.shallow_clone()),
+            Network::Vit(network) => Network::Vit(network.shallow_clone()),
             Network::Script(_) => return None,
         };
         let input = self.input.as_ref().map(|(mean, std)| (mean.shallow_clone(), std.shallow_clone()));
@@ -234,6 +269,7 @@ impl Encoder {
         match &self.network {
             Network::ResNet(network) => network.stages(),
             Network::Small(network) => network.stages(),
+            Network::Vit(network) => network.stages(),
             Network::Script(_) => 1,
         }
     }
@@ -256,6 +292,7 @@ impl Encoder {
         match &self.network {
             Network::ResNet(network) => network.stage(index, x, mode, precision),
             Network::Small(network) => network.stage(index, x, mode, precision),
+            Network::Vit(network) => Ok(network.stage(index, x, precision)),
             Network::Script(network) => network.forward(x, mode, precision),
         }
     }
@@ -265,6 +302,7 @@ impl Encoder {
         match &self.network {
             Network::ResNet(network) => network.features(),
             Network::Small(network) => network.features(),
+            Network::Vit(network) => network.features(),
             Network::Script(network) => network.features(),
         }
     }
@@ -333,9 +371,14 @@ impl EncoderConfig {
         selective + deep
     }
 
+    /// Whether the encoder is one of the vision transformers built here.
+    pub fn is_vit(&self) -> bool {
+        self.file.is_none() && self.name.as_str().starts_with("vit")
+    }
+
     /// Whether the encoder is one of the ResNets built here.
     pub fn is_resnet(&self) -> bool {
-        self.file.is_none() && !matches!(self.name, EncoderName::ConvC3 | EncoderName::ConvC4)
+        self.file.is_none() && self.name.as_str().starts_with("resnet")
     }
 }
 
@@ -349,6 +392,9 @@ impl EncoderName {
             Self::Resnet101 => "resnet101",
             Self::Resnet152 => "resnet152",
             Self::Resnet200 => "resnet200",
+            Self::VitTiny => "vit-tiny",
+            Self::VitSmall => "vit-small",
+            Self::VitBase => "vit-base",
             Self::ConvC3 => "conv-c3",
             Self::ConvC4 => "conv-c4",
         }

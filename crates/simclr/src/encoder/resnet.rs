@@ -20,7 +20,7 @@ fn architecture(name: EncoderName) -> Option<([usize; 4], bool)> {
         EncoderName::Resnet101 => Some(([3, 4, 23, 3], true)),
         EncoderName::Resnet152 => Some(([3, 8, 36, 3], true)),
         EncoderName::Resnet200 => Some(([3, 24, 36, 3], true)),
-        EncoderName::ConvC3 | EncoderName::ConvC4 => None,
+        _ => None,
     }
 }
 

@@ -164,10 +164,7 @@ fn architecture(config: &EncoderConfig) -> String {
 
 /// The stem as built, as `auto` depends on the image size.
 fn stem(config: &EncoderConfig, size: usize) -> &'static str {
-    match (
-        config.file.is_some() || config.name.as_str().starts_with("conv"),
-        config.imagenet_stem(size as i64),
-    ) {
+    match (!config.is_resnet(), config.imagenet_stem(size as i64)) {
         (true, _) => "none",
         (false, true) => "imagenet",
         (false, false) => "cifar",

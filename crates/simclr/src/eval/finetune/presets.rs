@@ -147,6 +147,7 @@ fn geometric(augment: AugmentConfig) -> AugmentConfig {
         cutout: 0.0,
         noise: 0.0,
         sobel: 0.0,
+        second_view: None,
         ..augment
     }
 }
