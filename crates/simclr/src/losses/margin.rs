@@ -14,7 +14,7 @@ pub(super) struct Margin {
 
 impl PairLoss for Margin {
     fn name(&self) -> String {
-        format!("margin loss, margin {}", self.margin)
+        format!("margin loss ({})", self.margin)
     }
 
     fn temperature(&self) -> f64 {

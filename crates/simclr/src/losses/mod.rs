@@ -154,7 +154,7 @@ mod tests {
         };
         assert_eq!(
             margin.describe(512),
-            "margin loss, margin 0.4 with semi-hard negatives over 512 views, 255 negatives each; at chance the margin = 0.400"
+            "margin loss (0.4) with semi-hard negatives over 512 views, 255 negatives each; at chance the margin = 0.400"
         );
     }
 }
