@@ -36,6 +36,8 @@ pub struct ViewSpec {
     pub color_model: ColorModel,
     /// Whether any view may be blurred.
     pub blurs: bool,
+    /// Whether any view may have a motion blur, an equalized histogram or a Sobel filter.
+    pub filters: bool,
 }
 
 /// The inputs of one view.

@@ -12,6 +12,8 @@ use crate::{ShimError, check, upload};
 pub const MAX_CHANNELS: usize = 16;
 /// Maximum side of a view: a block computes the weights of its blur with one thread each.
 pub const MAX_SIDE: usize = 2048;
+/// Maximum length of a motion blur in pixels: a block computes its points with one thread each.
+const MAX_LENGTH: f32 = 256.0;
 /// Maximum number of changes of a view.
 pub const MAX_CHANGES: usize = 5;
 
@@ -82,10 +84,20 @@ pub struct View {
     pub rows: i32,
     /// Left and right swapped.
     pub mirrored: i32,
+    /// Top and bottom swapped.
+    pub flipped: i32,
     /// Quarter turns anticlockwise, 0 to 3.
     pub turns: i32,
     /// Of the blur, in pixels of the view; 0: no blur.
     pub sigma: f32,
+    /// Of the motion blur, in pixels of the view; 0: none.
+    pub length: f32,
+    /// Its direction, of length 1: columns to the right, rows down.
+    pub direction: [f32; 2],
+    /// Whether the histogram of every channel is equalized.
+    pub equalizes: i32,
+    /// Whether Sobel's gradient magnitude replaces the values.
+    pub edges: i32,
     /// Whether values >= `threshold` are inverted (solarization).
     pub inverts: i32,
     /// The threshold.
@@ -114,6 +126,8 @@ impl View {
             && (0..=MAX_CHANGES as i32).contains(&self.changes)
             && contrasts <= 1
             && self.sigma >= 0.0
+            && (0.0..=MAX_LENGTH).contains(&self.length)
+            && self.direction.iter().all(|share| share.abs() <= 1.0)
     }
 }
 
@@ -132,6 +146,8 @@ pub struct ViewOptions {
     pub gray_mean: bool,
     /// Whether any view may be blurred.
     pub blurs: bool,
+    /// Whether any view may have a motion blur, an equalized histogram or edges.
+    pub filters: bool,
 }
 
 #[repr(C)]
@@ -142,6 +158,7 @@ struct COptions {
     antialias: c_int,
     gray_mean: c_int,
     blurs: c_int,
+    filters: c_int,
 }
 
 unsafe extern "C" {
@@ -190,7 +207,7 @@ impl KernelInputs {
     /// # Errors
     /// A device without kernels, another number of channels, a side above [`MAX_SIDE`], out of memory.
     pub fn views(&self, options: ViewOptions) -> Result<Tensor, ShimError> {
-        let ViewOptions { channels, side, cubic, antialias, gray_mean, blurs } = options;
+        let ViewOptions { channels, side, cubic, antialias, gray_mean, blurs, filters } = options;
         if channels != self.channels || !(1..=MAX_SIDE).contains(&side) {
             return Err(ShimError(format!("{options:?} of images with {} channels", self.channels)));
         }
@@ -201,6 +218,7 @@ impl KernelInputs {
             antialias: c_int::from(antialias),
             gray_mean: c_int::from(gray_mean),
             blurs: c_int::from(blurs),
+            filters: c_int::from(filters),
         };
         let mut out = std::ptr::null_mut();
         // SAFETY: tensors and options live through the call; every view lies within the pixels, as `upload` has checked; `out` is
@@ -221,6 +239,6 @@ mod tests {
     fn view_has_no_padding_and_the_size_of_the_cpp_struct() {
         // SAFETY: returns a number.
         assert_eq!(size_of::<View>(), unsafe { simclr_gpu_view_size() });
-        assert_eq!(size_of::<View>(), 8 + 16 * 4 + MAX_CHANGES * 8);
+        assert_eq!(size_of::<View>(), 8 + 22 * 4 + MAX_CHANGES * 8);
     }
 }

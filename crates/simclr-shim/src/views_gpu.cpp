@@ -1,4 +1,4 @@
-// Views by the kernels of gpu/view_*.cu: resize, means, colour, and two passes of the blur. There is no device-to-host
+// Views by the kernels of gpu/view_*.cu: resize, means, colour, two passes of the blur, and filters. There is no device-to-host
 // synchronisation, and the launches depend on sizes and configuration only, so a CUDA graph can capture them.
 
 #include <ATen/ATen.h>
@@ -19,7 +19,7 @@ using at::Tensor;
 // As `COptions` of views.rs.
 struct ViewOptions {
     int64_t channels, side;
-    int cubic, antialias, gray_mean, blurs;
+    int cubic, antialias, gray_mean, blurs, filters;
 };
 
 int64_t parts(int64_t work, int64_t each) { return std::max<int64_t>((work + each - 1) / each, 1); }
@@ -77,6 +77,21 @@ struct ViewKernels {
         gpu::Blur columns{views, channels(), side(), static_cast<int>(down), middle, values()};
         gpu::launch("view_blur_columns", grid(count, down), &columns, out);
     }
+
+    // Views without these operators return at once, as in the blur.
+    void filter() const {
+        Tensor between = at::empty_like(out);
+        float* other = between.mutable_data_ptr<float>();
+        int64_t area = options.side * options.side;
+        auto run = [&](const char* kernel, int64_t blocks, const float* in, float* to) {
+            gpu::Filter filter{views, channels(), side(), static_cast<int>(blocks), in, to};
+            gpu::launch(kernel, grid(count, blocks), &filter, out);
+        };
+        run("view_motion", parts(area * channels(), gpu::THREADS * 4), values(), other);
+        run("view_equalize", channels(), other, values());
+        run("view_edges", parts(area, gpu::THREADS * 4), values(), other);
+        run("view_finish", parts(area * channels(), gpu::THREADS * 16), other, values());
+    }
 };
 
 Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& options) {
@@ -87,6 +102,7 @@ Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& optio
     kernels.resize(pixels);
     kernels.recolour();
     if (options.blurs) kernels.blur();
+    if (options.filters) kernels.filter();
     return out.permute({0, 3, 1, 2});
 }
 

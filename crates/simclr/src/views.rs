@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use simclr_data::{
     AugmentConfig, DeferredView, DeferredViews, Views,
-    augment::{ColorModel, Interpolation, Jitter, Policy},
+    augment::{ColorModel, Interpolation, Jitter, MotionBlur, Policy},
 };
 use simclr_shim::views::{self as kernels, Change, MAX_CHANGES, MAX_CHANNELS, MAX_SIDE, View, ViewOptions};
 use tch::{Device, Tensor};
@@ -65,24 +65,18 @@ pub fn choose_augment_device(
 
 /// Why the kernels do not support a configuration; `None` if they do.
 pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
-    let only = |what: &str| Some(format!("{what} runs on the CPU only"));
-    let views = augment.of_views();
-    let any = |test: fn(&AugmentConfig) -> bool| views.iter().any(test);
-    match () {
-        () if channels > MAX_CHANNELS => {
-            Some(format!("kernels support up to {MAX_CHANNELS} channels, not {channels}"))
-        }
-        () if size > MAX_SIDE => {
-            Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}"))
-        }
-        () if any(|view| view.policy != Policy::None) => only("augment.policy"),
-        () if any(|view| view.vertical_flip > 0.0) => only("augment.vertical_flip"),
-        () if any(|view| view.motion_blur > 0.0) => only("augment.motion_blur"),
-        () if any(|view| view.equalize > 0.0) => only("augment.equalize"),
-        () if any(|view| view.noise > 0.0) => only("augment.noise"),
-        () if any(|view| view.sobel > 0.0) => only("augment.sobel"),
-        () => None,
+    if channels > MAX_CHANNELS {
+        return Some(format!("kernels support up to {MAX_CHANNELS} channels, not {channels}"));
     }
+    if size > MAX_SIDE {
+        return Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}"));
+    }
+    let cpu_only = |view: &AugmentConfig| match view {
+        AugmentConfig { policy, .. } if *policy != Policy::None => Some("augment.policy"),
+        AugmentConfig { noise, .. } if *noise > 0.0 => Some("augment.noise"),
+        _ => None,
+    };
+    augment.of_views().iter().find_map(cpu_only).map(|key| format!("{key} runs on the CPU only"))
 }
 
 /// Views, or the inputs that they are computed from, in device memory.
@@ -129,6 +123,7 @@ pub fn upload_deferred(deferred: &DeferredViews, device: Device) -> Result<Uploa
         antialias: method.antialias,
         gray_mean: method.color_model == ColorModel::Torchvision,
         blurs: method.blurs,
+        filters: method.filters,
     };
     Ok(Uploaded::Deferred(inputs, options))
 }
@@ -168,6 +163,7 @@ fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
         let (columns, rows) = centre.covers(size);
         [columns.start, columns.end, rows.start, rows.end].map(|pixel| pixel as i32)
     });
+    let (right, down) = params.motion_blur.map_or((1.0, 0.0), MotionBlur::direction);
     View {
         at: view.at as i64,
         width: view.width as i32,
@@ -177,8 +173,13 @@ fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
         columns: crop.width as i32,
         rows: crop.height as i32,
         mirrored: params.flip.into(),
+        flipped: params.vertical_flip.into(),
         turns: i32::from(params.quarter_turns % 4),
         sigma: params.blur.unwrap_or(0.0),
+        length: params.motion_blur.map_or(0.0, |blur| blur.length),
+        direction: [right as f32, down as f32],
+        equalizes: params.equalize.into(),
+        edges: params.sobel.into(),
         inverts: params.solarize.is_some().into(),
         threshold: params.solarize.unwrap_or(1.0),
         cut,

@@ -105,6 +105,11 @@ fn differs_from_official_compares_with_the_closest_source() {
     );
     let v1 = differs("imagenet_resnet50_paper_v1.toml", &["optim.lr=0.4"]);
     assert_eq!(v1, "differs from SimCLR v1 in: encoder.padding = symmetric (same), optim.lr = 0.4 (0.3)");
+    let second = differs("imagenet_resnet50_paper_v1.toml", &["augment.second_view.blur=0.1"]);
+    assert_eq!(
+        second,
+        "differs from SimCLR v1 in: encoder.padding = symmetric (same), augment.second_view = {blur = 0.1} (none)"
+    );
     let v2 = differs("imagenet_resnet50_v2.toml", &[]);
     assert_eq!(v2, "differs from SimCLR v2 in: encoder.padding = symmetric (same)");
 }

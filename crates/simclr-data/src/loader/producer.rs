@@ -222,6 +222,7 @@ impl Loader {
             antialias,
             color_model,
             blurs: self.augment.iter().any(|view| view.blur > 0.0),
+            filters: self.augment.iter().any(|view| view.motion_blur + view.equalize + view.sobel > 0.0),
         }
     }
 

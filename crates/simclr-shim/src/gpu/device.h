@@ -79,6 +79,15 @@ DEVICE void narrow(float value, Bf16& out) {
 #endif
 }
 
+// Adds 1 to a counter in shared memory. Integers: the sum does not depend on the order of threads.
+DEVICE void count(int& counter) {
+#ifdef __CUDACC_RTC__
+    atomicAdd(&counter, 1);
+#else
+    counter++;
+#endif
+}
+
 // V adjacent values, read and written in one access.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {

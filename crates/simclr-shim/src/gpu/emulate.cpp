@@ -94,4 +94,5 @@ void emulate(const char* kernel, Grid grid, const void* arguments, bool backward
 #include "optimizer.cu"
 #include "view_blur.cu"
 #include "view_color.cu"
+#include "view_filter.cu"
 #include "view_resize.cu"

@@ -142,7 +142,7 @@ DEVICE void recolour(const Recolour& a) {
     int number = BLOCK_X / a.blocks, block = BLOCK_X % a.blocks, channels = C == 0 ? a.channels : C;
     const View& view = a.views[number];
     int count = view.changes, about = contrast(view), area = a.side * a.side;
-    bool last = view.sigma == 0, ends = last && (view.inverts || cuts(view));
+    bool last = view.sigma == 0 && !reads_around(view), ends = last && (view.inverts || cuts(view));
     if (count == 0 && !ends && !a.clips) return;
     Pixel<C> add{};
     if (about >= 0) add = offsets<C>(a, number, view.change[about].value, channels);

@@ -118,9 +118,10 @@ DEVICE void fill(Lines& lines, const Axis& x, const Axis& y, int column, int row
     BARRIER();
 }
 
-// Index of a pixel of the resized crop after mirroring and rotation.
+// Index of a pixel of the resized crop after flips and rotation.
 DEVICE int64_t destination(const View& view, int row, int column, int side) {
     if (view.mirrored) column = side - 1 - column;
+    if (view.flipped) row = side - 1 - row;
     for (int i = 0; i < view.turns; i++) {
         int was = row;
         row = side - 1 - column, column = was;

@@ -28,8 +28,13 @@ struct View {
     int32_t width, height;   // of the image, pixels
     int32_t left, top, columns, rows;  // of the crop
     int32_t mirrored;        // left and right
-    int32_t turns;           // quarter turns anticlockwise, after that, 0 to 3
+    int32_t flipped;         // top and bottom
+    int32_t turns;           // quarter turns anticlockwise, after those, 0 to 3
     float sigma;             // of the blur, pixels; 0: none
+    float length;            // of the motion blur, pixels; 0: none
+    float right, down;       // its direction, of length 1
+    int32_t equalizes;       // whether the histogram of every channel is equalized
+    int32_t edges;           // whether Sobel's magnitude replaces the values, after solarization
     int32_t inverts;         // whether values >= threshold are inverted (solarization)
     float threshold;
     int32_t cut_left, cut_right, cut_top, cut_bottom;  // the square that is filled with grey; right <= left: none
@@ -79,6 +84,14 @@ struct Blur {
     float* out;
 };
 
+// Operators that read more than a pixel; which of `in` and `out` they read is the kernel's.
+struct Filter {
+    const View* views;
+    int channels, side, blocks;  // blocks of a view
+    const float* in;
+    float* out;
+};
+
 // Rows per thread in the second direction of the blur.
 constexpr int RUN = 8;
 
@@ -89,11 +102,19 @@ DEVICE float most(float a, float b) { return a > b ? a : b; }
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
-// Solarization and the grey square: simclr-data/src/augment/study.rs.
-DEVICE float finished(const View& view, float value, int x, int y) {
-    if (view.inverts && value >= view.threshold) value = 1 - value;
+// Whether operators of view_filter.cu run, which then finish the view.
+DEVICE bool reads_around(const View& view) { return view.length > 0 || view.equalizes || view.edges; }
+
+// Solarization and the grey square: simclr-data/src/augment/filters.rs.
+DEVICE float solarized(const View& view, float value) {
+    return view.inverts && value >= view.threshold ? 1 - value : value;
+}
+DEVICE float masked(const View& view, float value, int x, int y) {
     bool cut = x >= view.cut_left && x < view.cut_right && y >= view.cut_top && y < view.cut_bottom;
     return cut ? 0.5f : value;
+}
+DEVICE float finished(const View& view, float value, int x, int y) {
+    return reads_around(view) ? value : masked(view, solarized(view, value), x, y);
 }
 
 // Kernels for one channel, for three, and for any number.

@@ -271,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn a_second_view_round_trips_and_needs_two_views() {
+        let text = "[augment]\nblur = 1.0\n[augment.second_view]\nblur = 0.1\n";
+        let config = load(text, &["augment.second_view.policy=autoaugment-imagenet"]).unwrap();
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        let second = config.augment.second_view.as_ref().unwrap();
+        assert_eq!((config.augment.blur, second.blur, second.flip), (1.0, Some(0.1), None));
+        assert!(!RunConfig::default().to_toml().contains("second_view"));
+        let error = load(text, &["task.objective=supervised"]).unwrap_err();
+        assert!(error.to_string().starts_with("augment.second_view"), "{error}");
+        // The filter of the resize is that of both views.
+        let error = load("[augment.second_view]\nantialias = false\n", &[]).unwrap_err();
+        assert!(matches!(error, ConfigError::UnknownKey { .. }), "{error}");
+    }
+
+    #[test]
     fn written_lists_the_keys_that_were_set() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
@@ -356,6 +371,8 @@ mod tests {
             ("head.layers=1", "head.layers"),
             ("train.image_size=4", "train.image_size"),
             ("transform.crop=0", "transform.crop"),
+            ("augment.motion_blur_length=[0.5, 2.0]", "augment.motion_blur_length"),
+            ("augment.second_view.solarize=2", "augment.second_view.solarize"),
         ] {
             let error = load("", &[text]).unwrap_err();
             assert!(error.to_string().starts_with(key), "{text}: {error}");

@@ -140,6 +140,11 @@ fn plain(value: &Value) -> String {
         Value::Number(number) if number.is_f64() => {
             number.as_f64().map_or(String::new(), |x| (x as f32).to_string())
         }
+        Value::Object(table) => {
+            let items = table.iter().map(|(key, value)| format!("{key} = {}", plain(value)));
+            format!("{{{}}}", items.collect::<Vec<_>>().join(", "))
+        }
+        Value::Null => "none".to_owned(),
         other => other.to_string(),
     }
 }

@@ -4,6 +4,7 @@
 
 #[path = "../../../simclr-data/tests/golden/cases.rs"]
 mod cases;
+mod filters;
 mod loader;
 mod run;
 
@@ -40,6 +41,9 @@ fn gpu_kernels_agree_with_the_emulator() {
     extreme_sizes_agree_with_the_cpu();
     views_without_antialiasing_agree_with_the_cpu();
     cutout_agrees_with_the_cpu();
+    filters::operators_agree_with_goldens();
+    filters::motion_blurs_and_edges_agree_with_the_cpu();
+    filters::equalized_views_agree_with_the_cpu_to_the_bit();
 }
 
 /// A view of each image, as `[C, S, S]`. Checks that both orders of emulated threads give the same bits.
@@ -52,7 +56,8 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
         bytes.extend_from_slice(&image.data);
     }
     let AugmentConfig { interpolation, antialias, color_model, .. } = *config;
-    let method = ViewSpec { channels, size, interpolation, antialias, color_model, blurs: true };
+    let method =
+        ViewSpec { channels, size, interpolation, antialias, color_model, blurs: true, filters: true };
     let deferred = DeferredViews { bytes: bytes.into(), rows, method };
     let [rising, falling] = [Order::Rising, Order::Falling].map(|order| {
         emulated(order, || {

@@ -7,7 +7,10 @@ use std::{
 
 use simclr::{
     RunConfig,
-    data::AugmentConfig,
+    data::{
+        AugmentConfig,
+        augment::{Policy, SecondView},
+    },
     train::{Observer, RunFolder, StepReport, pretrain},
     views::{AugmentDevice, AugmentDeviceChoice, choose_augment_device},
 };
@@ -34,6 +37,19 @@ fn augment_device_is_selected_or_the_error_explains_why() {
         assert_eq!(choose(AugmentDeviceChoice::Cpu, &plain).unwrap(), AugmentDevice::Cpu);
         let error = choose(AugmentDeviceChoice::Device, &noisy).unwrap_err().to_string();
         assert!(error.ends_with("augment.noise runs on the CPU only"), "{error}");
+        let second_view = SecondView { policy: Some(Policy::AutoaugmentImagenet), ..SecondView::default() };
+        let learned = AugmentConfig { second_view: Some(second_view), ..plain.clone() };
+        let error = choose(AugmentDeviceChoice::Device, &learned).unwrap_err().to_string();
+        assert!(error.ends_with("augment.policy runs on the CPU only"), "{error}");
+        assert_eq!(choose(AugmentDeviceChoice::Auto, &learned).unwrap(), AugmentDevice::Cpu);
+        let broader = AugmentConfig {
+            sobel: 0.1,
+            equalize: 0.1,
+            motion_blur: 0.1,
+            vertical_flip: 0.5,
+            ..plain.clone()
+        };
+        assert_eq!(choose(AugmentDeviceChoice::Device, &broader).unwrap(), AugmentDevice::Device);
     });
 }
 
