@@ -46,6 +46,7 @@ pub mod head; // h [B, F] -> z [B, D]
 pub mod task; // [task]
 pub mod model; // encoder + head
 pub mod nt_xent; // z [2N, D] -> loss
+pub mod info_nce; // queries, keys -> loss
 pub mod health; // collapse, alignment, uniformity
 pub mod dist; // process group: all-reduce, all-gather, broadcast
 pub mod optim; // gradients -> new weights

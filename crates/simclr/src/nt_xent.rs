@@ -112,7 +112,7 @@ pub struct NtXent {
 const NORM_EPSILON: f64 = 1e-12;
 
 /// Side of a tile of similarities: two tiles in f32 are 8 MiB, which fits the last-level cache.
-const TILE: i64 = 1024;
+pub(crate) const TILE: i64 = 1024;
 
 /// The loss of a whole batch, computed in f32 for any dtype of `z`.
 ///
@@ -159,14 +159,14 @@ pub fn l2_normalize(z: &Tensor) -> Tensor {
 }
 
 /// Rows `[B, D]` normalised to unit length, and the factors of the backward pass.
-struct UnitRows {
-    unit: Tensor,
+pub(crate) struct UnitRows {
+    pub(crate) unit: Tensor,
     /// 1 / |z| `[B, 1]`, and 1 for rows with a squared norm above epsilon, else 0.
     inverse: Option<(Tensor, Tensor)>,
 }
 
 impl UnitRows {
-    fn new(z: &Tensor, normalize: bool) -> Self {
+    pub(crate) fn new(z: &Tensor, normalize: bool) -> Self {
         if !normalize {
             return Self { unit: z.contiguous(), inverse: None };
         }
@@ -177,7 +177,7 @@ impl UnitRows {
     }
 
     /// The gradient with respect to z from that of the unit rows: its radial component vanishes (docs/method.md 1.3).
-    fn back(&self, gradient: &Tensor) -> Tensor {
+    pub(crate) fn back(&self, gradient: &Tensor) -> Tensor {
         let Some((inverse, long)) = &self.inverse else { return gradient.shallow_clone() };
         let along = (gradient * &self.unit).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * long;
         (gradient - &self.unit * along) * inverse
@@ -338,18 +338,18 @@ impl Similarities {
     }
 }
 
-fn narrow(tensor: &Tensor, (start, length): (i64, i64)) -> Tensor {
+pub(crate) fn narrow(tensor: &Tensor, (start, length): (i64, i64)) -> Tensor {
     tensor.narrow(0, start, length)
 }
 
 /// Streaming log-sum-exp: the largest term so far, and the sum of the terms divided by its exponential.
-struct LogSums {
-    largest: Tensor,
-    sum: Tensor,
+pub(crate) struct LogSums {
+    pub(crate) largest: Tensor,
+    pub(crate) sum: Tensor,
 }
 
 impl LogSums {
-    fn new(rows: i64, like: &Tensor) -> Self {
+    pub(crate) fn new(rows: i64, like: &Tensor) -> Self {
         let options = (Kind::Float, like.device());
         // The lowest finite value instead of minus infinity: differences stay finite.
         Self {
@@ -359,7 +359,7 @@ impl LogSums {
     }
 
     /// Adds the terms of `logits` along its dimension `along` to the rows `rows`.
-    fn add(&mut self, logits: &Tensor, rows: (i64, i64), along: i64, spare: &Tensor) {
+    pub(crate) fn add(&mut self, logits: &Tensor, rows: (i64, i64), along: i64, spare: &Tensor) {
         let (mut largest, mut sum) = (narrow(&self.largest, rows), narrow(&self.sum, rows));
         let now = largest.maximum(&logits.amax([along].as_slice(), false));
         let terms = logits.sub_out(spare, &now.unsqueeze(along)).exp_();
