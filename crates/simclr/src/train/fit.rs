@@ -200,6 +200,7 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<StepOutput, TrainError> {
         let id = StepId { step, lr: self.plan.schedule.at(step) };
+        self.method.before_step(step);
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
         let output = executor.step(&context, &mut self.optimizer, id, batches);
         if let Some(notice) = executor.take_notice() {
@@ -208,7 +209,10 @@ impl Run<'_> {
         // A collective: steps fail on all ranks or on none, so all ranks reach this.
         self.record_failed(batches.take_failed(), observer)?;
         let output = output.inspect_err(|_| drop(self.flush()))?;
-        self.method.after_step(step, &output.z);
+        if output.non_finite().is_none() {
+            let shards = BatchShards::new(self.group, output.counts.clone());
+            self.method.after_step(step, &output.z, &shards);
+        }
         Ok(output)
     }
 
@@ -297,7 +301,7 @@ impl Run<'_> {
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
         let losses = [output.loss, self.method.chance_loss(output.ids.len())];
         let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
-        Health::of(&h, &z, per_anchor, output.accuracy)
+        Health::of(&h, &self.method.positive_pairs(&z), per_anchor, output.accuracy)
     }
 
     /// Writes the checkpoint of `step`, on rank 0.

@@ -200,7 +200,7 @@ fn refuse_other_run(path: &Path, checkpoint: &Checkpoint, config: &RunConfig) ->
     // Keys that did not exist yet behaved like their defaults.
     let default = json!(RunConfig::default());
     let mut differences = Vec::new();
-    for section in ["data", "augment", "encoder", "head", "loss", "task", "optim", "train"] {
+    for section in ["data", "augment", "encoder", "head", "loss", "task", "moco", "optim", "train"] {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");
