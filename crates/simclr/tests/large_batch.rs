@@ -160,7 +160,7 @@ fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps
     let (group, mut done) = (ProcessGroup::alone(), Vec::new());
     let buckets = GradientBuckets::new(method.params(), &group);
     let scope = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);
-    let norm = NormConfig { scope, momentum: MOMENTUM };
+    let norm = NormConfig { scope, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &*method, norm, group: &group, gradients: &buckets, seed: 3 };
     let mut executor = executor(&context, chunks.map(|(_, _, passes)| passes), false);
     for step in 0..steps {
@@ -297,7 +297,7 @@ fn chunk_norm_gives_the_gradient_of_chunks_in_one_graph() {
             .collect();
         assert_eq!(chunks.len(), 4);
         let momentum = 1.0 - (1.0 - MOMENTUM).powf(0.25);
-        let mode = Mode::Train(BatchStatistics { exchange: None, momentum });
+        let mode = Mode::Train(BatchStatistics { momentum, ..BatchStatistics::default() });
         let (mut rows, size) = (BTreeMap::new(), config.train.image_size as i64);
         for chunk in &chunks {
             let count = (chunk.ids.len() + chunk.second_view_ids.len()) as i64;
