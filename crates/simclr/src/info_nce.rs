@@ -1,7 +1,7 @@
 //! InfoNCE: cross entropy of the positive key of a query against negative keys (MoCo, arXiv 1911.05722, equation 1).
 //!
 //! Logits `[m, K]` are never stored: as in [`crate::nt_xent`], two passes compute them tile by tile, the first for the sum of
-//! exponentials of every query, the second for the closed-form gradient (docs/method.md 1.7). Keys have no gradient.
+//! exponentials of every query, the second for the closed-form gradient (docs/method.md 7.1). Keys have no gradient.
 
 use tch::{Kind, Tensor};
 
