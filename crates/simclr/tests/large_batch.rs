@@ -140,8 +140,8 @@ impl RunResult {
 fn method(config: &RunConfig) -> Box<dyn Method> {
     let model = model(config);
     match config.task.objective {
-        MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
         MethodKind::Supervised => Box::new(Classifier::new(model, (0..64).map(|i| i % 3).collect(), 16)),
+        _ => Box::new(SimClr::new(model, config.loss.clone())),
     }
 }
 

@@ -166,7 +166,7 @@ impl Plan {
         }
         let is_moco = self.config.task.objective == MethodKind::Moco;
         let leaks = is_moco && self.config.moco.shuffle && train.batch_norm == BatchNormScope::Chunk;
-        if count > 1 && leaks {
+        if leaks && (count > 1 || train.is_chunked()) {
             return error("train.batch_norm", "chunk".into(), SHUFFLED.into());
         }
         let divided =
