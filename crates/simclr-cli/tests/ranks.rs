@@ -143,6 +143,60 @@ fn chunks_and_processes_split_a_batch_alike() {
     check(&with(2, "chunk-shuffled", "5"), &with(0, "chunk-shuffled", "5"), "four chunks on two processes");
 }
 
+/// Losses, gradients, momentum encoder and queue of the methods with a queue: several steps on 1, 2 and 4 processes with SyncBN, and
+/// shuffle BN over two processes against two chunks.
+#[test]
+fn queues_and_momentum_encoders_match_those_of_one_process() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    for (at, method) in [
+        &["task.objective=moco"][..],
+        &["task.objective=moco", "moco.symmetric=true"],
+        &["task.objective=simclr-momentum"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sets: Vec<&str> = method
+            .iter()
+            .chain(&["moco.queue=50", "moco.momentum=0.9"])
+            .flat_map(|set| ["--set", set])
+            .collect();
+        let run = |processes: usize, more: &[&str]| {
+            let folder = temp.path().join(format!("{at}-{processes}-{}", more.concat()));
+            trained(processes, &data, &folder, &[ONE_STEP, &["--batch", "20"], &sets, more].concat());
+            (tensors(&folder), losses(&folder))
+        };
+        let check = |found: (BTreeMap<String, Vec<f64>>, Vec<f64>),
+                     expected: &(BTreeMap<String, Vec<f64>>, Vec<f64>),
+                     prefix: &str| {
+            let (distance, tensor) = furthest(&found.0, &expected.0, prefix);
+            assert!(distance <= 1e-5, "{method:?}: {tensor} is {distance:e} away");
+            found
+                .1
+                .iter()
+                .zip(&expected.1)
+                .for_each(|(a, b)| assert!((a / b - 1.0).abs() <= 1e-5, "{method:?}: {a} {b}"));
+        };
+        let plain = run(0, &[]);
+        assert!(
+            plain.0["moco.pointer"] != [0.0] && norm(&plain.0["optim.first.encoder.conv1.weight"]) > 1e-4
+        );
+        for processes in [1, 2, 4] {
+            check(run(processes, &[]), &plain, "");
+        }
+        let shuffled = ["--set", "train.batch_norm=chunk-shuffled", "--set"];
+        let by_chunk = run(0, &[&shuffled[..], &["train.chunk=10"]].concat());
+        check(run(2, &[&shuffled[..], &["train.chunk=0"]].concat()), &by_chunk, "optim.first.");
+        check(
+            run(2, &[&shuffled[..], &["train.chunk=5"]].concat()),
+            &run(0, &[&shuffled[..], &["train.chunk=5"]].concat()),
+            "moco.",
+        );
+    }
+}
+
 #[test]
 fn twenty_steps_agree_for_any_number_of_processes() {
     let _turn = turn();
@@ -304,6 +358,15 @@ fn errors_are_reported_once() {
     refused(&["--batch", "2"], &["train.batch = 2", "3 processes"]);
     refused(&["--batch", "41"], &["train.batch", "at most the 40 images"]);
     refused(&["--set", "train.bacth=4"], &["train.bacth"]);
+    let moco = ["--set", "task.objective=moco", "--set"];
+    refused(
+        &[&moco[..], &["train.batch_norm=chunk"]].concat(),
+        &["train.batch_norm = chunk", "moco.shuffle"],
+    );
+    refused(
+        &[&moco[..], &["train.batch_norm_groups=4"]].concat(),
+        &["train.batch_norm_groups = 4", "several processes"],
+    );
     let output = execute(&mut mpirun(2, simclr(&["inspect", "--data"]).arg(&data)));
     assert_eq!(output.code, Some(2));
     assert!(output.err.contains("2 processes were started for a command that runs as one"), "{}", output.err);

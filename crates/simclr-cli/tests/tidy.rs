@@ -45,7 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dist", &["encoder", "losses", "params"]),
     ("optim", &["params"]),
     ("config", &["device", "encoder", "head", "losses", "task", "optim", "dist", "views"]),
-    ("methods", &["encoder", "model", "losses", "params"]),
+    ("methods", &["encoder", "head", "losses", "model", "params", "task"]),
     ("exec", &["dist", "encoder", "methods", "model", "losses", "optim", "views"]),
     ("checkpoint", &[]),
     ("knn", &[]),

@@ -35,6 +35,16 @@ impl Key {
         Self { seed, epoch: 0, image: u64::MAX - 2, view: parameter }
     }
 
+    /// For the permutation of a step's batch in the key encoder (shuffling BN).
+    pub fn shuffle(seed: u64, step: u64) -> Self {
+        Self { seed, epoch: 0, image: u64::MAX - 3, view: step }
+    }
+
+    /// For the initial keys of a queue.
+    pub fn queue(seed: u64) -> Self {
+        Self { seed, epoch: 0, image: u64::MAX - 4, view: 0 }
+    }
+
     /// The generator of this key.
     pub fn stream(self) -> Stream {
         let mut key = [0; 32];

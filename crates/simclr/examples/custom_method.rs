@@ -78,7 +78,7 @@ pub fn run(images: &Path) -> Result<[f64; 2], Box<dyn Error>> {
 
     let group = ProcessGroup::alone();
     let gradients = GradientBuckets::new(method.params(), &group);
-    let norm = NormConfig { scope: BatchNormScope::Global, momentum: 0.1 };
+    let norm = NormConfig { scope: BatchNormScope::Global, momentum: 0.1, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
 
     let config = LoaderConfig { batch: 16, size: shape.1, ..LoaderConfig::default() };

@@ -73,7 +73,7 @@ fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>>
     println!("{} {}", describe(device), if precision == Precision::Bf16 { "bf16" } else { "f32" });
     let group = ProcessGroup::alone();
     let gradients = GradientBuckets::new(method.params(), &group);
-    let norm = NormConfig { scope: train.batch_norm, momentum: train.batch_norm_momentum };
+    let norm = NormConfig { scope: train.batch_norm, momentum: train.batch_norm_momentum, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
     let mut executor = executor(&context, train.is_chunked().then_some(1), false);
     let mut seconds = Vec::new();

@@ -79,6 +79,11 @@ impl Model {
         })
     }
 
+    /// Width D of z.
+    pub fn embedding_dim(&self) -> i64 {
+        self.head.widths().last().copied().unwrap_or_else(|| self.encoder.feature_dim())
+    }
+
     /// h `[2N, F]` and z `[2N, D]` of all views in one pass, so that batch norm covers both views of an image.
     ///
     /// # Errors

@@ -53,31 +53,63 @@ pub enum MethodKind {
     /// SimCLR: NT-Xent over two views of each image, without labels.
     #[default]
     Contrastive,
+    /// SimCLR v2's memory: queries of both views against keys of a momentum encoder, of the batch and of a queue.
+    SimclrMomentum,
+    /// MoCo v1 and v2: InfoNCE against a queue of keys of a momentum encoder.
+    Moco,
     /// Cross entropy of a linear classifier, one view of each labelled image.
     Supervised,
     /// Cross entropy with the outputs of a trained classifier, one view of each image (`[distill]`).
     Distillation,
 }
 
+/// `[moco]`: momentum encoder and queue of the methods `moco` and `simclr-momentum`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MocoConfig {
+    /// K: number of earlier keys that are negatives, at least the keys of a step.
+    pub queue: usize,
+    /// m: weight of the old value in the moving average of the weights, 0 to 1. Paper: 0.999 (arXiv 1911.05722, section 4.1).
+    pub momentum: f64,
+    /// MoCo: both views are queries and keys, and the losses of the two directions are added (FAIR's CIFAR-10 demo). `simclr-momentum`
+    /// always has both directions.
+    pub symmetric: bool,
+    /// MoCo: batch norm normalises a query and its positive key with the statistics of different images (shuffling BN). The keys of
+    /// `train.batch_norm_groups` are permuted; chunks or processes with statistics of their own require `train.batch_norm` =
+    /// "chunk-shuffled"; batch norm over the whole batch needs neither.
+    pub shuffle: bool,
+}
+
+impl Default for MocoConfig {
+    fn default() -> Self {
+        Self { queue: 65_536, momentum: 0.999, symmetric: false, shuffle: true }
+    }
+}
+
 impl MethodKind {
     /// Number of views per image.
     pub fn views(self) -> usize {
         match self {
-            Self::Contrastive => 2,
+            Self::Contrastive | Self::SimclrMomentum | Self::Moco => 2,
             Self::Supervised | Self::Distillation => 1,
         }
     }
 
     /// Whether training uses pairs of views and no labels.
     pub fn is_contrastive(self) -> bool {
-        self == Self::Contrastive
+        !matches!(self, Self::Supervised | Self::Distillation)
+    }
+
+    /// Whether there are a momentum encoder and a queue.
+    pub fn has_queue(self) -> bool {
+        matches!(self, Self::SimclrMomentum | Self::Moco)
     }
 
     /// Which accuracy a step reports: `contrastive` (pretext task), `training` (classifier, on training images) or `agreement` (of
     /// student and teacher).
     pub fn accuracy_name(self) -> &'static str {
         match self {
-            Self::Contrastive => "contrastive",
+            Self::Contrastive | Self::SimclrMomentum | Self::Moco => "contrastive",
             Self::Supervised => "training",
             Self::Distillation => "agreement",
         }

@@ -39,7 +39,7 @@ fn header(text: &str, name: &str) -> Option<String> {
 fn keys(text: &str) -> BTreeSet<String> {
     let plain = |word: &str| word.trim_matches([',', '.', '(', ')', ';']).to_owned();
     let is_key = |word: &String| {
-        ["augment.", "encoder.", "head.", "loss.", "optim.", "train.", "transform."]
+        ["augment.", "encoder.", "head.", "loss.", "moco.", "optim.", "task.", "train.", "transform."]
             .iter()
             .any(|section| word.starts_with(section))
     };

@@ -141,7 +141,6 @@ impl RunResult {
 fn method(config: &RunConfig) -> Box<dyn Method> {
     let model = model(config);
     match config.task.objective {
-        MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
         MethodKind::Supervised => Box::new(Classifier::new(model, (0..64).map(|i| i % 3).collect(), 16)),
         MethodKind::Distillation => {
             let teacher = self::model(&RunConfig {
@@ -151,6 +150,7 @@ fn method(config: &RunConfig) -> Box<dyn Method> {
             let labels = (0..64).map(|i| i % 3 - 1).collect();
             Box::new(Distillation::new(model, teacher, &config.distill, labels, 16))
         }
+        _ => Box::new(SimClr::new(model, config.loss.clone())),
     }
 }
 
@@ -169,7 +169,7 @@ fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps
     let (group, mut done) = (ProcessGroup::alone(), Vec::new());
     let buckets = GradientBuckets::new(method.params(), &group);
     let scope = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);
-    let norm = NormConfig { scope, momentum: MOMENTUM };
+    let norm = NormConfig { scope, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &*method, norm, group: &group, gradients: &buckets, seed: 3 };
     let mut executor = executor(&context, chunks.map(|(_, _, passes)| passes), false);
     for step in 0..steps {
@@ -307,7 +307,7 @@ fn chunk_norm_gives_the_gradient_of_chunks_in_one_graph() {
             .collect();
         assert_eq!(chunks.len(), 4);
         let momentum = 1.0 - (1.0 - MOMENTUM).powf(0.25);
-        let mode = Mode::Train(BatchStatistics { exchange: None, momentum });
+        let mode = Mode::Train(BatchStatistics { momentum, ..BatchStatistics::default() });
         let (mut rows, size) = (BTreeMap::new(), config.train.image_size as i64);
         for chunk in &chunks {
             let count = (chunk.ids.len() + chunk.second_view_ids.len()) as i64;

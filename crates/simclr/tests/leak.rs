@@ -61,7 +61,7 @@ fn probe_accuracy(scope: BatchNormScope) -> f64 {
     let method = SimClr::new(model, config.loss.clone());
     let group = ProcessGroup::alone();
     let gradients = GradientBuckets::new(method.params(), &group);
-    let norm = NormConfig { scope, momentum: MOMENTUM };
+    let norm = NormConfig { scope, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 1 };
     let mut chunks =
         chunks(scope).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));

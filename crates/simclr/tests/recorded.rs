@@ -85,7 +85,7 @@ fn run(
     let group = ProcessGroup::alone();
     let gradients = GradientBuckets::new(method.params(), &group);
     let mut optimizer = Optimizer::new(&config.optim, method.params());
-    let norm = NormConfig { scope: BatchNormScope::Global, momentum: MOMENTUM };
+    let norm = NormConfig { scope: BatchNormScope::Global, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
     let rate = |at: usize| 0.1 + 0.05 * at as f64;
     let steps = batches.iter().enumerate().map(|(at, batch)| step(&context, &mut optimizer, batch, rate(at)));

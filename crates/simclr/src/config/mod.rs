@@ -23,7 +23,7 @@ use crate::{
     head::HeadConfig,
     losses::LossConfig,
     optim::OptimConfig,
-    task::{DistillConfig, TaskConfig},
+    task::{DistillConfig, MocoConfig, TaskConfig},
     views::AugmentDeviceChoice,
 };
 
@@ -51,6 +51,8 @@ pub struct RunConfig {
     pub task: TaskConfig,
     /// Teacher and loss of distillation.
     pub distill: DistillConfig,
+    /// Momentum encoder and queue.
+    pub moco: MocoConfig,
     /// Optimizer and learning-rate schedule.
     pub optim: OptimConfig,
     /// Duration, batch, precision, checkpoints.
@@ -167,6 +169,10 @@ pub struct TrainConfig {
     /// Weight of a batch in batch norm's running statistics (PyTorch's `momentum`): 1 - the decay of google-research/simclr
     /// `resnet.py`, `BATCH_NORM_DECAY`. TorchScript modules (encoder.file) have their own.
     pub batch_norm_momentum: f64,
+    /// Groups of the batch with batch-norm statistics of their own, in one pass on one device: 1 = the whole batch. Both views of an
+    /// image are in one group, as on that many devices without SyncBN, which leaks which views belong together; MoCo's keys are
+    /// permuted (`moco.shuffle`).
+    pub batch_norm_groups: usize,
     /// Side S of a view in pixels. If it is not set and there is no GPU, `pretrain` chooses a smaller one.
     pub image_size: usize,
     /// Seed of weights, order of images and augmentation.
@@ -224,6 +230,7 @@ impl Default for TrainConfig {
             memory_gib: 0.0,
             batch_norm: BatchNormScope::Global,
             batch_norm_momentum: MOMENTUM,
+            batch_norm_groups: 1,
             image_size: loader.size,
             seed: loader.seed,
             device: DeviceChoice::Auto,

@@ -3,13 +3,14 @@
 use serde::Serialize;
 use simclr_data::{Dataset, augment::EvalTransform};
 
-use super::{RunConfig, StepCount};
+use super::{RunConfig, StepCount, validate::SHUFFLED};
 use crate::{
     ConfigError,
     device::Precision,
     encoder::BatchNormScope,
     losses::{LossKind, Reduction},
     optim::{OptimKind, Scaling, Schedule},
+    task::MethodKind,
     views::AugmentDevice,
 };
 
@@ -90,7 +91,8 @@ impl RunConfig {
             },
             steps_per_epoch,
             total_steps,
-            schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps),
+            schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps)
+                .with_milestones(&self.optim, |epoch| self.step_of(epoch, images)),
             precision,
             augment_device,
             view_passes: self.view_passes(dataset.channels()),
@@ -100,23 +102,21 @@ impl RunConfig {
         })
     }
 
+    /// First step after `epochs` epochs of `images` images.
+    fn step_of(&self, epochs: f64, images: usize) -> u64 {
+        let (images, batch) = (images as f64, self.train.batch as f64);
+        match self.train.step_count {
+            StepCount::FullBatches => (epochs * (images / batch).floor()).round() as u64,
+            StepCount::Official => (images * epochs / batch).floor() as u64,
+        }
+    }
+
     /// Steps of the run and of its warm-up on `images` images.
     fn steps(&self, images: usize) -> (u64, u64) {
         let train = &self.train;
-        let warmup = self.optim.warmup_epochs;
-        let images = images as f64;
-        let batch = train.batch as f64;
-        let (total, warmup) = match train.step_count {
-            StepCount::FullBatches => {
-                let per_epoch = (images / batch).floor();
-                ((train.epochs * per_epoch).round(), (warmup * per_epoch).round())
-            }
-            StepCount::Official => {
-                ((images * train.epochs / batch).floor() + 1.0, (images * warmup / batch).floor())
-            }
-        };
-        let total = (total as u64).max(1);
-        (total, (warmup as u64).min(total))
+        let more = u64::from(train.step_count == StepCount::Official);
+        let total = (self.step_of(train.epochs, images) + more).max(1);
+        (total, self.step_of(self.optim.warmup_epochs, images).min(total))
     }
 }
 
@@ -165,6 +165,16 @@ impl Plan {
             let expected = "with chunk-shuffled: at least 2 images and fewer than train.batch, or several processes, because \
                             shuffling needs several chunks";
             return error("train.chunk", train.chunk.to_string(), expected.into());
+        }
+        let groups = train.batch_norm_groups;
+        if count > 1 && groups > 1 {
+            let expected = "1 with several processes, which are groups (train.batch_norm = \"chunk\")";
+            return error("train.batch_norm_groups", groups.to_string(), expected.into());
+        }
+        let is_moco = self.config.task.objective == MethodKind::Moco;
+        let leaks = is_moco && self.config.moco.shuffle && train.batch_norm == BatchNormScope::Chunk;
+        if leaks && (count > 1 || train.is_chunked()) {
+            return error("train.batch_norm", "chunk".into(), SHUFFLED.into());
         }
         let divided =
             |configured: usize, all: usize| if configured == 0 { (all / sharing).max(1) } else { all };
@@ -239,7 +249,10 @@ impl RunConfig {
                 "an ImageNet stem at 32 px or less loses most of the resolution; encoder.stem = \"cifar\" keeps it",
             ),
             (
-                contrastive && small && self.loss.kind != LossKind::Margin && self.loss.temperature < 0.2,
+                self.task.objective == MethodKind::Contrastive
+                    && small
+                    && self.loss.kind != LossKind::Margin
+                    && self.loss.temperature < 0.2,
                 "temperature below 0.2 at 32 px or less: 0.5 was best on CIFAR-10 (B.9)",
             ),
             (

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use super::RunConfig;
-use crate::encoder::{EncoderName, Padding, Shortcut, Stem};
+use crate::{
+    encoder::{EncoderName, Padding, Shortcut, Stem},
+    task::MethodKind,
+};
 
 /// A paper or repository with a table of its settings in `sources/*.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,12 @@ pub enum Source {
     SimclrCifar10,
     /// CIFAR-10, ResNet-18, 100 epochs of SGD (dkobak/simclr-cifar10).
     DkobakCifar10,
+    /// ImageNet, ResNet-50 (arXiv 1911.05722; facebookresearch/moco).
+    MocoV1,
+    /// ImageNet, ResNet-50 (arXiv 2003.04297; facebookresearch/moco).
+    MocoV2,
+    /// CIFAR-10, ResNet-18 (notebook of facebookresearch/moco).
+    MocoCifar10,
 }
 
 /// A key with another value than in the source.
@@ -36,7 +45,15 @@ const SCALE_KEYS: [&str; 3] = ["train.epochs", "train.batch", "train.image_size"
 
 impl Source {
     /// In the order of the enum.
-    pub const ALL: [Self; 4] = [Self::SimclrV1, Self::SimclrV2, Self::SimclrCifar10, Self::DkobakCifar10];
+    pub const ALL: [Self; 7] = [
+        Self::SimclrV1,
+        Self::SimclrV2,
+        Self::SimclrCifar10,
+        Self::DkobakCifar10,
+        Self::MocoV1,
+        Self::MocoV2,
+        Self::MocoCifar10,
+    ];
 
     /// File name of the table without extension, as in the `Table` line of recipes.
     pub fn name(self) -> &'static str {
@@ -45,6 +62,9 @@ impl Source {
             Self::SimclrV2 => "simclr-v2",
             Self::SimclrCifar10 => "simclr-cifar10",
             Self::DkobakCifar10 => "dkobak-cifar10",
+            Self::MocoV1 => "moco-v1",
+            Self::MocoV2 => "moco-v2",
+            Self::MocoCifar10 => "moco-cifar10",
         }
     }
 
@@ -54,6 +74,9 @@ impl Source {
             Self::SimclrV2 => "SimCLR v2",
             Self::SimclrCifar10 => "SimCLR's CIFAR-10 command",
             Self::DkobakCifar10 => "dkobak/simclr-cifar10",
+            Self::MocoV1 => "MoCo v1",
+            Self::MocoV2 => "MoCo v2",
+            Self::MocoCifar10 => "MoCo's CIFAR-10 demo",
         }
     }
 
@@ -63,6 +86,9 @@ impl Source {
             Self::SimclrV2 => include_str!("sources/simclr-v2.toml"),
             Self::SimclrCifar10 => include_str!("sources/simclr-cifar10.toml"),
             Self::DkobakCifar10 => include_str!("sources/dkobak-cifar10.toml"),
+            Self::MocoV1 => include_str!("sources/moco-v1.toml"),
+            Self::MocoV2 => include_str!("sources/moco-v2.toml"),
+            Self::MocoCifar10 => include_str!("sources/moco-cifar10.toml"),
         }
     }
 
@@ -113,10 +139,13 @@ impl RunConfig {
     /// Such as `differs from SimCLR v1 in: head.layers = 3 (2)`, for the closest official source and without the keys of scale; `None`
     /// for supervised runs.
     pub fn differs_from_official(&self) -> Option<String> {
-        if !self.task.objective.is_contrastive() {
-            return None;
-        }
-        let official = [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10];
+        let official = match self.task.objective {
+            MethodKind::Supervised | MethodKind::Distillation => return None,
+            MethodKind::Moco => [Source::MocoV1, Source::MocoV2, Source::MocoCifar10],
+            MethodKind::Contrastive | MethodKind::SimclrMomentum => {
+                [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10]
+            }
+        };
         let of_method = |source: Source| {
             let all = source.differences(self).into_iter();
             (source, all.filter(|found| !SCALE_KEYS.contains(&found.key.as_str())).collect::<Vec<_>>())

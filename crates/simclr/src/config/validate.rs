@@ -3,7 +3,18 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind, task::MethodKind};
+use crate::{
+    ConfigError,
+    encoder::BatchNormScope,
+    head::HeadKind,
+    losses::{LossConfig, Reduction},
+    optim::{OptimConfig, ScheduleKind},
+    task::MethodKind,
+};
+
+/// Expected batch norm of MoCo with shuffling BN.
+pub(super) const SHUFFLED: &str =
+    "chunk-shuffled or global with moco.shuffle = true, or moco.shuffle = false";
 
 impl RunConfig {
     /// # Errors
@@ -34,11 +45,14 @@ impl RunConfig {
         self.loss.validate()?;
         self.validate_task()?;
         self.validate_distillation()?;
+        self.validate_moco()?;
+        self.validate_groups()?;
         self.validate_chunks()?;
         not_negative("optim.lr", optim.lr)?;
         not_negative("optim.weight_decay", optim.weight_decay)?;
         not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
         positive("optim.lars_trust_coefficient", optim.lars_trust_coefficient)?;
+        self.validate_milestones()?;
         if let Some(eps) = optim.eps {
             positive("optim.eps", eps)?;
         }
@@ -102,6 +116,60 @@ impl RunConfig {
         check(!distils || distill.teacher.is_some(), "distill.teacher", "\"\"", expected)
     }
 
+    fn validate_milestones(&self) -> Result<(), ConfigError> {
+        let OptimConfig { milestones, milestone_factor, schedule, .. } = &self.optim;
+        positive("optim.milestone_factor", *milestone_factor)?;
+        let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
+        let are_epochs = milestones.iter().all(|epoch| epoch.is_finite() && *epoch > 0.0);
+        let value = format!("{milestones:?}");
+        check(rising && are_epochs, "optim.milestones", &value, "epochs above 0 in rising order")?;
+        let expected = "at least one epoch with optim.schedule = \"steps\", none with others";
+        check(
+            milestones.is_empty() != (*schedule == ScheduleKind::Steps),
+            "optim.milestones",
+            &value,
+            expected,
+        )
+    }
+
+    fn validate_moco(&self) -> Result<(), ConfigError> {
+        let Self { task, moco, loss, train, .. } = self;
+        let momentum = moco.momentum;
+        check((0.0..=1.0).contains(&momentum), "moco.momentum", momentum, "a weight between 0 and 1")?;
+        if !task.objective.has_queue() {
+            return Ok(());
+        }
+        let is_moco = task.objective == MethodKind::Moco;
+        let expected = "false: the loss of simclr-momentum has both directions already";
+        check(is_moco || !moco.symmetric, "moco.symmetric", moco.symmetric, expected)?;
+        let keys = train.batch * if is_moco && !moco.symmetric { 1 } else { 2 };
+        let expected = format!("at least {keys}: the keys of one step");
+        check(moco.queue >= keys, "moco.queue", moco.queue, &expected)?;
+        check(loss.normalize, "loss.normalize", false, "true: keys in the queue have unit length")?;
+        let (temperature, reduction) = (loss.temperature, loss.reduction);
+        let is_plain = *loss == LossConfig { temperature, reduction, ..LossConfig::default() };
+        let expected = "no key but temperature and reduction, with a momentum encoder: the loss is InfoNCE";
+        check(is_plain, "[loss]", "a variant of NT-Xent or another loss", expected)?;
+        let expected = "paper: the loss of MoCo is a mean over queries";
+        let is_paper = !is_moco || loss.reduction == Reduction::Paper;
+        check(is_paper, "loss.reduction", "official", expected)?;
+        let leaks =
+            is_moco && moco.shuffle && train.is_chunked() && train.batch_norm == BatchNormScope::Chunk;
+        check(!leaks, "train.batch_norm", "chunk", SHUFFLED)
+    }
+
+    fn validate_groups(&self) -> Result<(), ConfigError> {
+        let Self { train, encoder, .. } = self;
+        let groups = train.batch_norm_groups;
+        let most = (train.batch / 2).max(1);
+        let expected = format!("1 to {most}: groups of at least 2 images");
+        check((1..=most).contains(&groups), "train.batch_norm_groups", groups, &expected)?;
+        let expected = "1 with chunks, which are groups (train.batch_norm = \"chunk\")";
+        check(groups == 1 || !train.is_chunked(), "train.batch_norm_groups", groups, expected)?;
+        let expected = "1 with a TorchScript module (encoder.file), which has its own batch norm";
+        check(groups == 1 || encoder.file.is_none(), "train.batch_norm_groups", groups, expected)
+    }
+
     fn validate_chunks(&self) -> Result<(), ConfigError> {
         let Self { train, task, .. } = self;
         let chunk = train.chunk;
@@ -111,14 +179,6 @@ impl RunConfig {
         let has_pairs = task.objective.is_contrastive();
         let expected = "global or chunk: supervised training has one view per image";
         check(!shuffled || has_pairs, "train.batch_norm", norm.as_str(), expected)?;
-        let expected = "chunk, because the teacher cannot be run stage by stage";
-        let distils_in_chunks = task.objective == MethodKind::Distillation && train.is_chunked();
-        check(
-            !distils_in_chunks || norm == BatchNormScope::Chunk,
-            "train.batch_norm",
-            norm.as_str(),
-            expected,
-        )?;
         let is_script = self.encoder.file.is_some() && train.is_chunked();
         let expected = "chunk or chunk-shuffled: the batch norm of a TorchScript module (encoder.file) covers one chunk only";
         check(!is_script || norm != BatchNormScope::Global, "train.batch_norm", norm.as_str(), expected)?;
@@ -144,4 +204,58 @@ fn not_negative(key: &str, value: f64) -> Result<(), ConfigError> {
 
 fn share(key: &str, value: f64) -> Result<(), ConfigError> {
     check((0.0..=1.0).contains(&value), key, value, "a share between 0 and 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(overrides: &[&str]) -> Option<String> {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        RunConfig::load(None, &overrides).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_of_momentum_methods_have_bounds() {
+        let moco = "task.objective=moco";
+        let memory = "task.objective=simclr-momentum";
+        for (set, expected) in [
+            (&[moco, "moco.queue=255"][..], "moco.queue = 255: expected at least 256"),
+            (&[moco, "moco.queue=511", "moco.symmetric=true"], "moco.queue = 511: expected at least 512"),
+            (&[memory, "moco.queue=511"], "moco.queue = 511: expected at least 512"),
+            (&["moco.momentum=1.1"], "moco.momentum = 1.1"),
+            (&[moco, "moco.momentum=nan"], "moco.momentum = NaN"),
+            (&[memory, "moco.symmetric=true"], "moco.symmetric = true: expected false"),
+            (&[moco, "loss.normalize=false"], "loss.normalize = false"),
+            (&[memory, "loss.decoupled=true"], "loss.decoupled = true"),
+            (&[moco, "loss.scale=official"], "loss.scale = official"),
+            (&[moco, "train.chunk=64", "train.batch_norm=chunk"], "moco.shuffle = false"),
+            (&["train.batch_norm_groups=0"], "train.batch_norm_groups = 0: expected 1 to 128"),
+            (&["train.batch_norm_groups=129"], "train.batch_norm_groups = 129"),
+            (
+                &["train.batch_norm_groups=2", "train.chunk=64"],
+                "train.batch_norm_groups = 2: expected 1 with chunks",
+            ),
+            (&["optim.schedule=steps"], "optim.milestones = []"),
+            (&["optim.milestones=[3.0]"], "optim.milestones = [3.0]"),
+            (&["optim.schedule=steps", "optim.milestones=[3.0,2.0]"], "rising order"),
+            (
+                &["optim.schedule=steps", "optim.milestones=[1.0]", "optim.milestone_factor=0"],
+                "optim.milestone_factor",
+            ),
+        ] {
+            let found = error(set).unwrap_or_else(|| panic!("{set:?} is accepted"));
+            assert!(found.contains(expected), "{set:?}: {found}");
+        }
+        for set in [
+            &[moco, "moco.queue=256"][..],
+            &[memory, "loss.scale=official"],
+            &[moco, "moco.symmetric=true", "moco.queue=512", "train.batch_norm_groups=128"],
+            &[moco, "train.chunk=64", "train.batch_norm=chunk", "moco.shuffle=false"],
+            &[moco, "train.chunk=64", "train.batch_norm=chunk-shuffled"],
+            &["optim.schedule=steps", "optim.milestones=[120.0,160.0]"],
+        ] {
+            assert_eq!(error(set), None, "{set:?}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use simclr_data::rng::Stream;
 use simclr_shim::{Statistics, Sum};
 use tch::{Kind, Tensor};
 
-use super::{BatchStatistics, Init, Mode, Padding};
+use super::{AllReduce, BatchStatistics, Init, Mode, Padding, group_rows, statistics::averaging_momenta};
 use crate::{
     ModelError,
     device::{Precision, channels_last},
@@ -145,15 +145,33 @@ impl BatchNorm {
         relu: bool,
         mode: &Mode,
     ) -> Result<Tensor, ModelError> {
-        let statistics = match mode {
-            Mode::Train(BatchStatistics { exchange, momentum }) => {
-                let all_reduce = exchange
-                    .clone()
-                    .map(|group| Arc::new(move |values: &Tensor| group.all_reduce_sum(values)) as Sum);
-                Statistics::Batch { momentum: *momentum, all_reduce }
-            }
-            Mode::Eval => Statistics::Running,
+        let Mode::Train(BatchStatistics { exchange, momentum, groups }) = mode else {
+            return self.normalise(x, residual, relu, Statistics::Running);
         };
+        let sum =
+            |group: Arc<dyn AllReduce>| Arc::new(move |values: &Tensor| group.all_reduce_sum(values)) as Sum;
+        let statistics =
+            |momentum: f64| Statistics::Batch { momentum, all_reduce: exchange.clone().map(sum) };
+        if *groups < 2 {
+            return self.normalise(x, residual, relu, statistics(*momentum));
+        }
+        let groups = group_rows(x.size()[0], *groups);
+        let momenta = averaging_momenta(*momentum, groups.len());
+        let group = |((start, rows), momentum): ((i64, i64), f64)| {
+            let part = |tensor: &Tensor| tensor.narrow(0, start, rows);
+            self.normalise(&part(x), residual.map(part).as_ref(), relu, statistics(momentum))
+        };
+        let parts: Vec<Tensor> = groups.into_iter().zip(momenta).map(group).collect::<Result<_, _>>()?;
+        Ok(Tensor::cat(&parts, 0))
+    }
+
+    fn normalise(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+        statistics: Statistics,
+    ) -> Result<Tensor, ModelError> {
         let norm = simclr_shim::BatchNorm {
             scale: &self.scale,
             shift: &self.shift,
@@ -245,6 +263,28 @@ mod tests {
         let kernel = initial_kernel([256, 64, 3, 3], Init::He, &mut Key::weights(0, 0).stream());
         // torchvision: sqrt(2 / (256 * 9)); 147,456 draws give the deviation to 0.2 %.
         assert!((kernel.std(true).double_value(&[]) / (2.0f64 / 2304.0).sqrt() - 1.0).abs() < 0.01);
+    }
+
+    /// Two groups equal two batch norms, and the running statistics those of the mean.
+    #[test]
+    fn groups_have_statistics_of_their_own() {
+        let norm = || {
+            let mut params = Params::new(tch::Device::Cpu, 0);
+            (BatchNorm::new(&mut params, "bn", 2, 1.0), params)
+        };
+        let x = crate::test_normals(3, &[10, 2, 2, 2]) + crate::test_normals(4, &[10, 1, 1, 1]);
+        let mode = |groups| Mode::Train(BatchStatistics { groups, ..BatchStatistics::default() });
+        let ((grouped, params), parts) = (norm(), [norm(), norm()]);
+        let y = grouped.forward_add_relu(&x, &(&x * 0.5), &mode(2)).unwrap();
+        // Bounds are even: 4 and 6 rows.
+        let narrow = |at: usize| x.narrow(0, [0, 4][at], [4, 6][at]);
+        let by_part = [0, 1]
+            .map(|at| parts[at].0.forward_add_relu(&narrow(at), &(narrow(at) * 0.5), &mode(1)).unwrap());
+        assert_eq!(y, Tensor::cat(&by_part, 0));
+        for (at, (name, buffer)) in params.buffers().iter().enumerate() {
+            let mean = (&parts[0].1.buffers()[at].1 + &parts[1].1.buffers()[at].1) / 2.0;
+            assert!((buffer - mean).abs().max().double_value(&[]) < 1e-6, "{name}");
+        }
     }
 
     /// One batch of two channels by hand: mean and biased variance normalise, the unbiased one enters the running

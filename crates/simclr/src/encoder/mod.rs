@@ -15,7 +15,7 @@ use resnet::ResNet;
 use script::ScriptEncoder;
 use serde::{Deserialize, Serialize};
 use small::SmallConv;
-pub use statistics::{AllReduce, BatchNormScope, BatchStatistics, MOMENTUM, Mode};
+pub use statistics::{AllReduce, BatchNormScope, BatchStatistics, MOMENTUM, Mode, group_rows};
 use tch::Tensor;
 use vit::Vit;
 

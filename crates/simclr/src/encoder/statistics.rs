@@ -49,12 +49,14 @@ pub struct BatchStatistics {
     pub exchange: Option<Arc<dyn AllReduce>>,
     /// Weight of this batch in the running statistics; 0 leaves them unchanged.
     pub momentum: f64,
+    /// Groups of rows with statistics of their own, see [`group_rows`]; the running statistics are those of their mean.
+    pub groups: usize,
 }
 
 impl Default for BatchStatistics {
     /// Statistics of this batch only.
     fn default() -> Self {
-        Self { exchange: None, momentum: MOMENTUM }
+        Self { exchange: None, momentum: MOMENTUM, groups: 1 }
     }
 }
 
@@ -73,8 +75,61 @@ impl Mode {
         Self::Train(BatchStatistics::default())
     }
 
+    /// Number of groups of rows with statistics of their own.
+    pub fn groups(&self) -> usize {
+        match self {
+            Self::Train(statistics) => statistics.groups,
+            Self::Eval => 1,
+        }
+    }
+
     /// Whether batch statistics are used.
     pub fn is_train(&self) -> bool {
         matches!(self, Self::Train(_))
+    }
+}
+
+/// First row and number of rows of every nonempty group of `rows` rows. Groups are contiguous and have an even number of rows, so that
+/// two views of an image that follow each other in pairs are not separated; an odd last row is in the last group.
+pub fn group_rows(rows: i64, groups: usize) -> Vec<(i64, i64)> {
+    let bound =
+        |group: usize| if group == groups { rows } else { 2 * (rows / 2 * group as i64 / groups as i64) };
+    let group = |group: usize| (bound(group), bound(group + 1) - bound(group));
+    (0..groups).map(group).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Weights of `count` successive updates of running statistics that together average the updates with the weight `momentum`.
+pub(super) fn averaging_momenta(momentum: f64, count: usize) -> impl Iterator<Item = f64> {
+    // The update g is multiplied by the product of 1 - w over later updates, which is 1 - (later updates) momentum / count.
+    let share = momentum / count as f64;
+    (0..count).map(move |group| share / (1.0 - share * (count - 1 - group) as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_cover_all_rows_in_even_parts() {
+        assert_eq!(group_rows(16, 4), [(0, 4), (4, 4), (8, 4), (12, 4)]);
+        assert_eq!(group_rows(11, 2), [(0, 4), (4, 7)]);
+        assert_eq!(group_rows(2, 4), [(0, 2)]);
+        for (rows, groups) in [(26, 4), (7, 3), (64, 8), (1, 5)] {
+            let all = group_rows(rows, groups);
+            let mut next = 0;
+            for (start, count) in all {
+                assert!(start == next && start % 2 == 0 && count > 0);
+                next += count;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn successive_updates_average() {
+        let values = [3.0, -1.0, 7.0, 4.0];
+        let updates = averaging_momenta(0.3, 4).zip(values);
+        let found = updates.fold(10.0, |running, (weight, value)| (1.0 - weight) * running + weight * value);
+        assert!((found - (0.7 * 10.0 + 0.3 * 3.25f64)).abs() < 1e-12, "{found}");
     }
 }

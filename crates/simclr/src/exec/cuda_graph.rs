@@ -153,7 +153,7 @@ pub fn launch_step(
 ) -> Result<LaunchedStep, TrainError> {
     let StepContext { method, .. } = *context;
     let batch_images = views.size()[0] as usize / 2;
-    let (h, z) = method.embed(views, &context.train_mode())?;
+    let (h, z) = method.embed(views, batch_images as i64, &context.train_mode())?;
     let slice = BatchSlice { ids: &[], batch_images, group: &SingleProcess };
     let LossOutput { loss, accuracy } = method.objective(&z, &slice);
     loss.f_backward()?;

@@ -23,7 +23,8 @@ impl Executor for Eager {
         let views = context.or_abort(batch.take_views())?;
         let ids = group.all_gather_usize(&batch.ids);
         let shards = BatchShards::new(group, ids.iter().map(Vec::len).collect());
-        let embedded = method.embed(&views, &context.train_mode()).map_err(TrainError::from);
+        let embedded =
+            method.embed(&views, batch.first_views(), &context.train_mode()).map_err(TrainError::from);
         let (h, z) = context.or_abort(embedded)?;
         let (loss, [value, accuracy]) = context.loss(&z, &batch.ids, &shards);
         let mut gradient_norm = f64::NAN;

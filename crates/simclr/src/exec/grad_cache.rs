@@ -18,7 +18,7 @@ use super::{
     pairing::{EmbeddedChunk, Pairing},
 };
 use crate::{
-    ModelError, TrainError,
+    TrainError,
     dist::{BatchShards, all_ok},
     encoder::{BatchStatistics, Mode},
     methods::Method,
@@ -59,7 +59,7 @@ impl GradCache {
             context.seed_module(batch.step, batch.chunk.index as u64);
             let views = if self.passes > 1 { batch.take_views()? } else { batch.views()? };
             let mode = first_pass_mode(context, batch.chunk);
-            let (h, z) = tch::no_grad(|| context.method.embed(&views, &mode))?;
+            let (h, z) = tch::no_grad(|| context.method.embed(&views, batch.first_views(), &mode))?;
             chunks.push(EmbeddedChunk { batch, h, z });
         }
         Ok(chunks)
@@ -73,13 +73,13 @@ impl GradCache {
         gradients: Vec<Tensor>,
         batches: &mut DeviceBatches<'_>,
     ) -> Result<(), TrainError> {
-        let mode = Mode::Train(BatchStatistics { exchange: None, momentum: 0.0 });
+        let mode = Mode::Train(BatchStatistics { momentum: 0.0, ..BatchStatistics::default() });
         let buffers = ScriptBuffers::of(context.method);
         for (kept, gradient) in chunks.into_iter().zip(gradients) {
             let mut batch = if self.passes > 1 { DeviceBatch::next_of(batches, step)? } else { kept };
             context.seed_module(batch.step, batch.chunk.index as u64);
-            let (_, z) = context.method.embed(&batch.take_views()?, &mode)?;
-            backward_from(&z, &gradient)?;
+            let views = batch.take_views()?;
+            context.method.backward(&views, batch.first_views(), &mode, &gradient)?;
         }
         buffers.restore();
         Ok(())
@@ -89,12 +89,7 @@ impl GradCache {
 /// Momentum such that the updates of the running statistics by all chunks together have the weight of one batch.
 fn first_pass_mode(context: &StepContext<'_>, chunk: Chunk) -> Mode {
     let momentum = 1.0 - (1.0 - context.norm.momentum).powf(1.0 / chunk.count as f64);
-    Mode::Train(BatchStatistics { exchange: None, momentum })
-}
-
-/// Propagates `gradient` back from `output`; parameter gradients add up.
-pub(super) fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<(), ModelError> {
-    Ok(simclr_shim::backward(output, gradient)?)
+    Mode::Train(BatchStatistics { momentum, ..BatchStatistics::default() })
 }
 
 /// The loss of a batch, from cached embeddings.

@@ -42,13 +42,15 @@ pub struct StepContext<'a> {
     pub seed: u64,
 }
 
-/// `train.batch_norm` and `train.batch_norm_momentum`.
+/// `train.batch_norm`, `train.batch_norm_momentum`, `train.batch_norm_groups`.
 #[derive(Debug, Clone, Copy)]
 pub struct NormConfig {
     /// Rows over which statistics are computed.
     pub scope: BatchNormScope,
     /// Weight of a batch in the running statistics.
     pub momentum: f64,
+    /// `train.batch_norm_groups`, for batches that pass through the encoder at once.
+    pub groups: usize,
 }
 
 /// Position and learning rate of a step.
@@ -147,7 +149,8 @@ impl StepContext<'_> {
     fn train_mode(&self) -> Mode {
         let global = self.norm.scope == BatchNormScope::Global;
         let exchange = if global { self.group.norm_all_reduce() } else { None };
-        Mode::Train(BatchStatistics { exchange, momentum: self.norm.momentum })
+        let NormConfig { momentum, groups, .. } = self.norm;
+        Mode::Train(BatchStatistics { exchange, momentum, groups })
     }
 
     /// Seeds libtorch's generator per (run, step, part of the batch), so that the dropout of a TorchScript module repeats in
@@ -181,15 +184,12 @@ impl StepContext<'_> {
     /// The update, if loss and gradient are finite. Without SyncBN the ranks' running statistics are averaged, so that all
     /// ranks hold the same model.
     fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) -> Result<(), TrainError> {
-        let params = self.method.params();
         if output.gradient_norm.is_finite() {
-            self.or_abort(optimizer.step(params, lr).map_err(TrainError::from))?;
+            self.or_abort(optimizer.step(self.method.params(), lr).map_err(TrainError::from))?;
         }
         if self.norm.scope != BatchNormScope::Global && self.group.count() > 1 {
-            for (_, buffer) in params.buffers() {
-                if buffer.is_floating_point() {
-                    self.group.average(buffer);
-                }
+            for buffer in self.method.buffers().into_iter().filter(Tensor::is_floating_point) {
+                self.group.average(&buffer);
             }
         }
         Ok(())

@@ -76,6 +76,11 @@ impl DeviceBatch {
         batches.next().unwrap_or_else(|| Err(DataError::WorkerLost { step }.into()))
     }
 
+    /// Number of rows of first views.
+    pub fn first_views(&self) -> i64 {
+        self.ids.len() as i64
+    }
+
     /// The views `[rows, C, S, S]` on the device, f32, channels last. May be called more than once.
     ///
     /// # Errors

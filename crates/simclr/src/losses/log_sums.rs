@@ -13,8 +13,12 @@ pub(super) fn start(positives: &Tensor) -> Vec<Tensor> {
 
 /// Adds the terms of a tile.
 pub(super) fn add(anchors: &Side, logits: &Tensor, spare: &Tensor) {
-    let [largest, sum] = &anchors.values[..] else { unreachable!("two values per anchor") };
-    let along = anchors.along;
+    add_along(&anchors.values, anchors.along, logits, spare);
+}
+
+/// Adds the terms along dimension `along` of `logits` to the two `values` of every anchor.
+pub(super) fn add_along(values: &[Tensor], along: i64, logits: &Tensor, spare: &Tensor) {
+    let [largest, sum] = values else { unreachable!("two values per anchor") };
     let now = largest.maximum(&logits.amax([along].as_slice(), false));
     let terms = logits.sub_out(spare, &now.unsqueeze(along)).exp_();
     let terms = terms.sum_dim_intlist([along].as_slice(), false, Kind::Float);

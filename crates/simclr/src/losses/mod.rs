@@ -11,6 +11,7 @@ mod dclw;
 mod debiased;
 mod gather;
 mod hard;
+mod info_nce;
 mod log_sums;
 mod margin;
 mod nt_logistic;
@@ -36,6 +37,7 @@ use unit_rows::UnitRows;
 
 pub use config::{LossConfig, LossKind, Negatives, Reduction};
 pub use gather::{AllGather, SingleProcess};
+pub use info_nce::{InfoNce, NegativeKeys, info_nce};
 pub use unit_rows::l2_normalize;
 
 impl LossConfig {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::gather::AllGather;
 
 /// Side of a tile of similarities: two tiles in f32 are 8 MiB, which fits the last-level cache.
-const TILE: i64 = 1024;
+pub(super) const TILE: i64 = 1024;
 
 /// Similarities of the local rows with all rows, divided by the temperature.
 pub(super) struct Similarities {

@@ -3,13 +3,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{BatchSlice, LossOutput, Method, MethodTraits};
-use crate::{
-    ModelError, RunConfig,
-    encoder::Mode,
-    model::{Model, Stages},
-    task::DistillConfig,
-};
+use super::{BatchSlice, Branches, LossOutput, Method, MethodTraits, Target};
+use crate::{RunConfig, model::Model, task::DistillConfig};
 
 /// A student classifier that learns the outputs of a teacher.
 #[derive(Debug)]
@@ -72,22 +67,19 @@ impl Method for Distillation {
         )
     }
 
-    /// h, and the logits of student and teacher side by side, `[rows, 2 K]`: the loss depends on both.
-    fn embed(&self, views: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
-        let (h, student) = self.student.forward(views, mode)?;
-        let (_, teacher) = tch::no_grad(|| self.teacher.forward(views, &Mode::Eval))?;
-        Ok((h, Tensor::cat(&[student.to_kind(Kind::Float), teacher.to_kind(Kind::Float)], 1)))
+    fn target(&self) -> Option<Target<'_>> {
+        Some(Target { model: &self.teacher, shuffle: None, is_fixed: true })
     }
 
-    /// The teacher sees the views too, so there is no sequence of single tensors.
-    fn stages(&self) -> Option<Stages> {
-        None
+    /// The logits of student and teacher side by side, `[rows, 2 K]`.
+    fn branches(&self) -> Branches {
+        Branches::Joint
     }
 
     /// The accuracy is the share of images on which student and teacher agree.
     fn objective(&self, logits: &Tensor, slice: &BatchSlice<'_>) -> LossOutput {
-        let parts = logits.split(self.classes as i64, 1);
-        let (student, teacher) = (&parts[0], parts[1].detach());
+        let (student, teacher) = self.branches().split(logits);
+        let (student, teacher) = (&student.to_kind(Kind::Float), teacher.detach().to_kind(Kind::Float));
         let rows = student.size()[0] as f64;
         let share = rows / slice.batch_images as f64;
         let mut loss =

@@ -1,9 +1,15 @@
 //! Training methods, one file each. A method defines the modules, the loss on the embeddings and the state beyond the
 //! weights; [`crate::exec`] runs the step of any method, because the loss depends on the embeddings only.
 
+mod branches;
 mod classifier;
 mod distillation;
+mod moco;
+mod momentum;
+mod queue;
+mod shuffle;
 mod simclr;
+mod simclr_momentum;
 
 use std::fmt::Debug;
 
@@ -17,9 +23,15 @@ use crate::{
     params::Params,
 };
 
+pub use branches::{Branches, Pass, Target, backward_from, run_stages};
 pub use classifier::Classifier;
 pub use distillation::Distillation;
+pub use moco::Moco;
+pub use momentum::MomentumEncoder;
+pub use queue::Queue;
+pub use shuffle::Shuffle;
 pub use simclr::SimClr;
+pub use simclr_momentum::SimClrMomentum;
 
 /// The rows of a batch that this process holds.
 pub struct BatchSlice<'a> {
@@ -68,17 +80,44 @@ pub trait Method: Debug {
     /// Description of the loss and its value at chance in one line.
     fn describe_loss(&self, config: &RunConfig) -> String;
 
-    /// h `[rows, F]` and z `[rows, D]` of views `[rows, C, S, S]`. Called per chunk under gradient caching.
+    /// The momentum encoder or teacher, which has no gradient.
+    fn target(&self) -> Option<Target<'_>> {
+        None
+    }
+
+    /// Which network encodes which views.
+    fn branches(&self) -> Branches {
+        Branches::Single
+    }
+
+    /// h `[., F]` and z `[rows, .]` of views `[rows, C, S, S]`, of which the first `first` rows are first views. The layout of z is
+    /// that of [`Method::branches`]. Called per chunk under gradient caching.
     ///
     /// # Errors
     /// See [`Model::forward`].
-    fn embed(&self, views: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
-        self.model().forward(views, mode)
+    fn embed(&self, views: &Tensor, first: i64, mode: &Mode) -> Result<(Tensor, Tensor), ModelError> {
+        branches::embed(self.branches(), (self.model(), self.target()), (views, first), mode)
     }
 
-    /// [`Method::embed`] as a sequence of stages that another thread can run; `None` if the encoder is a TorchScript module.
+    /// The second pass of gradient caching: encodes `views` again and propagates `gradient` at z back through the trained model.
+    ///
+    /// # Errors
+    /// See [`Model::forward`].
+    fn backward(&self, views: &Tensor, first: i64, mode: &Mode, gradient: &Tensor) -> Result<(), ModelError> {
+        branches::backward(self.branches(), self.model(), (views, first), mode, gradient)
+    }
+
+    /// The trained model as a sequence of stages that another thread can run; `None` if the encoder is a TorchScript module.
     fn stages(&self) -> Option<Stages> {
         self.model().stages()
+    }
+
+    /// Running statistics of all networks, which processes average if batch norm is not synchronised.
+    fn buffers(&self) -> Vec<Tensor> {
+        let target = self.target().filter(|target| !target.is_fixed);
+        let models = [Some(self.model()), target.map(|target| target.model)];
+        let buffers = models.into_iter().flatten().flat_map(|model| model.params.buffers());
+        buffers.map(|(_, buffer)| buffer.shallow_clone()).collect()
     }
 
     /// Loss of this process's embeddings `z`: rows `i` and `i + m` are two views of one image, or one row per image.
@@ -97,9 +136,21 @@ pub trait Method: Debug {
         1.0
     }
 
-    /// State that is updated after the optimizer, such as an EMA encoder or a queue. `z` is detached.
-    fn after_step(&mut self, step: u64, z: &Tensor) {
-        let _ = (step, z);
+    /// Rows `[2N, D]` that health metrics are computed from, i and i + N being a positive pair, from z of all processes.
+    fn positive_pairs(&self, z: &Tensor) -> Tensor {
+        z.shallow_clone()
+    }
+
+    /// Sets what depends on the step, such as a permutation. Under CUDA graph replay only this and [`Method::after_step`] run on the
+    /// host, so tensors that the step reads are written in place.
+    fn before_step(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// State that is updated after the optimizer, such as an EMA encoder or a queue. `z` of this process is detached; `group` gathers
+    /// it over all of them.
+    fn after_step(&mut self, step: u64, z: &Tensor, group: &dyn AllGather) {
+        let _ = (step, z, group);
     }
 
     /// State beyond parameters and buffers that a checkpoint holds.

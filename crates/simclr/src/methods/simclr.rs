@@ -5,6 +5,7 @@ use tch::Tensor;
 use super::{BatchSlice, LossOutput, Method, MethodTraits};
 use crate::{
     RunConfig,
+    head::HeadConfig,
     losses::{LossConfig, contrastive_loss_sharded},
     model::Model,
 };
@@ -33,9 +34,7 @@ impl Method for SimClr {
     }
 
     fn describe_head(&self, config: &RunConfig) -> String {
-        let head = &config.head;
-        format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
-            .to_lowercase()
+        describe_projection(&config.head)
     }
 
     fn describe_loss(&self, config: &RunConfig) -> String {
@@ -58,6 +57,12 @@ impl Method for SimClr {
     fn loss_scale(&self) -> f64 {
         self.loss.reduction.factor()
     }
+}
+
+/// One line for the start of a run.
+pub(super) fn describe_projection(head: &HeadConfig) -> String {
+    format!("{:?}, {} layers, {} dimensions, norm {:?}", head.kind, head.layers, head.out, head.norm)
+        .to_lowercase()
 }
 
 #[cfg(test)]

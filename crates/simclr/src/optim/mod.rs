@@ -57,6 +57,10 @@ pub struct OptimConfig {
     pub warmup_epochs: f64,
     /// Schedule after warm-up.
     pub schedule: ScheduleKind,
+    /// `steps`: epochs after which the learning rate is multiplied by `milestone_factor`, in rising order.
+    pub milestones: Vec<f64>,
+    /// `steps`: see `milestones`.
+    pub milestone_factor: f64,
 }
 
 impl Default for OptimConfig {
@@ -78,6 +82,8 @@ impl Default for OptimConfig {
             lamb_bias_correction: true,
             warmup_epochs: 10.0,
             schedule: ScheduleKind::Cosine,
+            milestones: Vec::new(),
+            milestone_factor: 0.1,
         }
     }
 }
@@ -128,6 +134,8 @@ pub enum ScheduleKind {
     Cosine,
     /// Constant.
     Constant,
+    /// Multiplied by a factor at milestones (MoCo, arXiv 1911.05722, section 4.1: 0.1 at epochs 120 and 160).
+    Steps,
 }
 
 /// An optimizer with its state, for one set of parameters.

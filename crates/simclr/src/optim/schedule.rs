@@ -1,4 +1,4 @@
-//! Learning rate over steps: linear warm-up, then half a cosine (google-research/simclr `model_util.py`).
+//! Learning rate over steps: linear warm-up, then half a cosine (google-research/simclr `model_util.py`), constant, or in steps.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,12 @@ pub struct Schedule {
     pub total_steps: u64,
     /// Shape.
     pub kind: ScheduleKind,
+    /// First steps with a rate multiplied by `factor` once more.
+    #[serde(default)]
+    pub milestones: Vec<u64>,
+    /// See `milestones`.
+    #[serde(default)]
+    pub factor: f64,
 }
 
 impl Schedule {
@@ -25,7 +31,16 @@ impl Schedule {
             warmup_steps,
             total_steps,
             kind: config.schedule,
+            milestones: Vec::new(),
+            factor: config.milestone_factor,
         }
+    }
+
+    /// Sets the milestones of `config`, of which `to_step` is the step of an epoch.
+    #[must_use]
+    pub fn with_milestones(mut self, config: &OptimConfig, to_step: impl Fn(f64) -> u64) -> Self {
+        self.milestones = config.milestones.iter().map(|&epoch| to_step(epoch)).collect();
+        self
     }
 
     /// Learning rate at `step`; with warm-up, 0 at step 0, as in the official code.
@@ -33,8 +48,13 @@ impl Schedule {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
-        if self.kind == ScheduleKind::Constant {
-            return self.peak;
+        match self.kind {
+            ScheduleKind::Constant => return self.peak,
+            ScheduleKind::Steps => {
+                let passed = self.milestones.iter().filter(|&&milestone| milestone <= step).count();
+                return self.peak * self.factor.powi(passed as i32);
+            }
+            ScheduleKind::Cosine => {}
         }
         let cosine_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let share = (step - self.warmup_steps) as f64 / cosine_steps as f64;
@@ -59,11 +79,33 @@ impl Scaling {
 mod tests {
     use super::*;
 
+    fn cosine(peak: f64, warmup_steps: u64, total_steps: u64) -> Schedule {
+        let config = OptimConfig { lr: peak, scaling: Scaling::None, ..OptimConfig::default() };
+        Schedule::new(&config, 256, warmup_steps, total_steps)
+    }
+
+    /// MoCo: .03, times 0.1 at epochs 120 and 160 of 200, here with 10 steps an epoch.
+    #[test]
+    fn milestones_multiply_the_rate() {
+        let config = OptimConfig {
+            lr: 0.03,
+            schedule: ScheduleKind::Steps,
+            milestones: vec![120.0, 160.0],
+            ..OptimConfig::default()
+        };
+        let schedule =
+            Schedule::new(&config, 256, 0, 2000).with_milestones(&config, |epoch| (10.0 * epoch) as u64);
+        for (step, lr) in
+            [(0, 0.03), (1199, 0.03), (1200, 0.003), (1599, 0.003), (1600, 0.0003), (1999, 0.0003)]
+        {
+            assert!((schedule.at(step) / lr - 1.0).abs() < 1e-12, "{step}: {}", schedule.at(step));
+        }
+    }
+
     /// Spec 6.3, CIFAR: B = 512, 1000 epochs of 50,000 images, base 1.0.
     #[test]
     fn official_checkpoints_of_the_cosine() {
-        let schedule =
-            Schedule { peak: 2.0, warmup_steps: 976, total_steps: 97_657, kind: ScheduleKind::Cosine };
+        let schedule = cosine(2.0, 976, 97_657);
         let expected = [
             (0, 0.0),
             (1, 0.002_049_18),
@@ -93,7 +135,7 @@ mod tests {
 
     #[test]
     fn without_warm_up_the_first_step_has_the_peak() {
-        let schedule = Schedule { peak: 0.5, warmup_steps: 0, total_steps: 10, kind: ScheduleKind::Cosine };
+        let schedule = cosine(0.5, 0, 10);
         assert_eq!(schedule.at(0), 0.5);
         assert!((1..=10).all(|step| schedule.at(step) < schedule.at(step - 1)));
         let constant = Schedule { kind: ScheduleKind::Constant, ..schedule };

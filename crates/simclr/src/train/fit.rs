@@ -201,6 +201,7 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(StepOutput, f64), TrainError> {
         let id = StepId { step, lr: self.plan.schedule.at(step) };
+        self.method.before_step(step);
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
         let output = executor.step(&context, &mut self.optimizer, id, batches);
         if let Some(notice) = executor.take_notice() {
@@ -212,7 +213,10 @@ impl Run<'_> {
         let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
         self.record_failed(reports, observer)?;
         let output = output.inspect_err(|_| drop(self.flush()))?;
-        self.method.after_step(step, &output.z);
+        if output.non_finite().is_none() {
+            let shards = BatchShards::new(self.group, output.counts.clone());
+            self.method.after_step(step, &output.z, &shards);
+        }
         Ok((output, waited))
     }
 
@@ -297,7 +301,8 @@ impl Run<'_> {
         let z = BatchShards::new(self.group, output.counts.clone()).all_gather(&output.z);
         let losses = [output.loss, self.method.chance_loss(output.ids.len())];
         let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
-        Health::of(&h, &z, per_anchor, output.accuracy, self.method.chance_decides())
+        let pairs = self.method.positive_pairs(&z);
+        Health::of(&h, &pairs, per_anchor, output.accuracy, self.method.chance_decides())
     }
 
     /// Writes the checkpoint of `step`, on rank 0.

@@ -16,11 +16,12 @@ use super::{
 use crate::{
     ConfigError, DistError, Plan, RunConfig, TrainError,
     checkpoint::Checkpoint,
+    config::TrainConfig,
     device::{choose_device, choose_precision},
     dist::{GradientBuckets, ProcessGroup, all_ok},
     encoder::BatchNormScope,
     exec::{DevicePrefetcher, NormConfig, StepContext},
-    methods::{Classifier, Distillation, Method, SimClr},
+    methods::{Classifier, Distillation, Method, Moco, SimClr, SimClrMomentum},
     model::Model,
     optim::Optimizer,
     task::MethodKind,
@@ -73,9 +74,6 @@ pub(super) fn prepare(
         plan.class_names.clone_from(&teacher.class_names);
     }
     let method = method(&plan, &dataset, teacher, opened.device)?;
-    if let Some(checkpoint) = &config.task.init_from {
-        init_from(checkpoint, method.model())?;
-    }
     let optimizer = Optimizer::new(&config.optim, method.params());
     Ok(Prepared { dataset, plan, method, optimizer })
 }
@@ -106,23 +104,34 @@ fn method(
     device: Device,
 ) -> Result<Box<dyn Method>, TrainError> {
     let config = &plan.config;
-    let model = Model::for_task(
-        &config.task,
-        plan.classes,
-        &config.encoder,
-        &config.head,
-        (plan.channels as i64, config.train.image_size as i64),
-        config.train.seed,
-        device,
-        plan.precision,
-    )?;
-    Ok(match config.task.objective {
-        MethodKind::Contrastive => Box::new(SimClr::new(model, config.loss.clone())),
-        MethodKind::Supervised => Box::new(Classifier::new(model, labels(dataset)?, dataset.classes().len())),
+    let RunConfig { task, loss, moco, .. } = config;
+    let TrainConfig { seed, batch, batch_norm_groups, .. } = config.train;
+    let model = || {
+        let shape = (plan.channels as i64, config.train.image_size as i64);
+        let (encoder, head) = (&config.encoder, &config.head);
+        Model::for_task(task, plan.classes, encoder, head, shape, seed, device, plan.precision)
+    };
+    let online = model()?;
+    if let Some(checkpoint) = &task.init_from {
+        init_from(checkpoint, &online)?;
+    }
+    Ok(match task.objective {
+        MethodKind::Contrastive => Box::new(SimClr::new(online, loss.clone())),
+        MethodKind::SimclrMomentum => {
+            Box::new(SimClrMomentum::new(online, model()?, moco, loss.clone(), seed))
+        }
+        MethodKind::Moco => {
+            let method = Moco::new(online, model()?, moco, loss.temperature, seed);
+            let shuffled = moco.shuffle && batch_norm_groups > 1;
+            Box::new(if shuffled { method.shuffled(batch, seed) } else { method })
+        }
+        MethodKind::Supervised => {
+            Box::new(Classifier::new(online, labels(dataset)?, dataset.classes().len()))
+        }
         MethodKind::Distillation => {
             let teacher = teacher.expect("distillation has a teacher");
             let labels = teacher.labels_of(dataset, &config.distill)?;
-            Box::new(Distillation::new(model, teacher.model, &config.distill, labels, plan.classes))
+            Box::new(Distillation::new(online, teacher.model, &config.distill, labels, plan.classes))
         }
     })
 }
@@ -251,7 +260,8 @@ pub(super) fn step_context<'a>(
     gradients: &'a GradientBuckets,
 ) -> StepContext<'a> {
     let train = &plan.config.train;
-    let norm = NormConfig { scope: train.batch_norm, momentum: train.batch_norm_momentum };
+    let (scope, momentum) = (train.batch_norm, train.batch_norm_momentum);
+    let norm = NormConfig { scope, momentum, groups: train.batch_norm_groups };
     StepContext { method, norm, group, gradients, seed: train.seed }
 }
 

@@ -118,6 +118,9 @@ fn batch(plan: &Plan) -> String {
     };
     let chunked = plan.is_chunked();
     let norm = match train.batch_norm {
+        _ if !chunked && plan.ranks == 1 && train.batch_norm_groups > 1 => {
+            &format!("in {} groups of them", train.batch_norm_groups)
+        }
         _ if !chunked && plan.ranks == 1 => "over all of their views",
         BatchNormScope::Global if !chunked => "over all of their views on all processes",
         BatchNormScope::Global => "over the whole batch, synchronised over chunks",
@@ -162,8 +165,9 @@ fn learning_rate(plan: &Plan) -> String {
         Scaling::None => format!("{}", schedule.peak),
     };
     let after = match schedule.kind {
-        ScheduleKind::Cosine => "then cosine to 0",
-        ScheduleKind::Constant => "then constant",
+        ScheduleKind::Cosine => "then cosine to 0".into(),
+        ScheduleKind::Constant => "then constant".into(),
+        ScheduleKind::Steps => format!("then times {} at epochs {:?}", schedule.factor, optim.milestones),
     };
     format!("{:?}, {scaled} after {} steps of warm-up, {after}", optim.kind, schedule.warmup_steps)
         .to_lowercase()

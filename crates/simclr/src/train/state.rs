@@ -219,7 +219,9 @@ fn refuse_other_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), C
     // Keys that did not exist yet behaved like their defaults.
     let default = json!(RunConfig::default());
     let mut differences = Vec::new();
-    for section in ["data", "augment", "encoder", "head", "loss", "task", "distill", "optim", "train"] {
+    let sections =
+        ["data", "augment", "encoder", "head", "loss", "task", "distill", "moco", "optim", "train"];
+    for section in sections {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");

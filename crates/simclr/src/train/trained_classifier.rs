@@ -7,8 +7,8 @@ use tch::Device;
 
 use super::{RunFolder, state::RunState};
 use crate::{
-    CheckpointError, ConfigError, Plan, RunConfig, TrainError, device::Precision, model::Model,
-    params::load_weights, task::DistillConfig,
+    CheckpointError, ConfigError, Plan, RunConfig, TrainError, device::Precision, encoder::BatchNormScope,
+    model::Model, params::load_weights, task::DistillConfig,
 };
 
 /// A network of the newest checkpoint of a run, with the names of its outputs.
@@ -48,6 +48,13 @@ impl TrainedClassifier {
 
     /// Checks that images of the run `plan` are the input that this classifier was trained on.
     pub(super) fn check_input(&self, plan: &Plan) -> Result<(), TrainError> {
+        let stages = plan.is_chunked() && plan.config.train.batch_norm == BatchNormScope::Global;
+        if stages && self.config.encoder.file.is_some() {
+            let value = self.path.display().to_string();
+            let expected =
+                "train.batch_norm = \"chunk\" with chunks, because the teacher is a TorchScript module";
+            return Err(value_error("distill.teacher", value, expected.into()).into());
+        }
         let here = (plan.channels, plan.config.train.image_size, plan.config.data.value_range());
         let there = (self.channels, self.config.train.image_size, self.config.data.value_range());
         if here == there {
@@ -57,7 +64,7 @@ impl TrainedClassifier {
         let value = self.path.display().to_string();
         let expected =
             format!("a teacher of the images of this run ({}), got one of {}", text(here), text(there));
-        Err(ConfigError::Value { key: "distill.teacher".into(), value, expected }.into())
+        Err(value_error("distill.teacher", value, expected).into())
     }
 
     /// The output that is the class of each image of `dataset`; -1 without a label, or if `distill` does not use its label.

@@ -101,7 +101,7 @@ impl MemoryNeeds {
 /// Constraints on the batch mode.
 #[derive(Debug, Clone, Copy)]
 pub struct Constraints {
-    /// Whether chunks are possible: not with a frozen encoder.
+    /// Whether chunks are possible: not with a frozen encoder or groups of batch norm.
     pub chunks: bool,
     /// `train.batch_norm` of the configuration.
     pub norm: BatchNormScope,

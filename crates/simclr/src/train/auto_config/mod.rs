@@ -204,7 +204,7 @@ impl<'a> Selection<'a> {
         }
         let Some(needs) = &measured.needs else { return Ok(BatchMode::Whole) };
         let constraints = Constraints {
-            chunks: !self.config.task.frozen,
+            chunks: !self.config.task.frozen && train.batch_norm_groups == 1,
             norm: train.batch_norm,
             norm_is_free: !self.written.has("train.batch_norm"),
             objective: self.config.task.objective,
@@ -328,7 +328,8 @@ impl Measured {
         let model = trial.method.model();
         let on_gpu = model.params.device().is_cuda();
         let weights: usize = model.params.named().map(|(_, tensor)| tensor.numel()).sum();
-        let state: usize = trial.optimizer.state().iter().map(|(_, tensor)| tensor.numel()).sum();
+        let state = trial.optimizer.state().into_iter().chain(trial.method.state());
+        let state: usize = state.map(|(_, tensor)| tensor.numel()).sum();
         let checkpoint = CHECKPOINT_COPIES * 4.0 * (weights + state) as f64;
         let side = plan.config.train.image_size;
         let views = plan.config.task.objective.views() * plan.channels * side * side * 4;
