@@ -9,7 +9,7 @@ use std::{
 use simclr_data::{
     AugmentConfig, Batch, Chunking, DataError, Dataset, DeferredView, DeferredViews, Image, Loader,
     LoaderConfig, Sample, Views,
-    augment::{AugmentBuffers, Interpolation, apply},
+    augment::{AugmentBuffers, Interpolation, Policy, SecondView, apply},
     dataset::Source,
     decode::Decoding,
     rng::Key,
@@ -52,7 +52,16 @@ fn loader(interpolation: Interpolation, bad: &[usize]) -> Loader {
         prefetch: 2,
         max_bad_share: 0.5,
     };
-    let augment = AugmentConfig { interpolation, crop_scale: [0.02, 0.6], ..AugmentConfig::default() };
+    let second_view =
+        SecondView { crop_scale: Some([0.3, 1.0]), equalize: Some(0.5), ..SecondView::default() };
+    let augment = AugmentConfig {
+        interpolation,
+        crop_scale: [0.02, 0.6],
+        motion_blur: 0.5,
+        policy: Policy::AutoaugmentCifar10,
+        second_view: Some(second_view),
+        ..AugmentConfig::default()
+    };
     Loader::new(dataset, augment, config).unwrap()
 }
 

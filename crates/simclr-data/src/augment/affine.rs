@@ -43,11 +43,13 @@ fn transform(levels: &mut Levels, matrix: Matrix) {
     levels.spare.resize(area, 0);
     for plane in levels.planes.chunks_exact_mut(area) {
         levels.spare.copy_from_slice(plane);
-        for (at, slot) in plane.iter_mut().enumerate() {
-            let (x, y) = (at as i64 % side, at as i64 / side);
-            let [x, y] = [0, 1].map(|axis| (start[axis] + across[axis] * x + down[axis] * y) >> 16);
-            let inside = (0..side).contains(&x) && (0..side).contains(&y);
-            *slot = if inside { levels.spare[(y * side + x) as usize] } else { 0 };
+        for (y, row) in plane.chunks_exact_mut(levels.side).enumerate() {
+            let line = [0, 1].map(|axis| start[axis] + down[axis] * y as i64);
+            for (x, slot) in row.iter_mut().enumerate() {
+                let [x, y] = [0, 1].map(|axis| (line[axis] + across[axis] * x as i64) >> 16);
+                let inside = (0..side).contains(&x) && (0..side).contains(&y);
+                *slot = if inside { levels.spare[(y * side + x) as usize] } else { 0 };
+            }
         }
     }
 }
