@@ -178,6 +178,7 @@ fn equality(
     small.train.batch = MIN_IMAGES.max(4 * group.count());
     small.train.chunk = 0;
     small.train.batch_norm = BatchNormScope::Global;
+    small.train.batch_norm_groups = 1;
     small.train.precision = PrecisionChoice::F32;
     // Permuting a batch needs its pixels.
     small.data.augment_on = AugmentDeviceChoice::Cpu;
