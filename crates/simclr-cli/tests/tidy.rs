@@ -75,6 +75,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "checkpoint",
             "config",
             "device",
+            "dist",
             "encoder",
             "head",
             "knn",

@@ -36,7 +36,7 @@ pub struct DistillConfig {
     pub temperature: f64,
     /// Weight of the cross entropy with labels, 1 - alpha; 0: no labels.
     pub label_weight: f64,
-    /// Text file with the names of the images whose labels are used, one per line. Unset: all labels of the data set.
+    /// Text file with the names of the images to use labels of, one per line. Unset: all labels of the data set.
     pub labelled: Option<PathBuf>,
 }
 

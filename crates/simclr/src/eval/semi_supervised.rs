@@ -94,7 +94,7 @@ pub struct Steps<'a> {
 
 /// File in a run folder with the names of the images that it trains on.
 const IMAGES: &str = "images.txt";
-/// File in a run folder with the names of the images whose labels it uses.
+/// File in a run folder with the names of the labelled images that it uses.
 const LABELLED: &str = "labelled.txt";
 
 impl Steps<'_> {
@@ -157,7 +157,7 @@ impl Steps<'_> {
         LabelledSet::open(self.data.path, &self.data.labels, &decoding, self.data.seed)
     }
 
-    /// Training images whose labels are used, ascending.
+    /// Training images with a label that is used, ascending.
     fn labelled(&self, set: &LabelledSet) -> Vec<usize> {
         let (fraction, seed) = (self.data.fraction, self.data.seed);
         if fraction >= 1.0 {
