@@ -215,6 +215,8 @@ pub(crate) fn describe(config: &RunConfig) -> String {
 
 #[cfg(test)]
 mod tests {
+    use simclr_data::augment::SecondView;
+
     use super::*;
 
     /// The paper's rule: decay max(1 - 10 / s, 0.9).
@@ -254,8 +256,13 @@ mod tests {
         let mut run = RunConfig::default();
         (run.train.chunk, run.train.batch_norm) = (64, BatchNormScope::ChunkShuffled);
         run.train.step_count = StepCount::Official;
+        (run.augment.motion_blur, run.augment.equalize, run.augment.sobel) = (0.1, 0.1, 0.1);
+        (run.augment.policy, run.augment.vertical_flip) = (Policy::AutoaugmentImagenet, 0.5);
+        run.augment.second_view = Some(SecondView { solarize: Some(0.2), ..SecondView::default() });
         let config = transfer(&run, None, (20_000, 256), 50_000);
         config.validate().unwrap();
+        let plain = AugmentConfig { color: 0.0, gray: 0.0, blur: 0.0, ..AugmentConfig::default() };
+        assert_eq!(config.augment, AugmentConfig { vertical_flip: 0.5, ..plain }, "crops and flips only");
         let (optim, augment) = (&config.optim, &config.augment);
         assert_eq!((optim.kind, optim.momentum, optim.nesterov), (OptimKind::Sgd, 0.9, true));
         assert_eq!((optim.scaling, optim.warmup_epochs), (Scaling::None, 0.0));
