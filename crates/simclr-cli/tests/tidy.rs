@@ -48,6 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("methods", &["encoder", "model", "nt_xent", "params"]),
     ("exec", &["dist", "encoder", "methods", "model", "nt_xent", "optim", "views"]),
     ("checkpoint", &[]),
+    ("tensor_bundle", &[]),
     ("knn", &[]),
     (
         "train",
@@ -82,6 +83,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "optim",
             "params",
             "task",
+            "tensor_bundle",
             "train",
         ],
     ),

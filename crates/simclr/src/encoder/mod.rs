@@ -42,6 +42,8 @@ pub struct EncoderConfig {
     pub sk_ratio: f64,
     /// Stem and projection shortcuts of ResNet-D.
     pub resnet_d: ResnetD,
+    /// Imports of TensorFlow checkpoints: the moving averages (`.../ExponentialMovingAverage`) instead of the weights.
+    pub import_ema: bool,
     /// Initialisation of convolution kernels.
     pub init: Init,
     /// Mean subtracted from each channel of the images in `[0, 1]`; empty = 0. torchvision's weights: 0.485, 0.456, 0.406.
@@ -62,6 +64,7 @@ impl Default for EncoderConfig {
             shortcut: Shortcut::Identity,
             sk_ratio: 0.0,
             resnet_d: ResnetD::Auto,
+            import_ema: false,
             init: Init::Official,
             input_mean: Vec::new(),
             input_std: Vec::new(),
