@@ -3,7 +3,11 @@
 use std::fmt::Display;
 
 use super::RunConfig;
-use crate::{ConfigError, encoder::BatchNormScope, head::HeadKind};
+use crate::{
+    ConfigError,
+    encoder::{BatchNormScope, ResnetD},
+    head::HeadKind,
+};
 
 impl RunConfig {
     /// # Errors
@@ -19,6 +23,9 @@ impl RunConfig {
         check(width.is_finite() && width >= 1.0 / 16.0, "encoder.width", width, "at least 1/16")?;
         let ratio = encoder.sk_ratio;
         check((0.0..=1.0).contains(&ratio), "encoder.sk_ratio", ratio, "0 (no selective kernels) to 1")?;
+        let has_blocks = encoder.is_resnet() || ratio == 0.0 && encoder.effective_resnet_d() == ResnetD::Off;
+        let name = encoder.name.as_str();
+        check(has_blocks, "encoder.name", name, "a ResNet with encoder.sk_ratio or encoder.resnet_d")?;
         let has_hidden_layer = head.kind != HeadKind::Nonlinear || head.layers >= 2;
         check(has_hidden_layer, "head.layers", head.layers, "at least 2 layers in a nonlinear head")?;
         check(head.out >= 1, "head.out", head.out, "at least 1")?;

@@ -23,7 +23,14 @@ const GRAPH: &str = "_CHECKPOINTABLE_OBJECT_GRAPH";
 /// `DT_STRING` of `types.proto`.
 const STRING: i64 = 7;
 /// Types of `types.proto` that are read as numbers.
-const KINDS: [(i64, Kind); 4] = [(1, Kind::Float), (2, Kind::Double), (14, Kind::BFloat16), (19, Kind::Half)];
+const KINDS: [(i64, Kind); 6] = [
+    (1, Kind::Float),
+    (2, Kind::Double),
+    (3, Kind::Int),
+    (9, Kind::Int64),
+    (14, Kind::BFloat16),
+    (19, Kind::Half),
+];
 
 /// A checkpoint of which the index has been read.
 #[derive(Debug)]
