@@ -204,13 +204,14 @@ pub struct Evaluate {
     /// Override any key of [eval], or with --weights of the run; may be given many times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Evaluate these safetensors weights under torchvision's or timm's names; needs the architecture (--encoder) and the side of
-    /// an image (--image-size)
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// Evaluate these weights: safetensors under torchvision's or timm's names, which need the architecture (--encoder) and the
+    /// side of an image (--image-size); or a checkpoint of google-research/simclr, TF1 or TF2, by its prefix or folder, which
+    /// determines the architecture
+    #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// With --weights: channel statistics that they expect
-    #[arg(long, requires = "weights", default_value = "imagenet")]
-    pub normalize: Normalize,
+    /// With --weights: channel statistics that they expect [default: imagenet; none of a checkpoint of google-research/simclr]
+    #[arg(long, requires = "weights")]
+    pub normalize: Option<Normalize>,
     /// With --weights: architecture, such as resnet18 (encoder.name)
     #[arg(long, requires = "weights")]
     pub encoder: Option<String>,

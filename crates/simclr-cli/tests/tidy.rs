@@ -48,6 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("methods", &["encoder", "head", "losses", "model", "params", "task"]),
     ("exec", &["dist", "encoder", "methods", "model", "losses", "optim", "views"]),
     ("checkpoint", &[]),
+    ("tensor_bundle", &[]),
     ("knn", &[]),
     (
         "train",
@@ -83,6 +84,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "optim",
             "params",
             "task",
+            "tensor_bundle",
             "train",
         ],
     ),

@@ -114,7 +114,7 @@ impl Checkpoint {
     }
 }
 
-/// The tensors of a safetensors file without the checks and sections of a checkpoint.
+/// The tensors of a file of another program.
 #[derive(Debug)]
 pub struct ForeignTensors {
     path: PathBuf,
@@ -135,6 +135,11 @@ impl ForeignTensors {
         let tensors = read_tensors(file.tensors()).map_err(refused)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         Ok(Self { path: path.to_owned(), tensors, metadata })
+    }
+
+    /// `tensors` of the file `path`, which is no safetensors file.
+    pub fn of(path: &Path, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { path: path.to_owned(), tensors, metadata: HashMap::new() }
     }
 
     /// The entry `key` of the file's metadata.

@@ -86,6 +86,39 @@ pub enum ModelError {
     Shim(#[from] simclr_shim::ShimError),
 }
 
+/// A TensorFlow checkpoint that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// Operating system error, with the path.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// Truncated, changed, or with contents that are not supported.
+    #[error("TensorFlow checkpoint `{path}`: {reason}")]
+    Damaged {
+        /// The index or data file.
+        path: PathBuf,
+        /// What is invalid.
+        reason: String,
+    },
+    /// No tensor of this name.
+    #[error("TensorFlow checkpoint `{path}`: tensor `{name}` is missing")]
+    Missing {
+        /// The index file.
+        path: PathBuf,
+        /// Of the tensor.
+        name: String,
+    },
+    /// Not a model of google-research/simclr.
+    #[error("TensorFlow checkpoint `{path}`: {reason}")]
+    OtherModel {
+        /// Its prefix.
+        path: PathBuf,
+        /// Expected and found layers.
+        reason: String,
+    },
+}
+
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -259,6 +292,9 @@ pub enum EvalError {
     /// Checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Checkpoint of TensorFlow.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// Configuration of the run that is evaluated.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -53,13 +53,14 @@ pub mod config; // RunConfig as written -> Plan as run
 pub mod methods; // what is learned: modules, loss, state
 pub mod exec; // how a step runs: eager, CUDA graph, gradient caching
 pub mod checkpoint; // named tensors and JSON <-> one file, atomic
+pub mod tensor_bundle; // TensorFlow checkpoint -> named tensors, object graph
 pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run
 pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
 pub mod export; // encoder -> safetensors, features -> parquet / npy
 
 pub use config::{Plan, RunConfig};
-pub use error::{CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};
+pub use error::{BundleError, CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};
 
 /// Standard normal numbers of a test: libtorch's generator is shared by all threads, and tests run side by side.
 #[cfg(test)]

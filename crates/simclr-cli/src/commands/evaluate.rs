@@ -7,7 +7,7 @@ use simclr::{
     data::{RangeChoice, ValueRange},
     eval::{
         EvalConfig, evaluate,
-        features::import::{IMAGENET_MEAN, IMAGENET_STD, check_imported, import, resolved},
+        features::import::{IMAGENET_MEAN, IMAGENET_STD, check_imported, configure, import, resolved},
     },
     train::RunFolder,
 };
@@ -69,8 +69,10 @@ fn eval_config(arguments: &Evaluate, overrides: &[String]) -> Result<EvalConfig,
 /// A run folder with imported weights. An existing folder must hold the same weights with the same options.
 fn imported(weights: &Path, overrides: &[String], arguments: &Evaluate) -> Result<RunFolder, Failure> {
     let path = &arguments.run;
-    let mut config = RunConfig::load(None, overrides)?;
-    if arguments.normalize == Normalize::Imagenet && config.encoder.input_mean.is_empty() {
+    let (mut config, official) = configure(weights, overrides)?;
+    // The official code trains on images in [0, 1].
+    let usual = if official.is_some() { Normalize::None } else { Normalize::Imagenet };
+    if arguments.normalize.unwrap_or(usual) == Normalize::Imagenet && config.encoder.input_mean.is_empty() {
         config.encoder.input_mean = IMAGENET_MEAN.to_vec();
         config.encoder.input_std = IMAGENET_STD.to_vec();
     }
@@ -86,6 +88,9 @@ fn imported(weights: &Path, overrides: &[String], arguments: &Evaluate) -> Resul
     let range = config.data.value_range();
     if is_open && range != ValueRange::Full {
         terminal::message(&format!("note: data.range = {range}, measured on a sample of the images"));
+    }
+    if let Some(description) = official {
+        terminal::message(&format!("note: {description}"));
     }
     let folder = RunFolder::create(path)?;
     let outcome = import(weights, &config, channels as i64, &folder);

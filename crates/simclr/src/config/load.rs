@@ -368,6 +368,7 @@ mod tests {
             ("optim.lr=-1", "optim.lr"),
             ("data.max_bad_share=2", "data.max_bad_share"),
             ("encoder.width=0", "encoder.width"),
+            ("encoder.sk_ratio=2", "encoder.sk_ratio"),
             ("head.layers=1", "head.layers"),
             ("train.image_size=4", "train.image_size"),
             ("transform.crop=0", "transform.crop"),

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::RunConfig;
 use crate::{
     ConfigError,
-    encoder::BatchNormScope,
+    encoder::{BatchNormScope, ResnetD},
     head::HeadKind,
     losses::{LossConfig, Reduction},
     optim::{OptimConfig, ScheduleKind},
@@ -30,6 +30,9 @@ impl RunConfig {
         check(width.is_finite() && width >= 1.0 / 16.0, "encoder.width", width, "at least 1/16")?;
         let ratio = encoder.sk_ratio;
         check((0.0..=1.0).contains(&ratio), "encoder.sk_ratio", ratio, "0 (no selective kernels) to 1")?;
+        let has_blocks = encoder.is_resnet() || ratio == 0.0 && encoder.effective_resnet_d() == ResnetD::Off;
+        let name = encoder.name.as_str();
+        check(has_blocks, "encoder.name", name, "a ResNet with encoder.sk_ratio or encoder.resnet_d")?;
         let side = train.image_size as i64;
         let is_divided = encoder.patch >= 1 && (!encoder.is_vit() || side % encoder.patch == 0);
         check(

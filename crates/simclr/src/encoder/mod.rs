@@ -44,6 +44,8 @@ pub struct EncoderConfig {
     pub sk_ratio: f64,
     /// Stem and projection shortcuts of ResNet-D.
     pub resnet_d: ResnetD,
+    /// Imports of TensorFlow checkpoints: the moving averages (`.../ExponentialMovingAverage`) instead of the weights.
+    pub import_ema: bool,
     /// Initialisation of convolution kernels.
     pub init: Init,
     /// Side of a patch of a vision transformer in pixels; it divides `train.image_size`.
@@ -70,6 +72,7 @@ impl Default for EncoderConfig {
             shortcut: Shortcut::Identity,
             sk_ratio: 0.0,
             resnet_d: ResnetD::Auto,
+            import_ema: false,
             init: Init::Official,
             patch: 16,
             positions: Positions::Learned,

@@ -2,7 +2,7 @@
 
 use simclr_data::DataError;
 
-use super::{Blame, CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};
+use super::{Blame, BundleError, CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};
 
 impl ConfigError {
     /// How to fix the error.
@@ -31,6 +31,19 @@ impl ModelError {
                 Some("an encoder file is a module saved with torch.jit.save, without its classifier".into())
             }
             _ => None,
+        }
+    }
+}
+
+impl BundleError {
+    /// How to fix the error.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Io(error) => disk_hint(error),
+            Self::Damaged { .. } => Some("fetch the checkpoint again; all of its files are needed".into()),
+            Self::Missing { .. } | Self::OtherModel { .. } => {
+                Some("expected a checkpoint of google-research/simclr, TF1 or TF2".into())
+            }
         }
     }
 }
@@ -135,6 +148,7 @@ impl EvalError {
             Self::Data(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
+            Self::Bundle(error) => error.hint(),
             Self::Io(error) => disk_hint(error),
             Self::Training(error) => error.hint(),
             Self::OtherWeights { .. } => Some(

@@ -26,6 +26,7 @@ pub struct FrozenEncoder {
     config: RunConfig,
     channels: i64,
     origin: Origin,
+    has_head: bool,
 }
 
 /// Source of the weights of a frozen encoder.
@@ -65,7 +66,9 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
         passed_over,
         assumed,
     };
-    Ok(FrozenEncoder { origin, ..frozen })
+    // An import has zero steps; its head has trained weights only if they were imported, too.
+    let has_head = (step, origin.total_steps) != (0, Some(0)) || plan["imported_head"] == true;
+    Ok(FrozenEncoder { origin, has_head, ..frozen })
 }
 
 /// The run's `plan.json`, which resolves channels and number of steps.
@@ -86,7 +89,7 @@ impl FrozenEncoder {
         let model = Model::new(&config.encoder, &config.head, sides, seed, device, Precision::F32)?;
         let origin =
             Origin { checkpoint: None, step: 0, total_steps: None, passed_over: Vec::new(), assumed: None };
-        Ok(Self { model, config: config.clone(), channels, origin })
+        Ok(Self { model, config: config.clone(), channels, origin, has_head: true })
     }
 
     /// With weights of a file, which were copied into [`FrozenEncoder::model`].
@@ -184,15 +187,13 @@ impl FrozenEncoder {
     /// Width of `layer`.
     ///
     /// # Errors
-    /// A layer that the head does not have, or any layer of a head without trained weights, as of imported encoders.
+    /// A layer that the head does not have, or any layer of a head without trained weights, as of encoders imported without one.
     pub fn layer_dim(&self, layer: Layer) -> Result<i64, EvalError> {
         let widths = self.model.head.widths();
-        let imported =
-            self.origin.checkpoint.is_some() && (self.origin.step, self.origin.total_steps) == (0, Some(0));
         let refused = |reason: String| Err(EvalError::Layer { layer: layer.to_string(), reason });
         match layer {
             Layer::H => Ok(self.feature_dim()),
-            _ if imported => refused("imported weights have no projection head; expected h".into()),
+            _ if !self.has_head => refused("the imported weights have no projection head; expected h".into()),
             Layer::Z => Ok(widths.last().copied().unwrap_or(self.feature_dim())),
             Layer::Head(number) => match widths.get(number - 1) {
                 Some(width) => Ok(*width),

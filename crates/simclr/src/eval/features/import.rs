@@ -1,5 +1,6 @@
 //! Import of encoder weights into a run folder, for evaluation, embedding, fine-tuning and export like a trained run:
-//! safetensors under torchvision's names (timm's are the same for these ResNets).
+//! safetensors under torchvision's names (timm's are the same for these ResNets), and checkpoints of google-research/simclr, with
+//! their head.
 
 use std::path::Path;
 
@@ -7,7 +8,10 @@ use serde_json::{Value, json};
 use simclr_data::{Dataset, RangeChoice, Split};
 use tch::{Device, Tensor};
 
-use super::frozen_encoder::{hash_tensors, load_encoder};
+use super::{
+    frozen_encoder::{hash_tensors, load_encoder},
+    official::OfficialCheckpoint,
+};
 use crate::{
     EvalError, RunConfig,
     checkpoint::{Checkpoint, ForeignTensors, write_atomically},
@@ -43,21 +47,37 @@ pub fn resolved(mut config: RunConfig, data: &Path) -> Result<(RunConfig, usize)
     Ok((config, set.channels()))
 }
 
-/// Writes a finished run of zero steps with the encoder of `file` into `folder`. `config` holds the architecture, the image
-/// size and the input statistics. Other tensors of the file (a classifier, counters) are ignored.
+/// The configuration for an import of `file`: `overrides`, and of an official checkpoint what its shapes determine and its
+/// preprocessing where they leave it open, with a note.
 ///
 /// # Errors
-/// A file that is not safetensors, lacks a tensor of the architecture, or has one of another shape.
+/// Invalid overrides, or such that contradict the checkpoint; a damaged checkpoint.
+pub fn configure(file: &Path, overrides: &[String]) -> Result<(RunConfig, Option<String>), EvalError> {
+    let config = RunConfig::load(None, overrides)?;
+    let Some(official) = OfficialCheckpoint::find(file, config.encoder.import_ema)? else {
+        return Ok((config, None));
+    };
+    Ok((official.configure(overrides)?, Some(official.describe())))
+}
+
+/// Writes a finished run of zero steps with the encoder of `file`, and the head of an official checkpoint, into `folder`. `config`
+/// holds the architecture, the image size and the input statistics. Other tensors of the file (counters, optimizer) are ignored.
+///
+/// # Errors
+/// A file that is neither safetensors nor an official checkpoint, lacks a tensor of the architecture, or has one of another shape.
 pub fn import(file: &Path, config: &RunConfig, channels: i64, folder: &RunFolder) -> Result<(), EvalError> {
-    let model = read_model(file, config, channels)?;
+    let weights = read_weights(file, config, channels)?;
     let mut checkpoint = Checkpoint::default();
-    let owned = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
-    checkpoint.tensors.extend(owned);
+    let owned = weights.model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    checkpoint.tensors.extend(
+        owned.chain(weights.classifier.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))),
+    );
     let source = file_name(file);
     checkpoint.sections.insert("state".into(), json!({ "step": 0, "imported_from": source }));
     checkpoint.save(&folder.checkpoint_file(0))?;
     let plan = json!({
-        "channels": channels, "total_steps": 0, "imported_from": source, "weights": digest(&model),
+        "channels": channels, "total_steps": 0, "imported_from": source, "weights": weights.digest(),
+        "imported_head": weights.has_head,
     });
     write_atomically(&folder.plan_file(), format!("{plan:#}\n").as_bytes())?;
     // Written last: a folder with this file is a run.
@@ -84,8 +104,8 @@ pub fn check_imported(file: &Path, config: &RunConfig, folder: &RunFolder) -> Re
         let reason = format!("it holds `{source}` with other options: {}", differences.join("; "));
         return Err(refused(reason));
     }
-    let model = read_model(file, config, held.channels())?;
-    let (was, is) = (digest(held.model()), digest(&model));
+    let weights = read_weights(file, config, held.channels())?;
+    let (was, is) = (digest(held.model(), weights.has_head), weights.digest());
     if was != is {
         return Err(refused(format!("it holds the weights `{source}` ({was}), given were `{given}` ({is})")));
     }
@@ -115,29 +135,55 @@ fn differences(was: &RunConfig, is: &RunConfig) -> Vec<String> {
     found
 }
 
-/// A model of `config` with the encoder of `file`.
-fn read_model(file: &Path, config: &RunConfig, channels: i64) -> Result<Model, EvalError> {
-    let stored = ForeignTensors::parse(file, &fs_err::read(file)?)?;
+/// Weights of a file.
+struct Weights {
+    model: Model,
+    has_head: bool,
+    /// Of a supervised classifier, under the names of fine-tuned runs.
+    classifier: Vec<(String, Tensor)>,
+}
+
+impl Weights {
+    fn digest(&self) -> String {
+        digest(&self.model, self.has_head)
+    }
+}
+
+/// A model of `config` with the weights of `file`.
+fn read_weights(file: &Path, config: &RunConfig, channels: i64) -> Result<Weights, EvalError> {
     let shape = (channels, config.train.image_size as i64);
     let model =
         Model::new(&config.encoder, &config.head, shape, config.train.seed, Device::Cpu, Precision::F32)?;
-    let wanted = || encoder_of(&model);
+    if let Some(official) = OfficialCheckpoint::find(file, config.encoder.import_ema)? {
+        official.load_into(&model)?;
+        return Ok(Weights { model, has_head: official.has_head(), classifier: official.classifier()? });
+    }
+    read_safetensors(file, &model)?;
+    Ok(Weights { model, has_head: false, classifier: Vec::new() })
+}
+
+/// Copies the encoder of a safetensors file into `model`.
+fn read_safetensors(file: &Path, model: &Model) -> Result<(), EvalError> {
+    let stored = ForeignTensors::parse(file, &fs_err::read(file)?)?;
+    let wanted = || encoder_of(model);
     let holds = |prefix: &str, name: &str| stored.contains(&format!("{prefix}{name}"));
     let held = |prefix: &&str| wanted().filter(|(name, _)| holds(prefix, name)).count();
     let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
     // Half precision is widened when the values are copied.
-    load_weights(wanted(), |name, shape| stored.tensor(&format!("{prefix}{name}"), shape))?;
-    Ok(model)
+    Ok(load_weights(wanted(), |name, shape| stored.tensor(&format!("{prefix}{name}"), shape))?)
 }
 
 fn encoder_of(model: &Model) -> impl Iterator<Item = (&str, &Tensor)> {
     model.params.named().filter_map(|(name, tensor)| Some((name.strip_prefix("encoder.")?, tensor)))
 }
 
-/// 16 hex digits over the encoder's weights.
-fn digest(model: &Model) -> String {
+/// 16 hex digits over the weights of the encoder, and of the head.
+fn digest(model: &Model, with_head: bool) -> String {
     let mut hash = blake3::Hasher::new();
     hash_tensors(&mut hash, encoder_of(model));
+    if with_head {
+        hash_tensors(&mut hash, model.params.named().filter(|(name, _)| name.starts_with("head.")));
+    }
     hash.finalize().to_hex()[..16].to_owned()
 }
 

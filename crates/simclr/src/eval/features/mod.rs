@@ -4,7 +4,8 @@ pub(crate) mod cache; // images -> features, in pieces that survive an interrupt
 mod decodable; // decodable images of both parts
 mod extract; // images -> rows
 mod frozen_encoder; // run folder -> frozen encoder
-pub mod import; // weights of other programs -> run folder
+pub mod import;
+mod official; // weights of other programs -> run folder
 
 pub(crate) use cache::{Columns, FeatureCache, Part};
 pub(crate) use decodable::DecodableImages;
