@@ -9,7 +9,7 @@ use super::{loss, nt_xent::Z, rows};
 const COSINES: [[f64; 3]; 3] = [
     [0.894_427_191, 0.316_227_766, -1.0],
     [0.447_213_595, 0.948_683_298, 0.0],
-    [-0.316_227_766, 0.447_213_595, 0.707_106_781],
+    [-0.316_227_766, 0.447_213_595, std::f64::consts::FRAC_1_SQRT_2],
 ];
 
 /// Mean over anchors of `of(positive, negatives)`, the anchors being rows of `cosines`.
