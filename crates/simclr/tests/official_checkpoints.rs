@@ -18,6 +18,7 @@ use simclr::{
         },
         layer::Layer,
     },
+    export::export_encoder,
     head::HeadKind,
     tensor_bundle::{self, Bundle},
     train::RunFolder,
@@ -119,6 +120,31 @@ fn the_checkpoint_determines_the_architecture() {
     }
     let error = configure(&golden(), &["encoder.import_ema=true".to_owned()]).unwrap_err();
     assert!(error.to_string().contains("no moving averages") && error.hint().is_some(), "{error}");
+}
+
+/// The export is verified against the run when it is written; layers of the head are outputs of the import, others are not.
+#[test]
+fn an_import_is_a_run_with_a_head() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(&root.path().join("run")).unwrap();
+    let overrides = ["train.image_size=64".to_owned(), "train.device=\"cpu\"".to_owned()];
+    let (config, _) = configure(&golden(), &overrides).unwrap();
+    import(&golden(), &config, 3, &folder).unwrap();
+    let exported = export_encoder(&folder, &root.path().join("encoder.safetensors")).unwrap();
+    assert_eq!(exported.metadata["simclr.sk_ratio"], "0.0625");
+    assert_eq!(exported.metadata["simclr.resnet_d"], "official");
+    let frozen = load_encoder(&folder).unwrap();
+    let width = |layer| frozen.layer_dim(layer).ok();
+    assert_eq!([Layer::H, Layer::Head(1), Layer::Z].map(width), [Some(128), Some(128), Some(16)]);
+    assert_eq!(width(Layer::Head(3)), None);
+    // Another head is another import.
+    let mut other = config.clone();
+    other.head.hidden = 64;
+    assert!(matches!(check_imported(&golden(), &other, &folder), Err(EvalError::OtherWeights { .. })));
+    // A model of other shapes takes no weights of it.
+    let refused = RunFolder::create(&root.path().join("refused")).unwrap();
+    let error = import(&golden(), &other, 3, &refused).unwrap_err();
+    assert!(error.to_string().contains("shape [128, 128], expected [64, 128]"), "{error}");
 }
 
 #[test]
