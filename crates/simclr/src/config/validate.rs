@@ -230,8 +230,9 @@ mod tests {
             (&[moco, "moco.momentum=nan"], "moco.momentum = NaN"),
             (&[memory, "moco.symmetric=true"], "moco.symmetric = true: expected false"),
             (&[moco, "loss.normalize=false"], "loss.normalize = false"),
-            (&[memory, "loss.decoupled=true"], "loss.decoupled = true"),
-            (&[moco, "loss.scale=official"], "loss.scale = official"),
+            (&[memory, "loss.decoupled=true"], "[loss] = a variant of NT-Xent"),
+            (&[moco, "loss.kind=margin"], "[loss] = a variant of NT-Xent"),
+            (&[moco, "loss.reduction=official"], "loss.reduction = official"),
             (&[moco, "train.chunk=64", "train.batch_norm=chunk"], "moco.shuffle = false"),
             (&["train.batch_norm_groups=0"], "train.batch_norm_groups = 0: expected 1 to 128"),
             (&["train.batch_norm_groups=129"], "train.batch_norm_groups = 129"),
@@ -252,7 +253,7 @@ mod tests {
         }
         for set in [
             &[moco, "moco.queue=256"][..],
-            &[memory, "loss.scale=official"],
+            &[memory, "loss.reduction=official"],
             &[moco, "moco.symmetric=true", "moco.queue=512", "train.batch_norm_groups=128"],
             &[moco, "train.chunk=64", "train.batch_norm=chunk", "moco.shuffle=false"],
             &[moco, "train.chunk=64", "train.batch_norm=chunk-shuffled"],

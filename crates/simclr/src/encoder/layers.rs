@@ -145,13 +145,13 @@ impl BatchNorm {
         relu: bool,
         mode: &Mode,
     ) -> Result<Tensor, ModelError> {
-        let Mode::Train(BatchStatistics { exchange, momentum, groups }) = mode else {
+        let Mode::Train(BatchStatistics { all_reduce, momentum, groups }) = mode else {
             return self.normalise(x, residual, relu, Statistics::Running);
         };
         let sum =
             |group: Arc<dyn AllReduce>| Arc::new(move |values: &Tensor| group.all_reduce_sum(values)) as Sum;
         let statistics =
-            |momentum: f64| Statistics::Batch { momentum, all_reduce: exchange.clone().map(sum) };
+            |momentum: f64| Statistics::Batch { momentum, all_reduce: all_reduce.clone().map(sum) };
         if *groups < 2 {
             return self.normalise(x, residual, relu, statistics(*momentum));
         }

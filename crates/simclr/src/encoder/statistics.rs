@@ -46,7 +46,7 @@ impl BatchNormScope {
 #[derive(Debug, Clone)]
 pub struct BatchStatistics {
     /// All-reduce over the other participants.
-    pub exchange: Option<Arc<dyn AllReduce>>,
+    pub all_reduce: Option<Arc<dyn AllReduce>>,
     /// Weight of this batch in the running statistics; 0 leaves them unchanged.
     pub momentum: f64,
     /// Groups of rows with statistics of their own, see [`group_rows`]; the running statistics are those of their mean.
@@ -56,7 +56,7 @@ pub struct BatchStatistics {
 impl Default for BatchStatistics {
     /// Statistics of this batch only.
     fn default() -> Self {
-        Self { exchange: None, momentum: MOMENTUM, groups: 1 }
+        Self { all_reduce: None, momentum: MOMENTUM, groups: 1 }
     }
 }
 

@@ -106,7 +106,7 @@ fn backward(
 
 /// Statistics of all chunks.
 fn synchronised(all_reduce: Arc<dyn AllReduce>, momentum: f64) -> Mode {
-    Mode::Train(BatchStatistics { exchange: Some(all_reduce), momentum, groups: 1 })
+    Mode::Train(BatchStatistics { all_reduce: Some(all_reduce), momentum, groups: 1 })
 }
 
 /// Handles to the modules of a method, for one thread.

@@ -148,9 +148,9 @@ impl StepContext<'_> {
     /// Training mode for a batch that passes through the encoder at once.
     fn train_mode(&self) -> Mode {
         let global = self.norm.scope == BatchNormScope::Global;
-        let exchange = if global { self.group.norm_all_reduce() } else { None };
+        let all_reduce = if global { self.group.norm_all_reduce() } else { None };
         let NormConfig { momentum, groups, .. } = self.norm;
-        Mode::Train(BatchStatistics { exchange, momentum, groups })
+        Mode::Train(BatchStatistics { all_reduce, momentum, groups })
     }
 
     /// Seeds libtorch's generator per (run, step, part of the batch), so that the dropout of a TorchScript module repeats in
