@@ -2,10 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{
-    pair_loss::{AnchorTerms, Batch, PairLoss, Side},
-    semi_hard::{Triplet, TripletTerms},
-};
+use super::pair_loss::{AnchorTerms, Batch, PairLoss, Side};
 
 /// l = mean over the negatives k of max(s_k - s_positive + margin, 0), in similarities: there is no temperature.
 pub(super) struct Margin {
@@ -55,18 +52,5 @@ impl PairLoss for Margin {
     fn slopes(&self, rows: &Side, columns: &Side, logits: Tensor, spare: Tensor) -> Tensor {
         let by_row = logits.gt_tensor_out(&spare, &rows.over_tile(0)).g_mul_(&rows.over_tile(1));
         logits.gt_tensor_out(&logits, &columns.over_tile(0)).g_mul_(&columns.over_tile(1)).g_add_(&by_row)
-    }
-}
-
-impl Triplet for Margin {
-    /// A negative below the positive by the margin or more has loss and slope 0, as if there were none.
-    fn terms(&self, positive: &Tensor, negative: &Tensor, found: &Tensor) -> TripletTerms {
-        let excess = (negative - positive + self.margin).relu() * found;
-        let is_inside = excess.gt(0.0).to_kind(Kind::Float);
-        TripletTerms { losses: excess, at_positive: -&is_inside, at_negative: is_inside }
-    }
-
-    fn chance(&self) -> (f64, String) {
-        PairLoss::chance(self, 1)
     }
 }

@@ -4,10 +4,7 @@ use std::f64::consts::LN_2;
 
 use tch::{Kind, Tensor};
 
-use super::{
-    pair_loss::{AnchorTerms, Batch, PairLoss, Side},
-    semi_hard::{Triplet, TripletTerms},
-};
+use super::pair_loss::{AnchorTerms, Batch, PairLoss, Side};
 
 /// l = -ln sigmoid(s_positive) - sum over the negatives k of ln sigmoid(-s_k).
 pub(super) struct NtLogistic {
@@ -55,19 +52,5 @@ impl PairLoss for NtLogistic {
     /// The slope depends on the logit only, so both sides have the same.
     fn slopes(&self, _: &Side, _: &Side, mut logits: Tensor, _: Tensor) -> Tensor {
         logits.sigmoid_().g_mul_scalar_(2.0)
-    }
-}
-
-impl Triplet for NtLogistic {
-    fn terms(&self, positive: &Tensor, negative: &Tensor, found: &Tensor) -> TripletTerms {
-        TripletTerms {
-            losses: positive.neg().softplus() + found * negative.softplus(),
-            at_positive: -positive.neg().sigmoid(),
-            at_negative: found * negative.sigmoid(),
-        }
-    }
-
-    fn chance(&self) -> (f64, String) {
-        (2.0 * LN_2, "2 ln 2".into())
     }
 }

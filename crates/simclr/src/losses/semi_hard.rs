@@ -5,6 +5,8 @@ use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
 
 use super::{
+    margin::Margin,
+    nt_logistic::NtLogistic,
     nt_xent::NtXent,
     pair_loss::{AnchorTerms, Batch, PairLoss, Side},
 };
@@ -99,5 +101,32 @@ impl Triplet for NtXent {
 
     fn chance(&self) -> (f64, String) {
         (LN_2, "ln 2".into())
+    }
+}
+
+impl Triplet for NtLogistic {
+    fn terms(&self, positive: &Tensor, negative: &Tensor, found: &Tensor) -> TripletTerms {
+        TripletTerms {
+            losses: positive.neg().softplus() + found * negative.softplus(),
+            at_positive: -positive.neg().sigmoid(),
+            at_negative: found * negative.sigmoid(),
+        }
+    }
+
+    fn chance(&self) -> (f64, String) {
+        (2.0 * LN_2, "2 ln 2".into())
+    }
+}
+
+impl Triplet for Margin {
+    /// A negative below the positive by the margin or more has loss and slope 0, as if there were none.
+    fn terms(&self, positive: &Tensor, negative: &Tensor, found: &Tensor) -> TripletTerms {
+        let excess = (negative - positive + self.margin).relu() * found;
+        let is_inside = excess.gt(0.0).to_kind(Kind::Float);
+        TripletTerms { losses: excess, at_positive: -&is_inside, at_negative: is_inside }
+    }
+
+    fn chance(&self) -> (f64, String) {
+        PairLoss::chance(self, 1)
     }
 }
