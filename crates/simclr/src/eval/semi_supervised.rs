@@ -41,7 +41,7 @@ pub struct LabelledData<'a> {
     pub seed: u64,
 }
 
-/// Options of [`finetune`].
+/// Options of [`Steps::finetune`].
 #[derive(Debug, Clone)]
 pub struct FinetuneOptions {
     /// Hyper-parameters.
@@ -58,10 +58,10 @@ pub struct FinetuneOptions {
     pub from_scratch: bool,
 }
 
-/// Options of [`distill`].
+/// Options of [`Steps::distill`].
 #[derive(Debug, Clone)]
 pub struct DistillOptions {
-    /// Student, optimizer, augmentation and length; the objective and `[distill]` are set by [`distill`].
+    /// Student, optimizer, augmentation and length; the objective and `[distill]` are set by [`Steps::distill`].
     pub config: RunConfig,
     /// tau.
     pub temperature: f64,
@@ -314,7 +314,8 @@ impl DistillOptions {
         config.transform = teacher.transform;
         config.data.range.clone_from(&teacher.data.range);
         config.data.pages = teacher.data.pages;
-        config.task = TaskConfig { objective: MethodKind::Distillation, ..TaskConfig::default() };
+        let init_from = recipe.task.init_from.clone();
+        config.task = TaskConfig { objective: MethodKind::Distillation, init_from, ..TaskConfig::default() };
         Self { config, temperature: 1.0, label_weight: 0.0 }
     }
 }

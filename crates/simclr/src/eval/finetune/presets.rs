@@ -152,10 +152,11 @@ fn geometric(augment: AugmentConfig) -> AugmentConfig {
     }
 }
 
-/// SimCLR v2's distillation: optimizer, schedule and batch as in pretraining, random crops and flips only.
+/// SimCLR v2's distillation: optimizer, schedule and batch as in pretraining, random crops and flips only. `task.init_from` is kept.
 pub(crate) fn distilled(run: &RunConfig) -> RunConfig {
     let mut config = with_labels(run);
     config.task.objective = MethodKind::Distillation;
+    config.task.init_from.clone_from(&run.task.init_from);
     config.augment = geometric(config.augment);
     (config.train.knn_every, config.train.keep_checkpoints) = (0.0, 1);
     config
@@ -164,7 +165,7 @@ pub(crate) fn distilled(run: &RunConfig) -> RunConfig {
 /// [`distilled`] without a teacher: cross entropy on `labels` of `images` images, for as many steps.
 pub(crate) fn on_labels_alone(run: &RunConfig, images: usize, labels: usize) -> RunConfig {
     let mut config = distilled(run);
-    config.task.objective = MethodKind::Supervised;
+    config.task = TaskConfig { objective: MethodKind::Supervised, ..TaskConfig::default() };
     let steps = config.train.epochs * (images / config.train.batch).max(1) as f64;
     config.train.batch = config.train.batch.min(labels / 4).max(2);
     let epochs = steps / (labels / config.train.batch).max(1) as f64;
