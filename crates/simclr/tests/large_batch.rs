@@ -380,15 +380,23 @@ fn a_view_without_partner_is_excluded_from_the_loss() {
     );
 }
 
-/// Global batch norm over chunks also gives the supervised loss of the whole batch.
+/// Global batch norm over chunks also gives the loss of the whole batch of methods with one view per image.
 #[test]
-fn supervised_chunks_give_the_gradient_of_the_whole_batch() {
-    let config = config(&["task.objective=supervised"]);
-    let expected = whole(&config, 16, 1);
-    let found = chunked(&config, 16, (4, BatchNormScope::Global), 1);
-    assert_eq!(found.steps[0].0, expected.steps[0].0);
-    assert!((found.steps[0].1.loss / expected.steps[0].1.loss - 1.0).abs() < 1e-5);
-    assert!(worst(&found.gradients, &expected.gradients) < 1e-5);
+fn chunks_of_single_views_give_the_gradient_of_the_whole_batch() {
+    let distillation = [
+        "task.objective=distillation",
+        "distill.teacher=unused",
+        "distill.label_weight=0.3",
+        "distill.temperature=2",
+    ];
+    for task in [&["task.objective=supervised"][..], &distillation] {
+        let config = config(task);
+        let expected = whole(&config, 16, 1);
+        let found = chunked(&config, 16, (4, BatchNormScope::Global), 1);
+        assert_eq!(found.steps[0].0, expected.steps[0].0);
+        assert!((found.steps[0].1.loss / expected.steps[0].1.loss - 1.0).abs() < 1e-5, "{task:?}");
+        assert!(worst(&found.gradients, &expected.gradients) < 1e-5, "{task:?}");
+    }
 }
 
 #[test]
