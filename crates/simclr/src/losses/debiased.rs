@@ -63,11 +63,6 @@ impl PairLoss for Debiased {
         self.temperature
     }
 
-    fn chance(&self, negatives: usize) -> (f64, String) {
-        let candidates = negatives + 1;
-        ((candidates as f64).ln(), format!("ln {candidates}"))
-    }
-
     fn start(&self, positives: &Tensor) -> Vec<Tensor> {
         log_sums::start(positives)
     }

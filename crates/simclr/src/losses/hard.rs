@@ -35,11 +35,6 @@ impl PairLoss for Hard {
         self.temperature
     }
 
-    fn chance(&self, negatives: usize) -> (f64, String) {
-        let candidates = negatives + 1;
-        ((candidates as f64).ln(), format!("ln {candidates}"))
-    }
-
     /// The largest logit, and the sums of exp((1 + beta) x) and of exp(beta x) with x = logit - largest.
     fn start(&self, positives: &Tensor) -> Vec<Tensor> {
         vec![positives.full_like(f64::from(f32::MIN)), positives.zeros_like(), positives.zeros_like()]

@@ -2,8 +2,7 @@
 //!
 //! The `[2N, 2N]` similarity matrix is never stored: passes compute it tile by tile, first for the sums of every row, then for the
 //! closed-form gradient, so memory is O(N D). The matrix is symmetric: if all rows are local, only the tiles on and above the diagonal
-//! are computed. A new loss is a `PairLoss` in a
-//! file of its own, a line in `LossConfig::build`, and its keys in `config.rs`.
+//! are computed. A new loss is a `PairLoss` in a file of its own, a line in `LossConfig::build`, and its keys in `config.rs`.
 
 mod config;
 mod dcl;

@@ -21,11 +21,6 @@ impl PairLoss for NtXent {
         self.temperature
     }
 
-    fn chance(&self, negatives: usize) -> (f64, String) {
-        let candidates = negatives + 1;
-        ((candidates as f64).ln(), format!("ln {candidates}"))
-    }
-
     fn positive_is_candidate(&self) -> bool {
         true
     }

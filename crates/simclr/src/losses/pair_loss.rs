@@ -20,7 +20,10 @@ pub(super) trait PairLoss {
     fn temperature(&self) -> f64;
 
     /// The mean over anchors if all similarities were equal, for this number of negatives per anchor, and its formula.
-    fn chance(&self, negatives: usize) -> (f64, String);
+    fn chance(&self, negatives: usize) -> (f64, String) {
+        let candidates = negatives + 1;
+        ((candidates as f64).ln(), format!("ln {candidates}"))
+    }
 
     /// Whether the loss of equal similarities is the same at every value of them and is above 0, so that a lower loss shows learning.
     fn chance_decides(&self) -> bool {

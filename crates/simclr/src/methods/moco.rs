@@ -1,20 +1,18 @@
 //! MoCo v1 (He et al. 2020, arXiv 1911.05722) and v2 (Chen et al. 2020, arXiv 2003.04297), which differ by their configuration only:
 //! InfoNCE of queries against the key of the other view and a queue of earlier keys, both from a momentum encoder.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     BatchSlice, LossOutput, Method, MethodTraits,
     branches::{Branches, Target},
-    momentum::{MomentumEncoder, keys_of},
-    queue::Queue,
+    momentum::{KeyMemory, keys_of},
     shuffle::Shuffle,
     simclr::describe_projection,
 };
 use crate::{
     CheckpointError, RunConfig,
-    losses::AllGather,
-    losses::{NegativeKeys, info_nce},
+    losses::{AllGather, NegativeKeys, info_nce},
     model::Model,
     task::MocoConfig,
 };
@@ -23,8 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Moco {
     model: Model,
-    target: MomentumEncoder,
-    queue: Queue,
+    memory: KeyMemory,
     shuffle: Option<Shuffle>,
     temperature: f64,
     symmetric: bool,
@@ -33,9 +30,8 @@ pub struct Moco {
 impl Moco {
     /// `target` is built with the configuration of `model`, the initial keys are drawn from `seed`.
     pub fn new(model: Model, target: Model, config: &MocoConfig, temperature: f64, seed: u64) -> Self {
-        let queue = Queue::new(config.queue, model.embedding_dim(), seed, model.params.device());
-        let target = MomentumEncoder::new(target, &model, config.momentum);
-        Self { model, target, queue, shuffle: None, temperature, symmetric: config.symmetric }
+        let memory = KeyMemory::new(target, &model, config, seed);
+        Self { model, memory, shuffle: None, temperature, symmetric: config.symmetric }
     }
 
     /// Permutes the images, up to `images` in a step, in the momentum encoder (shuffling BN). It has an effect with several
@@ -48,7 +44,7 @@ impl Moco {
 
     /// Sum over `queries` and the number of right ones.
     fn contrast(&self, queries: &Tensor, keys: &Tensor) -> [Tensor; 2] {
-        let negatives = [NegativeKeys { keys: self.queue.keys(), excluded: &[] }];
+        let negatives = [NegativeKeys { keys: self.memory.queue.keys(), excluded: &[] }];
         let output = info_nce(queries, &keys_of(keys), &negatives, self.temperature);
         [output.loss, output.right]
     }
@@ -60,7 +56,7 @@ impl Method for Moco {
     }
 
     fn target(&self) -> Option<Target<'_>> {
-        Some(Target { model: self.target.model(), shuffle: self.shuffle.as_ref(), is_fixed: false })
+        Some(Target { model: self.memory.encoder.model(), shuffle: self.shuffle.as_ref(), is_fixed: false })
     }
 
     fn branches(&self) -> Branches {
@@ -103,7 +99,7 @@ impl Method for Moco {
     }
 
     fn chance_loss(&self, _: usize) -> f64 {
-        self.loss_scale() * (1.0 + self.queue.keys().size()[0] as f64).ln()
+        self.loss_scale() * (1.0 + self.memory.queue.keys().size()[0] as f64).ln()
     }
 
     fn loss_scale(&self) -> f64 {
@@ -121,20 +117,17 @@ impl Method for Moco {
     }
 
     fn after_step(&mut self, _: u64, z: &Tensor, group: &dyn AllGather) {
-        self.target.update(&self.model);
-        let (_, keys) = self.branches().split(&group.all_gather(&z.to_kind(Kind::Float)));
-        self.queue.enqueue(&keys_of(&keys));
+        self.memory.update(&self.model, self.branches(), z, group);
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {
-        self.target.state().into_iter().chain(self.queue.state()).collect()
+        self.memory.state()
     }
 
     fn load_state(
         &mut self,
         get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        self.target.load_state(get)?;
-        self.queue.load_state(get)
+        self.memory.load_state(get)
     }
 }

@@ -2,7 +2,14 @@
 
 use tch::{Kind, Tensor};
 
-use crate::{CheckpointError, losses::l2_normalize, model::Model};
+use super::{branches::Branches, queue::Queue};
+use crate::{
+    CheckpointError,
+    losses::{AllGather, l2_normalize},
+    model::Model,
+    params::load_weights,
+    task::MocoConfig,
+};
 
 /// A model of the same architecture as the trained one, without gradient and with running statistics of its own.
 #[derive(Debug)]
@@ -42,7 +49,7 @@ impl MomentumEncoder {
     /// Parameters and buffers by name, for checkpoints.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let named = self.model.params.named();
-        named.map(|(name, tensor)| (format!("momentum.{name}"), tensor.shallow_clone())).collect()
+        named.map(|(name, tensor)| (stored_name(name), tensor.shallow_clone())).collect()
     }
 
     /// Restores [`MomentumEncoder::state`].
@@ -53,13 +60,53 @@ impl MomentumEncoder {
         &mut self,
         get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        let mut values = Vec::new();
-        for (name, mut tensor) in self.state() {
-            let value = get(&name, &tensor.size())?;
-            values.push(move || tensor.copy_(&value));
-        }
-        tch::no_grad(|| values.into_iter().for_each(|mut copy| copy()));
-        Ok(())
+        load_weights(self.model.params.named(), |name, shape| get(&stored_name(name), shape))
+    }
+}
+
+/// Name in a checkpoint of the parameter or buffer `name`.
+fn stored_name(name: &str) -> String {
+    format!("momentum.{name}")
+}
+
+/// Momentum encoder and queue: the state of a method beyond the trained model.
+#[derive(Debug)]
+pub struct KeyMemory {
+    /// Encoder of the keys.
+    pub encoder: MomentumEncoder,
+    /// Keys of earlier batches.
+    pub queue: Queue,
+}
+
+impl KeyMemory {
+    /// `target` is built with the configuration of `online`, the initial keys are drawn from `seed`.
+    pub fn new(target: Model, online: &Model, config: &MocoConfig, seed: u64) -> Self {
+        let queue = Queue::new(config.queue, online.embedding_dim(), seed, online.params.device());
+        Self { encoder: MomentumEncoder::new(target, online, config.momentum), queue }
+    }
+
+    /// After a step: moves the encoder towards `online`, and enqueues the keys of the embedding `z` over all processes.
+    pub fn update(&mut self, online: &Model, branches: Branches, z: &Tensor, group: &dyn AllGather) {
+        self.encoder.update(online);
+        let (_, keys) = branches.split(&group.all_gather(&z.to_kind(Kind::Float)));
+        self.queue.enqueue(&keys_of(&keys));
+    }
+
+    /// See [`super::Method::state`].
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.encoder.state().into_iter().chain(self.queue.state()).collect()
+    }
+
+    /// Restores [`KeyMemory::state`].
+    ///
+    /// # Errors
+    /// Errors of `get`.
+    pub fn load_state(
+        &mut self,
+        get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        self.encoder.load_state(get)?;
+        self.queue.load_state(get)
     }
 }
 

@@ -5,19 +5,17 @@
 //! negatives are the keys of both views of the other images of the batch and the queue. Whether embeddings by the trained network
 //! stay negatives, too, is not documented: here they do not, as in MoCo, with which issue 115 calls the memory consistent.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     BatchSlice, LossOutput, Method, MethodTraits,
     branches::{Branches, Target},
-    momentum::{MomentumEncoder, keys_of},
-    queue::Queue,
+    momentum::{KeyMemory, keys_of},
     simclr::describe_projection,
 };
 use crate::{
     CheckpointError, RunConfig,
-    losses::{AllGather, LossConfig},
-    losses::{NegativeKeys, info_nce},
+    losses::{AllGather, LossConfig, NegativeKeys, info_nce},
     model::Model,
     task::MocoConfig,
 };
@@ -26,22 +24,20 @@ use crate::{
 #[derive(Debug)]
 pub struct SimClrMomentum {
     model: Model,
-    target: MomentumEncoder,
-    queue: Queue,
+    memory: KeyMemory,
     loss: LossConfig,
 }
 
 impl SimClrMomentum {
     /// `target` is built with the configuration of `model`, the initial keys are drawn from `seed`.
     pub fn new(model: Model, target: Model, config: &MocoConfig, loss: LossConfig, seed: u64) -> Self {
-        let queue = Queue::new(config.queue, model.embedding_dim(), seed, model.params.device());
-        let target = MomentumEncoder::new(target, &model, config.momentum);
-        Self { model, target, queue, loss }
+        let memory = KeyMemory::new(target, &model, config, seed);
+        Self { model, memory, loss }
     }
 
     /// Positive and negatives of a query.
     fn candidates(&self, images: usize) -> usize {
-        2 * images - 1 + self.queue.keys().size()[0] as usize
+        2 * images - 1 + self.memory.queue.keys().size()[0] as usize
     }
 }
 
@@ -51,7 +47,7 @@ impl Method for SimClrMomentum {
     }
 
     fn target(&self) -> Option<Target<'_>> {
-        Some(Target { model: self.target.model(), shuffle: None, is_fixed: false })
+        Some(Target { model: self.memory.encoder.model(), shuffle: None, is_fixed: false })
     }
 
     fn branches(&self) -> Branches {
@@ -88,7 +84,7 @@ impl Method for SimClrMomentum {
             let positives = keys.narrow(0, excluded[1], own);
             let negatives = [
                 NegativeKeys { keys: &keys, excluded: &excluded },
-                NegativeKeys { keys: self.queue.keys(), excluded: &[] },
+                NegativeKeys { keys: self.memory.queue.keys(), excluded: &[] },
             ];
             info_nce(&queries.narrow(0, view * own, own), &positives, &negatives, self.loss.temperature)
         });
@@ -113,20 +109,17 @@ impl Method for SimClrMomentum {
     }
 
     fn after_step(&mut self, _: u64, z: &Tensor, group: &dyn AllGather) {
-        self.target.update(&self.model);
-        let (_, keys) = self.branches().split(&group.all_gather(&z.to_kind(Kind::Float)));
-        self.queue.enqueue(&keys_of(&keys));
+        self.memory.update(&self.model, self.branches(), z, group);
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {
-        self.target.state().into_iter().chain(self.queue.state()).collect()
+        self.memory.state()
     }
 
     fn load_state(
         &mut self,
         get: &dyn Fn(&str, &[i64]) -> Result<Tensor, CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        self.target.load_state(get)?;
-        self.queue.load_state(get)
+        self.memory.load_state(get)
     }
 }
