@@ -2,7 +2,8 @@
 
 Run once with torch 2.11.0 and numpy: python reference/optim.py
 SGD and AdamW are PyTorch's; LARS and LAMB are written out in numpy from their formulas (SimCLR's official LARS; the LARS
-paper's denominator; LAMB with bias correction). Writes crates/simclr/tests/golden/optim.safetensors.
+paper's denominator; LAMB with bias correction), and Muon from its authors' iteration in f64, which is compared with
+torch.optim.Muon (bf16). Writes crates/simclr/tests/golden/optim.safetensors.
 """
 import pathlib, numpy as np, torch
 from safetensors.numpy import save_file
@@ -62,6 +63,34 @@ def lamb(wd, correct=True, b1=0.9, b2=0.999, eps=1e-6):
     return w
 
 
+def newton_schulz(x):
+    x = x / (norm(x) + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def muon(wd, nesterov, mu=0.95):
+    w, v = {n: start[n].copy() for n in start}, {n: np.zeros_like(start[n]) for n in start}
+    others = adamw(0.0)
+    for step in range(STEPS):
+        for n, shape, kernel in PARAMS:
+            if kernel:
+                g = gradient(n, shape, step)
+                v[n] = mu * v[n] + (1 - mu) * g
+                update = mu * v[n] + (1 - mu) * g if nesterov else v[n]
+                update = newton_schulz(update) * 0.2 * np.sqrt(max(shape))
+                w[n] = w[n] * (1 - lr_at(step) * wd) - lr_at(step) * update
+    theirs = by_torch(lambda k, o: torch.optim.Muon(k, lr=LR, weight_decay=wd, momentum=mu, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"))
+    for n, _, kernel in PARAMS:
+        # bf16 rounding in the null space of these gradients of rank 2 is amplified by 3.4445^5; the weights move by 0.5.
+        assert not kernel or np.abs(theirs[n] - w[n]).max() < 0.1, (n, theirs[n] - w[n])
+    return {n: w[n] if kernel else others[n] for n, _, kernel in PARAMS}
+
+
 def by_torch(make):
     w = {n: torch.tensor(start[n], dtype=torch.float64, requires_grad=True) for n in start}
     kernels, others = [w[n] for n, _, k in PARAMS if k], [w[n] for n, _, k in PARAMS if not k]
@@ -91,5 +120,6 @@ runs = {
     "lars_no_decay": lars(0.0, False, True, False),
     "sgd": sgd(1e-2, False), "sgd_nesterov": sgd(1e-2, True), "adamw": adamw(1e-2), "lamb": lamb(1e-2), "lamb_uncorrected": lamb(1e-2, correct=False),
     "sgd_decay_all": sgd(1e-2, False, decay_all=True),
+    "muon": muon(1e-2, True), "muon_plain": muon(1e-2, False),
 }
 save_file({f"{run}.{n}": np.ascontiguousarray(w.reshape(start[n].shape)) for run, ws in runs.items() for n, w in ws.items()}, OUT)

@@ -51,6 +51,7 @@ fn loader(interpolation: Interpolation, bad: &[usize]) -> Loader {
         threads: 3,
         prefetch: 2,
         max_bad_share: 0.5,
+        ..LoaderConfig::default()
     };
     let second_view =
         SecondView { crop_scale: Some([0.3, 1.0]), equalize: Some(0.5), ..SecondView::default() };

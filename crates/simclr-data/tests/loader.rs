@@ -57,7 +57,16 @@ fn dataset(images: usize, source: Noise) -> Arc<Dataset> {
 }
 
 fn config(threads: usize) -> LoaderConfig {
-    LoaderConfig { views: 2, batch: 8, size: SIZE, seed: 5, threads, prefetch: 2, max_bad_share: 0.5 }
+    LoaderConfig {
+        views: 2,
+        batch: 8,
+        size: SIZE,
+        seed: 5,
+        threads,
+        prefetch: 2,
+        max_bad_share: 0.5,
+        ..LoaderConfig::default()
+    }
 }
 
 fn loader(images: usize, source: Noise, config: LoaderConfig) -> Loader {
@@ -86,6 +95,18 @@ fn later_start_steps_give_the_tail_of_the_stream() {
         assert!(whole[start as usize..] == tail, "starting at {start}");
     }
     assert!(all(loader.batches(20, 20).unwrap()).is_empty());
+}
+
+/// From a change on, batches are those of a loader with the other side.
+#[test]
+fn the_side_of_the_views_changes_between_steps() {
+    let changing = LoaderConfig { size_changes: vec![(3, 12), (4, 24)], ..config(2) };
+    let found = all(loader(50, Noise::default(), changing).batches(0, 6).unwrap());
+    for (steps, size) in [(0..3, SIZE), (3..4, 12), (4..6, 24)] {
+        let constant =
+            all(loader(50, Noise::default(), LoaderConfig { size, ..config(2) }).batches(0, 6).unwrap());
+        assert!(found[steps.clone()] == constant[steps.clone()], "steps {steps:?} at {size} px");
+    }
 }
 
 #[test]

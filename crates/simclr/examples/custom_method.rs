@@ -89,7 +89,7 @@ pub fn run(images: &Path) -> Result<[f64; 2], Box<dyn Error>> {
         let loader = if chunked { loader.clone().chunked(chunking) } else { loader.clone() };
         let batches = loader.batches(0, 1)?;
         let mut batches =
-            batches.map(|batch| Ok::<_, TrainError>(DeviceBatch::on_host(batch?, shape, Device::Cpu)));
+            batches.map(|batch| Ok::<_, TrainError>(DeviceBatch::on_host(batch?, shape.0, Device::Cpu)));
         let mut executor = executor(&context, chunked.then_some(1), false);
         *loss = executor.gradients(&context, 0, &mut batches)?.loss;
     }

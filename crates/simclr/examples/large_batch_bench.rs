@@ -80,7 +80,7 @@ fn measure(config: &RunConfig, steps: usize) -> Result<Vec<f64>, Box<dyn Error>>
     for step in 0..=steps as u64 {
         let views = views(config, step).into_iter();
         let start = Instant::now();
-        let mut batches = views.map(|batch| Ok(DeviceBatch::on_host(batch, shape, device)));
+        let mut batches = views.map(|batch| Ok(DeviceBatch::on_host(batch, shape.0, device)));
         executor.step(&context, &mut optimizer, StepId { step, lr: LEARNING_RATE }, &mut batches)?;
         seconds.push(start.elapsed().as_secs_f64());
     }

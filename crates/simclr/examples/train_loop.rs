@@ -34,7 +34,7 @@ pub fn run(images: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Error>> {
     let loader = Loader::new(dataset, AugmentConfig::default(), config)?;
     let mut losses = Vec::new();
     for batch in loader.batches(0, steps)? {
-        let views = DeviceBatch::on_host(batch?, shape, device).views()?;
+        let views = DeviceBatch::on_host(batch?, shape.0, device).views()?;
         let (_, z) = model.forward(&views, &Mode::train())?;
         let loss = contrastive_loss(&z, &loss_config).loss;
         loss.backward();

@@ -88,18 +88,14 @@ pub enum Uploaded {
     Deferred(kernels::KernelInputs, ViewOptions),
 }
 
-/// Copies `rows` views `[rows, C, S, S]`, or the inputs that they are computed from, to `device`. Computes nothing there.
+/// Copies `rows` views `[rows, channels, S, S]`, or the inputs that they are computed from, to `device`. Computes nothing there.
 ///
 /// # Errors
 /// No device memory; augmentation parameters out of range for their images.
-pub fn upload(
-    views: &Views,
-    rows: usize,
-    (channels, size): (usize, usize),
-    device: Device,
-) -> Result<Uploaded, ModelError> {
+pub fn upload(views: &Views, rows: usize, channels: usize, device: Device) -> Result<Uploaded, ModelError> {
     match views {
         Views::Pixels(pixels) => {
+            let size = (pixels.len() / (rows * channels).max(1)).isqrt();
             let shape = [rows, channels, size, size].map(|side| side as i64);
             Ok(Uploaded::Pixels(pixels_to_device(pixels, shape, device)?))
         }

@@ -114,14 +114,22 @@ fn ten_steps(device: Device, step_once: Step) {
         ("lamb", base(OptimKind::Lamb)),
         ("lamb_uncorrected", OptimConfig { lamb_bias_correction: false, ..base(OptimKind::Lamb) }),
         ("sgd_decay_all", OptimConfig { decay: Decay::All, ..base(OptimKind::Sgd) }),
+        ("muon", OptimConfig { momentum: 0.95, nesterov: true, ..base(OptimKind::Muon) }),
+        ("muon_plain", OptimConfig { momentum: 0.95, ..base(OptimKind::Muon) }),
     ] {
         for param in run_on(device, &config, STEPS, step_once).params() {
             let name = format!("{run_name}.{}", param.name);
             let expected = &golden.iter().find(|(found, _)| *found == name).unwrap().1;
             let found = param.tensor.to_kind(Kind::Double).to_device(Device::Cpu);
             let difference = (found - expected).abs().max().double_value(&[]);
-            // Values of order 1 after ten f32 updates.
-            assert!(difference < 5e-6, "{name}: {difference}");
+            // Values of order 1 after ten f32 updates. Muon amplifies rounding in the null space of a gradient by 3.4445^5, and computes
+            // in bf16 on a GPU.
+            let tolerance = match config.kind {
+                OptimKind::Muon if device.is_cuda() => 0.1,
+                OptimKind::Muon => 2e-4,
+                _ => 5e-6,
+            };
+            assert!(difference < tolerance, "{name}: {difference}");
         }
     }
 }
@@ -215,7 +223,7 @@ fn trust_ratio_range_matches_the_formula() {
 fn weight_decay_applies_to_the_groups_of_optim_decay() {
     let all = [Role::Weight, Role::Classifier, Role::Bias, Role::NormScale, Role::NormShift];
     for (decay, expected) in [(Decay::Weights, 2), (Decay::WeightsAndBiases, 3), (Decay::All, 5)] {
-        for kind in [OptimKind::Sgd, OptimKind::Lars, OptimKind::Adamw, OptimKind::Lamb] {
+        for kind in [OptimKind::Sgd, OptimKind::Lars, OptimKind::Adamw, OptimKind::Lamb, OptimKind::Muon] {
             for step_once in [Optimizer::step as Step, Optimizer::step_via_aten, on_gpu] {
                 let mut params = Params::new(Device::Cpu, 0);
                 for role in all {
@@ -268,7 +276,7 @@ fn published_step_of_lars() {
 /// Four steps, then the rest from the saved state, against an uninterrupted run.
 #[test]
 fn resume_from_saved_state_is_bit_exact() {
-    for kind in [OptimKind::Lars, OptimKind::Adamw] {
+    for kind in [OptimKind::Lars, OptimKind::Adamw, OptimKind::Muon] {
         let config = base(kind);
         let params = start();
         let mut optimizer = Optimizer::new(&config, &params);

@@ -103,6 +103,7 @@ impl Trial<'_> {
             threads: 1,
             prefetch: 2,
             max_bad_share: 1.0,
+            ..LoaderConfig::default()
         };
         let loader = Loader::new(dataset, AugmentConfig::default(), loader).unwrap();
         let loader = chunking.map_or(loader.clone(), |chunking| loader.chunked(chunking));
@@ -165,7 +166,7 @@ fn train(trial: Trial<'_>, chunks: Option<(usize, BatchNormScope, usize)>, steps
     });
     let shape = shape(config);
     let batches = trial.batches(chunking, steps);
-    let mut batches = batches.map(|batch| Ok(DeviceBatch::on_host(batch?, shape, Device::Cpu)));
+    let mut batches = batches.map(|batch| Ok(DeviceBatch::on_host(batch?, shape.0, Device::Cpu)));
     let (group, mut done) = (ProcessGroup::alone(), Vec::new());
     let buckets = GradientBuckets::new(method.params(), &group);
     let scope = chunks.map_or(BatchNormScope::Global, |(_, over, _)| over);

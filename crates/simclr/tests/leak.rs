@@ -63,8 +63,7 @@ fn probe_accuracy(scope: BatchNormScope) -> f64 {
     let gradients = GradientBuckets::new(method.params(), &group);
     let norm = NormConfig { scope, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 1 };
-    let mut chunks =
-        chunks(scope).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));
+    let mut chunks = chunks(scope).into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, 3, Device::Cpu)));
     let output = executor(&context, Some(1), false).gradients(&context, 0, &mut chunks).unwrap();
     assert_eq!(output.ids, (0..GROUPS * GROUP).collect::<Vec<_>>(), "rows in the order of images");
     let first = Tensor::arange(GROUPS as i64, (Kind::Int64, Device::Cpu)) * GROUP as i64;

@@ -99,7 +99,7 @@ fn run(
 }
 
 fn on_device(context: &StepContext<'_>, batch: &Batch) -> DeviceBatch {
-    DeviceBatch::on_host(batch.clone(), (3, SIZE), context.method.params().device())
+    DeviceBatch::on_host(batch.clone(), 3, context.method.params().device())
 }
 
 fn step_by(

@@ -30,6 +30,8 @@ pub struct LoaderConfig {
     pub batch: usize,
     /// Side S of a view in pixels.
     pub size: usize,
+    /// Another side from a step on: (step, S), in rising order.
+    pub size_changes: Vec<(u64, usize)>,
     /// Seed of the order and of the augmentation parameters.
     pub seed: u64,
     /// Worker threads, at least 1.
@@ -47,11 +49,20 @@ impl Default for LoaderConfig {
             views: 2,
             batch: 256,
             size: 224,
+            size_changes: Vec::new(),
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch: 4,
             max_bad_share: 0.01,
         }
+    }
+}
+
+impl LoaderConfig {
+    /// S at `step`.
+    pub fn size_at(&self, step: u64) -> usize {
+        let begun = self.size_changes.iter().take_while(|&&(first, _)| first <= step);
+        begun.last().map_or(self.size, |&(_, size)| size)
     }
 }
 

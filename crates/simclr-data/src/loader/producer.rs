@@ -138,8 +138,8 @@ impl Loader {
     /// The views of a batch or chunk, without images that cannot be decoded.
     fn batch(&self, step: &Step<'_>, chunk: Chunk, rows: &ChunkRows, abandoned: &AtomicBool) -> Batch {
         let (views, failed) = match &self.byte_pool {
-            None => self.pixels(step.epoch, rows, abandoned),
-            Some(pool) => self.deferred_views(pool, step.epoch, rows, abandoned),
+            None => self.pixels(step, rows, abandoned),
+            Some(pool) => self.deferred_views(pool, step, rows, abandoned),
         };
         let mut rows = rows.clone();
         rows.remove(&failed.iter().map(|(id, _)| *id).collect());
@@ -148,14 +148,16 @@ impl Loader {
     }
 
     /// Pixels of all views; an image is decoded once for its views, images in parallel.
-    fn pixels(&self, epoch: u64, rows: &ChunkRows, abandoned: &AtomicBool) -> (Views, FailedImages) {
-        let view = self.dataset.channels() * self.config.size * self.config.size;
+    fn pixels(&self, step: &Step<'_>, rows: &ChunkRows, abandoned: &AtomicBool) -> (Views, FailedImages) {
+        let size = self.config.size_at(step.number);
+        let view = self.dataset.channels() * size * size;
         let mut pixels = self.pixel_pool.take(rows.len() * view);
         let images = by_image(rows.views().zip(pixels.chunks_exact_mut(view)));
         // The remaining images of an abandoned batch are not decoded.
         let wanted = images.into_par_iter().filter(|_| !abandoned.load(Ordering::Relaxed));
-        let failed =
-            wanted.filter_map(|(id, views)| Some((id, self.augment(epoch, id, views).err()?.to_string())));
+        let failed = wanted.filter_map(|(id, views)| {
+            Some((id, self.augment(step.epoch, size, id, views).err()?.to_string()))
+        });
         let failed: FailedImages = failed.collect();
         if failed.is_empty() {
             return (Views::Pixels(pixels), failed);
@@ -170,27 +172,34 @@ impl Loader {
     fn deferred_views(
         &self,
         pool: &Arc<BufferPool<u8>>,
-        epoch: u64,
+        step: &Step<'_>,
         rows: &ChunkRows,
         abandoned: &AtomicBool,
     ) -> (Views, FailedImages) {
+        let spec = self.view_spec(self.config.size_at(step.number));
         let images = by_image(rows.views().zip(0..)).into_par_iter();
         let wanted = images.filter(|_| !abandoned.load(Ordering::Relaxed));
         let (images, failed): (Vec<DeferredImage>, FailedImages) = wanted.partition_map(|(id, views)| {
-            self.deferred_image(epoch, id, views)
+            self.deferred_image(step.epoch, &spec, id, views)
                 .map_or_else(|error| Either::Right((id, error.to_string())), Either::Left)
         });
         let len = images.iter().map(DeferredImage::len).sum();
         let bytes = pool.take_with_capacity(len, len + len / 8);
-        (Views::Deferred(DeferredViews::collect(images, bytes, self.view_spec())), failed)
+        (Views::Deferred(DeferredViews::collect(images, bytes, spec)), failed)
     }
 
-    fn augment(&self, epoch: u64, id: usize, views: Vec<(u64, &mut [f32])>) -> Result<(), DataError> {
+    fn augment(
+        &self,
+        epoch: u64,
+        size: usize,
+        id: usize,
+        views: Vec<(u64, &mut [f32])>,
+    ) -> Result<(), DataError> {
         let image = self.dataset.decode(id)?;
         for (view, out) in views {
             let params = self.draw(epoch, id, view, (image.width, image.height));
             AugmentBuffers::with_local(|buffers| {
-                augment::apply(&image, &params, &self.augment[view as usize], self.config.size, out, buffers);
+                augment::apply(&image, &params, &self.augment[view as usize], size, out, buffers);
             });
         }
         Ok(())
@@ -199,13 +208,14 @@ impl Loader {
     fn deferred_image(
         &self,
         epoch: u64,
+        spec: &ViewSpec,
         id: usize,
         views: Vec<(u64, usize)>,
     ) -> Result<DeferredImage, DataError> {
         let image = self.dataset.decode(id)?;
         let size = (image.width, image.height);
         let views = views.into_iter().map(|(view, row)| (row, self.draw(epoch, id, view, size))).collect();
-        Ok(DeferredImage::new(image, views, &self.view_spec()))
+        Ok(DeferredImage::new(image, views, spec))
     }
 
     fn draw(&self, epoch: u64, id: usize, view: u64, (width, height): (usize, usize)) -> ViewParams {
@@ -213,11 +223,11 @@ impl Loader {
         self.augment[view as usize].draw(key, width, height)
     }
 
-    fn view_spec(&self) -> ViewSpec {
+    fn view_spec(&self, size: usize) -> ViewSpec {
         let AugmentConfig { interpolation, antialias, color_model, .. } = self.augment[0];
         ViewSpec {
             channels: self.dataset.channels(),
-            size: self.config.size,
+            size,
             interpolation,
             antialias,
             color_model,

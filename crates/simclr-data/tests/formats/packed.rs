@@ -106,6 +106,7 @@ fn batches_of_packed_sets_equal_those_of_the_original() {
             threads: 2,
             prefetch: 2,
             max_bad_share: 0.5,
+            ..LoaderConfig::default()
         };
         let set = Arc::new(open(path, Split::Train));
         let loader = Loader::new(set, AugmentConfig::default(), config).unwrap();

@@ -151,6 +151,10 @@ impl DataConfig {
 pub struct TrainConfig {
     /// Passes over the data.
     pub epochs: f64,
+    /// If `epochs` is not set: the duration of the run in minutes, from its start to the last checkpoint; 0 = no limit. Steps are
+    /// measured at the start and as many epochs planned as fit, which the run folder stores, so that resuming and repeating a run
+    /// take the same steps.
+    pub minutes: f64,
     /// How epochs are converted to steps.
     pub step_count: StepCount,
     /// N: images per step (2N views). If it is not set and the data set has fewer images, `pretrain` chooses the largest power of
@@ -175,6 +179,9 @@ pub struct TrainConfig {
     pub batch_norm_groups: usize,
     /// Side S of a view in pixels. If it is not set and there is no GPU, `pretrain` chooses a smaller one.
     pub image_size: usize,
+    /// Other sides of the training views by progress: (share of the steps from which on, pixels), such as [[0.0, 24], [0.75, 32]].
+    /// Fewer pixels make a step cheaper; evaluation and export use `image_size`. Convolutional encoders only.
+    pub view_sizes: Vec<(f64, usize)>,
     /// Seed of weights, order of images and augmentation.
     pub seed: u64,
     /// `auto`, `cpu` or `cuda`.
@@ -224,6 +231,7 @@ impl Default for TrainConfig {
         let loader = LoaderConfig::default();
         Self {
             epochs: 100.0,
+            minutes: 0.0,
             step_count: StepCount::FullBatches,
             batch: loader.batch,
             chunk: 0,
@@ -232,6 +240,7 @@ impl Default for TrainConfig {
             batch_norm_momentum: MOMENTUM,
             batch_norm_groups: 1,
             image_size: loader.size,
+            view_sizes: Vec::new(),
             seed: loader.seed,
             device: DeviceChoice::Auto,
             precision: PrecisionChoice::Auto,

@@ -37,6 +37,8 @@ pub struct Plan {
     pub total_steps: u64,
     /// Learning rate by step.
     pub schedule: Schedule,
+    /// Steps from which training views have another side: (step, pixels).
+    pub view_sizes: Vec<(u64, usize)>,
     /// Type of convolutions and matrix products.
     pub precision: Precision,
     /// Device that augments.
@@ -93,6 +95,7 @@ impl RunConfig {
             total_steps,
             schedule: Schedule::new(&self.optim, batch, warmup_steps, total_steps)
                 .with_milestones(&self.optim, |epoch| self.step_of(epoch, images)),
+            view_sizes: self.view_sizes(total_steps),
             precision,
             augment_device,
             view_passes: self.view_passes(dataset.channels()),
@@ -109,6 +112,12 @@ impl RunConfig {
             StepCount::FullBatches => (epochs * (images / batch).floor()).round() as u64,
             StepCount::Official => (images * epochs / batch).floor() as u64,
         }
+    }
+
+    /// `train.view_sizes` with the step at which each begins.
+    fn view_sizes(&self, total_steps: u64) -> Vec<(u64, usize)> {
+        let step = |share: f64| (share * total_steps as f64).round() as u64;
+        self.train.view_sizes.iter().map(|&(share, size)| (step(share), size)).collect()
     }
 
     /// Steps of the run and of its warm-up on `images` images.
@@ -202,6 +211,7 @@ impl Plan {
             steps_per_epoch: 10,
             total_steps: 1000,
             schedule,
+            view_sizes: Vec::new(),
             precision: Precision::F32,
             augment_device: AugmentDevice::Cpu,
             view_passes: 1,

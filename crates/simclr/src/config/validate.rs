@@ -64,7 +64,11 @@ impl RunConfig {
         {
             check((0.0..1.0).contains(&value), key, value, "at least 0 and below 1")?;
         }
+        let decay_share = optim.decay_share;
+        let is_share = decay_share > 0.0 && decay_share <= 1.0;
+        check(is_share, "optim.decay_share", decay_share, "a share above 0, at most 1")?;
         positive("train.epochs", train.epochs)?;
+        not_negative("train.minutes", train.minutes)?;
         check(
             train.batch >= 2,
             "train.batch",
@@ -84,6 +88,7 @@ impl RunConfig {
             train.image_size,
             "8 to 2048 pixels",
         )?;
+        self.validate_view_sizes()?;
         not_negative("train.memory_gib", train.memory_gib)?;
         not_negative("train.checkpoint_minutes", train.checkpoint_minutes)?;
         check(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")?;
@@ -94,6 +99,18 @@ impl RunConfig {
         let is_valid = timeout >= 3.0 && timeout.is_finite();
         check(is_valid, "dist.heartbeat_timeout_s", timeout, "at least 3 seconds")?;
         positive("dist.straggler_timeout_min", self.dist.straggler_timeout_min)
+    }
+
+    fn validate_view_sizes(&self) -> Result<(), ConfigError> {
+        let (view_sizes, encoder) = (&self.train.view_sizes, &self.encoder);
+        let value = format!("{view_sizes:?}");
+        let rises = view_sizes.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let valid = |&(share, size): &(f64, usize)| (0.0..1.0).contains(&share) && (8..=2048).contains(&size);
+        let expected = "pairs of a share of the steps, at least 0, below 1 and rising, and 8 to 2048 pixels";
+        check(rises && view_sizes.iter().all(valid), "train.view_sizes", &value, expected)?;
+        let resizable = encoder.file.is_none() && !encoder.is_transformer();
+        let expected = "none with a vision transformer or encoder.file, whose image size is fixed";
+        check(view_sizes.is_empty() || resizable, "train.view_sizes", &value, expected)
     }
 
     fn validate_task(&self) -> Result<(), ConfigError> {
@@ -240,6 +257,15 @@ mod tests {
                 &["train.batch_norm_groups=2", "train.chunk=64"],
                 "train.batch_norm_groups = 2: expected 1 with chunks",
             ),
+            (
+                &["train.view_sizes=[[0.5,24],[0.5,32]]"],
+                "train.view_sizes = [(0.5, 24), (0.5, 32)]: expected pairs",
+            ),
+            (&["train.view_sizes=[[1.0,24]]"], "train.view_sizes"),
+            (&["train.view_sizes=[[0.0,4]]"], "train.view_sizes"),
+            (&["train.view_sizes=[[0.0,16]]", "encoder.name=vit-tiny"], "none with a vision transformer"),
+            (&["train.minutes=-1"], "train.minutes = -1"),
+            (&["optim.decay_share=0"], "optim.decay_share = 0"),
             (&["optim.schedule=steps"], "optim.milestones = []"),
             (&["optim.milestones=[3.0]"], "optim.milestones = [3.0]"),
             (&["optim.schedule=steps", "optim.milestones=[3.0,2.0]"], "rising order"),
@@ -258,6 +284,7 @@ mod tests {
             &[moco, "train.chunk=64", "train.batch_norm=chunk", "moco.shuffle=false"],
             &[moco, "train.chunk=64", "train.batch_norm=chunk-shuffled"],
             &["optim.schedule=steps", "optim.milestones=[120.0,160.0]"],
+            &["train.view_sizes=[[0.0,24],[0.75,32]]", "train.minutes=10"],
         ] {
             assert_eq!(error(set), None, "{set:?}");
         }

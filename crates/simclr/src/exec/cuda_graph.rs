@@ -1,6 +1,8 @@
 //! A step captured as a CUDA graph and replayed per batch: one launch in place of a thousand, without host-device
 //! synchronisation in between. Only the views and the learning rate change; both have fixed addresses.
 
+use std::collections::BTreeMap;
+
 use simclr_shim::stream::CudaGraph;
 use tch::{Kind, Tensor};
 
@@ -16,10 +18,10 @@ use crate::{
 /// Eager steps before the capture, in which cuDNN selects algorithms and kernels are loaded.
 const WARM_UP_STEPS: usize = 3;
 
-/// Captures the step after three eager ones and replays it. Batches of another size run eagerly.
+/// Captures the step after three eager ones, for every side S of the views, and replays it. Other batch sizes run eagerly.
 #[derive(Debug, Default)]
 pub struct CudaGraphExecutor {
-    state: State,
+    by_side: BTreeMap<i64, State>,
     notice: Option<String>,
     replays: usize,
 }
@@ -75,19 +77,22 @@ impl CudaGraphExecutor {
 
     /// Whether there is a graph for views of this shape; captures it after the warm-up.
     fn is_captured(&mut self, context: &StepContext<'_>, optimizer: &Optimizer, views: &Tensor) -> bool {
-        if let State::WarmUp(steps) = &mut self.state {
+        let state = self.by_side.entry(side(views)).or_default();
+        if let State::WarmUp(steps) = state {
             *steps += 1;
             if *steps <= WARM_UP_STEPS {
                 return false;
             }
             self.capture(context, optimizer, views);
         }
-        matches!(&self.state, State::Captured(captured) if captured.views.size() == views.size())
+        let state = self.by_side.get(&side(views));
+        matches!(state, Some(State::Captured(captured)) if captured.views.size() == views.size())
     }
 
     fn capture(&mut self, context: &StepContext<'_>, optimizer: &Optimizer, views: &Tensor) {
         let views = views.copy();
-        self.state = match CudaGraph::capture(|| launch_step(context, optimizer, &views)) {
+        let side = side(&views);
+        let state = match CudaGraph::capture(|| launch_step(context, optimizer, &views)) {
             Ok((graph, output)) => {
                 self.notice = Some("the step is captured as a CUDA graph".into());
                 State::Captured(Captured { graph, views, output })
@@ -102,7 +107,13 @@ impl CudaGraphExecutor {
                 State::Failed
             }
         };
+        self.by_side.insert(side, state);
     }
+}
+
+/// S of views `[2N, C, S, S]`.
+fn side(views: &Tensor) -> i64 {
+    views.size()[3]
 }
 
 impl Executor for CudaGraphExecutor {
@@ -128,7 +139,9 @@ impl Executor for CudaGraphExecutor {
             batch.views = views.into();
             return Eager.step(context, optimizer, id, &mut std::iter::once(Ok(batch)));
         }
-        let State::Captured(captured) = &self.state else { unreachable!("checked by is_captured") };
+        let Some(State::Captured(captured)) = self.by_side.get(&side(&views)) else {
+            unreachable!("checked by is_captured")
+        };
         captured.views.shallow_clone().copy_(&views);
         optimizer.set_step_scalars(context.method.params(), id.lr);
         captured.graph.replay()?;

@@ -17,9 +17,6 @@ use crate::{
     views::{Uploaded, upload},
 };
 
-/// C and S of the views.
-type ViewShape = (usize, usize);
-
 /// A batch or chunk with views on the device or ready to be copied there.
 #[derive(Debug)]
 pub struct DeviceBatch {
@@ -39,7 +36,7 @@ pub struct DeviceBatch {
 #[derive(Debug)]
 pub enum BatchViews {
     /// In host memory; [`DeviceBatch::views`] copies them to the device.
-    Host { batch: Batch, shape: ViewShape, device: Device },
+    Host { batch: Batch, channels: usize, device: Device },
     /// Copied by another stream; complete when the event is.
     Copied { views: Uploaded, event: CudaEvent },
     /// `[rows, C, S, S]`.
@@ -56,7 +53,7 @@ impl From<Tensor> for BatchViews {
 
 impl DeviceBatch {
     /// A batch with views in host memory until [`DeviceBatch::views`].
-    pub fn on_host(mut batch: Batch, shape: ViewShape, device: Device) -> Self {
+    pub fn on_host(mut batch: Batch, channels: usize, device: Device) -> Self {
         let ids = std::mem::take(&mut batch.ids);
         let second_view_ids = std::mem::take(&mut batch.second_view_ids);
         Self {
@@ -64,7 +61,7 @@ impl DeviceBatch {
             chunk: batch.chunk,
             ids,
             second_view_ids,
-            views: BatchViews::Host { batch, shape, device },
+            views: BatchViews::Host { batch, channels, device },
         }
     }
 
@@ -90,9 +87,9 @@ impl DeviceBatch {
     /// If the views were freed.
     pub fn views(&self) -> Result<Tensor, TrainError> {
         match &self.views {
-            BatchViews::Host { batch, shape, device } => {
+            BatchViews::Host { batch, channels, device } => {
                 let rows = self.ids.len() + self.second_view_ids.len();
-                Ok(upload(&batch.views, rows, *shape, *device)?.views()?)
+                Ok(upload(&batch.views, rows, *channels, *device)?.views()?)
             }
             BatchViews::Copied { views, event } => {
                 views.tensors().into_iter().try_for_each(|tensor| event.wait(tensor))?;
@@ -117,7 +114,7 @@ impl DeviceBatch {
 /// The batches of a run, and the images that failed to decode in them.
 pub struct DevicePrefetcher {
     source: Source,
-    shape: ViewShape,
+    channels: usize,
     device: Device,
     failed: Vec<(usize, String)>,
 }
@@ -140,20 +137,20 @@ type Copied = Result<(DeviceBatch, Vec<(usize, String)>), (TrainError, Vec<(usiz
 
 impl DevicePrefetcher {
     /// Batches that stay in host memory until a step takes their views.
-    pub fn on_demand(batches: Batches, shape: ViewShape, device: Device) -> Self {
-        Self { source: Source::Host(batches), shape, device, failed: Vec::new() }
+    pub fn on_demand(batches: Batches, channels: usize, device: Device) -> Self {
+        Self { source: Source::Host(batches), channels, device, failed: Vec::new() }
     }
 
     /// Batches that a thread copies to `device` ahead of the steps.
     ///
     /// # Errors
     /// A thread that cannot be created.
-    pub fn ahead(batches: Batches, shape: ViewShape, device: Device) -> Result<Self, TrainError> {
+    pub fn ahead(batches: Batches, channels: usize, device: Device) -> Result<Self, TrainError> {
         let (sender, copied) = sync_channel(1);
-        let work = move || copy_all(batches, shape, device, &sender);
+        let work = move || copy_all(batches, channels, device, &sender);
         let thread = std::thread::Builder::new().name("upload".into()).spawn(work)?;
         let ahead = Ahead { copied, thread: Some(thread), step: 0, waited: Duration::ZERO };
-        Ok(Self { source: Source::Ahead(ahead), shape, device, failed: Vec::new() })
+        Ok(Self { source: Source::Ahead(ahead), channels, device, failed: Vec::new() })
     }
 
     /// Seconds that [`Iterator::next`] has waited so far.
@@ -178,7 +175,7 @@ impl Iterator for DevicePrefetcher {
             Source::Host(batches) => match batches.next()? {
                 Ok(mut batch) => {
                     let failed = std::mem::take(&mut batch.failed);
-                    (Ok(DeviceBatch::on_host(batch, self.shape, self.device)), failed)
+                    (Ok(DeviceBatch::on_host(batch, self.channels, self.device)), failed)
                 }
                 Err(error) => (Err(error.into()), batches.failed_images().to_vec()),
             },
@@ -221,12 +218,12 @@ impl Drop for Ahead {
 }
 
 /// The prefetch loop: ends at the last batch, on error, or when the receiver is dropped.
-fn copy_all(mut batches: Batches, shape: ViewShape, device: Device, sender: &SyncSender<Copied>) {
+fn copy_all(mut batches: Batches, channels: usize, device: Device, sender: &SyncSender<Copied>) {
     // If this fails, copies are queued behind the steps, which is slower but correct.
     let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)));
     while let Some(batch) = batches.next() {
         let copied = match batch {
-            Ok(batch) => copy(batch, shape, device),
+            Ok(batch) => copy(batch, channels, device),
             Err(error) => Err((error.into(), batches.failed_images().to_vec())),
         };
         if sender.send(copied).is_err() {
@@ -235,23 +232,18 @@ fn copy_all(mut batches: Batches, shape: ViewShape, device: Device, sender: &Syn
     }
 }
 
-fn copy(batch: Batch, shape: ViewShape, device: Device) -> Copied {
+fn copy(batch: Batch, channels: usize, device: Device) -> Copied {
     let Batch { step, chunk, ids, second_view_ids, views, failed, .. } = batch;
     let rows = ids.len() + second_view_ids.len();
-    let copied = copy_views(&views, rows, shape, device);
+    let copied = copy_views(&views, rows, channels, device);
     match copied {
         Ok(views) => Ok((DeviceBatch { step, chunk, ids, second_view_ids, views }, failed)),
         Err(error) => Err((error, failed)),
     }
 }
 
-fn copy_views(
-    views: &Views,
-    rows: usize,
-    shape: ViewShape,
-    device: Device,
-) -> Result<BatchViews, TrainError> {
-    let views = upload(views, rows, shape, device)?;
+fn copy_views(views: &Views, rows: usize, channels: usize, device: Device) -> Result<BatchViews, TrainError> {
+    let views = upload(views, rows, channels, device)?;
     let event = CudaEvent::new(&Tensor::empty([0], (Kind::Float, device)))?;
     Ok(BatchViews::Copied { views, event })
 }
@@ -285,7 +277,7 @@ mod tests {
         }
     }
 
-    const SHAPE: (usize, usize) = (3, 4);
+    const CHANNELS: usize = 3;
 
     fn batches(bad: usize, deferred: bool) -> Batches {
         let samples = (0..10).map(|index| Sample { name: index.to_string(), label: None }).collect();
@@ -293,11 +285,12 @@ mod tests {
         let config = LoaderConfig {
             views: 2,
             batch: 4,
-            size: SHAPE.1,
+            size: 4,
             seed: 3,
             threads: 1,
             prefetch: 1,
             max_bad_share: if bad < 10 { 0.0 } else { 1.0 },
+            ..LoaderConfig::default()
         };
         let loader = Loader::new(dataset, AugmentConfig::default(), config).unwrap();
         let loader = if deferred { loader.deferred() } else { loader };
@@ -305,12 +298,12 @@ mod tests {
     }
 
     fn ahead(bad: usize, deferred: bool) -> DevicePrefetcher {
-        DevicePrefetcher::ahead(batches(bad, deferred), SHAPE, Device::Cpu).unwrap()
+        DevicePrefetcher::ahead(batches(bad, deferred), CHANNELS, Device::Cpu).unwrap()
     }
 
     #[test]
     fn prefetched_batches_equal_batches_on_demand() {
-        let mut host = DevicePrefetcher::on_demand(batches(10, false), SHAPE, Device::Cpu);
+        let mut host = DevicePrefetcher::on_demand(batches(10, false), CHANNELS, Device::Cpu);
         let mut prefetched = ahead(10, false);
         for step in 0..5 {
             let [one, other] = [&mut host, &mut prefetched].map(|source| {

@@ -48,7 +48,7 @@ pub fn update(
         &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + eps(config));
     let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
     let mut w = param.tensor.shallow_clone();
-    if config.kind == OptimKind::Adamw {
+    if config.kind != OptimKind::Lamb {
         let _ = w.g_mul_scalar_(1.0 - lr * decay).g_sub_(&(direction * lr));
         return None;
     }

@@ -57,7 +57,11 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
         }
         let count: usize = selected.iter().map(|param| param.tensor.numel()).sum();
         let decay = if config.decays(roles[0]) { config.weight_decay } else { 0.0 };
-        let adaptation = if config.adapts(roles[0]) { "layer-wise" } else { "no" };
+        let adaptation = match config.kind {
+            _ if config.adapts(roles[0]) => "layer-wise",
+            OptimKind::Muon if roles[0] == Role::Weight => "orthogonal",
+            _ => "no",
+        };
         text += &format!("\n{name:<24} {:>7} {count:>12} {decay:>13e} {adaptation:>10}", selected.len());
     }
     if !params.frozen().is_empty() {

@@ -5,6 +5,7 @@
 mod adam;
 pub mod groups;
 mod momentum;
+mod muon;
 mod schedule;
 
 use serde::{Deserialize, Serialize};
@@ -33,9 +34,9 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Parameters that weight decay applies to.
     pub decay: Decay,
-    /// Momentum of LARS and SGD.
+    /// Momentum of LARS, SGD and Muon.
     pub momentum: f64,
-    /// Nesterov momentum (SGD, LARS).
+    /// Nesterov momentum (SGD, LARS, Muon).
     pub nesterov: bool,
     /// Factor of the ratio of weight to gradient norm in LARS (eeta of You et al. 2017, arXiv 1708.03888).
     #[serde(alias = "trust")]
@@ -44,7 +45,7 @@ pub struct OptimConfig {
     pub lars_norm: LarsNorm,
     /// Whether the learning rate multiplies the gradient before it enters the momentum buffer, or the buffer (LARS, SGD).
     pub lr_in_momentum: bool,
-    /// Decay of the first moment (AdamW, LAMB).
+    /// Decay of the first moment (AdamW, LAMB; Muon's parameters that are no matrices).
     pub beta1: f64,
     /// Decay of the second moment (AdamW, LAMB).
     pub beta2: f64,
@@ -61,6 +62,8 @@ pub struct OptimConfig {
     pub milestones: Vec<f64>,
     /// `steps`: see `milestones`.
     pub milestone_factor: f64,
+    /// `stable-decay`: last share of the steps, during which the learning rate falls linearly to 0.
+    pub decay_share: f64,
 }
 
 impl Default for OptimConfig {
@@ -84,6 +87,7 @@ impl Default for OptimConfig {
             schedule: ScheduleKind::Cosine,
             milestones: Vec::new(),
             milestone_factor: 0.1,
+            decay_share: 0.3,
         }
     }
 }
@@ -100,6 +104,8 @@ pub enum OptimKind {
     Adamw,
     /// Layer-wise adaptive moments (arXiv 1904.00962).
     Lamb,
+    /// Orthogonalised momentum for weights, AdamW for the rest (github.com/KellerJordan/Muon).
+    Muon,
 }
 
 /// `optim.scaling`. B is the number of images, not views, of the whole batch.
@@ -132,6 +138,10 @@ pub enum LarsNorm {
 pub enum ScheduleKind {
     /// Half a cosine to 0.
     Cosine,
+    /// A line to 0.
+    Linear,
+    /// Constant, then a line to 0 (`optim.decay_share`).
+    StableDecay,
     /// Constant.
     Constant,
     /// Multiplied by a factor at milestones (MoCo, arXiv 1911.05722, section 4.1: 0.1 at epochs 120 and 160).
@@ -156,21 +166,20 @@ pub struct Optimizer {
 #[derive(Debug)]
 struct Slot {
     name: String,
-    /// Momentum buffer v (SGD, LARS), or first moment m (AdamW, LAMB).
+    /// Momentum buffer v (SGD, LARS, Muon), or first moment m (AdamW, LAMB).
     first: Tensor,
-    /// Second moment (AdamW, LAMB).
+    /// Second moment (AdamW, LAMB; Muon's parameters that are updated by AdamW).
     second: Option<Tensor>,
 }
 
 impl Optimizer {
     /// Zero state for `params`.
     pub fn new(config: &OptimConfig, params: &Params) -> Self {
-        let two_moments = matches!(config.kind, OptimKind::Adamw | OptimKind::Lamb);
         let layerwise = matches!(config.kind, OptimKind::Lars | OptimKind::Lamb);
         let slot = |param: &Param| Slot {
             name: param.name.clone(),
             first: param.tensor.zeros_like().detach(),
-            second: two_moments.then(|| param.tensor.zeros_like().detach()),
+            second: has_two_moments(config, param).then(|| param.tensor.zeros_like().detach()),
         };
         Self {
             config: config.clone(),
@@ -221,19 +230,31 @@ impl Optimizer {
     pub fn launch_step(&self, params: &Params, guard: Option<&Tensor>) -> Result<(), ModelError> {
         let scalars = self.step_scalars.as_ref().expect("set_step_scalars comes first");
         let (parameters, ratios) = (self.parameters(params), self.trust_ratios.as_ref());
-        Ok(simclr_shim::gpu_optimizer_step(self.rule(), &parameters, scalars, guard, ratios)?)
+        simclr_shim::gpu_optimizer_step(self.rule(), &parameters, scalars, guard, ratios)?;
+        let _no_grad = tch::no_grad_guard();
+        let lr = scalars.get(0);
+        for (param, slot) in params.params().iter().zip(&self.slots) {
+            let gradient = param.tensor.grad();
+            if muon::orthogonalizes(&self.config, param) && gradient.defined() {
+                muon::update(&self.config, param, &gradient, &slot.first, &lr, guard);
+                simclr_shim::drop_gradient(&param.tensor)?;
+            }
+        }
+        Ok(())
     }
 
     fn rule(&self) -> Rule {
         match self.config.kind {
             OptimKind::Lars | OptimKind::Sgd => momentum::rule(&self.config),
-            OptimKind::Adamw | OptimKind::Lamb => adam::rule(&self.config),
+            OptimKind::Adamw | OptimKind::Lamb | OptimKind::Muon => adam::rule(&self.config),
         }
     }
 
+    /// What the GPU kernels update: all but what [`muon::update`] does.
     fn parameters<'a>(&'a self, params: &'a Params) -> Vec<simclr_shim::Parameter<'a>> {
         assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
         let pairs = params.params().iter().zip(&self.slots);
+        let pairs = pairs.filter(|(param, _)| !muon::orthogonalizes(&self.config, param));
         let parameter = |(param, slot): (&'a Param, &'a Slot)| simclr_shim::Parameter {
             weight: &param.tensor,
             first: &slot.first,
@@ -261,6 +282,10 @@ impl Optimizer {
                 continue;
             }
             let ratio = match &mut slot.second {
+                None if self.config.kind == OptimKind::Muon => {
+                    muon::update(&self.config, param, &gradient, &slot.first, &Tensor::from(lr), None);
+                    None
+                }
                 None => momentum::update(&self.config, param, &gradient, &mut slot.first, lr),
                 Some(second) => {
                     let moments = (&mut slot.first, second);
@@ -318,6 +343,14 @@ impl Optimizer {
     /// One line per parameter group: tensors, parameters, decay, adaptation.
     pub fn group_table(&self) -> &str {
         &self.groups
+    }
+}
+
+fn has_two_moments(config: &OptimConfig, param: &Param) -> bool {
+    match config.kind {
+        OptimKind::Adamw | OptimKind::Lamb => true,
+        OptimKind::Muon => !muon::orthogonalizes(config, param),
+        OptimKind::Lars | OptimKind::Sgd => false,
     }
 }
 

@@ -1,4 +1,5 @@
-//! Learning rate over steps: linear warm-up, then half a cosine (google-research/simclr `model_util.py`), constant, or in steps.
+//! Learning rate over steps: linear warm-up, then half a cosine (google-research/simclr `model_util.py`), a line,
+//! constant, constant and then a line, or in steps.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// Step at which the cosine reaches 0.
+    /// Step at which cosine and line reach 0.
     pub total_steps: u64,
     /// Shape.
     pub kind: ScheduleKind,
@@ -21,6 +22,9 @@ pub struct Schedule {
     /// See `milestones`.
     #[serde(default)]
     pub factor: f64,
+    /// Share of the steps after warm-up during which `stable-decay` falls.
+    #[serde(default)]
+    pub decay_share: f64,
 }
 
 impl Schedule {
@@ -33,6 +37,7 @@ impl Schedule {
             kind: config.schedule,
             milestones: Vec::new(),
             factor: config.milestone_factor,
+            decay_share: config.decay_share,
         }
     }
 
@@ -48,17 +53,19 @@ impl Schedule {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
-        match self.kind {
-            ScheduleKind::Constant => return self.peak,
+        let steps_after_warmup = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let share = ((step - self.warmup_steps) as f64 / steps_after_warmup as f64).min(1.0);
+        let factor = match self.kind {
+            ScheduleKind::Constant => 1.0,
             ScheduleKind::Steps => {
                 let passed = self.milestones.iter().filter(|&&milestone| milestone <= step).count();
-                return self.peak * self.factor.powi(passed as i32);
+                self.factor.powi(passed as i32)
             }
-            ScheduleKind::Cosine => {}
-        }
-        let cosine_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
-        let share = (step - self.warmup_steps) as f64 / cosine_steps as f64;
-        self.peak * 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos())
+            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * share).cos()),
+            ScheduleKind::Linear => 1.0 - share,
+            ScheduleKind::StableDecay => ((1.0 - share) / self.decay_share).min(1.0),
+        };
+        self.peak * factor
     }
 }
 
@@ -99,6 +106,26 @@ mod tests {
             [(0, 0.03), (1199, 0.03), (1200, 0.003), (1599, 0.003), (1600, 0.0003), (1999, 0.0003)]
         {
             assert!((schedule.at(step) / lr - 1.0).abs() < 1e-12, "{step}: {}", schedule.at(step));
+        }
+    }
+
+    #[test]
+    fn lines_fall_to_zero() {
+        let of = |kind, step| {
+            let config = OptimConfig {
+                lr: 1.0,
+                scaling: Scaling::None,
+                schedule: kind,
+                decay_share: 0.25,
+                ..OptimConfig::default()
+            };
+            Schedule::new(&config, 256, 10, 110).at(step)
+        };
+        for (step, linear, stable) in
+            [(5, 0.5, 0.5), (10, 1.0, 1.0), (60, 0.5, 1.0), (85, 0.25, 1.0), (100, 0.1, 0.4), (110, 0.0, 0.0)]
+        {
+            assert!((of(ScheduleKind::Linear, step) - linear).abs() < 1e-12, "linear at {step}");
+            assert!((of(ScheduleKind::StableDecay, step) - stable).abs() < 1e-12, "stable-decay at {step}");
         }
     }
 

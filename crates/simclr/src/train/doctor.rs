@@ -252,8 +252,7 @@ impl EqualityProbe {
     }
 
     fn on_device(&self, batch: Batch) -> DeviceBatch {
-        let shape = (self.plan.channels, self.plan.config.train.image_size);
-        DeviceBatch::on_host(batch, shape, self.method.params().device())
+        DeviceBatch::on_host(batch, self.plan.channels, self.method.params().device())
     }
 
     fn gradients(

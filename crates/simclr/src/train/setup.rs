@@ -1,6 +1,6 @@
 //! Set-up of a run before its first step: images, plan, method, optimizer, state of the newest checkpoint.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use simclr_data::{Chunking, Dataset, Loader, LoaderConfig, RangeChoice, Split, dataset};
 use simclr_shim::stream::StreamGuard;
@@ -36,6 +36,8 @@ pub(super) struct OpenedData {
     pub device: Device,
     /// `data.augment_on`, or that of the run to be resumed.
     pub augment_on: AugmentDeviceChoice,
+    /// Before the images were listed.
+    pub started: Instant,
 }
 
 /// A run of one process with its initial weights.
@@ -47,6 +49,7 @@ pub(super) struct Prepared {
 }
 
 pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Result<OpenedData, TrainError> {
+    let started = Instant::now();
     // Stored with the run, so that it is resumed on the same images.
     let mut config = config.clone();
     config.data.path = Some(dataset::canonical(data)?);
@@ -57,7 +60,7 @@ pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Res
     config.data.pages = dataset.decoding().pages;
     let device = choose_device(config.train.device, group.local_rank())?;
     let augment_on = config.data.augment_on;
-    Ok(OpenedData { config, dataset: Arc::new(dataset), device, augment_on })
+    Ok(OpenedData { config, dataset: Arc::new(dataset), device, augment_on, started })
 }
 
 pub(super) fn prepare(
@@ -246,6 +249,7 @@ pub(super) fn loader_config(plan: &Plan) -> LoaderConfig {
         views: config.task.objective.views(),
         batch: config.train.batch,
         size: config.train.image_size,
+        size_changes: plan.view_sizes.clone(),
         seed: config.train.seed,
         threads: plan.data_threads,
         prefetch: config.data.prefetch,
@@ -283,11 +287,10 @@ pub(super) fn batches(
         loader = loader.deferred();
     }
     let batches = loader.part(group.rank(), group.count()).batches(first_step, plan.total_steps)?;
-    let shape = (plan.channels, plan.config.train.image_size);
     if plan.is_chunked() || !device.is_cuda() {
-        return Ok(DevicePrefetcher::on_demand(batches, shape, device));
+        return Ok(DevicePrefetcher::on_demand(batches, plan.channels, device));
     }
-    DevicePrefetcher::ahead(batches, shape, device)
+    DevicePrefetcher::ahead(batches, plan.channels, device)
 }
 
 /// A CUDA stream for this thread if it launches all work: the default stream can neither be captured nor overlap with copies.

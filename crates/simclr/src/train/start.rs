@@ -93,6 +93,10 @@ pub(super) fn facts(
         };
         facts.insert(2, ("kernels", format!("{kernels}; augmentation on {views}")));
     }
+    if !plan.view_sizes.is_empty() {
+        let sizes = plan.view_sizes.iter().map(|(step, size)| format!("{size} px from step {step}"));
+        facts.push(("views", sizes.collect::<Vec<_>>().join(", ")));
+    }
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter();
     let notes = notes.chain(config.cautions()).chain(note_on_frozen_encoder(method.params()));
@@ -166,6 +170,10 @@ fn learning_rate(plan: &Plan) -> String {
     };
     let after = match schedule.kind {
         ScheduleKind::Cosine => "then cosine to 0".into(),
+        ScheduleKind::Linear => "then linear to 0".into(),
+        ScheduleKind::StableDecay => {
+            format!("then constant, linear to 0 in the last {} %", 100.0 * schedule.decay_share)
+        }
         ScheduleKind::Constant => "then constant".into(),
         ScheduleKind::Steps => format!("then times {} at epochs {:?}", schedule.factor, optim.milestones),
     };

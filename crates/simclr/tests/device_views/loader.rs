@@ -37,14 +37,22 @@ fn crops_and_flips() -> AugmentConfig {
 fn loader(augment: AugmentConfig) -> Loader {
     let samples = (0..12).map(|index| Sample { name: format!("{index:02}"), label: None }).collect();
     let dataset = Arc::new(Dataset::from_source(samples, Vec::new(), 3, Box::new(Noise)));
-    let config =
-        LoaderConfig { views: 2, batch: 6, size: 16, seed: 5, threads: 2, prefetch: 2, max_bad_share: 0.5 };
+    let config = LoaderConfig {
+        views: 2,
+        batch: 6,
+        size: 16,
+        seed: 5,
+        threads: 2,
+        prefetch: 2,
+        max_bad_share: 0.5,
+        ..LoaderConfig::default()
+    };
     Loader::new(dataset, augment, config).unwrap()
 }
 
 fn views_of(batch: &Batch, order: Order) -> Vec<f32> {
     let views = emulated(order, || {
-        upload(&batch.views, batch.ids.len() + batch.second_view_ids.len(), (3, 16), Device::Cpu)
+        upload(&batch.views, batch.ids.len() + batch.second_view_ids.len(), 3, Device::Cpu)
             .unwrap()
             .views()
             .unwrap()

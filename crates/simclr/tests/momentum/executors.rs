@@ -64,7 +64,7 @@ fn a_launched_step_equals_the_eager_step() {
             let mut losses = Vec::new();
             for step in 0..4 {
                 let part = batches(step, 12, None).remove(0);
-                let views = DeviceBatch::on_host(part, (3, SIZE), Device::Cpu).views().unwrap();
+                let views = DeviceBatch::on_host(part, 3, Device::Cpu).views().unwrap();
                 method.before_step(step);
                 optimizer.set_step_scalars(method.params(), 0.05);
                 let context =
@@ -125,7 +125,7 @@ fn in_one_graph(config: &RunConfig, scope: BatchNormScope) -> (f64, Vec<(String,
     let mut rows = std::collections::BTreeMap::new();
     for part in parts {
         let (firsts, seconds) = (part.ids.clone(), part.second_view_ids.clone());
-        let batch = DeviceBatch::on_host(part, (3, SIZE), Device::Cpu);
+        let batch = DeviceBatch::on_host(part, 3, Device::Cpu);
         let (_, z) = method.embed(&batch.views().unwrap(), batch.first_views(), &mode).unwrap();
         let keys = firsts.into_iter().map(|id| (0, id)).chain(seconds.into_iter().map(|id| (1, id)));
         keys.enumerate().for_each(|(at, key)| drop(rows.insert(key, z.get(at as i64))));

@@ -87,7 +87,7 @@ fn steps(config: &RunConfig) -> (Vec<f64>, Vec<(String, Tensor)>) {
         };
         let mut views = batches(step, IMAGES as usize, None).remove(0);
         views.views = Vec::<f32>::try_from(Tensor::cat(&[view(0), view(1)], 0).view(-1)).unwrap().into();
-        let mut views = std::iter::once(Ok(DeviceBatch::on_host(views, (3, SIZE), Device::Cpu)));
+        let mut views = std::iter::once(Ok(DeviceBatch::on_host(views, 3, Device::Cpu)));
         let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
         let id = StepId { step, lr: 0.05 };
         let output = executor(&context, None, false).step(&context, &mut optimizer, id, &mut views).unwrap();

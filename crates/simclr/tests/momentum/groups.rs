@@ -10,7 +10,7 @@ fn mode(groups: usize) -> Mode {
 
 fn views() -> Tensor {
     let batch = batches(0, 12, None).remove(0);
-    DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu).views().unwrap()
+    DeviceBatch::on_host(batch, 3, Device::Cpu).views().unwrap()
 }
 
 /// Both views of images 0..3, 3..6, ... in passes of their own.
@@ -100,7 +100,7 @@ fn groups_leak_pairs_and_the_permutation_prevents_it() {
         let (first, second) = pixels.split_at_mut(64 * image);
         second.copy_from_slice(first);
         whole.views = pixels.into();
-        let views = DeviceBatch::on_host(whole, (3, SIZE), Device::Cpu).views().unwrap();
+        let views = DeviceBatch::on_host(whole, 3, Device::Cpu).views().unwrap();
         let (_, z) = method.embed(&views, 64, &mode(16)).unwrap();
         let probes: Vec<i64> = (0..64).filter(|&id| probe(id)).map(|id| id as i64).collect();
         let (queries, keys) = (unit(&z.narrow(0, 0, 64)), unit(&z.narrow(0, 64, 64)));

@@ -133,7 +133,7 @@ fn train(config: &RunConfig, chunked: Option<(usize, BatchNormScope)>, steps: u6
     for step in 0..steps {
         let chunking = chunked.map(|(images, scope)| chunks(images, scope));
         let all = batches(step, config.train.batch, chunking).into_iter();
-        let mut all = all.map(|batch| Ok(DeviceBatch::on_host(batch, (3, SIZE), Device::Cpu)));
+        let mut all = all.map(|batch| Ok(DeviceBatch::on_host(batch, 3, Device::Cpu)));
         method.before_step(step);
         let context = StepContext { method: &*method, norm, group: &group, gradients: &gradients, seed: 0 };
         let mut executor = executor(&context, chunked.map(|_| 1), false);

@@ -3,6 +3,7 @@
 
 mod momentum;
 mod non_finite;
+mod progress;
 mod resume;
 
 use std::{

@@ -91,11 +91,11 @@ fn step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<f64, Train
     let gradients = GradientBuckets::new(ready.method.params(), &alone);
     let mut context = step_context(&ready.plan, &alone, &*ready.method, &gradients);
     context.norm.scope = BatchNormScope::Global;
-    let shape = (ready.plan.channels, ready.plan.config.train.image_size);
+    let channels = ready.plan.channels;
     let device = ready.method.params().device();
     let batches = batches(ready, images, chunks);
     let start = Instant::now();
-    let mut batches = batches.into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, shape, device)));
+    let mut batches = batches.into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, channels, device)));
     let mut executor = executor(&context, (chunks > 1).then_some(1), false);
     executor.step(&context, &mut ready.optimizer, StepId { step: 0, lr: 0.0 }, &mut batches)?;
     Ok(start.elapsed().as_secs_f64())

@@ -7,12 +7,15 @@
 //!    free memory, else in chunks with global batch norm, else in chunks with batch norm over each.
 //! 4. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
 //!
+//! 5. `train.epochs`, if `train.minutes` is set: as many as fit, from measured steps.
+//!
 //! Rank 0 chooses for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
 
 mod choice;
 mod forecast;
 pub(super) mod machine;
 pub(super) mod measure;
+mod time_budget;
 
 use simclr_data::rng::Key;
 use tch::Device;
@@ -22,7 +25,7 @@ use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
 use super::setup::{OpenedData, Prepared, prepare};
 use crate::{
-    Plan, RunConfig, TrainError,
+    ConfigError, Plan, RunConfig, TrainError,
     config::{KEPT_VIEWS, Written},
     device::trim_memory,
     dist::{ProcessGroup, all_ok},
@@ -98,7 +101,12 @@ impl<'a> Selection<'a> {
             match self.choose_mode(&trial.plan, &measured, &budget) {
                 Ok(mode) => {
                     self.report_memory(&trial.plan, &measured, mode, &budget);
-                    self.report_time(&trial.plan, &measured, mode);
+                    if self.has_time_budget() {
+                        drop(trial);
+                        self.choose_epochs()?;
+                    } else {
+                        self.report_time(&trial.plan, &measured, mode);
+                    }
                     return Ok(self.done());
                 }
                 Err(error) => {
@@ -180,6 +188,24 @@ impl<'a> Selection<'a> {
         sides.get(sides.len() / 2).copied()
     }
 
+    /// Whether the number of epochs follows from `train.minutes`.
+    fn has_time_budget(&self) -> bool {
+        self.config.train.minutes > 0.0 && !self.written.has("train.epochs")
+    }
+
+    fn choose_epochs(&mut self) -> Result<(), TrainError> {
+        if self.group.count() > 1 {
+            let minutes = self.config.train.minutes.to_string();
+            let expected = "0 with several processes: set train.epochs".into();
+            return Err(ConfigError::Value { key: "train.minutes".into(), value: minutes, expected }.into());
+        }
+        let mut trial = prepare(self.group, self.opened, &self.config)?;
+        let found = time_budget::affordable(&mut trial, self.opened.started)?;
+        self.config.train.epochs = found.epochs;
+        self.facts.push(("time".into(), found.text));
+        Ok(())
+    }
+
     /// Whether the run is short and an upper bound on its memory fits.
     fn is_trivial(&self, budget: &Budget) -> bool {
         let RunConfig { train, encoder, .. } = &self.config;
@@ -187,7 +213,10 @@ impl<'a> Selection<'a> {
         let views = (self.config.task.objective.views() * train.batch) as f64;
         let max_bytes = GIB + views * input * MAX_ACTIVATION_RATIO * encoder.width.max(1.0);
         let images = self.opened.dataset.len() as f64 * train.epochs;
-        encoder.file.is_none() && images < MIN_MEASURED_IMAGES && max_bytes < budget.bytes
+        !self.has_time_budget()
+            && encoder.file.is_none()
+            && images < MIN_MEASURED_IMAGES
+            && max_bytes < budget.bytes
     }
 
     /// Sets chunk and batch norm of the best mode that fits, unless `train.chunk` is written.

@@ -1,0 +1,116 @@
+//! Muon (Jordan et al. 2024, github.com/KellerJordan/Muon): the momentum of a weight is replaced by the nearest semi-orthogonal matrix,
+//! approximately, so that all directions of a layer change at the same rate. The other parameters are updated by AdamW.
+//!
+//! A kernel `[out, in, k, k]` is the matrix `[out, in k k]`. The step is scaled to the root mean square of AdamW's steps, so that
+//! learning rate and weight decay have AdamW's scale (arXiv 2502.16982, equation 4).
+
+use tch::{Kind, Tensor};
+
+use super::{OptimConfig, OptimKind};
+use crate::params::{Param, Role};
+
+/// Quintic Newton-Schulz iteration a X + b X Xt X + c (X Xt)^2 X, chosen for a steep slope at 0: singular values end between 0.7 and 1.2.
+const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
+
+const ITERATIONS: usize = 5;
+
+/// Typical root mean square of AdamW's steps (arXiv 2502.16982, section 2.2).
+const ADAMW_RMS: f64 = 0.2;
+
+/// Whether the rule orthogonalises the momentum of `param`: weights of the encoder and the projection head, but not classifiers,
+/// biases and batch norm.
+pub fn orthogonalizes(config: &OptimConfig, param: &Param) -> bool {
+    config.kind == OptimKind::Muon && param.role == Role::Weight && param.tensor.dim() >= 2
+}
+
+/// Updates `param` and its momentum buffer in place, without host synchronisation, unless `guard` (f64 scalar) is not finite. `lr`:
+/// f64 scalar.
+pub fn update(
+    config: &OptimConfig,
+    param: &Param,
+    gradient: &Tensor,
+    velocity: &Tensor,
+    lr: &Tensor,
+    guard: Option<&Tensor>,
+) {
+    let momentum = velocity.lerp(gradient, 1.0 - config.momentum);
+    let direction = if config.nesterov { gradient.lerp(&momentum, config.momentum) } else { momentum.copy() };
+    let rows = direction.size()[0];
+    let matrix = direction.contiguous().view([rows, -1]);
+    let longest = matrix.size().into_iter().max().unwrap_or(1) as f64;
+    let step = orthogonalize(&matrix).view_as(&param.tensor) * (ADAMW_RMS * longest.sqrt());
+    let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
+    let weight = &param.tensor * (lr * -decay + 1.0) - step * lr;
+    assign(velocity, &momentum, guard);
+    assign(&param.tensor, &weight, guard);
+}
+
+fn assign(target: &Tensor, value: &Tensor, guard: Option<&Tensor>) {
+    match guard {
+        Some(guard) => target.shallow_clone().copy_(&value.where_self(&guard.isfinite(), target)),
+        None => target.shallow_clone().copy_(value),
+    }
+}
+
+/// Approximately U Vt of the singular value decomposition U S Vt of `matrix` `[m, n]`. Computed in bf16 on a GPU, as by its authors.
+fn orthogonalize(matrix: &Tensor) -> Tensor {
+    let kind = if matrix.device().is_cuda() { Kind::BFloat16 } else { matrix.kind() };
+    let size = matrix.size();
+    let is_tall = size[0] > size[1];
+    let x = matrix / (matrix.norm() + 1e-7);
+    let mut x = if is_tall { x.tr() } else { x }.to_kind(kind);
+    let [a, b, c] = COEFFICIENTS;
+    for _ in 0..ITERATIONS {
+        let gram = x.matmul(&x.tr());
+        let polynomial = &gram * b + gram.matmul(&gram) * c;
+        x = &x * a + polynomial.matmul(&x);
+    }
+    if is_tall { x.tr() } else { x }.to_kind(matrix.kind())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Singular vectors are kept, and singular values follow the scalar iteration, in f64.
+    #[test]
+    fn singular_values_follow_the_scalar_polynomial() {
+        for (rows, columns) in [(3, 7), (8, 4), (5, 5), (1, 6)] {
+            let values: Vec<f64> =
+                (0..rows * columns).map(|i| f64::from(i * i % 13) - 4.5 * f64::from(i % 3)).collect();
+            let matrix = Tensor::from_slice(&values).view([i64::from(rows), i64::from(columns)]);
+            let (u, s, v) = matrix.svd(true, true);
+            let mut scalar = &s / (matrix.norm() + 1e-7);
+            let [a, b, c] = COEFFICIENTS;
+            for _ in 0..ITERATIONS {
+                scalar = &scalar * a + scalar.pow_tensor_scalar(3) * b + scalar.pow_tensor_scalar(5) * c;
+            }
+            let expected = u.matmul(&scalar.diag(0)).matmul(&v.tr());
+            let difference = (orthogonalize(&matrix) - expected).abs().max().double_value(&[]);
+            assert!(difference < 1e-10, "{rows} x {columns}: {difference}");
+        }
+    }
+
+    #[test]
+    fn singular_values_end_near_one() {
+        let random =
+            Tensor::from_slice(&(0..96).map(|i| f64::sin(1.7 * f64::from(i * i))).collect::<Vec<_>>());
+        let (_, s, _) = orthogonalize(&random.view([8, 12])).svd(true, false);
+        let range = [s.min(), s.max()].map(|value| value.double_value(&[]));
+        assert!(range[0] > 0.6 && range[1] < 1.25, "{range:?}");
+    }
+
+    #[test]
+    fn a_non_finite_guard_changes_nothing() {
+        let config = OptimConfig { kind: OptimKind::Muon, ..OptimConfig::default() };
+        let weight = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+        let param = Param { name: "w".into(), tensor: weight.copy(), role: Role::Weight };
+        let (gradient, velocity, lr) = (weight.copy() * 0.5, weight.zeros_like(), Tensor::from(0.1));
+        update(&config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(f64::NAN)));
+        assert_eq!((param.tensor.copy(), velocity.copy()), (weight.copy(), weight.zeros_like()));
+        update(&config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(1.0)));
+        assert!(param.tensor != weight && velocity != weight.zeros_like());
+    }
+}
