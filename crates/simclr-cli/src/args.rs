@@ -5,7 +5,7 @@ mod semi_supervised;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use simclr::{
     data::{
         Split,
@@ -341,16 +341,28 @@ pub enum Normalize {
 /// `simclr compare`.
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// Run folders with results of `evaluate`
+    /// Run folders
     #[arg(required = true, num_args = 1..)]
     pub runs: Vec<PathBuf>,
     /// Compare the results on this set, given by name of its folder or file, path, or prefix of its fingerprint [default: the
     /// newest results of each run]
     #[arg(long, value_name = "SET")]
     pub data: Option<String>,
+    /// Accuracy by share of the labels (results of `evaluate`), or online kNN by seconds of training
+    #[arg(long, value_enum, default_value = "labels")]
+    pub by: CompareBy,
     /// Plot file
     #[arg(long, value_name = "FILE.svg", default_value = "compare.svg")]
     pub out: PathBuf,
+}
+
+/// `compare --by`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompareBy {
+    /// Test accuracy by share of the labels.
+    Labels,
+    /// Accuracy of the online kNN by seconds of training.
+    Seconds,
 }
 
 /// `simclr embed`.

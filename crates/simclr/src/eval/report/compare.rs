@@ -16,12 +16,12 @@ use super::{
 use crate::{EvalError, checkpoint::write_atomically, eval::options::Metric, train::RunFolder};
 
 /// Output of [`Comparison::plot`], and the only kind of file it replaces.
-const PLOT: output::Kind = output::Kind {
+pub(super) const PLOT: output::Kind = output::Kind {
     name: "a plot of this command",
     is_earlier: |path| fs_err::read(path).is_ok_and(|svg| svg.ends_with(MARK.as_bytes())),
 };
 /// Last line of every plot.
-const MARK: &str = "<!-- simclr compare -->\n";
+pub(super) const MARK: &str = "<!-- simclr compare -->\n";
 
 /// Path and results of each run, in the order given.
 #[derive(Debug)]

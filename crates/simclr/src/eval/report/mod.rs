@@ -1,6 +1,7 @@
 //! Results: figures and their cache, tables, comparison of runs, plots.
 
 pub mod compare; // results of several runs -> table, plot
+pub mod curves; // metrics of several runs -> accuracy by seconds
 mod figure; // one figure and its predicted labels
 pub(crate) mod history; // results -> one file per set and configuration
 pub mod per_class; // predictions -> recalls, confusion matrix, AUROC
