@@ -151,9 +151,9 @@ impl DataConfig {
 pub struct TrainConfig {
     /// Passes over the data.
     pub epochs: f64,
-    /// If `epochs` is not set: the duration of the run in minutes, from its start to the last checkpoint; 0 = no limit. Steps are
-    /// measured at the start and as many epochs planned as fit, which the run folder stores, so that resuming and repeating a run
-    /// take the same steps.
+    /// Instead of `epochs`: the duration of the run in minutes, from its start to the last checkpoint; 0 = `epochs` counts. Steps are
+    /// measured at the start, and the configuration of the run folder has the epochs that fit in its place, so that resuming and
+    /// repeating a run take the same steps.
     pub minutes: f64,
     /// How epochs are converted to steps.
     pub step_count: StepCount,

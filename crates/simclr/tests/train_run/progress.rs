@@ -4,12 +4,10 @@ use std::sync::atomic::AtomicBool;
 
 use simclr::{
     RunConfig,
-    config::Written,
-    dist::ProcessGroup,
-    train::{Outcome, RunFolder, fit},
+    train::{Outcome, RunFolder},
 };
 
-use crate::{Recorder, config, finish, image_folder, newest, run, same_tensors};
+use crate::{config, finish, image_folder, newest, run, same_tensors};
 
 const LEVERS: [&str; 6] = [
     "train.view_sizes=[[0.0,12],[0.5,16],[0.8,20]]",
@@ -66,24 +64,18 @@ fn the_side_of_the_views_changes_the_weights() {
 fn a_time_budget_becomes_a_stored_number_of_epochs() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(temp.path(), 70, false);
-    let file = temp.path().join("config.toml");
-    let defaults = config(&["train.minutes=0.12", "train.view_sizes=[[0.0,12]]"]).to_toml();
-    let unset: Vec<&str> = defaults.lines().filter(|line| !line.starts_with("epochs = ")).collect();
-    fs_err::write(&file, unset.join("\n")).unwrap();
-    let (config, written) = RunConfig::load_written(Some(&file), &[]).unwrap();
-    assert!(!written.has("train.epochs") && written.has("train.minutes"));
-
     let budgeted = RunFolder::create(&temp.path().join("budgeted")).unwrap();
-    let (mut recorder, stop) = (Recorder::default(), AtomicBool::new(false));
-    let group = ProcessGroup::alone();
-    fit(&group, (&config, &written), &data, &budgeted, &mut recorder, &stop).unwrap();
+    let stop = AtomicBool::new(false);
+    let config = config(&["train.minutes=0.12", "train.view_sizes=[[0.0,12]]"]);
+    let (outcome, recorder) = run(&config, &data, &budgeted, None, &stop);
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
     assert!(recorder.facts.iter().any(|(name, text)| name == "time" && text.contains("ms at 12 px")));
     let stored = RunConfig::load(Some(&budgeted.config_file()), &[]).unwrap();
+    assert_eq!(stored.train.minutes, 0.0);
     assert_ne!(stored.train.epochs, config.train.epochs);
     assert_eq!(recorder.reports.len() as f64, (4.0 * stored.train.epochs).round(), "4 steps an epoch");
 
     let repeated = RunFolder::create(&temp.path().join("repeated")).unwrap();
-    let mut recorder = Recorder::default();
-    fit(&group, (&stored, &Written::EVERYTHING), &data, &repeated, &mut recorder, &stop).unwrap();
+    finish(&stored, &data, &repeated);
     same_tensors(&newest(&budgeted), &newest(&repeated));
 }

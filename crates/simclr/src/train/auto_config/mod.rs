@@ -7,7 +7,7 @@
 //!    free memory, else in chunks with global batch norm, else in chunks with batch norm over each.
 //! 4. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
 //!
-//! 5. `train.epochs`, if `train.minutes` is set: as many as fit, from measured steps.
+//! 5. `train.minutes` is replaced by the `train.epochs` that fit into it, from measured steps.
 //!
 //! Rank 0 chooses for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
 
@@ -61,8 +61,8 @@ pub(super) fn auto_configure(
     opened: &OpenedData,
     written: &Written,
 ) -> Result<AutoConfigured, TrainError> {
-    let selection =
-        (group.is_first() && *written != Written::EVERYTHING).then(|| Selection::new(group, opened, written));
+    let needed = *written != Written::EVERYTHING || opened.config.train.minutes > 0.0;
+    let selection = (group.is_first() && needed).then(|| Selection::new(group, opened, written));
     let done = all_ok(group, selection.map(Selection::run).transpose())?;
     if done.is_some() {
         // Returns the memory of the measured model.
@@ -190,7 +190,7 @@ impl<'a> Selection<'a> {
 
     /// Whether the number of epochs follows from `train.minutes`.
     fn has_time_budget(&self) -> bool {
-        self.config.train.minutes > 0.0 && !self.written.has("train.epochs")
+        self.config.train.minutes > 0.0
     }
 
     fn choose_epochs(&mut self) -> Result<(), TrainError> {
@@ -201,7 +201,7 @@ impl<'a> Selection<'a> {
         }
         let mut trial = prepare(self.group, self.opened, &self.config)?;
         let found = time_budget::affordable(&mut trial, self.opened.started)?;
-        self.config.train.epochs = found.epochs;
+        (self.config.train.epochs, self.config.train.minutes) = (found.epochs, 0.0);
         self.facts.push(("time".into(), found.text));
         Ok(())
     }
