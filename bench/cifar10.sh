@@ -11,18 +11,8 @@ out=${2:-bench/results/cifar10-$per_class}
 data=datasets/cifar10-$per_class
 simclr=${SIMCLR:-target/release/simclr}
 
-# The first $1 files of each class folder of the part $2.
-unpack() {
-    tar -tf "$archive" | grep "^$2/.*jpg" | sort | awk -F/ -v n="$1" '++seen[$2] <= n' >"$data.partial/list"
-    tar -xf "$archive" -C "$data.partial" -T "$data.partial/list"
-}
-if [ ! -d "$data" ]; then
-    rm -rf "$data.partial" && mkdir -p "$data.partial"
-    unpack "$per_class" train
-    unpack "$((per_class > 1000 ? 1000 : per_class / 2))" test
-    rm "$data.partial/list"
-    mv "$data.partial" "$data"
-fi
+. bench/cifar10_subset.sh
+cifar10_subset "$archive" "$per_class" "$data"
 
 mkdir -p "$out"
 started=$(date +%s)
