@@ -86,6 +86,7 @@ impl Trainer<'_> {
         let chosen = self.workspace.chosen(&run.images);
         write_atomically(&images, name_lines(&opened.set.train, &chosen).as_bytes())?;
         let mut config = run.config(&self.workspace.scale, seed)?;
+        (config.train.threads, config.data.threads) = (self.workspace.threads, self.workspace.threads);
         config.task.subset = Some(images);
         config.data.labels = Labels::Auto;
         config.data.channels = opened.set.train.channels();

@@ -39,6 +39,8 @@ const TINTED_QUICK: (usize, usize) = (80, 40);
 pub struct Workspace {
     /// The recipe.
     pub scale: Scale,
+    /// Threads of this process; 0 = all processors. Figures do not depend on it but for rounding.
+    pub threads: usize,
     out: PathBuf,
     sets: BTreeMap<ImageSet, Opened>,
     /// Digest of the images of each set.
@@ -84,7 +86,7 @@ impl Workspace {
             format!("{} {}", opened.set.train.fingerprint(), test.unwrap_or_default())
         };
         let fingerprints = sets.iter().map(|(name, opened)| (*name, fingerprint(opened))).collect();
-        Ok(Self { scale: scale.clone(), out, sets, fingerprints })
+        Ok(Self { scale: scale.clone(), threads: 0, out, sets, fingerprints })
     }
 
     /// The folder of all studies.
