@@ -86,10 +86,7 @@ impl Drawn {
             (pixel as f32 + (sample as f32 + 0.5) / SAMPLES as f32 - centre) / self.scale
         };
         let inside = |sample: &usize| {
-            let (dx, dy) = (
-                at(x, sample % SAMPLES, self.centre[0]),
-                at(y, sample / SAMPLES, self.centre[1]),
-            );
+            let (dx, dy) = (at(x, sample % SAMPLES, self.centre[0]), at(y, sample / SAMPLES, self.centre[1]));
             covers(class, cos * dx + sin * dy, cos * dy - sin * dx)
         };
         let all = SAMPLES * SAMPLES;

@@ -70,7 +70,9 @@ fn processors() -> usize {
 
 fn plan_text(plan: &Plan) -> String {
     let hours = plan.hours();
-    let warning = format!("\nnote: more than the {MOST_HOURS} hours that all studies are planned to on two cores; --jobs, fewer --seeds");
+    let warning = format!(
+        "\nnote: more than the {MOST_HOURS} hours that all studies are planned to on two cores; --jobs, fewer --seeds"
+    );
     let warning = if hours > MOST_HOURS { warning } else { String::new() };
     format!("{}about {hours:.2} h, estimated from steps timed on this machine{warning}", plan.text())
 }

@@ -79,7 +79,8 @@ impl Quantity {
                 each_seed(all(arms, figure)?, &|values| values.iter().sum::<f64>() / values.len() as f64)
             }
             Self::Range(arms, figure) => each_seed(all(arms, figure)?, &|values| {
-                let fold = |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick).unwrap_or(f64::NAN);
+                let fold =
+                    |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick).unwrap_or(f64::NAN);
                 fold(f64::max) - fold(f64::min)
             }),
             Self::Times(factor, of) => Some(of.values(table)?.iter().map(|value| factor * value).collect()),
@@ -261,7 +262,8 @@ mod tests {
 
     #[test]
     fn one_failure_decides_and_reported_claims_do_not() {
-        let part = |outcome, decides| Judged { claim: String::new(), margin: 0.0, decides, summary: None, outcome };
+        let part =
+            |outcome, decides| Judged { claim: String::new(), margin: 0.0, decides, summary: None, outcome };
         let verdict = |outcomes: &[Outcome]| {
             let parts: Vec<Judged> = outcomes.iter().map(|outcome| part(*outcome, true)).collect();
             Verdict::of(&[&parts[..], &[part(Outcome::Fails, false)]].concat())

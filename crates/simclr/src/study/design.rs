@@ -83,7 +83,12 @@ pub fn bars(table: &Table, title: &str, figures: &[&str]) -> Picture {
 }
 
 /// A line through `figure` of arms at numbers.
-pub fn line<N: AsRef<str>>(table: &Table, name: &str, arms: &[(f64, N)], figure: &str) -> (String, Vec<(f64, f64, f64)>) {
+pub fn line<N: AsRef<str>>(
+    table: &Table,
+    name: &str,
+    arms: &[(f64, N)],
+    figure: &str,
+) -> (String, Vec<(f64, f64, f64)>) {
     let point = |(x, arm): &(f64, N)| {
         let found = table.summary(arm.as_ref(), figure)?;
         Some((*x, found.mean, found.std))

@@ -52,7 +52,8 @@ pub fn markdown(study: &Study, report: &Report) -> String {
 
 /// The overview of all studies that have results.
 pub fn overview(reports: &[(&Study, Report)]) -> String {
-    let mut rows = vec![["claim", "paper", "here", "verdict", "seeds", "command"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["claim", "paper", "here", "verdict", "seeds", "command"].map(str::to_owned).to_vec()];
     for (study, report) in reports {
         let link = format!("[{0}]({0}/report.md): {1}", study.name, study.question);
         let here: Vec<String> = report.parts.iter().filter(|part| part.decides).map(here).collect();
@@ -65,7 +66,10 @@ pub fn overview(reports: &[(&Study, Report)]) -> String {
             format!("`{}`", report.command),
         ]);
     }
-    format!("# Studies\n\n{RULE} Differences in points, mean ± standard deviation over seeds.\n\n{}", markdown_table(&rows))
+    format!(
+        "# Studies\n\n{RULE} Differences in points, mean ± standard deviation over seeds.\n\n{}",
+        markdown_table(&rows)
+    )
 }
 
 /// Such as `crop + colour over crop: 7.4 ± 0.3 (holds)`.
@@ -102,8 +106,10 @@ fn figures(study: &Study, report: &Report) -> Rows {
     let headings = std::iter::once(String::new()).chain(columns.iter().cloned());
     let mut rows: Rows = vec![headings.chain(published.then(|| "published".to_owned())).collect()];
     for (arm, _) in &table.arms {
-        let cell = |figure: &String| table.summary(arm, figure).map_or_else(|| "-".to_owned(), |found| found.text());
-        let number = study.published.iter().find(|(name, _)| name == arm).map(|(_, number)| number.to_string());
+        let cell =
+            |figure: &String| table.summary(arm, figure).map_or_else(|| "-".to_owned(), |found| found.text());
+        let number =
+            study.published.iter().find(|(name, _)| name == arm).map(|(_, number)| number.to_string());
         let last = published.then(|| number.unwrap_or_default());
         rows.push(std::iter::once(arm.clone()).chain(columns.iter().map(cell)).chain(last).collect());
     }

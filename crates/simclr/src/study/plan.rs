@@ -46,7 +46,8 @@ impl Plan {
     /// # Errors
     /// An invalid configuration, an encoder that cannot be built.
     pub fn of(workspace: &Workspace, studies: &[&Study], seeds: u64) -> Result<Self, EvalError> {
-        let mut counting = Counting { workspace, cost: Cost::new(workspace), counted: HashSet::new(), spent: 0.0 };
+        let mut counting =
+            Counting { workspace, cost: Cost::new(workspace), counted: HashSet::new(), spent: 0.0 };
         let mut jobs = Vec::new();
         for study in studies {
             for arm in study.rows(&workspace.scale) {

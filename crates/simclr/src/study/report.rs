@@ -41,7 +41,8 @@ pub struct Report {
 impl Report {
     /// Judges the figures of `study`.
     pub fn of(workspace: &Workspace, study: &Study, table: Table, seeds: u64, command: &str) -> Self {
-        let parts: Vec<Judged> = (study.parts)(&workspace.scale).iter().map(|part| part.judge(&table)).collect();
+        let parts: Vec<Judged> =
+            (study.parts)(&workspace.scale).iter().map(|part| part.judge(&table)).collect();
         let set = &workspace.opened(ImageSet::Given).set;
         Self {
             study: study.name.to_owned(),

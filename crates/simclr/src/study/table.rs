@@ -108,7 +108,10 @@ mod tests {
         let summary = Summary::of(&[1.0, 2.0, 3.0]).unwrap();
         assert_eq!((summary.mean, summary.std, summary.count), (2.0, 1.0, 3));
         assert!((summary.error() - 1.0 / 3f64.sqrt()).abs() < 1e-12);
-        assert_eq!((summary.text(), Summary::of(&[51.23]).unwrap().text()), ("2.00 ± 1.00".into(), "51.2".into()));
+        assert_eq!(
+            (summary.text(), Summary::of(&[51.23]).unwrap().text()),
+            ("2.00 ± 1.00".into(), "51.2".into())
+        );
         assert_eq!(Summary::of(&[]), None);
     }
 

@@ -1,10 +1,6 @@
 //! Trains the networks of a study, each in a run folder of its own. A finished run is not repeated, an interrupted one continues.
 
-use std::{
-    path::Path,
-    sync::atomic::AtomicBool,
-    time::Instant,
-};
+use std::{path::Path, sync::atomic::AtomicBool, time::Instant};
 
 use simclr_data::dataset::Labels;
 

@@ -44,7 +44,8 @@ fn arms(scale: &Scale) -> Vec<Arm> {
     let batch = |batch: usize| format!("train.batch={}", scale.batch(batch));
     // The recipe's square-root scaling at the largest batch, linear below.
     let anchor = scale.batch(BATCHES[2]) as f64 / 256.0;
-    let rate = ["optim.scaling=linear".to_owned(), format!("optim.lr={:?}", scale.rate() * anchor.sqrt() / anchor)];
+    let rate =
+        ["optim.scaling=linear".to_owned(), format!("optim.lr={:?}", scale.rate() * anchor.sqrt() / anchor)];
     let linear = LENGTHS.into_iter().flat_map(|(factor, length)| BATCHES.map(|size| (factor, length, size)));
     let linear = linear.map(|(factor, length, size)| {
         let arm = Arm::fit(scale, name(size, length), &[]).with(scale.epochs(factor));
@@ -52,7 +53,9 @@ fn arms(scale: &Scale) -> Vec<Arm> {
     });
     let steps = FIXED.map(|size| {
         let factor = STEPS * size as f64 / 256.0;
-        Arm::fit(scale, fixed(size), &["optim.scaling=sqrt-of256"]).with(scale.epochs(factor)).with([batch(size)])
+        Arm::fit(scale, fixed(size), &["optim.scaling=sqrt-of256"])
+            .with(scale.epochs(factor))
+            .with([batch(size)])
     });
     linear.chain(steps).collect()
 }

@@ -44,9 +44,17 @@ fn arms(scale: &Scale) -> Vec<Arm> {
 
 fn parts(_: &Scale) -> Vec<Part> {
     vec![
-        Part::new("SimCLR: contrastive accuracy in groups over global", of(GROUPS, PRETEXT) - of(GLOBAL, PRETEXT), 1.0),
+        Part::new(
+            "SimCLR: contrastive accuracy in groups over global",
+            of(GROUPS, PRETEXT) - of(GLOBAL, PRETEXT),
+            1.0,
+        ),
         Part::new("SimCLR: features of global over groups", of(GLOBAL, H) - of(GROUPS, H), 1.0),
-        Part::new("MoCo: contrastive accuracy without shuffling over with", of(LEAKY, PRETEXT) - of(SHUFFLED, PRETEXT), 1.0),
+        Part::new(
+            "MoCo: contrastive accuracy without shuffling over with",
+            of(LEAKY, PRETEXT) - of(SHUFFLED, PRETEXT),
+            1.0,
+        ),
         Part::new("MoCo: features with shuffling over without", of(SHUFFLED, H) - of(LEAKY, H), 1.0),
     ]
 }

@@ -66,7 +66,11 @@ fn parts(_: &Scale) -> Vec<Part> {
             of(TINTED_INIT, H) - of(TINTED_CROP, H),
             -1.0,
         ),
-        Part::new("TintedShapes: crop + color over random init", of(TINTED_COLOR, H) - of(TINTED_INIT, H), 1.0),
+        Part::new(
+            "TintedShapes: crop + color over random init",
+            of(TINTED_COLOR, H) - of(TINTED_INIT, H),
+            1.0,
+        ),
     ]
 }
 

@@ -41,8 +41,8 @@ fn keys(strength: f64) -> Vec<String> {
 
 fn arms(scale: &Scale) -> Vec<Arm> {
     let simclr = STRENGTHS.map(|(s, text)| Arm::fit(scale, format!("SimCLR, s = {text}"), &[]).with(keys(s)));
-    let supervised =
-        STRENGTHS.map(|(s, text)| Arm::supervised(scale, format!("supervised, s = {text}"), &[]).with(keys(s)));
+    let supervised = STRENGTHS
+        .map(|(s, text)| Arm::supervised(scale, format!("supervised, s = {text}"), &[]).with(keys(s)));
     simclr.into_iter().chain(supervised).collect()
 }
 

@@ -44,7 +44,8 @@ fn arms(scale: &Scale) -> Vec<Arm> {
 }
 
 fn parts(_: &Scale) -> Vec<Part> {
-    let gain = |labels: &str| of(format!("fine-tuned, {labels}"), OWN) - of(format!("from scratch, {labels}"), OWN);
+    let gain =
+        |labels: &str| of(format!("fine-tuned, {labels}"), OWN) - of(format!("from scratch, {labels}"), OWN);
     vec![
         Part::new("1 %: fine-tuned over from scratch", gain("1 %"), 5.0),
         Part::new("10 %: fine-tuned over from scratch", gain("10 %"), 0.0),

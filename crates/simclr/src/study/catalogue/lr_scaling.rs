@@ -40,7 +40,8 @@ fn arm(scale: &Scale, rule: &str, batch: usize) -> Arm {
 }
 
 fn arms(scale: &Scale) -> Vec<Arm> {
-    let small = RULES.into_iter().flat_map(|rule| [BATCHES[0], BATCHES[1]].map(|batch| arm(scale, rule, batch)));
+    let small =
+        RULES.into_iter().flat_map(|rule| [BATCHES[0], BATCHES[1]].map(|batch| arm(scale, rule, batch)));
     small.chain([arm(scale, "linear", BATCHES[2])]).collect()
 }
 

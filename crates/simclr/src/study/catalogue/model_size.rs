@@ -18,7 +18,12 @@ pub(super) const STUDY: Study = Study {
     arms,
     parts,
     pictures,
-    published: &[("SimCLR, width 1", 69.3), ("SimCLR, width 2", 74.2), ("supervised, width 1", 76.5), ("supervised, width 2", 77.8)],
+    published: &[
+        ("SimCLR, width 1", 69.3),
+        ("SimCLR, width 2", 74.2),
+        ("supervised, width 1", 76.5),
+        ("supervised, width 2", 77.8),
+    ],
 };
 
 const WIDTHS: [f64; 3] = [0.5, 1.0, 2.0];
@@ -26,7 +31,8 @@ const WIDTHS: [f64; 3] = [0.5, 1.0, 2.0];
 fn arms(scale: &Scale) -> Vec<Arm> {
     let width = |width: f64| [format!("encoder.width={width:?}")];
     let simclr = WIDTHS.map(|w| Arm::fit(scale, format!("SimCLR, width {w}"), &[]).with(width(w)));
-    let supervised = WIDTHS.map(|w| Arm::supervised(scale, format!("supervised, width {w}"), &[]).with(width(w)));
+    let supervised =
+        WIDTHS.map(|w| Arm::supervised(scale, format!("supervised, width {w}"), &[]).with(width(w)));
     simclr.into_iter().chain(supervised).collect()
 }
 
@@ -36,7 +42,11 @@ fn parts(_: &Scale) -> Vec<Part> {
     vec![
         Part::new("SimCLR: width 1 over 1/2", simclr("1") - simclr("0.5"), 0.0),
         Part::new("SimCLR: width 2 over 1", simclr("2") - simclr("1"), 0.0),
-        Part::reported("the gap to supervised is smaller with width 2 than with 1/2", gap("0.5") - gap("2"), 0.0),
+        Part::reported(
+            "the gap to supervised is smaller with width 2 than with 1/2",
+            gap("0.5") - gap("2"),
+            0.0,
+        ),
     ]
 }
 

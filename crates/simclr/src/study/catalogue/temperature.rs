@@ -39,9 +39,8 @@ fn name(temperature: f64) -> String {
 fn arms(scale: &Scale) -> Vec<Arm> {
     let key = |temperature: f64| [format!("loss.temperature={temperature:?}")];
     let normalised = TEMPERATURES.map(|t| Arm::fit(scale, name(t), &[]).with(key(t)));
-    let free = [1.0, 10.0].map(|t| {
-        Arm::fit(scale, format!("not normalised, {t}"), &["loss.normalize=false"]).with(key(t))
-    });
+    let free = [1.0, 10.0]
+        .map(|t| Arm::fit(scale, format!("not normalised, {t}"), &["loss.normalize=false"]).with(key(t)));
     normalised.into_iter().chain(free).map(|arm| arm.measured(Probe::Entropy)).collect()
 }
 
@@ -61,7 +60,11 @@ fn parts(_: &Scale) -> Vec<Part> {
         rises(0.05, 0.1),
         rises(0.1, 0.5),
         rises(0.5, 1.0),
-        Part::new("features: the best lower temperature not below 1", best(&lower, H) - of(name(1.0), H), -1.0),
+        Part::new(
+            "features: the best lower temperature not below 1",
+            best(&lower, H) - of(name(1.0), H),
+            -1.0,
+        ),
         Part::reported(
             "features: temperature 0.5 over no normalisation",
             of(name(0.5), H) - of("not normalised, 10", H),

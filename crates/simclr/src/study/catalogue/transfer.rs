@@ -51,7 +51,11 @@ fn parts(_: &Scale) -> Vec<Part> {
     vec![
         Part::new("other classes: SimCLR over random init", of(SIMCLR, CLASSES) - of(INIT, CLASSES), 1.0),
         Part::new("TintedShapes: SimCLR over random init", of(SIMCLR, TINTED) - of(INIT, TINTED), 1.0),
-        Part::reported("other classes: SimCLR over supervised", of(SIMCLR, CLASSES) - of(LABELS, CLASSES), 0.0),
+        Part::reported(
+            "other classes: SimCLR over supervised",
+            of(SIMCLR, CLASSES) - of(LABELS, CLASSES),
+            0.0,
+        ),
     ]
 }
 

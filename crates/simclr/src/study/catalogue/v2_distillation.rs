@@ -42,8 +42,7 @@ fn arms(scale: &Scale) -> Vec<Arm> {
         Arm { name: name.to_owned(), run, probes: vec![Probe::Classifier] }
     };
     let half = vec!["encoder.width=0.5".to_owned()];
-    let students =
-        [student(SAME, Vec::new(), 0.0), student(BOTH, Vec::new(), 0.5), student(HALF, half, 0.0)];
+    let students = [student(SAME, Vec::new(), 0.0), student(BOTH, Vec::new(), 0.5), student(HALF, half, 0.0)];
     let alone = pretrained.from_scratch(ALONE, LABELS);
     [teacher, alone].into_iter().chain(students).collect()
 }

@@ -39,7 +39,9 @@ fn arms(scale: &Scale) -> Vec<Arm> {
         let keys = if depth == 2 { Vec::new() } else { vec![format!("head.layers={depth}")] };
         let pretrained = Arm::fit(scale, format!("pretrained, {depth} layers"), &[]).with(keys);
         for (share, labels) in LABELS {
-            arms.extend(layers(depth).map(|from| pretrained.finetuned(name(depth, from, labels), share, from)));
+            arms.extend(
+                layers(depth).map(|from| pretrained.finetuned(name(depth, from, labels), share, from)),
+            );
         }
         arms.push(pretrained);
     }
@@ -48,7 +50,8 @@ fn arms(scale: &Scale) -> Vec<Arm> {
 
 fn parts(_: &Scale) -> Vec<Part> {
     let from = |layer: usize| of(name(3, layer, "1 %"), OWN);
-    let best = |depth: usize| Quantity::Best(layers(depth).map(|layer| name(depth, layer, "1 %")).collect(), OWN);
+    let best =
+        |depth: usize| Quantity::Best(layers(depth).map(|layer| name(depth, layer, "1 %")).collect(), OWN);
     vec![
         Part::new("1 %, three layers: from the first layer over from h", from(1) - from(0), 0.0),
         Part::new("1 %: three layers over two, each from its best layer", best(3) - best(2), 0.0),

@@ -27,7 +27,8 @@ pub(super) fn draw(title: &str, kinds: &[String], groups: &Groups) -> Svg {
             legend(area, (left, TITLE + 6), kinds)?;
         }
         let values = groups.iter().flat_map(|(_, bars)| bars.iter().flatten());
-        let top_value = values.map(|(mean, std)| mean + std).filter(|value| value.is_finite()).fold(0.0, f64::max);
+        let top_value =
+            values.map(|(mean, std)| mean + std).filter(|value| value.is_finite()).fold(0.0, f64::max);
         let scale = f64::from(LENGTH) / if top_value > 0.0 { top_value } else { 1.0 };
         for (at, (name, bars)) in groups.iter().enumerate() {
             let y = top + group * at as i32;

@@ -83,7 +83,8 @@ pub(super) struct Scale {
 impl Scale {
     /// Covers the finite ones of `values` with a margin of a twentieth.
     pub(super) fn of(values: impl Iterator<Item = f64>, pixels: (i32, i32), log: bool) -> Self {
-        let finite = values.map(|value| if log { value.log10() } else { value }).filter(|value| value.is_finite());
+        let finite =
+            values.map(|value| if log { value.log10() } else { value }).filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
         let margin = if high > low { 0.05 * (high - low) } else { 0.5 };

@@ -15,8 +15,7 @@ type Cells = [Vec<Option<f64>>];
 pub(super) fn draw(title: &str, (rows, columns): (&[String], &[String]), cells: &Cells) -> Svg {
     let left = width(rows.iter()) + 16;
     let top = TITLE + 24;
-    let size =
-        (left + CELL.0 * columns.len() as i32 + 12, top + CELL.1 * rows.len() as i32 + 12);
+    let size = (left + CELL.0 * columns.len() as i32 + 12, top + CELL.1 * rows.len() as i32 + 12);
     picture(size, title, |area| {
         for (at, name) in columns.iter().enumerate() {
             text(area, name, (left + CELL.0 * at as i32 + CELL.0 / 2, top - 12), CENTER)?;

@@ -3,7 +3,8 @@
 use plotters::prelude::*;
 
 use super::canvas::{
-    Area, CENTER, Drawn, LEFT, LEFT_TOP, RIGHT, Scale, Svg, TITLE, color, colored, number, picture, text, width,
+    Area, CENTER, Drawn, LEFT, LEFT_TOP, RIGHT, Scale, Svg, TITLE, color, colored, number, picture, text,
+    width,
 };
 
 /// Pixels inside the axes.

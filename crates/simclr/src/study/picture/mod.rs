@@ -107,10 +107,13 @@ mod tests {
             log: true,
             series: vec![("SimCLR".into(), vec![point(0.1), point(1.0)])],
         };
-        let scatter = Picture::Scatter { title: "points".into(), panels: vec![("h".into(), vec![[0.0, 1.0, 2.0]])] };
-        for (picture, names) in
-            [(bars, ["bars", "none", "z"]), (lines, ["temperature", "SimCLR", "0.1"]), (scatter, ["points", "h", "h"])]
-        {
+        let scatter =
+            Picture::Scatter { title: "points".into(), panels: vec![("h".into(), vec![[0.0, 1.0, 2.0]])] };
+        for (picture, names) in [
+            (bars, ["bars", "none", "z"]),
+            (lines, ["temperature", "SimCLR", "0.1"]),
+            (scatter, ["points", "h", "h"]),
+        ] {
             let svg = picture.svg().unwrap();
             assert!(names.iter().all(|name| texts(&svg).contains(name)), "{names:?}: {svg}");
         }
@@ -118,10 +121,15 @@ mod tests {
 
     #[test]
     fn pictures_without_values_are_drawn() {
-        let lines = Picture::Lines { title: String::new(), axes: Default::default(), log: false, series: Vec::new() };
+        let lines =
+            Picture::Lines { title: String::new(), axes: Default::default(), log: false, series: Vec::new() };
         let one = vec![("a".into(), vec![(3.0, f64::NAN, 0.0)])];
         let flat = Picture::Lines { title: String::new(), axes: Default::default(), log: false, series: one };
-        let bars = Picture::Bars { title: String::new(), kinds: vec!["h".into()], groups: vec![("a".into(), vec![None])] };
+        let bars = Picture::Bars {
+            title: String::new(),
+            kinds: vec!["h".into()],
+            groups: vec![("a".into(), vec![None])],
+        };
         assert!([lines, flat, bars].iter().all(|picture| picture.svg().is_ok()));
     }
 }

@@ -54,7 +54,11 @@ impl<'a> Network<'a> {
     }
 
     /// h and z of a part.
-    pub(super) fn h_and_z(&self, part: &Part<'_>, observer: &mut dyn Observer) -> Result<Labelled, EvalError> {
+    pub(super) fn h_and_z(
+        &self,
+        part: &Part<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Labelled, EvalError> {
         self.extract(part, &|pixels| self.both(pixels), observer)
     }
 
@@ -83,7 +87,8 @@ impl<'a> Network<'a> {
     pub(super) fn split(&self, both: &Tensor) -> Vec<Tensor> {
         let h = self.encoder.feature_dim();
         let rest = both.size()[1] - h;
-        let parts = [Some(both.narrow(1, 0, h.min(both.size()[1]))), (rest > 0).then(|| both.narrow(1, h, rest))];
+        let parts =
+            [Some(both.narrow(1, 0, h.min(both.size()[1]))), (rest > 0).then(|| both.narrow(1, h, rest))];
         parts.into_iter().flatten().collect()
     }
 

@@ -42,7 +42,9 @@ pub(super) fn histograms(workspace: &Workspace, run: &Run, seed: u64) -> Result<
     for image in 0..DRAWN.1.min(part.indices.len()) {
         for crop in 0..DRAWN.0 {
             let own = histogram(&of_view(image, crop)?);
-            drawn.push([vec![image as f64, crop as f64], own.iter().map(|&x| f64::from(x)).collect()].concat());
+            drawn.push(
+                [vec![image as f64, crop as f64], own.iter().map(|&x| f64::from(x)).collect()].concat(),
+            );
         }
     }
     figures.series.insert("histogram".into(), drawn);

@@ -14,7 +14,11 @@ use super::{
     train::{ACCURACY, last_accuracy},
     workspace::Workspace,
 };
-use crate::{EvalError, eval::semi_supervised::accuracy, train::{Observer, RunFolder}};
+use crate::{
+    EvalError,
+    eval::semi_supervised::accuracy,
+    train::{Observer, RunFolder},
+};
 use features::Network;
 
 /// Most test images of a projection.

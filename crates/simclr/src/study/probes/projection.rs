@@ -32,7 +32,8 @@ fn components(features: &Tensor) -> Tensor {
     let x = features.to_kind(Kind::Double);
     let x = &x - x.mean_dim([0i64].as_slice(), true, Kind::Double);
     let x = &x / (x.std_dim([0i64].as_slice(), false, true) + 1e-9);
-    let (_, _, directions) = Tensor::linalg_svd(&x, false, "");
+    let (_, _, directions) = x.svd(true, true);
+    let directions = directions.tr();
     let count = directions.size()[0].min(2);
     let directions = directions.narrow(0, 0, count);
     let (low, high) = (directions.amin([1i64].as_slice(), true), directions.amax([1i64].as_slice(), true));
@@ -47,7 +48,12 @@ mod tests {
 
     #[test]
     fn the_first_component_has_the_largest_spread() {
-        let line: Vec<f64> = (0..20).flat_map(|i| { let t = f64::from(i); [t, t + 0.1 * f64::from(i % 3), -t] }).collect();
+        let line: Vec<f64> = (0..20)
+            .flat_map(|i| {
+                let t = f64::from(i);
+                [t, t + 0.1 * f64::from(i % 3), -t]
+            })
+            .collect();
         let points = components(&Tensor::from_slice(&line).view([20, 3]));
         let spread = points.std_dim([0i64].as_slice(), false, false);
         assert_eq!(points.size(), [20, 2]);

@@ -2,7 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{super::table::Figures, features::{Network, rows}};
+use super::{
+    super::table::Figures,
+    features::{Network, rows},
+};
 use crate::EvalError;
 
 /// Share of the eigenvalues that counts as few.
@@ -11,7 +14,8 @@ const LEADING: f64 = 0.1;
 /// `leading share` in percent of the sum; series `eigenvalues`, descending.
 pub(super) fn spectrum(network: &Network<'_>) -> Result<Figures, EvalError> {
     let named = network.encoder.model().params.named();
-    let weight = named.filter(|(name, _)| *name == "head.0.weight").map(|(_, tensor)| tensor.shallow_clone()).next();
+    let weight =
+        named.filter(|(name, _)| *name == "head.0.weight").map(|(_, tensor)| tensor.shallow_clone()).next();
     let square = weight.filter(|weight| weight.size()[0] == weight.size()[1]);
     Ok(square.map_or_else(Figures::default, |weight| of_matrix(&weight)))
 }
@@ -35,7 +39,8 @@ mod tests {
     fn eigenvalues_of_a_diagonal_matrix() {
         let matrix = Tensor::from_slice(&[3.0, -1.0, 2.0]).diag(0);
         let figures = of_matrix(&matrix);
-        let found: Vec<f64> = figures.series["eigenvalues"][0].iter().map(|x| (x * 1e9).round() / 1e9).collect();
+        let found: Vec<f64> =
+            figures.series["eigenvalues"][0].iter().map(|x| (x * 1e9).round() / 1e9).collect();
         assert_eq!(found, [9.0, 4.0, 1.0]);
         assert!((figures.values["leading share"] - 100.0 * 9.0 / 14.0).abs() < 1e-9);
     }

@@ -9,11 +9,7 @@ use simclr_data::{
 use tch::{Kind, Tensor};
 
 use super::{
-    super::{
-        arm::Run,
-        table::Figures,
-        workspace::Part,
-    },
+    super::{arm::Run, table::Figures, workspace::Part},
     features::Network,
 };
 use crate::{
@@ -41,8 +37,12 @@ enum Task {
     Sobel,
 }
 
-const TASKS: [(&str, Task, usize); 4] =
-    [("rotation", Task::Rotation, 4), ("gray", Task::Gray, 2), ("noise", Task::Noise, 2), ("Sobel", Task::Sobel, 2)];
+const TASKS: [(&str, Task, usize); 4] = [
+    ("rotation", Task::Rotation, 4),
+    ("gray", Task::Gray, 2),
+    ("noise", Task::Noise, 2),
+    ("Sobel", Task::Sobel, 2),
+];
 
 /// `rotation h`, `rotation z`, and so on: test accuracy in points.
 pub(super) fn transformations(network: &Network<'_>, run: &Run, seed: u64) -> Result<Figures, EvalError> {
@@ -134,7 +134,11 @@ fn layer(params: &mut Params, (output, input): (i64, i64)) -> (Tensor, Tensor) {
     let mut stream = params.stream();
     let weights: Vec<f32> = (0..output * input).map(|_| stream.uniform(-bound, bound)).collect();
     let name = format!("layer{}", params.params().len());
-    let weight = params.add(format!("{name}.weight"), Role::Weight, Tensor::from_slice(&weights).view([output, input]));
+    let weight = params.add(
+        format!("{name}.weight"),
+        Role::Weight,
+        Tensor::from_slice(&weights).view([output, input]),
+    );
     let zeros = Tensor::zeros([output], (Kind::Float, params.device()));
     (weight, params.add(format!("{name}.bias"), Role::Bias, zeros))
 }
