@@ -50,26 +50,31 @@ pub fn markdown(study: &Study, report: &Report) -> String {
     page
 }
 
-/// The overview of all studies that have results.
-pub fn overview(reports: &[(&Study, Report)]) -> String {
-    let mut rows =
-        vec![["claim", "paper", "here", "verdict", "seeds", "command"].map(str::to_owned).to_vec()];
-    for (study, report) in reports {
-        let link = format!("[{0}]({0}/report.md): {1}", study.name, study.question);
-        let here: Vec<String> = report.parts.iter().filter(|part| part.decides).map(here).collect();
-        rows.push(vec![
-            link,
-            format!("{}: {}", study.source, study.finding),
-            here.join("; "),
-            report.verdict.text().to_owned(),
-            report.seeds.to_string(),
-            format!("`{}`", report.command),
-        ]);
-    }
+/// The overview of `studies`, with their results where they have been run.
+pub fn overview(studies: &[(&Study, Option<Report>)]) -> String {
+    let mut rows = vec![
+        ["study", "question", "paper", "here", "verdict", "seeds", "command"].map(str::to_owned).to_vec(),
+    ];
+    rows.extend(studies.iter().map(|(study, report)| overview_row(study, report.as_ref())));
+    let table = markdown_table(&rows);
     format!(
-        "# Studies\n\n{RULE} Differences in points, mean ± standard deviation over seeds.\n\n{}",
-        markdown_table(&rows)
+        "# Studies\n\n{RULE} Figures are differences in points, mean ± standard deviation over seeds.\n\n{table}"
     )
+}
+
+fn overview_row(study: &Study, report: Option<&Report>) -> Vec<String> {
+    let link = format!("[{0}]({0}/report.md)", study.name);
+    let paper = format!("{}: {}", study.source, study.finding);
+    let found = report.map_or_else(
+        || [study.name, "", "not run", "", ""].map(str::to_owned),
+        |report| {
+            let here: Vec<String> = report.parts.iter().filter(|part| part.decides).map(here).collect();
+            let verdict = report.verdict.text().to_owned();
+            [link, here.join("; "), verdict, report.seeds.to_string(), format!("`{}`", report.command)]
+        },
+    );
+    let [name, here, verdict, seeds, command] = found;
+    vec![name, study.question.to_owned(), paper, here, verdict, seeds, command]
 }
 
 /// Such as `crop + colour over crop: 7.4 ± 0.3 (holds)`.

@@ -216,7 +216,9 @@ fn every_page_has_its_picture_table_and_verdict_and_needs_no_other_file() {
             "{}",
             study.name
         );
-        let overview = page::overview(&[(study, report)]);
-        assert!(overview.contains(study.question), "{}", study.name);
+        let verdict = report.verdict.text();
+        let overview = page::overview(&[(study, Some(report)), (study, None)]);
+        assert!(overview.contains(study.question) && overview.contains(verdict), "{}", study.name);
+        assert_eq!(overview.matches("| not run |").count(), 1, "{}", study.name);
     }
 }

@@ -13,7 +13,7 @@ pub(super) const STUDY: Study = Study {
     name: "v2-head",
     question: "Is a deeper head better with few labels, fine-tuned from one of its layers?",
     source: "SimCLR v2, section 3.2",
-    finding: "three layers are better than two, and fine-tuning from the first layer of the head better than from h, by up to 14 % with 1 % of the labels",
+    finding: "three layers are better than two, and fine-tuning from the first layer of the head better than from h, by up to 14 % (relative) with 1 % of the labels",
     caution: "Differences are small: 5 seeds or more may be needed. One learning rate for all.",
     arms,
     parts,

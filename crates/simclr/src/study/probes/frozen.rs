@@ -86,7 +86,7 @@ pub(super) fn few_labels(
     Ok(figures)
 }
 
-/// `transfer NAME`, the protocol of the paper's appendix B.8.1 on h; `lambda NAME`, the decimal logarithm of what it chose.
+/// `transfer NAME`, the protocol of the paper's appendix B.8.1 on h; `log10 lambda NAME`, what it chose.
 pub(super) fn transfer(
     network: &Network<'_>,
     (name, images): (&str, &Images),
@@ -98,7 +98,7 @@ pub(super) fn transfer(
     let fit = linear::fit(&train.features[0], &train.labels, train.classes, &options);
     let accuracy = fit.classifier.accuracy(&test.features[0], &test.labels);
     let mut figures = Figures::of(&format!("transfer {name}"), 100.0 * accuracy);
-    figures.set(format!("lambda {name}"), fit.lambda.log10());
+    figures.set(format!("log10 lambda {name}"), fit.lambda.log10());
     Ok(figures)
 }
 
