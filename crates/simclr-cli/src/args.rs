@@ -2,6 +2,7 @@
 
 mod data;
 mod semi_supervised;
+mod study;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ use simclr::{
 use crate::failure::Failure;
 pub use data::{Inspect, Pack, Views};
 pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
+pub use study::Study;
 
 /// Contrastive pretraining of image encoders (SimCLR): from a folder of images to a verified encoder.
 #[derive(Debug, Parser)]
@@ -46,6 +48,8 @@ pub enum Command {
     Distill(Distill),
     /// Pretrain, fine-tune and distil (SimCLR v2, all steps), with a control on the labels alone
     SelfTrain(SelfTrain),
+    /// Repeat a study of the paper at the scale of this machine, with a verdict
+    Study(Study),
     /// Compare the results of several runs in a table and a plot
     Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Finetune(arguments) => processes::alone(|| commands::finetune::run(&arguments)),
         Command::Distill(arguments) => processes::alone(|| commands::distill::run(&arguments)),
         Command::SelfTrain(arguments) => processes::alone(|| commands::self_train::run(&arguments)),
+        Command::Study(arguments) => processes::alone(|| commands::study::run(&arguments)),
         Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),
         Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),

@@ -89,6 +89,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("export", &["checkpoint", "config", "device", "encoder", "eval", "head", "model", "params", "train"]),
+    (
+        "study",
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "dist",
+            "encoder",
+            "eval",
+            "health",
+            "knn",
+            "losses",
+            "model",
+            "optim",
+            "params",
+            "task",
+            "train",
+        ],
+    ),
 ];
 
 #[test]

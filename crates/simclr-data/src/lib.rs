@@ -23,6 +23,7 @@ pub mod loader; // order of an epoch, worker threads, prefetch, failed images
 pub mod eval_reader; // outside training: images in a given order, without randomness
 pub mod output; // which files a command may replace
 pub mod pack; // a data set -> one file of decoded images
+pub mod tinted_shapes; // synthetic images with known truth
 
 pub use augment::{AugmentConfig, ViewParams};
 pub use batch::{Batch, Chunk, Views};

@@ -58,6 +58,7 @@ pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run
 pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
 pub mod export; // encoder -> safetensors, features -> parquet / npy
+pub mod study; // studies of the paper: jobs, figures, verdicts, pages
 
 pub use config::{Plan, RunConfig};
 pub use error::{BundleError, CheckpointError, ConfigError, DistError, EvalError, ModelError, TrainError};

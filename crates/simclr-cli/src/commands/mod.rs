@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod pack;
 pub mod pretrain;
 pub mod self_train;
+pub mod study;
 pub mod views;
 
 use std::path::PathBuf;

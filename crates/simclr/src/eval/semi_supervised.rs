@@ -218,7 +218,7 @@ impl Steps<'_> {
 }
 
 /// Top-1 accuracy of the classifier of `run` on the test images of `set`, and their number.
-fn accuracy(run: &RunFolder, set: &LabelledSet) -> Result<(f64, usize), EvalError> {
+pub(crate) fn accuracy(run: &RunFolder, set: &LabelledSet) -> Result<(f64, usize), EvalError> {
     let (config, _) = RunConfig::load_run(&run.config_file(), &[])?;
     let device = choose_device(config.train.device, 0)?;
     let classifier = TrainedClassifier::load(run, device, Precision::F32).map_err(Box::new)?;

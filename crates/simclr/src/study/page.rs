@@ -1,0 +1,176 @@
+//! Pages of a study, as HTML in a single file and as markdown, and the overview of all studies.
+
+use super::{
+    criterion::{Judged, Outcome, RULE},
+    design::{Study, columns},
+    report::Report,
+};
+
+const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}\
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}\
+td:first-child,th:first-child{text-align:left}.verdict{font-size:1.3rem;font-weight:bold}svg{max-width:100%;height:auto}\
+code{background:#f3f3f3;padding:.1rem .3rem}.overflow{overflow-x:auto}";
+
+/// Rows of cells, the first of them headings.
+type Rows = Vec<Vec<String>>;
+
+/// The page as HTML that needs no other file.
+pub fn html(study: &Study, report: &Report, pictures: &[String]) -> String {
+    let name = escaped(study.name);
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}</title><style>{STYLE}</style></head><body>\n"
+    );
+    page.push_str(&format!("<h1>{name}</h1>\n<p>{}</p>\n", escaped(study.question)));
+    page.push_str(&format!("<p class=\"verdict\">Verdict: {}</p>\n", report.verdict.text()));
+    page.push_str(&format!("<p>{}: {}</p>\n", escaped(study.source), escaped(study.finding)));
+    page.push_str(&format!("<h2>Criterion</h2>\n{}<p>{}</p>\n", html_table(&claims(report)), escaped(RULE)));
+    page.push_str("<h2>Pictures</h2>\n");
+    for picture in pictures {
+        page.push_str(&format!("<div class=\"overflow\">{picture}</div>\n"));
+    }
+    page.push_str(&format!("<h2>Table</h2>\n{}", html_table(&figures(study, report))));
+    for note in notes(study, report) {
+        page.push_str(&format!("<p>{}</p>\n", escaped(&note)));
+    }
+    page.push_str(&format!("<p>Command: <code>{}</code></p>\n</body></html>\n", escaped(&report.command)));
+    page
+}
+
+/// The page as markdown, without its pictures.
+pub fn markdown(study: &Study, report: &Report) -> String {
+    let mut page = format!("# {}\n\n{}\n\n", study.name, study.question);
+    page.push_str(&format!("**Verdict: {}.**\n\n", report.verdict.text()));
+    page.push_str(&format!("{}: {}\n\n", study.source, study.finding));
+    page.push_str(&format!("## Criterion\n\n{}\n{RULE}\n\n", markdown_table(&claims(report))));
+    page.push_str(&format!("## Table\n\n{}\n", markdown_table(&figures(study, report))));
+    for note in notes(study, report) {
+        page.push_str(&format!("{note}\n\n"));
+    }
+    page.push_str(&format!("Command: `{}`. Pictures: `report.html`.\n", report.command));
+    page
+}
+
+/// The overview of `studies`, with their results where they have been run.
+pub fn overview(studies: &[(&Study, Option<Report>)]) -> String {
+    let mut rows = vec![
+        ["study", "question", "paper", "here", "verdict", "seeds", "command"].map(str::to_owned).to_vec(),
+    ];
+    rows.extend(studies.iter().map(|(study, report)| overview_row(study, report.as_ref())));
+    let table = markdown_table(&rows);
+    format!(
+        "# Studies\n\n{RULE} Figures are differences in points, mean ± standard deviation over seeds.\n\n{table}"
+    )
+}
+
+fn overview_row(study: &Study, report: Option<&Report>) -> Vec<String> {
+    let link = format!("[{0}]({0}/report.md)", study.name);
+    let paper = format!("{}: {}", study.source, study.finding);
+    let found = report.map_or_else(
+        || [study.name, "", "not run", "", ""].map(str::to_owned),
+        |report| {
+            let here: Vec<String> = report.parts.iter().filter(|part| part.decides).map(here).collect();
+            let verdict = report.verdict.text().to_owned();
+            [link, here.join("; "), verdict, report.seeds.to_string(), format!("`{}`", report.command)]
+        },
+    );
+    let [name, here, verdict, seeds, command] = found;
+    vec![name, study.question.to_owned(), paper, here, verdict, seeds, command]
+}
+
+/// Such as `crop + colour over crop: 7.4 ± 0.3 (holds)`.
+fn here(part: &Judged) -> String {
+    format!("{}: {} ({})", part.claim, found(part), outcome(part.outcome))
+}
+
+fn found(part: &Judged) -> String {
+    part.summary.map_or_else(|| "-".to_owned(), |summary| summary.text())
+}
+
+fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Holds => "holds",
+        Outcome::Fails => "fails",
+        Outcome::Open => "open",
+    }
+}
+
+fn claims(report: &Report) -> Rows {
+    let headings = ["claim", "found", "more than", "outcome", ""].map(str::to_owned).to_vec();
+    let row = |part: &Judged| {
+        let kind = if part.decides { "decides" } else { "reported only" };
+        let outcome = outcome(part.outcome).to_owned();
+        vec![part.claim.clone(), found(part), part.margin.to_string(), outcome, kind.to_owned()]
+    };
+    std::iter::once(headings).chain(report.parts.iter().map(row)).collect()
+}
+
+fn figures(study: &Study, report: &Report) -> Rows {
+    let table = &report.table;
+    let columns = columns(table);
+    let published = !study.published.is_empty();
+    let headings = std::iter::once(String::new()).chain(columns.iter().cloned());
+    let mut rows: Rows = vec![headings.chain(published.then(|| "published".to_owned())).collect()];
+    for (arm, _) in &table.arms {
+        let cell =
+            |figure: &String| table.summary(arm, figure).map_or_else(|| "-".to_owned(), |found| found.text());
+        let number =
+            study.published.iter().find(|(name, _)| name == arm).map(|(_, number)| number.to_string());
+        let last = published.then(|| number.unwrap_or_default());
+        rows.push(std::iter::once(arm.clone()).chain(columns.iter().map(cell)).chain(last).collect());
+    }
+    rows
+}
+
+fn notes(study: &Study, report: &Report) -> Vec<String> {
+    let (train, test, classes) = report.images;
+    let scale = &report.scale;
+    let recipe = format!(
+        "Recipe ({} budget): at most {} of the {train} training images, {} epochs, {} images per step; {test} test images, \
+         {classes} classes, chance {:.1}. Seeds 1 to {}; mean ± standard deviation over seeds; accuracies in points. Linear \
+         classifiers: L-BFGS on standardised features. simclr {}.",
+        scale["budget"].as_str().unwrap_or_default(),
+        scale["images"],
+        scale["epochs"],
+        scale["batch"],
+        report.chance(),
+        report.seeds,
+        report.simclr
+    );
+    vec![study.caution.to_owned(), recipe]
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn html_table(rows: &[Vec<String>]) -> String {
+    let row = |(at, cells): (usize, &Vec<String>)| {
+        let tag = if at == 0 { "th" } else { "td" };
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+        format!("<tr>{cells}</tr>\n")
+    };
+    let rows: String = rows.iter().enumerate().map(row).collect();
+    format!("<div class=\"overflow\"><table>\n{rows}</table></div>\n")
+}
+
+fn markdown_table(rows: &[Vec<String>]) -> String {
+    let row = |cells: &Vec<String>| {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let Some((headings, rest)) = rows.split_first() else { return String::new() };
+    let rule = format!("| {} |\n", vec!["---"; headings.len()].join(" | "));
+    row(headings) + &rule + &rest.iter().map(row).collect::<String>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_escaped() {
+        let rows = vec![vec!["a|b".to_owned(), "x<y".to_owned()], vec!["1".to_owned(), "2".to_owned()]];
+        assert_eq!(markdown_table(&rows), "| a\\|b | x<y |\n| --- | --- |\n| 1 | 2 |\n");
+        assert!(html_table(&rows).contains("<th>x&lt;y</th>"));
+    }
+}
