@@ -85,6 +85,11 @@ pub struct Pretrain {
     /// folders are not classes (data.labels)
     #[arg(long, value_name = "FILE|none")]
     pub labels_from: Option<String>,
+    /// Start from weights instead of random ones (task.init_from): safetensors or a state dict (.pth, .pt, .bin) of torchvision, timm
+    /// or Hugging Face, a folder with model.safetensors, an exported encoder, or a run, of which the head is kept if it fits.
+    /// Architecture and input statistics are those of the weights, unless they are set
+    #[arg(long, value_name = "FILE|RUN", conflicts_with = "resume")]
+    pub init: Option<String>,
     /// Epochs (train.epochs)
     #[arg(long)]
     pub epochs: Option<f64>,
@@ -160,6 +165,7 @@ impl Pretrain {
         self.config.overrides(&[
             key("data.labels", quoted(&self.labels_from)),
             key("data.parts", parts),
+            key("task.init_from", quoted(&self.init)),
             key("train.epochs", self.epochs),
             key("train.batch", self.batch),
             key("train.chunk", self.chunk),

@@ -7,9 +7,10 @@ use simclr::{
     data::{RangeChoice, ValueRange},
     eval::{
         EvalConfig, evaluate,
-        features::import::{IMAGENET_MEAN, IMAGENET_STD, check_imported, configure, import, resolved},
+        features::import::{check_imported, configure, import, resolved},
     },
     train::RunFolder,
+    weights::{IMAGENET_MEAN, IMAGENET_STD},
 };
 
 use super::{data_path, pretrain::watch_signals};
