@@ -91,7 +91,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "weights",
         ],
     ),
-    ("export", &["checkpoint", "config", "device", "encoder", "eval", "head", "model", "params", "train"]),
+    (
+        "export",
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "encoder",
+            "eval",
+            "head",
+            "model",
+            "params",
+            "tensor_bundle",
+            "train",
+            "weights",
+        ],
+    ),
 ];
 
 #[test]

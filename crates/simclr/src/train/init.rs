@@ -53,10 +53,8 @@ pub(super) fn take_over(
             taken.push((key, value));
         }
     }
-    *config = serde_json::from_value(table).map_err(|error| ConfigError::Parse {
-        path,
-        message: error.to_string(),
-    })?;
+    *config = serde_json::from_value(table)
+        .map_err(|error| ConfigError::Parse { path, message: error.to_string() })?;
     config.validate()?;
     Ok(taken)
 }

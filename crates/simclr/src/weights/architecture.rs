@@ -40,9 +40,9 @@ pub fn prefix<'a>(stored: &'a ForeignTensors, wanted: &HashSet<&str>) -> &'a str
         }
     }
     let preferred = |prefix: &str| PREFERRED.iter().any(|known| prefix.contains(known));
-    let best = counts.into_iter().max_by_key(|(prefix, count)| {
-        (*count, preferred(prefix), std::cmp::Reverse(prefix.len()))
-    });
+    let best = counts
+        .into_iter()
+        .max_by_key(|(prefix, count)| (*count, preferred(prefix), std::cmp::Reverse(prefix.len())));
     best.map_or("", |(prefix, _)| prefix)
 }
 

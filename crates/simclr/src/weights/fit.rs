@@ -97,7 +97,9 @@ impl Source {
             None => {
                 let keys = architecture::keys(&self.stored).into_iter();
                 let keys = keys.map(|(key, value)| (key.to_owned(), value)).collect();
-                let imagenet = || ((IMAGENET_MEAN.to_vec(), IMAGENET_STD.to_vec()), "ImageNet's, not stated by the file");
+                let imagenet = || {
+                    ((IMAGENET_MEAN.to_vec(), IMAGENET_STD.to_vec()), "ImageNet's, not stated by the file")
+                };
                 let (statistics, source) = statement::find(&self.path).unwrap_or_else(imagenet);
                 (keys, statistics, source)
             }
@@ -130,7 +132,8 @@ impl Source {
         let mut fitted = Fitted { prefix: prefix.to_owned(), ..Fitted::default() };
         let mut copies = Vec::new();
         for (name, target) in encoder_of(model) {
-            match self.stored.get(&format!("{prefix}{name}")).and_then(|stored| adapted(name, stored, target)) {
+            match self.stored.get(&format!("{prefix}{name}")).and_then(|stored| adapted(name, stored, target))
+            {
                 Some((value, note)) => {
                     copies.push((target.shallow_clone(), value));
                     fitted.notes.extend(note);
@@ -182,13 +185,16 @@ impl Source {
 
     fn misfit(&self, fitting: usize, wanted: usize, prefix: &str, model: &Model) -> ModelError {
         let differs = encoder_of(model).find_map(|(name, target)| {
-            let shape = self.stored.shape(&format!("{prefix}{name}")).filter(|shape| *shape != target.size())?;
+            let shape =
+                self.stored.shape(&format!("{prefix}{name}")).filter(|shape| *shape != target.size())?;
             Some(format!("; `{prefix}{name}` has shape {shape:?}, expected {:?}", target.size()))
         });
         let has = self.stored.names().next().map(|name| format!("; the file has `{name}`, ..."));
         let detail = differs.or(has).unwrap_or_default();
         let encoder = model.encoder.describe();
-        let reason = format!("{fitting} of the {wanted} tensors of the encoder ({encoder}) fit, expected at least half{detail}");
+        let reason = format!(
+            "{fitting} of the {wanted} tensors of the encoder ({encoder}) fit, expected at least half{detail}"
+        );
         ModelError::Weights { path: self.path.clone(), reason }
     }
 }

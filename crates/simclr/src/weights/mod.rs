@@ -36,12 +36,19 @@ pub fn file_of(path: &Path) -> Result<PathBuf, ModelError> {
 /// # Errors
 /// [`ModelError::Weights`] for a file that cannot be read or is of another format.
 pub fn read(file: &Path) -> Result<ForeignTensors, ModelError> {
-    let bytes = fs_err::read(file).map_err(|error| refused(file, error))?;
+    parse(file, &fs_err::read(file).map_err(|error| refused(file, error))?)
+}
+
+/// [`read`] of the contents `bytes` of `file`.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(file: &Path, bytes: &[u8]) -> Result<ForeignTensors, ModelError> {
     if bytes.starts_with(torch_file::ZIP) || bytes.first() == Some(&torch_file::PICKLE) {
-        let tensors = torch_file::tensors(&bytes).map_err(|reason| refused(file, reason))?;
+        let tensors = torch_file::tensors(bytes).map_err(|reason| refused(file, reason))?;
         return Ok(ForeignTensors::of(file, tensors));
     }
-    ForeignTensors::parse(file, &bytes).map_err(|error| match error {
+    ForeignTensors::parse(file, bytes).map_err(|error| match error {
         ModelError::File { path, reason } => ModelError::Weights { path, reason },
         other => other,
     })

@@ -88,7 +88,14 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn new(group: &'a ProcessGroup, opened: &'a OpenedData, written: &'a Written) -> Self {
-        Self { group, opened, written, config: opened.config.clone(), facts: Vec::new(), taken_over: Vec::new() }
+        Self {
+            group,
+            opened,
+            written,
+            config: opened.config.clone(),
+            facts: Vec::new(),
+            taken_over: Vec::new(),
+        }
     }
 
     fn run(mut self) -> Result<AutoConfigured, TrainError> {
@@ -177,7 +184,8 @@ impl<'a> Selection<'a> {
         if !written.has("encoder.name") && self.config.task.init_from.is_none() {
             self.config.encoder.name = EncoderName::Resnet18;
         }
-        if written.has("train.image_size") || self.taken_over.iter().any(|(key, _)| key == "train.image_size") {
+        if written.has("train.image_size") || self.taken_over.iter().any(|(key, _)| key == "train.image_size")
+        {
             return false;
         }
         let Some(shorter_side) = self.median_shorter_side() else { return false };
