@@ -142,6 +142,11 @@ impl ForeignTensors {
         Self { path: path.to_owned(), tensors, metadata: HashMap::new() }
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The entry `key` of the file's metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)

@@ -8,7 +8,7 @@ mod hashed;
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use parquet::{
-    file::reader::{FileReader, SerializedFileReader},
+    file::reader::SerializedFileReader,
     record::{ListAccessor, RowAccessor},
 };
 use simclr::{

@@ -198,3 +198,26 @@ fn statistics_are_those_next_to_the_file() {
     assert_eq!((value("encoder.width"), source), (Value::from(0.125), "config.json"));
     assert!(simclr::weights::file_of(&folder.path().join("..")).is_err());
 }
+
+/// Tensors as `save_pretrained` of Hugging Face's transformers names them (reference/transformers_weights.py).
+#[test]
+fn features_equal_those_of_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    let golden: Value = serde_json::from_slice(&fs_err::read(golden("transformers.json")).unwrap()).unwrap();
+    for (name, network) in golden.as_object().unwrap() {
+        let tensors: Vec<(String, Vec<i64>)> = serde_json::from_value(network["tensors"].clone()).unwrap();
+        let tensors: Vec<(String, Tensor)> =
+            tensors.into_iter().map(|(name, shape)| (name.clone(), hashed::values(&name, &shape))).collect();
+        Tensor::write_safetensors(&tensors, &file).unwrap();
+        let source = Source::open(&file).unwrap();
+        let (model, config, fitted) = loaded(&source, 3, &["train.image_size=32"]);
+        assert_eq!(config.encoder.name.as_str(), name);
+        assert!(fitted.fresh.iter().all(|name| name.starts_with("head.")), "{fitted}");
+        assert!(fitted.left_out.iter().all(|name| name.starts_with("classifier.")), "{fitted}");
+        let h = model.encoder.forward(&hashed::images(2, 32), &Mode::Eval, Precision::F32).unwrap();
+        let expected: Vec<Vec<f32>> = serde_json::from_value(network["h"].clone()).unwrap();
+        let expected = Tensor::from_slice(&expected.concat()).view([2, -1]);
+        assert!(difference(&h, &expected) < 1e-4, "{name}: {}", difference(&h, &expected));
+    }
+}

@@ -26,7 +26,7 @@ pub fn man(arguments: &Man) -> Result<ExitCode, Failure> {
         .get_subcommands()
         .map(|sub| {
             let name = format!("simclr-{}", sub.get_name());
-            // clap's names live as long as the program.
+            // clap takes names of the lifetime of the program.
             let name: &'static str = Box::leak(name.into_boxed_str());
             sub.clone().name(name).bin_name(name).display_name(name)
         })

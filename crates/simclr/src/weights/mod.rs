@@ -6,6 +6,7 @@ mod fit; // tensors of a file -> parameters of a model
 mod pickle;
 mod statement; // config.json next to a file -> input statistics
 mod torch_file;
+mod transformers; // names of Hugging Face's transformers -> those of torchvision and timm
 
 use std::path::{Path, PathBuf};
 
@@ -46,12 +47,13 @@ pub fn read(file: &Path) -> Result<ForeignTensors, ModelError> {
 pub fn parse(file: &Path, bytes: &[u8]) -> Result<ForeignTensors, ModelError> {
     if bytes.starts_with(torch_file::ZIP) || bytes.first() == Some(&torch_file::PICKLE) {
         let tensors = torch_file::tensors(bytes).map_err(|reason| refused(file, reason))?;
-        return Ok(ForeignTensors::of(file, tensors));
+        return Ok(transformers::renamed(ForeignTensors::of(file, tensors)));
     }
-    ForeignTensors::parse(file, bytes).map_err(|error| match error {
+    let stored = ForeignTensors::parse(file, bytes).map_err(|error| match error {
         ModelError::File { path, reason } => ModelError::Weights { path, reason },
         other => other,
-    })
+    });
+    stored.map(transformers::renamed)
 }
 
 fn refused(path: &Path, reason: impl std::fmt::Display) -> ModelError {
