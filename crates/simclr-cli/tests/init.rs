@@ -20,7 +20,7 @@ fn bands(folder: &Path, bands: usize) -> std::path::PathBuf {
 fn init(weights: &Path, data: &Path, run: &Path, more: &[&str]) -> support::Finished {
     let mut command = simclr(&["pretrain", "--epochs", "1", "--batch", "8", "--init"]);
     command.arg(weights).arg("--data").arg(data).arg("--run").arg(run);
-    execute(command.args(["--set", "train.threads=1", "--set", "augment.grayscale=0"]).args(more))
+    execute(command.args(["--set", "train.threads=1", "--set", "augment.gray=0"]).args(more))
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn runs_start_from_an_export_with_any_number_of_channels() {
         let set = bands(&temp.path().join(format!("{channels}")), channels);
         let started = init(&weights, &set, &temp.path().join(format!("run-{channels}")), &[]);
         let err = &started.succeeds().err;
-        assert!(err.contains(how) && err.contains("18 tensors from the file"), "{err}");
+        assert!(err.contains(how) && err.contains("15 tensors from the file"), "{err}");
         assert!(
             err.contains("encoder.name = \"conv-c3\"") && err.contains(&format!("{channels} channels")),
             "{err}"

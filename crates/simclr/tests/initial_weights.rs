@@ -38,8 +38,7 @@ fn write(file: &Path, config: &RunConfig, prefix: &str, more: &[(&str, Tensor)])
     let model = model(config, 3);
     hashed::assign(&model.params);
     let encoder = model.params.named().filter(|(name, _)| name.starts_with("encoder."));
-    let tensors =
-        encoder.map(|(name, tensor)| (name.replacen("encoder.", prefix, 1), tensor.shallow_clone()));
+    let tensors = encoder.map(|(name, tensor)| (name.replacen("encoder.", prefix, 1), tensor.contiguous()));
     let more = more.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone()));
     Tensor::write_safetensors(&tensors.chain(more).collect::<Vec<_>>(), file).unwrap();
 }
@@ -220,4 +219,19 @@ fn features_equal_those_of_transformers() {
         let expected = Tensor::from_slice(&expected.concat()).view([2, -1]);
         assert!(difference(&h, &expected) < 1e-4, "{name}: {}", difference(&h, &expected));
     }
+}
+
+/// A header of 640 bytes starts with 0x80 0x02, as a pickle does.
+#[test]
+fn safetensors_are_recognised_whatever_the_length_of_their_header() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    let header = format!(
+        "{{\"x\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}}}{}",
+        " ".repeat(640 - 55)
+    );
+    let header = header[..640].to_owned();
+    let bytes = [&640u64.to_le_bytes()[..], header.as_bytes(), &1.5f32.to_le_bytes()].concat();
+    fs_err::write(&file, bytes).unwrap();
+    assert_eq!(read(&file).unwrap().get("x").unwrap().double_value(&[0]), 1.5);
 }

@@ -28,7 +28,7 @@ const BATCH: usize = 256;
 const REPORT: output::Kind = output::Kind { name: "the report on a classifier", is_earlier: is_report };
 
 fn is_report(path: &std::path::Path) -> bool {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = fs_err::read_to_string(path).unwrap_or_default();
     let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     report["candidates"].is_array() && report["test"].is_object()
 }

@@ -3,12 +3,20 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory;
+use simclr::data::output;
 
 use crate::{
     args::{Arguments, Completions, Man},
     failure::Failure,
     terminal,
 };
+
+/// A page of [`man`], and the only kind of file it replaces.
+const PAGE: output::Kind = output::Kind { name: "a manual page of simclr", is_earlier: is_page };
+
+fn is_page(path: &std::path::Path) -> bool {
+    fs_err::read_to_string(path).is_ok_and(|text| text.contains(".TH simclr"))
+}
 
 /// Prints the completions of a shell.
 pub fn completions(arguments: &Completions) -> ExitCode {
@@ -35,7 +43,9 @@ pub fn man(arguments: &Man) -> Result<ExitCode, Failure> {
         let mut text = Vec::new();
         let name = page.get_name().to_owned();
         clap_mangen::Man::new(page).render(&mut text)?;
-        fs_err::write(arguments.folder.join(format!("{name}.1")), text)?;
+        let file = arguments.folder.join(format!("{name}.1"));
+        output::check(&file, PAGE, None)?;
+        fs_err::write(file, text)?;
     }
     terminal::result(&arguments.folder.display().to_string());
     Ok(ExitCode::SUCCESS)

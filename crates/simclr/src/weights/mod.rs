@@ -45,7 +45,9 @@ pub fn read(file: &Path) -> Result<ForeignTensors, ModelError> {
 /// # Errors
 /// As [`read`].
 pub fn parse(file: &Path, bytes: &[u8]) -> Result<ForeignTensors, ModelError> {
-    if bytes.starts_with(torch_file::ZIP) || bytes.first() == Some(&torch_file::PICKLE) {
+    // The length of a safetensors header, the first eight bytes, may start as a pickle does.
+    let is_safetensors = bytes.get(8) == Some(&b'{');
+    if bytes.starts_with(torch_file::ZIP) || !is_safetensors && bytes.first() == Some(&torch_file::PICKLE) {
         let tensors = torch_file::tensors(bytes).map_err(|reason| refused(file, reason))?;
         return Ok(transformers::renamed(ForeignTensors::of(file, tensors)));
     }

@@ -31,8 +31,8 @@ fn a_run_starts_from_encoder_and_head_of_another() {
     let before = newest(&first);
     for (name, init, more, fresh) in [
         ("run", first.path(), &["optim.lr=0", "augment.blur=0"][..], "0 fresh"),
-        ("export", exported.as_path(), &["optim.lr=0"], "5 fresh: head.0.weight"),
-        ("head", first.path(), &["optim.lr=0", "head.out=8"], "5 fresh: head.0.weight"),
+        ("export", exported.as_path(), &["optim.lr=0"], "9 fresh: head.0.weight"),
+        ("head", first.path(), &["optim.lr=0", "head.out=8"], "9 fresh: head.0.weight"),
     ] {
         let folder = RunFolder::create(&temp.path().join(name)).unwrap();
         let (config, written) = start(init, more);
