@@ -1,8 +1,9 @@
-"""Loads an encoder exported by `simclr export` into torchvision and computes features.
+"""Loads an encoder exported by `simclr export`, or a classifier of `simclr classify`, into torchvision and computes features, or
+probabilities.
 
-    python reference/load_export.py encoder.safetensors [IMAGE]
-Needs torch, torchvision, pillow and safetensors. ResNets of width 1 with symmetric padding only; pixels in [0, 1], no
-normalisation (the file's metadata says so).
+    python reference/load_export.py encoder.safetensors [IMAGE ...]
+Needs torch, torchvision, pillow and safetensors. ResNets of width 1 with symmetric padding only; pixels in [0, 1], normalised by the
+statistics of the file's metadata.
 """
 
 import json
@@ -31,10 +32,21 @@ def load(path):
         model.maxpool = torch.nn.Identity()
     elif channels != 3:
         model.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    classifier = {name: weights.pop(f"classifier.{name}") for name in ("weight", "bias") if f"classifier.{name}" in weights}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) == {"fc.weight", "fc.bias"} and not unexpected, (missing, unexpected)
     model.fc = torch.nn.Identity()
+    if classifier:
+        # The temperature is part of the weights, so that softmax gives calibrated probabilities.
+        model.fc = torch.nn.Linear(*classifier["weight"].shape[::-1])
+        model.fc.load_state_dict(classifier)
+        model = torch.nn.Sequential(model, torch.nn.Softmax(dim=1))
     return model.eval(), meta
+
+
+def normalised(images, meta):
+    mean, std = (torch.tensor([float(x) for x in meta[f"simclr.input_{key}"].split(",")]).view(-1, 1, 1) for key in ("mean", "std"))
+    return (images - mean) / std
 
 
 def pixels(image, meta):
@@ -54,7 +66,12 @@ def pixels(image, meta):
 if __name__ == "__main__":
     model, meta = load(sys.argv[1])
     channels, size = int(meta["simclr.channels"]), int(meta["simclr.image_size"])
-    images = pixels(PIL.Image.open(sys.argv[2]), meta) if sys.argv[2:] else torch.rand(2, channels, size, size)
+    images = [pixels(PIL.Image.open(path), meta) for path in sys.argv[2:]] or [torch.rand(2, channels, size, size)]
     with torch.no_grad():
-        h = model(images)
-    print(f"{meta['simclr.description']}: h {tuple(h.shape)}")
+        found = model(normalised(torch.cat(images), meta))
+    if "simclr.classes" not in meta:
+        print(f"{meta['simclr.description']}: h {tuple(found.shape)}")
+    else:
+        classes = json.loads(meta["simclr.classes"])
+        for path, row in zip(sys.argv[2:], found.tolist()):
+            print(path, classes[row.index(max(row))], *(f"{p:.6f}" for p in row), sep="\t")

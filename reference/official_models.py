@@ -75,7 +75,7 @@ def hashed(name, shape):
     elif name.endswith((".bn2.weight", ".bn3.weight")):  # residual branches are small, so that depth does not amplify rounding
         low, high = 0.1, 0.3
     else:
-        low, high = {"weight": (0.5, 1.0), "bias": (-0.2, 0.2), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}[name.rsplit(".", 1)[1]]
+        low, high = {"weight": (0.5, 1.0), "bias": (-0.2, 0.2), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}.get(name.rsplit(".", 1)[-1], (-0.2, 0.2))
     return (low + (high - low) * u).astype(np.float32).reshape(shape)
 
 

@@ -1,28 +1,35 @@
 //! Command-line arguments. Each flag of a run overrides one key of the configuration, which has the default.
 
+mod classify;
+mod config;
 mod data;
+mod evaluate;
 mod semi_supervised;
 mod study;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use simclr::{
+    RunConfig,
+    config::Written,
     data::{
         Split,
         augment::{EvalCrop, Interpolation, TransformChange},
         dataset::Labels,
         decode::Jpeg,
     },
-    eval::{
-        EvalKey, KEYS,
-        layer::Layer,
-        options::{Protocol, TransferSet},
-    },
+    device::DeviceChoice,
+    eval::layer::Layer,
 };
 
 use crate::failure::Failure;
+use config::{Flag, overrides, quoted, text};
+
+pub use classify::{Classify, Predict};
+pub use config::{ConfigArguments, of_flag, several_settings};
 pub use data::{Inspect, Pack, Views};
+pub use evaluate::{Evaluate, Normalize, replaced_flag};
 pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
 pub use study::Study;
 
@@ -50,11 +57,17 @@ pub enum Command {
     SelfTrain(SelfTrain),
     /// Repeat a study of the paper at the scale of this machine, with a verdict
     Study(Study),
+    /// Make a classifier from a run and labelled images: the better one of linear and fine-tuned, with calibrated probabilities
+    Classify(Box<Classify>),
+    /// Write class and probabilities of every image of a set (.parquet)
+    Predict(Predict),
     /// Compare the results of several runs in a table and a plot
     Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)
     Embed(Embed),
-    /// Write a run's encoder as safetensors under torchvision's names
+    /// Explain the keys of the configuration, and list or print the built-in recipes
+    Config(Config),
+    /// Write a run's encoder for torchvision, timm or ONNX
     Export(Export),
     /// Write a PNG of images and their augmented views
     Views(Views),
@@ -62,6 +75,10 @@ pub enum Command {
     Doctor(Doctor),
     /// Describe an image set, and list files that cannot be decoded
     Inspect(Inspect),
+    /// Print completions for a shell, such as: simclr completions bash > /etc/bash_completion.d/simclr
+    Completions(Completions),
+    /// Write manual pages into a folder
+    Man(Man),
     /// Decode an image set into a single file, which all commands accept in place of the set
     Pack(Pack),
 }
@@ -89,12 +106,14 @@ pub struct Pretrain {
     /// folders are not classes (data.labels)
     #[arg(long, value_name = "FILE|none")]
     pub labels_from: Option<String>,
+    /// Start from weights instead of random ones (task.init_from): safetensors or a state dict (.pth, .pt, .bin) of torchvision, timm
+    /// or Hugging Face, a folder with model.safetensors, an exported encoder, or a run, of which the head is kept if it fits.
+    /// Architecture and input statistics are those of the weights, unless they are set
+    #[arg(long, value_name = "FILE|RUN", conflicts_with = "resume")]
+    pub init: Option<String>,
     /// Epochs (train.epochs)
     #[arg(long)]
     pub epochs: Option<f64>,
-    /// Images per step, N (train.batch)
-    #[arg(long)]
-    pub batch: Option<usize>,
     /// Images per forward pass, for batches that do not fit into memory (train.chunk)
     #[arg(long)]
     pub chunk: Option<usize>,
@@ -116,194 +135,39 @@ pub struct Pretrain {
     /// auto, f32 or bf16 (train.precision)
     #[arg(long)]
     pub precision: Option<String>,
-    /// auto, cpu or cuda (train.device)
-    #[arg(long)]
-    pub device: Option<String>,
-    /// Threads of libtorch and of the loader (train.threads, data.threads)
-    #[arg(long)]
-    pub threads: Option<usize>,
-}
-
-/// Sources of a configuration.
-#[derive(Debug, Args)]
-pub struct ConfigArguments {
-    /// Configuration file, such as configs/cifar10_resnet18.toml
-    #[arg(long, value_name = "FILE.toml")]
-    pub config: Option<PathBuf>,
-    /// Override any key; may be given many times
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Side of a view in pixels (train.image_size)
-    #[arg(long)]
-    pub image_size: Option<usize>,
-    /// Seed of weights, order and augmentation (train.seed)
-    #[arg(long)]
-    pub seed: Option<u64>,
-}
-
-impl ConfigArguments {
-    /// All overrides, `--set` first, so that other flags take precedence.
-    pub fn overrides(&self, more: &[Option<String>]) -> Vec<String> {
-        let own = [key("train.image_size", self.image_size), key("train.seed", self.seed)];
-        self.set.iter().chain(own.iter().chain(more).flatten()).cloned().collect()
-    }
-}
-
-/// `key=value` for a value.
-fn key(name: &str, value: Option<impl std::fmt::Display>) -> Option<String> {
-    value.map(|value| format!("{name}={value}"))
 }
 
 impl Pretrain {
-    /// All flags as overrides of the configuration.
-    pub fn overrides(&self) -> Vec<String> {
-        // Text is quoted, so that TOML does not parse it as a number or date.
-        let quoted = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
+    /// The flags that are not those of [`ConfigArguments`].
+    fn flags(&self) -> Vec<Flag> {
         let parts: Vec<&str> = self.split.iter().map(|part| part.name()).collect();
         let parts = (!parts.is_empty()).then(|| format!("{parts:?}"));
-        self.config.overrides(&[
-            key("data.labels", quoted(&self.labels_from)),
-            key("data.parts", parts),
-            key("train.epochs", self.epochs),
-            key("train.batch", self.batch),
-            key("train.chunk", self.chunk),
-            key("train.batch_norm", quoted(&self.batch_norm)),
-            key("encoder.name", quoted(&self.encoder)),
-            key("encoder.file", quoted(&self.encoder_file)),
-            key("loss.temperature", self.temperature),
-            key("optim.lr", self.lr),
-            key("train.precision", quoted(&self.precision)),
-            key("train.device", quoted(&self.device)),
-            key("train.threads", self.threads),
-            key("data.threads", self.threads),
-        ])
+        vec![
+            ("--labels-from", "data.labels", quoted(self.labels_from.as_ref())),
+            ("--split", "data.parts", parts),
+            ("--init", "task.init_from", quoted(self.init.as_ref())),
+            ("--epochs", "train.epochs", text(self.epochs)),
+            ("--chunk", "train.chunk", text(self.chunk)),
+            ("--batch-norm", "train.batch_norm", quoted(self.batch_norm.as_ref())),
+            ("--encoder", "encoder.name", quoted(self.encoder.as_ref())),
+            ("--encoder-file", "encoder.file", quoted(self.encoder_file.as_ref())),
+            ("--temperature", "loss.temperature", text(self.temperature)),
+            ("--lr", "optim.lr", text(self.lr)),
+            ("--precision", "train.precision", quoted(self.precision.as_ref())),
+        ]
     }
-}
 
-/// `simclr evaluate`.
-#[derive(Debug, Args)]
-#[command(after_help = eval_keys_help())]
-pub struct Evaluate {
-    /// Folder of the run; with --weights a new folder, which then holds the weights as a run
-    pub run: PathBuf,
-    /// Labelled images [default: those of the run]; may be given several times
-    #[arg(long, value_name = "PATH")]
-    pub data: Vec<PathBuf>,
-    /// A table of images and labels (.csv, .jsonl, .parquet) instead of the labels in the set [default: the run's data.labels on
-    /// the run's own images, else auto]
-    #[arg(long, value_name = "FILE|auto|none")]
-    pub labels_from: Option<Labels>,
-    /// Protocols besides kNN and linear classifiers on frozen features: retrieval, linear-sgd (paper B.6), finetune (B.5),
-    /// supervised (B.3), transfer-finetune (B.8.2: 114 trainings of 20,000 or 40,000 steps for each --transfer set by default),
-    /// or all (eval.protocols)
-    #[arg(long, value_delimiter = ',', value_name = "PROTOCOL")]
-    pub protocols: Vec<Protocol>,
-    /// Another labelled set: a linear classifier on h there (paper B.8.1), and with --protocols transfer-finetune the whole
-    /// network fine-tuned; METRIC is top-1 (default), mean-per-class or map-11 (eval.transfer); may be given several times
-    #[arg(long, value_name = "PATH[:METRIC]")]
-    pub transfer: Vec<TransferSet>,
-    /// File with a section [eval]
-    #[arg(long, value_name = "FILE.toml")]
-    pub config: Option<PathBuf>,
-    /// Override any key of [eval], or with --weights of the run; may be given many times
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Evaluate these weights: safetensors under torchvision's or timm's names, which need the architecture (--encoder) and the
-    /// side of an image (--image-size); or a checkpoint of google-research/simclr, TF1 or TF2, by its prefix or folder, which
-    /// determines the architecture
-    #[arg(long, value_name = "FILE")]
-    pub weights: Option<PathBuf>,
-    /// With --weights: channel statistics that they expect [default: imagenet; none of a checkpoint of google-research/simclr]
-    #[arg(long, requires = "weights")]
-    pub normalize: Option<Normalize>,
-    /// With --weights: architecture, such as resnet18 (encoder.name)
-    #[arg(long, requires = "weights")]
-    pub encoder: Option<String>,
-    /// With --weights: side of an image in pixels (train.image_size)
-    #[arg(long, requires = "weights")]
-    pub image_size: Option<usize>,
-    /// Decoding threads [default: all]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Discard the cached figures of earlier evaluations of the run
-    #[arg(long)]
-    pub fresh: bool,
-    /// Print results.json instead of the table
-    #[arg(long)]
-    pub json: bool,
-}
-
-impl Evaluate {
-    /// `--set` values of `[eval]`, and overrides of the imported run.
-    pub fn overrides(&self) -> (Vec<String>, Vec<String>) {
-        let encoder = key("encoder.name", self.encoder.as_ref().map(|name| format!("{name:?}")));
-        let own = [encoder, key("train.image_size", self.image_size)];
-        let (eval, run): (Vec<String>, Vec<String>) =
-            self.set.iter().cloned().partition(|text| text.trim_start().starts_with("eval."));
-        (eval, run.into_iter().chain(own.into_iter().flatten()).collect())
+    /// The configuration of a new run.
+    pub fn load(&self) -> Result<(RunConfig, Written), Failure> {
+        self.config.load_with(&self.flags())
     }
-}
 
-/// The keys of `[eval]` with their defaults.
-fn eval_keys_help() -> String {
-    let line = |key: &EvalKey| {
-        let default = key.default_value().map(|default| format!(" [default: {default}]"));
-        format!("  {:<34} {}{}\n", key.name, key.help, default.unwrap_or_default())
-    };
-    let keys: String = KEYS.iter().map(line).collect();
-    format!("Keys of --set and of the section [eval] of --config; lists as 1,5,20:\n{}", keys.trim_end())
-}
-
-/// Flags of earlier versions of `simclr evaluate`, and their replacements.
-const REPLACED: [(&str, &str); 30] = [
-    ("--with", "--protocols"),
-    ("--k", "eval.knn_k"),
-    ("--temperature", "eval.knn_temperature"),
-    ("--layer", "eval.layers"),
-    ("--shots", "eval.labels_per_class"),
-    ("--draws", "eval.draws"),
-    ("--seed", "eval.seed"),
-    ("--retrieval-k", "eval.retrieval_k"),
-    ("--transfer-steps", "eval.transfer_finetune.steps"),
-    ("--transfer-batch", "eval.transfer_finetune.batch"),
-    ("--transfer-lr", "eval.transfer_finetune.rates"),
-    ("--transfer-decay", "eval.transfer_finetune.decays"),
-    ("--transfer-fresh-steps", "eval.transfer_finetune.fresh_steps"),
-    ("--transfer-fresh-lr", "eval.transfer_finetune.fresh_rates"),
-    ("--transfer-fresh-decay", "eval.transfer_finetune.fresh_decays"),
-    ("--finetune-recipe", "eval.trained.finetune_recipe"),
-    ("--finetune-lr", "eval.trained.finetune_rates"),
-    ("--finetune-draws", "eval.trained.finetune_draws"),
-    ("--finetune-epochs", "eval.trained.epochs"),
-    ("--finetune-batch", "eval.trained.batch"),
-    ("--keep-head", "eval.trained.head_layers"),
-    ("--labels", "eval.label_lists"),
-    ("--linear-lr", "eval.trained.linear_rates"),
-    ("--linear-decay", "eval.trained.linear_decays"),
-    ("--linear-optim", "eval.trained.linear_optim"),
-    ("--seeds", "eval.trained.seeds"),
-    ("--crop", "eval.transform.crop"),
-    ("--interpolation", "eval.transform.interpolation"),
-    ("--antialias", "eval.transform.antialias"),
-    ("--jpeg", "eval.transform.jpeg"),
-];
-
-/// The error for a replaced flag of `simclr evaluate` among the arguments `given`.
-pub fn replaced_flag(usage: &clap::Error, given: &[String]) -> Option<Failure> {
-    let is_evaluate = given.get(1).is_some_and(|command| command == "evaluate");
-    if !is_evaluate || usage.kind() != clap::error::ErrorKind::UnknownArgument {
-        return None;
+    /// `file`, the configuration of a run to be resumed, with the overrides.
+    pub fn load_resumed(&self, file: &Path) -> Result<RunConfig, Failure> {
+        let flags = [self.config.flags(), self.flags()].concat();
+        let all: Vec<String> = self.config.set.iter().cloned().chain(overrides(&flags)).collect();
+        Ok(RunConfig::load_run(file, &all).map_err(|error| of_flag(error, &flags))?.0)
     }
-    let (flag, replacement) = given.iter().find_map(|argument| {
-        let flag = argument.split('=').next().unwrap_or_default();
-        REPLACED.iter().find(|(old, _)| *old == flag)
-    })?;
-    let usage = if replacement.starts_with("--") {
-        (*replacement).to_owned()
-    } else {
-        format!("--set {replacement}=VALUE, or the key in the file of --config")
-    };
-    Some(Failure::user(format!("unexpected argument `{flag}`"), Some(format!("it was replaced by {usage}"))))
 }
 
 /// Changes of the input transform of the run.
@@ -333,13 +197,34 @@ impl TransformArguments {
     }
 }
 
-/// Statistics of the images that weights were trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Normalize {
-    /// Mean 0.485, 0.456, 0.406; deviation 0.229, 0.224, 0.225
-    Imagenet,
-    /// Images in [0, 1] as they are
-    None,
+/// `simclr config`.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// A key such as optim.lr, or a section such as optim [default: all keys]
+    pub key: Option<String>,
+    /// List the built-in recipes
+    #[arg(long, conflicts_with = "key")]
+    pub recipes: bool,
+    /// Print a built-in recipe, to be changed and used with --config
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "recipes"])]
+    pub recipe: Option<String>,
+    /// Print JSON
+    #[arg(long, conflicts_with_all = ["recipes", "recipe"])]
+    pub json: bool,
+}
+
+/// Where a command computes, the same flags as those of a configuration.
+#[derive(Debug, Args)]
+pub struct ComputeArguments {
+    /// Images per forward pass, or per step of a training [default: 256]
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// auto, cpu or cuda [default: that of the run]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// Decoding threads [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
 }
 
 /// `simclr compare`.
@@ -393,6 +278,9 @@ pub struct Embed {
     /// What the encoder sees.
     #[command(flatten)]
     pub transform: TransformArguments,
+    /// Device, threads, batch.
+    #[command(flatten)]
+    pub compute: ComputeArguments,
     /// Layer to write: h, z (the projection, not normalised) or head.K (output of the K-th dense layer of the head after batch
     /// norm and ReLU)
     #[arg(long, default_value = "h")]
@@ -402,11 +290,30 @@ pub struct Embed {
 /// `simclr export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// Folder of the run
+    /// Folder of the run; with --format onnx also a file of `simclr classify`
     pub run: PathBuf,
-    /// Output file [default: encoder.safetensors in the run folder]
-    #[arg(long, value_name = "FILE")]
+    /// Output file, or folder of the format timm [default: encoder.safetensors, timm or encoder.onnx in the run folder]
+    #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
+    /// safetensors, with the names of torchvision (the same as torchvision); timm, a folder of the Hugging Face hub with a model card;
+    /// or onnx, with the normalisation inside and a batch of any size
+    #[arg(long, value_enum, default_value_t = ExportFormat::Safetensors)]
+    pub format: ExportFormat,
+    /// Licence field of the model card
+    #[arg(long, value_name = "ID")]
+    pub license: Option<String>,
+}
+
+/// `simclr export --format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// One file
+    #[value(alias = "torchvision")]
+    Safetensors,
+    /// A folder
+    Timm,
+    /// One file
+    Onnx,
 }
 
 /// `simclr doctor`.
@@ -420,14 +327,16 @@ pub struct Doctor {
     pub config: ConfigArguments,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// `simclr completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// bash, zsh, fish, elvish or powershell
+    pub shell: clap_complete::Shell,
+}
 
-    #[test]
-    fn replaced_flags_name_existing_keys() {
-        for (flag, replacement) in REPLACED {
-            assert!(replacement == "--protocols" || KEYS.iter().any(|key| key.name == replacement), "{flag}");
-        }
-    }
+/// `simclr man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Folder for simclr.1, simclr-pretrain.1, ...
+    pub folder: PathBuf,
 }

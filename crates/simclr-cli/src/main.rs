@@ -16,7 +16,7 @@ use args::{Arguments, Command};
 fn main() -> ExitCode {
     failure::install_panic_hook();
     limit_busy_waiting();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::try_parse_from(args::several_settings(std::env::args_os())) {
         Ok(arguments) => arguments,
         Err(usage) => {
             let given: Vec<String> =
@@ -36,12 +36,17 @@ fn main() -> ExitCode {
         Command::Distill(arguments) => processes::alone(|| commands::distill::run(&arguments)),
         Command::SelfTrain(arguments) => processes::alone(|| commands::self_train::run(&arguments)),
         Command::Study(arguments) => processes::alone(|| commands::study::run(&arguments)),
+        Command::Classify(arguments) => processes::alone(|| commands::classify::run(&arguments)),
+        Command::Predict(arguments) => processes::alone(|| commands::classify::predict(&arguments)),
         Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),
+        Command::Config(arguments) => processes::alone(|| commands::config::run(&arguments)),
         Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
         Command::Doctor(arguments) => processes::together(|group| commands::doctor::run(&arguments, group)),
         Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
+        Command::Completions(arguments) => Ok(commands::shell::completions(&arguments)),
+        Command::Man(arguments) => processes::alone(|| commands::shell::man(&arguments)),
         Command::Pack(arguments) => processes::alone(|| commands::pack::run(&arguments)),
     };
     outcome.unwrap_or_else(|failure| failure.report())

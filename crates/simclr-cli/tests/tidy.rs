@@ -48,6 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("methods", &["encoder", "head", "losses", "model", "params", "task"]),
     ("exec", &["dist", "encoder", "methods", "model", "losses", "optim", "views"]),
     ("checkpoint", &[]),
+    ("weights", &["checkpoint", "config", "model"]),
     ("tensor_bundle", &[]),
     ("knn", &[]),
     (
@@ -68,6 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "dist",
             "task",
             "views",
+            "weights",
         ],
     ),
     (
@@ -86,9 +88,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "task",
             "tensor_bundle",
             "train",
+            "weights",
         ],
     ),
-    ("export", &["checkpoint", "config", "device", "encoder", "eval", "head", "model", "params", "train"]),
+    (
+        "export",
+        &[
+            "checkpoint",
+            "config",
+            "device",
+            "encoder",
+            "eval",
+            "head",
+            "model",
+            "params",
+            "tensor_bundle",
+            "train",
+            "weights",
+        ],
+    ),
     (
         "study",
         &[

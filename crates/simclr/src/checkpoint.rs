@@ -142,14 +142,29 @@ impl ForeignTensors {
         Self { path: path.to_owned(), tensors, metadata: HashMap::new() }
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The entry `key` of the file's metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
 
-    /// Whether there is a tensor `name`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor `name`.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// Shape of the tensor `name`.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.get(name).map(Tensor::size)
     }
 
     /// The tensor `name`, which must have `shape`.

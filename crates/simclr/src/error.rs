@@ -58,6 +58,14 @@ pub enum ModelError {
         /// Message of libtorch or of the file reader.
         reason: String,
     },
+    /// Initial weights that cannot be read or do not fit.
+    #[error("weights `{path}`: {reason}")]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A tensor with another shape than the model's.
     #[error("`{place}`: tensor `{name}` has shape {got:?}, expected {expected:?}")]
     Shape {

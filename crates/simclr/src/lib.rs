@@ -53,6 +53,7 @@ pub mod config; // RunConfig as written -> Plan as run
 pub mod methods; // what is learned: modules, loss, state
 pub mod exec; // how a step runs: eager, CUDA graph, gradient caching
 pub mod checkpoint; // named tensors and JSON <-> one file, atomic
+pub mod weights; // tensors of other programs -> encoder
 pub mod tensor_bundle; // TensorFlow checkpoint -> named tensors, object graph
 pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run

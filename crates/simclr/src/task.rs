@@ -16,7 +16,9 @@ pub struct TaskConfig {
     /// Train on the validation part of the data set, too.
     #[serde(alias = "validation")]
     pub include_validation: bool,
-    /// Checkpoint with the initial weights of the encoder and of the kept head layers.
+    /// Initial weights: a run folder or checkpoint (encoder, and head if it fits), an exported encoder, or safetensors or a state dict of
+    /// torch.save under the names of torchvision or timm. `pretrain` takes `encoder.*`, and of a run `head.*` and `train.image_size`,
+    /// from there if they are not set. Supervised training needs a checkpoint with the kept layers of the head.
     #[serde(alias = "start")]
     pub init_from: Option<PathBuf>,
     /// Supervised: layers of the projection head kept below the classifier (SimCLRv2, arXiv 2006.10029, section 2).

@@ -7,16 +7,14 @@ use simclr::{
     EvalError, RunConfig,
     eval::{
         EvalConfig, evaluate,
-        features::{
-            import::{IMAGENET_MEAN, IMAGENET_STD, import},
-            load_encoder,
-        },
+        features::{import::import, load_encoder},
         options::{Metric, Protocol, TransferSet},
         report::compare::Comparison,
     },
     export::export_encoder,
     knn::precision_at_k,
     train::{RunFolder, Silent},
+    weights::{IMAGENET_MEAN, IMAGENET_STD},
 };
 use tch::{Kind, Tensor};
 

@@ -146,6 +146,7 @@ fn to_embed(folder: &Path) -> (RunFolder, Vec<String>, Tensor) {
 }
 
 const OPTIONS: EmbedOptions = EmbedOptions {
+    device: None,
     split: None,
     labels: Labels::Auto,
     batch: 4,

@@ -30,6 +30,8 @@ const FINETUNE: FinetuneOptions = FinetuneOptions {
     batch: Some(8),
     lr: Some(1.0),
     from_scratch: false,
+    device: None,
+    threads: None,
 };
 
 fn data(path: &Path) -> LabelledData<'_> {

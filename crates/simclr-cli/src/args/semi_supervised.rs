@@ -8,7 +8,7 @@ use simclr::{
     eval::{options::FinetuneRecipe, semi_supervised::FinetuneOptions},
 };
 
-use super::ConfigArguments;
+use super::{ComputeArguments, ConfigArguments};
 
 /// Images and the labels that are used.
 #[derive(Debug, Args)]
@@ -57,6 +57,8 @@ impl FinetuneArguments {
             batch: self.finetune_batch,
             lr: self.finetune_lr,
             from_scratch: false,
+            device: None,
+            threads: None,
         }
     }
 }
@@ -89,6 +91,9 @@ pub struct Finetune {
     /// Train the same network from fresh weights: the control
     #[arg(long)]
     pub from_scratch: bool,
+    /// Device, threads, batch.
+    #[command(flatten)]
+    pub compute: ComputeArguments,
 }
 
 /// `simclr distill`.

@@ -11,8 +11,7 @@ use crate::{args::Distill, failure::Failure, terminal};
 pub fn run(arguments: &Distill) -> Result<ExitCode, Failure> {
     let teacher = RunFolder::open(&arguments.teacher)?;
     let (teacher_config, _) = RunConfig::load_run(&teacher.config_file(), &[])?;
-    let file = arguments.config.config.as_deref();
-    let (recipe, written) = RunConfig::load_written(file, &arguments.config.overrides(&[]))?;
+    let (recipe, written) = arguments.config.load()?;
     let mut options = DistillOptions::of(&teacher_config, &recipe);
     if written.has("encoder.name") || written.has("encoder.width") {
         options.config.encoder = recipe.encoder;

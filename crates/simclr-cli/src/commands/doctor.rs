@@ -18,8 +18,7 @@ const WRONG: u8 = 1;
 /// Runs all checks on every process; rank 0 prints the findings.
 pub fn run(arguments: &Doctor, group: &ProcessGroup) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
-    let overrides = arguments.config.overrides(&[]);
-    let load = || Ok(RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?);
+    let load = || arguments.config.load();
     let (own, broadcast) = processes::broadcast_from_root(group, load, |(config, _)| config.to_toml())?;
     // Rank 0 chooses the keys that are not written.
     let (config, written) = match own {

@@ -17,13 +17,16 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     let folder = RunFolder::open(&arguments.run)?;
     let mut stages = Stages::new();
     let (config, _) = RunConfig::load_run(&folder.config_file(), &[])?;
+    let default = EmbedOptions::default();
     let options = EmbedOptions {
         labels: arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data)),
         split: arguments.split,
         pixels: arguments.pixels,
         layer: arguments.layer,
         transform: arguments.transform.change(),
-        ..EmbedOptions::default()
+        batch: arguments.compute.batch.unwrap_or(default.batch),
+        threads: arguments.compute.threads.unwrap_or(default.threads),
+        device: arguments.compute.device,
     };
     let embedded = embed(&folder, &data, &arguments.out, &options, &mut |done, of| {
         stages.show_progress(done, of);

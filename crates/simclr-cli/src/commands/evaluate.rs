@@ -3,18 +3,19 @@
 use std::{path::Path, process::ExitCode};
 
 use simclr::{
-    RunConfig,
+    EvalError, RunConfig,
     data::{RangeChoice, ValueRange},
     eval::{
         EvalConfig, evaluate,
-        features::import::{IMAGENET_MEAN, IMAGENET_STD, check_imported, configure, import, resolved},
+        features::import::{check_imported, configure, import, resolved},
     },
     train::RunFolder,
+    weights::{IMAGENET_MEAN, IMAGENET_STD},
 };
 
 use super::{data_path, pretrain::watch_signals};
 use crate::{
-    args::{Evaluate, Normalize},
+    args::{Evaluate, Normalize, of_flag},
     failure::Failure,
     report::Terminal,
     terminal,
@@ -60,7 +61,9 @@ fn eval_config(arguments: &Evaluate, overrides: &[String]) -> Result<EvalConfig,
     if !arguments.transfer.is_empty() {
         config.transfer.clone_from(&arguments.transfer);
     }
-    config.threads = arguments.threads.unwrap_or(config.threads);
+    config.threads = arguments.compute.threads.unwrap_or(config.threads);
+    config.batch = arguments.compute.batch.unwrap_or(config.batch);
+    config.device = arguments.compute.device;
     config.fresh = arguments.fresh;
     config.validate()?;
     Ok(config)
@@ -69,7 +72,10 @@ fn eval_config(arguments: &Evaluate, overrides: &[String]) -> Result<EvalConfig,
 /// A run folder with imported weights. An existing folder must hold the same weights with the same options.
 fn imported(weights: &Path, overrides: &[String], arguments: &Evaluate) -> Result<RunFolder, Failure> {
     let path = &arguments.run;
-    let (mut config, official) = configure(weights, overrides)?;
+    let (mut config, official) = configure(weights, overrides).map_err(|error| match error {
+        EvalError::Config(error) => of_flag(error, &arguments.flags()),
+        other => other.into(),
+    })?;
     // The official code trains on images in [0, 1].
     let usual = if official.is_some() { Normalize::None } else { Normalize::Imagenet };
     if arguments.normalize.unwrap_or(usual) == Normalize::Imagenet && config.encoder.input_mean.is_empty() {

@@ -17,9 +17,13 @@ use crate::{
 
 /// Trains a classifier and prints its accuracy on the test part.
 pub fn run(arguments: &Finetune) -> Result<ExitCode, Failure> {
+    let own = arguments.finetune.options();
     let options = simclr::eval::semi_supervised::FinetuneOptions {
         from_scratch: arguments.from_scratch,
-        ..arguments.finetune.options()
+        batch: own.batch.or(arguments.compute.batch),
+        device: arguments.compute.device,
+        threads: arguments.compute.threads,
+        ..own
     };
     let run = RunFolder::open(&arguments.run)?;
     let result = with_steps(&arguments.data, |steps| steps.finetune(&run, &options, &arguments.out))?;

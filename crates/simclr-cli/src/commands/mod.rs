@@ -1,6 +1,8 @@
 //! One file per command: arguments to library calls to output.
 
+pub mod classify;
 pub mod compare;
+pub mod config;
 pub mod distill;
 pub mod doctor;
 pub mod embed;
@@ -11,6 +13,7 @@ pub mod inspect;
 pub mod pack;
 pub mod pretrain;
 pub mod self_train;
+pub mod shell;
 pub mod study;
 pub mod views;
 

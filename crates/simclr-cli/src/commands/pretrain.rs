@@ -111,8 +111,7 @@ impl RunSpec {
 type Loaded = (RunConfig, Written, Option<RunFolder>);
 
 fn fresh(arguments: &Pretrain) -> Result<Loaded, Failure> {
-    let file = arguments.config.config.as_deref();
-    let (config, written) = RunConfig::load_written(file, &arguments.overrides())?;
+    let (config, written) = arguments.load()?;
     Ok((config, written, None))
 }
 
@@ -121,7 +120,7 @@ fn fresh(arguments: &Pretrain) -> Result<Loaded, Failure> {
 fn resumed(arguments: &Pretrain) -> Result<Loaded, Failure> {
     let path = arguments.run.as_deref().unwrap_or(Path::new("."));
     let folder = RunFolder::open(path)?;
-    let (config, _) = RunConfig::load_run(&folder.config_file(), &arguments.overrides())?;
+    let config = arguments.load_resumed(&folder.config_file())?;
     Ok((config, Written::EVERYTHING, Some(folder)))
 }
 

@@ -13,8 +13,7 @@ use crate::{args::SelfTrain, failure::Failure, terminal};
 
 /// Runs all steps and prints the accuracies of teacher, student and control.
 pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
-    let overrides = arguments.config.overrides(&[]);
-    let pretraining = RunConfig::load_written(arguments.config.config.as_deref(), &overrides)?;
+    let pretraining = arguments.config.load()?;
     let options = SelfTraining {
         student: arguments.student.as_deref().map(student).transpose()?,
         pretraining,

@@ -55,7 +55,7 @@ impl Format {
 /// Writes one row per image: the original with the transform of an evaluation, then views.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
-    let config = RunConfig::load(arguments.config.config.as_deref(), &arguments.config.overrides(&[]))?;
+    let (config, _) = arguments.config.load()?;
     let _held = RunFolder::around(&arguments.out, None)?;
     let format = Format::of(&arguments.out);
     check(&arguments.out, format, &data)?;

@@ -15,6 +15,7 @@ use toml::{Table, Value};
 use super::{
     RunConfig,
     compat::{rename_former_keys, rename_override},
+    recipes,
 };
 use crate::ConfigError;
 
@@ -145,7 +146,7 @@ pub(crate) fn merged<T: DeserializeOwned>(
     refuse_unknown(path.unwrap_or(Path::new("--set")), &table, known)?;
     // Reading the file alone first: its errors then carry line and column.
     if let Some(path) = path {
-        from_text::<T>(path, &fs_err::read_to_string(path)?)?;
+        from_text::<T>(path, &recipes::read(path)?)?;
     }
     for text in overrides {
         set(&mut table, &rename_override(text).0)?;
@@ -162,7 +163,7 @@ pub(crate) fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError>
 }
 
 pub(crate) fn read(path: &Path) -> Result<Table, ConfigError> {
-    parse(path, &fs_err::read_to_string(path)?)
+    parse(path, &recipes::read(path)?)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {

@@ -3,6 +3,7 @@
 mod compat;
 pub(crate) mod load;
 mod plan;
+pub mod recipes;
 pub mod sources;
 mod validate;
 

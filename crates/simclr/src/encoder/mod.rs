@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use small::SmallConv;
 pub use statistics::{AllReduce, BatchNormScope, BatchStatistics, MOMENTUM, Mode, group_rows};
 use tch::Tensor;
+pub(crate) use vit::EPSILON as VIT_EPSILON;
 use vit::Vit;
 
 use crate::{ModelError, device::Precision, params::Params};
@@ -372,6 +373,11 @@ impl EncoderConfig {
         let selective = if self.sk_ratio > 0.0 { format!(" + SK {}", self.sk_ratio) } else { String::new() };
         let deep = if self.effective_resnet_d() == ResnetD::Off { "" } else { " + D" };
         selective + deep
+    }
+
+    /// Heads of attention of a vision transformer; 1 of other encoders.
+    pub(crate) fn attention_heads(&self) -> i64 {
+        vit::architecture(self.name).map_or(1, |(_, _, heads)| heads)
     }
 
     /// Whether the encoder is one of the vision transformers built here.

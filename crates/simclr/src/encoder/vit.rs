@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Layer-norm epsilon of timm's vision transformers.
-const EPSILON: f64 = 1e-6;
+pub(crate) const EPSILON: f64 = 1e-6;
 /// Hidden units of an MLP per input.
 const MLP_RATIO: i64 = 4;
 /// Base of the wavelengths of the fixed position embedding (MoCo v3 `vits.py` `build_2d_sincos_position_embedding`).
@@ -23,7 +23,7 @@ const CLASS_TOKEN_STD: f64 = 1e-6;
 const POSITION_STD: f64 = 0.02;
 
 /// Width, depth and heads.
-fn architecture(name: EncoderName) -> Option<(i64, usize, i64)> {
+pub(super) fn architecture(name: EncoderName) -> Option<(i64, usize, i64)> {
     match name {
         EncoderName::VitTiny => Some((192, 12, 3)),
         EncoderName::VitSmall => Some((384, 12, 6)),

@@ -30,6 +30,11 @@ impl ModelError {
             Self::File { .. } => {
                 Some("an encoder file is a module saved with torch.jit.save, without its classifier".into())
             }
+            Self::Weights { .. } => Some(
+                "expected safetensors or a state dict of torch.save under the names of torchvision or timm, an export or a run; \
+                 the architecture is that of the file unless encoder.* is set"
+                    .into(),
+            ),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use simclr_data::Dataset;
 use super::{
     context::EvalContext,
     data::LabelledSet,
-    features::{DecodableImages, FrozenEncoder, cache, load_encoder},
+    features::{DecodableImages, FrozenEncoder, cache, load_encoder_on},
     finetune::{
         protocols::{self, TrainedProtocols},
         runner::Runner,
@@ -53,7 +53,7 @@ pub fn evaluate(
     if let Some(note) = run.hold().map_err(Box::new)? {
         observer.message(&note);
     }
-    let encoder = load_encoder(run)?.with_transform(&config.transform)?;
+    let encoder = load_encoder_on(run, config.device)?.with_transform(&config.transform)?;
     config.layers.iter().try_for_each(|&layer| encoder.layer_dim(layer).map(drop))?;
     let controls = random_inits(&encoder, config.random_inits)?;
     let mut set = LabelledSet::open(data, &config.labels, &encoder.decoding(), config.seed)?;

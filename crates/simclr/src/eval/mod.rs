@@ -2,6 +2,7 @@
 //! protocols that train: fine-tuning, on the evaluated set and on others, the linear classifier on crops, the supervised
 //! baseline.
 
+pub mod classify; // the better classifier of a run, calibrated
 mod context; // state shared by the protocols
 pub mod data; // labelled sets, label subsets, splits
 mod evaluate; // run, data -> results

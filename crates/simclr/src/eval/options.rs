@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use simclr_data::{augment::TransformChange, dataset::Labels};
 
 use super::layer::Layer;
-use crate::{knn, optim::OptimKind};
+use crate::{device::DeviceChoice, knn, optim::OptimKind};
 
 /// Share of the labelled images that hyper-parameters are chosen on.
 pub(crate) const HOLD_OUT: f64 = 0.2;
@@ -49,6 +49,9 @@ pub struct EvalConfig {
     /// Decoding threads; 0 = all processors.
     #[serde(skip)]
     pub threads: usize,
+    /// Device instead of the run's.
+    #[serde(skip)]
+    pub device: Option<DeviceChoice>,
     /// Whether to discard the cached figures of earlier evaluations.
     #[serde(skip)]
     pub fresh: bool,
@@ -76,6 +79,7 @@ impl Default for EvalConfig {
             labels: Labels::Auto,
             batch: 256,
             threads: 0,
+            device: None,
             fresh: false,
         }
     }

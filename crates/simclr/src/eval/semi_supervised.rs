@@ -21,7 +21,7 @@ use crate::{
     CheckpointError, EvalError, RunConfig, TrainError,
     checkpoint::write_atomically,
     config::Written,
-    device::{Precision, choose_device},
+    device::{DeviceChoice, Precision, choose_device},
     dist::ProcessGroup,
     encoder::{EncoderConfig, Mode},
     task::{MethodKind, TaskConfig},
@@ -56,6 +56,10 @@ pub struct FinetuneOptions {
     pub lr: Option<f64>,
     /// Start from fresh weights: the control.
     pub from_scratch: bool,
+    /// Device instead of the run's.
+    pub device: Option<DeviceChoice>,
+    /// Threads of libtorch and of the loader instead of the run's.
+    pub threads: Option<usize>,
 }
 
 /// Options of [`Steps::distill`].
@@ -111,6 +115,19 @@ impl Steps<'_> {
         let (source, _) = RunConfig::load_run(&run.config_file(), &[])?;
         let set = self.open(&source)?;
         let labelled = self.labelled(&set);
+        self.finetune_on((run, &set), options, &labelled, out)?;
+        self.accuracy(&set, out, labelled.len())
+    }
+
+    /// [`Steps::finetune`] on the images `labelled` of `set`, without a test.
+    pub(crate) fn finetune_on(
+        &mut self,
+        (run, set): (&RunFolder, &LabelledSet),
+        options: &FinetuneOptions,
+        labelled: &[usize],
+        out: &Path,
+    ) -> Result<RunFolder, EvalError> {
+        let (source, _) = RunConfig::load_run(&run.config_file(), &[])?;
         let missing = || CheckpointError::Missing { folder: run.path().to_owned() };
         let newest = run.newest_checkpoint()?.0.ok_or_else(missing)?.path;
         let length =
@@ -120,8 +137,11 @@ impl Steps<'_> {
         let labels = (self.data.fraction, labelled.len());
         let mut config = presets::finetune(&source, start, recipe, labels, length);
         config.optim.lr = options.lr.unwrap_or(config.optim.lr);
-        self.train((&config, &Written::EVERYTHING), &set, &labelled, out)?;
-        self.accuracy(&set, out, labelled.len())
+        config.train.device = options.device.unwrap_or(config.train.device);
+        config.train.threads = options.threads.unwrap_or(config.train.threads);
+        config.data.threads = options.threads.unwrap_or(config.data.threads);
+        self.train((&config, &Written::EVERYTHING), set, labelled, out)?;
+        Ok(RunFolder::open(out).map_err(Box::new)?)
     }
 
     /// Distils the classifier of the newest checkpoint of `teacher` into a student, with all training images, in the run folder

@@ -28,8 +28,9 @@ use tempfile::NamedTempFile;
 use super::npy::{self, NpyWriter};
 use crate::{
     EvalError,
+    device::DeviceChoice,
     eval::{
-        features::{BadImage, ReadOptions, flat_pixels, load_encoder, pixel_dim, stream},
+        features::{BadImage, ReadOptions, flat_pixels, load_encoder_on, pixel_dim, stream},
         layer::Layer,
     },
     train::RunFolder,
@@ -46,6 +47,8 @@ pub struct EmbedOptions {
     pub batch: usize,
     /// Decoding threads; 0 = all processors.
     pub threads: usize,
+    /// Device instead of the run's.
+    pub device: Option<DeviceChoice>,
     /// Write the raw pixels of an evaluation's control instead of h.
     pub pixels: bool,
     /// Changes of the run's input transform.
@@ -58,7 +61,8 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         let transform = TransformChange::default();
         let labels = Labels::Auto;
-        Self { split: None, labels, batch: 256, threads: 0, pixels: false, transform, layer: Layer::H }
+        let (batch, threads, device) = (256, 0, None);
+        Self { split: None, labels, batch, threads, device, pixels: false, transform, layer: Layer::H }
     }
 }
 
@@ -97,7 +101,7 @@ pub fn embed(
     let format = Format::of(out)?;
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     format.check(out, data)?;
-    let frozen = load_encoder(run)?.with_transform(&options.transform)?;
+    let frozen = load_encoder_on(run, options.device)?.with_transform(&options.transform)?;
     let sets = open(data, options, &frozen.decoding())?;
     let read = ReadOptions::of(&frozen, options.batch, options.threads);
     let total: usize = sets.iter().map(|(_, set)| set.len()).sum();

@@ -17,7 +17,7 @@ use crate::{
     checkpoint::{DTYPES, ForeignTensors, encode, write_atomically},
     device::DeviceChoice,
     encoder::{EncoderConfig, Padding},
-    eval::features::{FrozenEncoder, load_encoder},
+    eval::features::{FrozenEncoder, load_encoder_on},
     head::HeadKind,
     params::load_weights,
     train::RunFolder,
@@ -68,12 +68,16 @@ const PREFIX: &str = "encoder.";
 pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError> {
     let _held = RunFolder::around(out, Some(run)).map_err(Box::new)?;
     output::check(out, EXPORTED, None)?;
-    let frozen = load_encoder(run)?;
-    let metadata = metadata(&frozen);
-    let tensors = tensors(&frozen);
+    write(&load_encoder_on(run, Some(DeviceChoice::Cpu))?, out)
+}
+
+/// Writes `frozen` to `out` after verification.
+pub(super) fn write(frozen: &FrozenEncoder, out: &Path) -> Result<Exported, EvalError> {
+    let metadata = metadata(frozen);
+    let tensors = tensors(frozen);
     let bytes = serialise(&tensors, &metadata)?;
     // Verified before anything at `out` is replaced; afterwards only the bytes on disk are compared.
-    let difference = verify(&frozen, &bytes, out)?;
+    let difference = verify(frozen, &bytes, out)?;
     write_atomically(out, &bytes)?;
     if fs_err::read(out)? != bytes {
         let reason = "the file read back differs from what was written";
@@ -89,7 +93,10 @@ pub fn export_encoder(run: &RunFolder, out: &Path) -> Result<Exported, EvalError
 }
 
 fn is_exported(path: &Path) -> bool {
-    header(path).is_ok_and(|header| header["__metadata__"][ARCHITECTURE].is_string())
+    // A classifier is an encoder with more, and is not replaced by one.
+    let is_encoder =
+        |metadata: &Value| metadata[ARCHITECTURE].is_string() && metadata["simclr.classes"].is_null();
+    header(path).is_ok_and(|header| is_encoder(&header["__metadata__"]))
 }
 
 /// The header of a safetensors file.
@@ -103,7 +110,7 @@ pub(super) fn header(path: &Path) -> std::io::Result<serde_json::Value> {
 }
 
 /// The encoder's tensors under torchvision's names, on the CPU, sorted by name.
-fn tensors(frozen: &FrozenEncoder) -> BTreeMap<String, Tensor> {
+pub(super) fn tensors(frozen: &FrozenEncoder) -> BTreeMap<String, Tensor> {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in frozen.model().params.named() {
         let Some(name) = name.strip_prefix(PREFIX) else { continue };
@@ -118,7 +125,7 @@ fn tensors(frozen: &FrozenEncoder) -> BTreeMap<String, Tensor> {
 }
 
 /// Architecture, input size and input statistics.
-fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
+pub(super) fn metadata(frozen: &FrozenEncoder) -> BTreeMap<String, String> {
     let config = &frozen.config().encoder;
     let origin = frozen.origin();
     let entries = [
@@ -178,7 +185,7 @@ fn padding(padding: Padding) -> &'static str {
     }
 }
 
-fn serialise(
+pub(super) fn serialise(
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, EvalError> {
@@ -237,7 +244,7 @@ pub fn load_exported(file: &Path) -> Result<FrozenEncoder, EvalError> {
 }
 
 /// Architecture and input transform from the metadata, weights from the tensors.
-fn rebuild(file: &Path, bytes: &[u8], device: &DeviceChoice) -> Result<FrozenEncoder, EvalError> {
+pub(super) fn rebuild(file: &Path, bytes: &[u8], device: &DeviceChoice) -> Result<FrozenEncoder, EvalError> {
     let place = file.display().to_string();
     let stored = ForeignTensors::parse(file, bytes)?;
     let missing =
@@ -266,7 +273,7 @@ fn config_of(frozen: &FrozenEncoder) -> Value {
 }
 
 /// Eight deterministic images `[8, C, S, S]` in `[0, 1]`.
-fn fixed_batch(channels: i64, size: i64) -> Tensor {
+pub(super) fn fixed_batch(channels: i64, size: i64) -> Tensor {
     let numbers = Tensor::arange(8 * channels * size * size, (Kind::Double, tch::Device::Cpu));
     // Multiples of the golden ratio, modulo 1, fill the range evenly (Weyl 1916).
     (numbers * 0.618_033_988_749_894_9).frac().to_kind(Kind::Float).view([8, channels, size, size])

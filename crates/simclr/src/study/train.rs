@@ -138,6 +138,8 @@ fn finetuning(labels: f64, head_layers: usize, from_scratch: bool) -> FinetuneOp
         batch: None,
         lr: Some(FINETUNE_RATE),
         from_scratch,
+        device: None,
+        threads: None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod object_graph;
 mod table;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::BTreeMap,

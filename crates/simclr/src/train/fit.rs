@@ -76,8 +76,9 @@ pub fn fit(
     let mut opened = all_ok(group, setup::open(group, config, data))?;
     let newest = all_ok(group, if group.is_first() { setup::hold(folder) } else { Ok(Default::default()) })?;
     opened.augment_on = setup::augment_on(group, newest.0.as_ref(), config);
+    opened.resumed = group.broadcast_text(&newest.0.is_some().to_string()) == "true";
     let AutoConfigured { config, facts } = auto_configure(group, &opened, written)?;
-    let Prepared { dataset, plan, mut method, mut optimizer } =
+    let Prepared { dataset, plan, mut method, mut optimizer, initial } =
         all_ok(group, setup::prepare(group, &opened, &config))?;
     let device = method.params().device();
     let _stream = all_ok(group, setup::stream(&plan, device))?;
@@ -93,7 +94,8 @@ pub fn fit(
     let transport = group.connect_gpus(device);
     if group.is_first() {
         let own = start::facts(&plan, &dataset, &*method, &optimizer, device);
-        observer.start(&[own, facts].concat());
+        let initial = initial.map(|text| ("initial weights".to_owned(), text));
+        observer.start(&[own, initial.into_iter().collect(), facts].concat());
         let transport = transport.map(|text| format!("tensors between processes: {text}"));
         for text in transport.iter().chain(&resumed.notes).chain(written.notices()) {
             observer.message(text);

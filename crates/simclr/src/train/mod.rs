@@ -8,6 +8,7 @@ pub mod doctor;
 mod events;
 mod fit;
 pub(crate) mod images;
+mod init; // initial weights of a new run
 mod journal;
 mod metrics;
 pub mod observe;

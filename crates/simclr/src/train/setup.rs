@@ -7,14 +7,14 @@ use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    RunFolder, images,
+    RunFolder, images, init,
     run_folder::Newest,
     start,
-    state::{Resumed, augments_on_cpu, init_from, restore},
+    state::{Resumed, augments_on_cpu, restore},
     trained_classifier::TrainedClassifier,
 };
 use crate::{
-    ConfigError, DistError, Plan, RunConfig, TrainError,
+    ConfigError, DistError, ModelError, Plan, RunConfig, TrainError,
     checkpoint::Checkpoint,
     config::TrainConfig,
     device::{choose_device, choose_precision},
@@ -38,6 +38,8 @@ pub(super) struct OpenedData {
     pub augment_on: AugmentDeviceChoice,
     /// Before the images were listed.
     pub started: Instant,
+    /// Whether the weights are those of a checkpoint of the run, so that `task.init_from` is not read.
+    pub resumed: bool,
 }
 
 /// A run of one process with its initial weights.
@@ -46,6 +48,8 @@ pub(super) struct Prepared {
     pub plan: Plan,
     pub method: Box<dyn Method>,
     pub optimizer: Optimizer,
+    /// What was loaded from `task.init_from`.
+    pub initial: Option<String>,
 }
 
 pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Result<OpenedData, TrainError> {
@@ -55,12 +59,14 @@ pub(super) fn open(group: &ProcessGroup, config: &RunConfig, data: &Path) -> Res
     config.data.path = Some(dataset::canonical(data)?);
     config.data.labels = config.data.labels.canonical()?;
     config.distill.teacher = config.distill.teacher.map(fs_err::canonicalize).transpose()?;
+    // A resumed run does not need the file.
+    config.task.init_from = config.task.init_from.map(|path| path.canonicalize().unwrap_or(path));
     let (dataset, range) = training_images(&config, data)?.with_range(&config.data.range)?;
     config.data.range = RangeChoice::Set(range);
     config.data.pages = dataset.decoding().pages;
     let device = choose_device(config.train.device, group.local_rank())?;
     let augment_on = config.data.augment_on;
-    Ok(OpenedData { config, dataset: Arc::new(dataset), device, augment_on, started })
+    Ok(OpenedData { config, dataset: Arc::new(dataset), device, augment_on, started, resumed: false })
 }
 
 pub(super) fn prepare(
@@ -76,9 +82,13 @@ pub(super) fn prepare(
         plan.classes = teacher.class_names.len();
         plan.class_names.clone_from(&teacher.class_names);
     }
-    let method = method(&plan, &dataset, teacher, opened.device)?;
+    let online = model(&plan, opened.device)?;
+    let initial = config.task.init_from.as_deref().filter(|_| !opened.resumed);
+    let contrastive = config.task.objective.is_contrastive();
+    let initial = initial.map(|path| init::load(path, &online, contrastive)).transpose()?;
+    let method = method(online, &plan, &dataset, teacher)?;
     let optimizer = Optimizer::new(&config.optim, method.params());
-    Ok(Prepared { dataset, plan, method, optimizer })
+    Ok(Prepared { dataset, plan, method, optimizer, initial })
 }
 
 fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Plan, TrainError> {
@@ -100,31 +110,33 @@ fn teacher(plan: &Plan, device: Device) -> Result<Option<TrainedClassifier>, Tra
     Ok(Some(teacher))
 }
 
+/// The network of `plan` with its random initial weights.
+fn model(plan: &Plan, device: Device) -> Result<Model, ModelError> {
+    let RunConfig { task, encoder, head, train, .. } = &plan.config;
+    let shape = (plan.channels as i64, train.image_size as i64);
+    Model::for_task(task, plan.classes, encoder, head, shape, train.seed, device, plan.precision)
+}
+
+/// The method that trains `online`.
 fn method(
+    online: Model,
     plan: &Plan,
     dataset: &Dataset,
     teacher: Option<TrainedClassifier>,
-    device: Device,
 ) -> Result<Box<dyn Method>, TrainError> {
     let config = &plan.config;
     let RunConfig { task, loss, moco, .. } = config;
     let TrainConfig { seed, batch, batch_norm_groups, .. } = config.train;
-    let model = || {
-        let shape = (plan.channels as i64, config.train.image_size as i64);
-        let (encoder, head) = (&config.encoder, &config.head);
-        Model::for_task(task, plan.classes, encoder, head, shape, seed, device, plan.precision)
-    };
-    let online = model()?;
-    if let Some(checkpoint) = &task.init_from {
-        init_from(checkpoint, &online)?;
-    }
+    let model = || model(plan, online.params.device());
     Ok(match task.objective {
         MethodKind::Contrastive => Box::new(SimClr::new(online, loss.clone())),
         MethodKind::SimclrMomentum => {
-            Box::new(SimClrMomentum::new(online, model()?, moco, loss.clone(), seed))
+            let target = model()?;
+            Box::new(SimClrMomentum::new(online, target, moco, loss.clone(), seed))
         }
         MethodKind::Moco => {
-            let method = Moco::new(online, model()?, moco, loss.temperature, seed);
+            let target = model()?;
+            let method = Moco::new(online, target, moco, loss.temperature, seed);
             let shuffled = moco.shuffle && batch_norm_groups > 1;
             Box::new(if shuffled { method.shuffled(batch, seed) } else { method })
         }

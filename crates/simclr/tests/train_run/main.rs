@@ -1,6 +1,7 @@
 //! Whole runs on small synthetic image sets, through the public interface.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod initial;
 mod momentum;
 mod non_finite;
 mod progress;

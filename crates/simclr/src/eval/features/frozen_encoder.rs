@@ -11,9 +11,10 @@ use tch::{Device, Tensor};
 
 use crate::{
     EvalError, RunConfig,
-    device::{Precision, choose_device},
+    device::{DeviceChoice, Precision, choose_device},
     encoder::Mode,
     eval::layer::Layer,
+    head::HeadKind,
     model::Model,
     params::load_weights,
     train::{RunFolder, state::RunState},
@@ -49,10 +50,24 @@ pub struct Origin {
 /// # Errors
 /// No run, no checkpoint, a damaged one, or one with tensors that do not fit the run's configuration.
 pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
-    let (config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
+    load_encoder_on(run, None)
+}
+
+/// [`load_encoder`] on another `device` than that of the run.
+///
+/// # Errors
+/// As [`load_encoder`]; a device that is not available.
+pub fn load_encoder_on(run: &RunFolder, device: Option<DeviceChoice>) -> Result<FrozenEncoder, EvalError> {
+    let (mut config, assumed) = RunConfig::load_run(&run.config_file(), &[])?;
+    config.train.device = device.unwrap_or(config.train.device);
     let missing = || crate::CheckpointError::Missing { folder: run.path().to_owned() };
     let (newest, passed_over) = run.newest_checkpoint()?;
     let checkpoint = newest.ok_or_else(missing)?;
+    let supervised = !config.task.objective.is_contrastive();
+    if supervised {
+        // Its classifier is no layer of the projection head.
+        config.head.kind = HeadKind::None;
+    }
     let plan = read_plan(run)?;
     let channels = plan["channels"].as_i64().filter(|channels| *channels > 0);
     let channels = channels.unwrap_or(config.data.channels.max(1) as i64);
@@ -67,7 +82,7 @@ pub fn load_encoder(run: &RunFolder) -> Result<FrozenEncoder, EvalError> {
         assumed,
     };
     // An import has zero steps; its head has trained weights only if they were imported, too.
-    let has_head = (step, origin.total_steps) != (0, Some(0)) || plan["imported_head"] == true;
+    let has_head = !supervised && (step, origin.total_steps) != (0, Some(0)) || plan["imported_head"] == true;
     Ok(FrozenEncoder { origin, has_head, ..frozen })
 }
 

@@ -1,6 +1,5 @@
 //! Import of encoder weights into a run folder, for evaluation, embedding, fine-tuning and export like a trained run:
-//! safetensors under torchvision's names (timm's are the same for these ResNets), and checkpoints of google-research/simclr, with
-//! their head.
+//! safetensors and files of torch.save under torchvision's or timm's names, and checkpoints of google-research/simclr, with their head.
 
 use std::path::Path;
 
@@ -14,21 +13,13 @@ use super::{
 };
 use crate::{
     EvalError, RunConfig,
-    checkpoint::{Checkpoint, ForeignTensors, write_atomically},
+    checkpoint::{Checkpoint, write_atomically},
     device::Precision,
     model::Model,
     params::load_weights,
     train::RunFolder,
+    weights,
 };
-
-/// Prefixes of the names of an encoder's parameters in other programs.
-const PREFIXES: [&str; 7] =
-    ["", "module.", "backbone.", "encoder.", "model.", "module.backbone.", "module.encoder."];
-
-/// Channel means that torchvision's and timm's ImageNet weights expect, of values in `[0, 1]`.
-pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// Channel standard deviations; see [`IMAGENET_MEAN`].
-pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
 /// Keys of `[data]` that [`resolved`] takes from the images if they are `auto`.
 const LEFT_OPEN: [&str; 2] = ["range", "pages"];
@@ -158,19 +149,17 @@ fn read_weights(file: &Path, config: &RunConfig, channels: i64) -> Result<Weight
         official.load_into(&model)?;
         return Ok(Weights { model, has_head: official.has_head(), classifier: official.classifier()? });
     }
-    read_safetensors(file, &model)?;
+    read_tensors(file, &model)?;
     Ok(Weights { model, has_head: false, classifier: Vec::new() })
 }
 
-/// Copies the encoder of a safetensors file into `model`.
-fn read_safetensors(file: &Path, model: &Model) -> Result<(), EvalError> {
-    let stored = ForeignTensors::parse(file, &fs_err::read(file)?)?;
-    let wanted = || encoder_of(model);
-    let holds = |prefix: &str, name: &str| stored.contains(&format!("{prefix}{name}"));
-    let held = |prefix: &&str| wanted().filter(|(name, _)| holds(prefix, name)).count();
-    let prefix = PREFIXES.into_iter().rev().max_by_key(|prefix| held(prefix)).unwrap_or_default();
+/// Copies the encoder of a file of tensors into `model`.
+fn read_tensors(file: &Path, model: &Model) -> Result<(), EvalError> {
+    let stored = weights::read(file)?;
+    let wanted = encoder_of(model).map(|(name, _)| name).collect();
+    let prefix = weights::prefix(&stored, &wanted);
     // Half precision is widened when the values are copied.
-    Ok(load_weights(wanted(), |name, shape| stored.tensor(&format!("{prefix}{name}"), shape))?)
+    Ok(load_weights(encoder_of(model), |name, shape| stored.tensor(&format!("{prefix}{name}"), shape))?)
 }
 
 fn encoder_of(model: &Model) -> impl Iterator<Item = (&str, &Tensor)> {

@@ -10,4 +10,4 @@ mod official; // weights of other programs -> run folder
 pub(crate) use cache::{Columns, FeatureCache, Part};
 pub(crate) use decodable::DecodableImages;
 pub use extract::*;
-pub use frozen_encoder::{FrozenEncoder, Origin, load_encoder};
+pub use frozen_encoder::{FrozenEncoder, Origin, load_encoder, load_encoder_on};

@@ -40,6 +40,12 @@ impl LinearClassifier {
         Tensor::cat(&features.split(ROWS, 0).into_iter().map(of).collect::<Vec<_>>(), 0)
     }
 
+    /// W `[K, F]` and b `[K]` over raw features, `f64`.
+    pub fn on_raw_features(&self) -> (Tensor, Tensor) {
+        let (weight, bias) = self.standard.fold(&self.weight, &self.bias);
+        (weight.tr(), bias)
+    }
+
     /// Predicted labels `[n]`.
     pub fn predict(&self, features: &Tensor) -> Tensor {
         self.decision(features).argmax(1, false)

@@ -34,6 +34,14 @@ impl Standardisation {
         }
     }
 
+    /// W `[F, K]` and b `[K]` over raw features, for `weight` and `bias` over scaled ones.
+    pub(super) fn fold(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
+        let scale = self.scale.view([-1, 1]);
+        let raw = weight * &scale;
+        let shift = self.mean.view([1, -1]).matmul(&raw).view(-1);
+        (raw, bias - shift)
+    }
+
     /// Scaled `features`, in `f64`.
     pub fn apply(&self, features: &Tensor) -> Tensor {
         (features.to_kind(Kind::Double) - &self.mean) * &self.scale

@@ -117,7 +117,7 @@ impl TransferRow {
 
 impl PerClass {
     /// The figures, then the confusion matrix, or of many classes those with the lowest recall.
-    pub(super) fn text(&self, title: &str) -> String {
+    pub(crate) fn text(&self, title: &str) -> String {
         let auroc = self.auroc.map_or(String::new(), |area| format!(", AUROC {area:.4}"));
         let mut text = format!("{title}: balanced accuracy {:.1}{auroc}\n", 100.0 * self.balanced_accuracy);
         let matrix = self.confusion.as_ref().filter(|_| self.classes.len() <= PRINTED);

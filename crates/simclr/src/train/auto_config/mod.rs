@@ -17,13 +17,17 @@ pub(super) mod machine;
 pub(super) mod measure;
 mod time_budget;
 
+use serde_json::Value;
 use simclr_data::rng::Key;
 use tch::Device;
 
 use self::choice::{BatchMode, Constraints, MemoryModel, MemoryNeeds, StepTime, best_mode};
 use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
-use super::setup::{OpenedData, Prepared, prepare};
+use super::{
+    init,
+    setup::{OpenedData, Prepared, prepare},
+};
 use crate::{
     ConfigError, Plan, RunConfig, TrainError,
     config::{KEPT_VIEWS, Written},
@@ -81,14 +85,24 @@ struct Selection<'a> {
     written: &'a Written,
     config: RunConfig,
     facts: Vec<(String, String)>,
+    /// Keys of the network at `task.init_from`.
+    taken_over: Vec<(String, Value)>,
 }
 
 impl<'a> Selection<'a> {
     fn new(group: &'a ProcessGroup, opened: &'a OpenedData, written: &'a Written) -> Self {
-        Self { group, opened, written, config: opened.config.clone(), facts: Vec::new() }
+        Self {
+            group,
+            opened,
+            written,
+            config: opened.config.clone(),
+            facts: Vec::new(),
+            taken_over: Vec::new(),
+        }
     }
 
     fn run(mut self) -> Result<AutoConfigured, TrainError> {
+        self.take_over_initial_network()?;
         self.choose_batch();
         let size_is_chosen = self.choose_for_cpu();
         let budget = Budget::new(self.group, &self.config, self.opened.device);
@@ -150,6 +164,16 @@ impl<'a> Selection<'a> {
         (!texts.is_empty()).then(|| texts.join("\n") + "\nkeys that you set are never changed")
     }
 
+    /// Encoder, and head and size of images of a run, by `task.init_from`.
+    fn take_over_initial_network(&mut self) -> Result<(), TrainError> {
+        let channels = self.opened.dataset.channels();
+        self.taken_over = init::take_over(&mut self.config, self.written, channels)?;
+        let texts = self.taken_over.iter().map(|(key, value)| format!("{key} = {value}"));
+        let text = texts.collect::<Vec<_>>().join(", ");
+        self.facts.extend((!text.is_empty()).then(|| ("taken over".to_owned(), text)));
+        Ok(())
+    }
+
     fn choose_batch(&mut self) {
         let images = self.opened.dataset.len();
         let too_few = images >= 2 && images < self.config.train.batch;
@@ -162,14 +186,14 @@ impl<'a> Selection<'a> {
     /// Encoder and image size for a CPU. Returns whether the image size was chosen.
     fn choose_for_cpu(&mut self) -> bool {
         let written = self.written;
-        if self.opened.device.is_cuda() || written.has("encoder.file") || self.config.task.init_from.is_some()
-        {
+        if self.opened.device.is_cuda() || written.has("encoder.file") {
             return false;
         }
-        if !written.has("encoder.name") {
+        if !written.has("encoder.name") && self.config.task.init_from.is_none() {
             self.config.encoder.name = EncoderName::Resnet18;
         }
-        if written.has("train.image_size") {
+        if written.has("train.image_size") || self.taken_over.iter().any(|(key, _)| key == "train.image_size")
+        {
             return false;
         }
         let Some(shorter_side) = self.median_shorter_side() else { return false };
