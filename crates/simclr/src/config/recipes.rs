@@ -14,6 +14,7 @@ macro_rules! recipes {
 pub const RECIPES: &[(&str, &str)] = recipes![
     "cifar10_conv_c3",
     "cifar10_conv_c3_crop_only",
+    "cifar10_fast",
     "cifar10_resnet18",
     "cifar10_resnet18_moco",
     "cifar10_resnet18_sgd",
@@ -25,6 +26,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "imagenet_resnet50_v2",
     "imagenet_resnet50_v2_memory",
     "imagenet_vit_small",
+    "small_images_fast",
 ];
 
 /// Start of a path that denotes a recipe.

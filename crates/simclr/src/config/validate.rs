@@ -109,7 +109,7 @@ impl RunConfig {
         let expected = "pairs of a share of the steps, at least 0, below 1 and rising, and 8 to 2048 pixels";
         check(rises && view_sizes.iter().all(valid), "train.view_sizes", &value, expected)?;
         let resizable = encoder.file.is_none() && !encoder.is_transformer();
-        let expected = "none with a vision transformer or encoder.file, whose image size is fixed";
+        let expected = "none with a vision transformer or encoder.file: their image size is fixed";
         check(view_sizes.is_empty() || resizable, "train.view_sizes", &value, expected)
     }
 

@@ -25,7 +25,7 @@ pub(super) struct Affordable {
     pub(super) text: String,
 }
 
-/// Measures steps of `trial`, whose weights change, and plans for what remains of `train.minutes` since `started`.
+/// Measures steps of `trial`, which changes its weights, and plans for what remains of `train.minutes` since `started`.
 ///
 /// # Errors
 /// Those of a training step.
