@@ -1,3 +1,5 @@
+//! Every study: names, configurations, claims, cost, pages.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
