@@ -6,7 +6,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use simclr::study::{Plan, Report, Scale, Study, Workspace, catalogue, collect, conduct, overview};
+use simclr::study::{Plan, Report, Scale, Study, Workspace, catalogue, collect, conduct, overview, write};
 
 use super::{data_path, pretrain::watch_signals};
 use crate::{args, failure::Failure, report::Terminal, terminal};
@@ -86,7 +86,7 @@ fn with_progress(workspace: &Workspace, plan: &Plan, stop: &AtomicBool) -> Resul
 fn report(workspace: &Workspace, study: &Study, arguments: &args::Study) -> Result<(), Failure> {
     let table = collect(workspace, study, arguments.seeds())?;
     let report = Report::of(workspace, study, table, arguments.seeds(), &arguments.command(study.name));
-    let page = report.write(workspace, study)?;
+    let page = write(workspace, study, &report)?;
     terminal::result(&format!("{:<26} {:<30} {}", study.name, report.verdict.text(), page.display()));
     Ok(())
 }

@@ -6,7 +6,8 @@ use simclr_data::{Loader, LoaderConfig, rng::Key};
 use tch::Tensor;
 
 use super::{
-    arm::{How, ImageSet, Probe, Run, has_second_network},
+    arm::{How, Probe, Run, has_second_network},
+    images::ImageSet,
     workspace::Workspace,
 };
 use crate::{

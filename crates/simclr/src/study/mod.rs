@@ -6,6 +6,7 @@ pub mod catalogue; // one file per study
 mod conduct; // jobs -> figures
 mod cost; // configurations -> seconds
 pub mod criterion; // differences between arms -> verdict
+mod images; // which images a run trains on
 mod design; // what a study consists of
 mod page; // report -> HTML, markdown
 pub mod picture; // values -> SVG
@@ -17,10 +18,11 @@ mod table; // figures by arm and seed
 mod train; // network -> run folder
 mod workspace; // image sets, folders, stored figures
 
-pub use arm::{Arm, Classes, How, ImageSet, Images, Probe, Run};
+pub use arm::{Arm, How, Probe, Run};
 pub use conduct::{collect, conduct};
 pub use design::Study;
-pub use page::overview;
+pub use images::{Classes, ImageSet, Images};
+pub use page::{overview, write};
 pub use plan::{Job, Plan};
 pub use report::Report;
 pub use scale::{Budget, Scale};

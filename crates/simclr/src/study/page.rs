@@ -1,10 +1,17 @@
 //! Pages of a study, as HTML in a single file and as markdown, and the overview of all studies.
 
+use std::path::PathBuf;
+
+use serde_json::json;
+
 use super::{
     criterion::{Judged, Outcome, RULE},
     design::{Study, columns},
-    report::Report,
+    picture::Picture,
+    report::{FILE, Report},
+    workspace::Workspace,
 };
+use crate::{EvalError, checkpoint::write_atomically};
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}\
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}\
@@ -13,6 +20,24 @@ code{background:#f3f3f3;padding:.1rem .3rem}.overflow{overflow-x:auto}";
 
 /// Rows of cells, the first of them headings.
 type Rows = Vec<Vec<String>>;
+
+/// Writes `report` and its pages into the folder of the study below that of `workspace`; returns the page.
+///
+/// # Errors
+/// Files that cannot be written, a picture that cannot be drawn.
+pub fn write(workspace: &Workspace, study: &Study, report: &Report) -> Result<PathBuf, EvalError> {
+    let folder = workspace.out().join(study.name);
+    fs_err::create_dir_all(&folder)?;
+    let encode = |reason| EvalError::Encoding { what: format!("picture of {}", study.name), reason };
+    let pictures = (study.pictures)(&workspace.scale, &report.table);
+    let pictures: Vec<String> =
+        pictures.iter().map(Picture::svg).collect::<Result<_, _>>().map_err(encode)?;
+    let page = folder.join("report.html");
+    write_atomically(&folder.join(FILE), format!("{:#}\n", json!(report)).as_bytes())?;
+    write_atomically(&folder.join("report.md"), markdown(study, report).as_bytes())?;
+    write_atomically(&page, html(study, report, &pictures).as_bytes())?;
+    Ok(page)
+}
 
 /// The page as HTML that needs no other file.
 pub fn html(study: &Study, report: &Report, pictures: &[String]) -> String {

@@ -4,16 +4,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    arm::ImageSet,
     criterion::{Judged, Verdict},
     design::Study,
+    images::ImageSet,
     table::Table,
     workspace::Workspace,
 };
-use crate::{EvalError, checkpoint::write_atomically};
 
 /// File in the folder of a study.
-const FILE: &str = "results.json";
+pub(super) const FILE: &str = "results.json";
 
 /// Everything on the page of a study but the text of its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,24 +59,6 @@ impl Report {
     /// Accuracy in points of always answering the same of equally frequent classes.
     pub fn chance(&self) -> f64 {
         100.0 / self.images.2.max(1) as f64
-    }
-
-    /// Writes it and its pages into the folder of the study below that of `workspace`; returns the page.
-    ///
-    /// # Errors
-    /// Files that cannot be written, a picture that cannot be drawn.
-    pub fn write(&self, workspace: &Workspace, study: &Study) -> Result<std::path::PathBuf, EvalError> {
-        let folder = workspace.out().join(study.name);
-        fs_err::create_dir_all(&folder)?;
-        let pictures = (study.pictures)(&workspace.scale, &self.table);
-        let encode = |reason| EvalError::Encoding { what: format!("picture of {}", study.name), reason };
-        let pictures: Vec<String> =
-            pictures.iter().map(super::picture::Picture::svg).collect::<Result<_, _>>().map_err(encode)?;
-        let page = folder.join("report.html");
-        write_atomically(&folder.join(FILE), format!("{:#}\n", json!(self)).as_bytes())?;
-        write_atomically(&folder.join("report.md"), super::page::markdown(study, self).as_bytes())?;
-        write_atomically(&page, super::page::html(study, self, &pictures).as_bytes())?;
-        Ok(page)
     }
 
     /// The stored result of `study`, if there is one.

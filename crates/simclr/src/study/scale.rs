@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::arm::{Classes, ImageSet, Images};
+use super::images::{Classes, ImageSet, Images};
 
 /// `--budget` and `--quick`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

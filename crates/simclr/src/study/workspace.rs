@@ -17,7 +17,8 @@ use simclr_data::{
 };
 
 use super::{
-    arm::{Classes, H, ImageSet, Images, KNN, OWN, Probe, Run, Z},
+    arm::{H, KNN, OWN, Probe, Run, Z},
+    images::{Classes, ImageSet, Images},
     scale::{Budget, Scale},
     table::{DIVERGED, Figures},
 };

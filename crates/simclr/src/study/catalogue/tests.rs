@@ -1,3 +1,5 @@
+//! Every study: names, configurations, claims, cost, pages.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
@@ -167,20 +169,21 @@ fn runs_are_shared_between_studies() {
     assert_ne!(identity("parts", RANDOM_INIT), recipe);
 }
 
-/// A table in which every figure and series has some value.
+/// Some value for every figure and series of an arm.
+fn some_figures(arm: &Arm, seed: u32) -> Figures {
+    let mut all = Figures::default();
+    for (at, name) in arm.probes.iter().flat_map(figures).enumerate() {
+        all.set(name, 40.0 + at as f64 + 0.1 * f64::from(seed));
+    }
+    for name in ["h", "z", "histogram", "eigenvalues"] {
+        all.series.insert(name.into(), vec![vec![0.0, 1.0, 2.0, 0.5]; 3]);
+    }
+    all
+}
+
 fn filled(study: &Study) -> Table {
-    let of_seed = |arm: &Arm, seed: i32| {
-        let mut all = Figures::default();
-        for (at, name) in arm.probes.iter().flat_map(figures).enumerate() {
-            all.set(name, 40.0 + at as f64 + 0.1 * f64::from(seed));
-        }
-        for name in ["h", "z", "histogram", "eigenvalues"] {
-            all.series.insert(name.into(), vec![vec![0.0, 1.0, 2.0, 0.5]; 3]);
-        }
-        all
-    };
+    let seeds = |arm: &Arm| (0..3).map(|seed| some_figures(arm, seed)).collect();
     let rows = study.rows(&scale(Budget::Cpu));
-    let seeds = |arm: &Arm| (0..3).map(|seed| of_seed(arm, seed)).collect();
     Table { arms: rows.iter().map(|arm| (arm.name.clone(), seeds(arm))).collect() }
 }
 

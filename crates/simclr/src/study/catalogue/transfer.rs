@@ -1,9 +1,10 @@
 //! Transfer to other classes and images (arXiv 2002.05709, section 6, table 8, and B.8).
 
 use super::super::{
-    arm::{Arm, Classes, How, Images, Probe, Run},
+    arm::{Arm, How, Probe, Run},
     criterion::{Part, of},
     design::{Study, bars},
+    images::{Classes, Images},
     picture::Picture,
     scale::Scale,
     table::Table,

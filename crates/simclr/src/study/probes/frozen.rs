@@ -6,7 +6,8 @@ use tch::Tensor;
 
 use super::{
     super::{
-        arm::{H, Images, KNN, Run, Z},
+        arm::{H, KNN, Run, Z},
+        images::Images,
         table::Figures,
     },
     features::{Labelled, Network},

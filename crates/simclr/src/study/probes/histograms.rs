@@ -13,7 +13,7 @@ use crate::EvalError;
 const IMAGES: usize = 1000;
 /// Bins of a channel.
 const BINS: usize = 16;
-/// Crops of an image, and images, whose intensities are drawn.
+/// Crops per image, and images, in the picture of intensities.
 const DRAWN: (u64, usize) = (3, 2);
 
 /// `retrieval`: share of first crops for which the second crop of the same image has the nearest histogram among the second crops of
