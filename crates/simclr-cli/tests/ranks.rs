@@ -197,6 +197,55 @@ fn queues_and_momentum_encoders_match_those_of_one_process() {
     }
 }
 
+/// 1, 2 and 4 processes, and chunks, give the losses of a run by hand and its tensors that start with `prefix`.
+fn agrees_on_processes_and_in_chunks(temp: &Path, data: &Path, settings: &[&str], prefix: &str, within: f64) {
+    let run = |name: &str| temp.join(name);
+    let with = |processes: usize, more: &[&str]| {
+        let name = format!("{processes}-{}", more.concat());
+        trained(processes, data, &run(&name), &[settings, more].concat());
+        (tensors(&run(&name)), losses(&run(&name)))
+    };
+    let plain = with(0, &[]);
+    let chunks = ["--set", "train.chunk=5"];
+    for (processes, more) in [(1, &[][..]), (2, &[]), (4, &[]), (0, &chunks), (2, &chunks)] {
+        let found = with(processes, more);
+        let (distance, tensor) = furthest(&found.0, &plain.0, prefix);
+        assert!(distance <= within, "{processes} processes, {more:?}: {tensor} is {distance:e} away");
+        let losses = found.1.iter().zip(&plain.1);
+        losses.for_each(|(a, b)| assert!((a / b - 1.0).abs() <= 1e-5, "{processes}, {more:?}: {a} {b}"));
+    }
+}
+
+/// A step of distillation from a classifier.
+#[test]
+fn distillation_matches_that_of_one_process() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let teacher = temp.path().join("teacher");
+    trained(0, &data, &teacher, &["--set", "task.objective=supervised", "--batch", "20"]);
+    let teacher = format!("distill.teacher={}", teacher.display());
+    let method = ["--batch", "20", "--set", "task.objective=distillation", "--set", &teacher];
+    agrees_on_processes_and_in_chunks(
+        temp.path(),
+        &data,
+        &[ONE_STEP, &method].concat(),
+        "optim.first.",
+        1e-5,
+    );
+}
+
+/// A step of Muon at each of two sides of the views.
+#[test]
+fn muon_and_sides_of_the_views_match_those_of_one_process() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let sets = ["optim.kind=muon", "train.view_sizes=[[0.0,12],[0.5,16]]"].map(|set| ["--set", set]).concat();
+    let settings = [&["--batch", "20", "--epochs", "1"], &sets[..]].concat();
+    agrees_on_processes_and_in_chunks(temp.path(), &data, &settings, "encoder.", 1e-4);
+}
+
 #[test]
 fn twenty_steps_agree_for_any_number_of_processes() {
     let _turn = turn();
