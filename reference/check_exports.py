@@ -4,7 +4,7 @@
 Needs torch, timm, onnxruntime, pyarrow, pillow. IMAGES is a folder of images of the runs' kind. For each run it exports ONNX and, where timm has
 the network, the folder of timm, and prints the largest difference of h (absolute, and the smallest cosine)
 - of onnxruntime from `simclr export`'s safetensors in timm, on random images (batches of 1 and 5), and
-- of timm with its own transform from `simclr embed`, on the files of IMAGES.
+- of timm with its own transform from `simclr embed --jpeg libjpeg` (Pillow's decoder), on the files of IMAGES.
 """
 
 import json
@@ -74,7 +74,7 @@ def check(binary, images, run):
         if images == "-" or not (folder / "timm").exists():
             return
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        subprocess.run([binary, "embed", run, "--data", images, "--out", folder / "h.parquet"], check=True, capture_output=True)
+        subprocess.run([binary, "embed", run, "--data", images, "--jpeg", "libjpeg", "--out", folder / "h.parquet"], check=True, capture_output=True)
         table = pyarrow.parquet.read_table(folder / "h.parquet")
         expected = numpy.array(table["h"].to_pylist(), dtype=numpy.float32)
         paths = [pathlib.Path(images) / path for path in table["path"].to_pylist()]

@@ -99,10 +99,9 @@ fn short(value: &Value) -> String {
 fn page() -> String {
     let definitions = definitions();
     let default = Value::try_from(RunConfig::default()).unwrap();
-    let mut page = format!(
-        "# Configuration\n\nEvery key, its default and its meaning, as `simclr config` prints them. Generated from the doc comments in the \
-         source by `crates/simclr-cli/tests/configuration.rs`.\n"
-    );
+    let mut page = "# Configuration\n\nEvery key, its default and its meaning, as `simclr config` prints them. Generated from the doc \
+                    comments in the source by `crates/simclr-cli/tests/configuration.rs`.\n"
+        .to_owned();
     for (section, kind, doc) in &definitions["RunConfig"].items {
         write!(page, "\n## `[{section}]`\n\n{}\n", plain(doc)).unwrap();
         for (key, kind, doc) in &definitions[kind].items {

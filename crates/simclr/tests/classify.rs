@@ -14,7 +14,7 @@ use parquet::{
 use simclr::{
     RunConfig,
     checkpoint::Checkpoint,
-    data::{Split, dataset::Labels},
+    data::{Split, augment::TransformChange, dataset::Labels},
     device::Precision,
     eval::{
         classify::{Classifier, ClassifierReport, ClassifyOptions, classify},
@@ -101,6 +101,7 @@ fn options(linear: bool, finetune: bool) -> ClassifyOptions {
         finetune: finetune.then_some(finetuning),
         read: (16, 1),
         device: None,
+        transform: TransformChange::default(),
     }
 }
 

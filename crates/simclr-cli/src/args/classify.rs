@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use simclr::data::{Split, dataset::Labels};
 
-use super::{ComputeArguments, semi_supervised::FinetuneArguments};
+use super::{ComputeArguments, TransformArguments, semi_supervised::FinetuneArguments};
 
 /// `simclr classify`.
 #[derive(Debug, Args)]
@@ -34,6 +34,9 @@ pub struct Classify {
     /// Hyper-parameters of fine-tuning.
     #[command(flatten)]
     pub finetune: FinetuneArguments,
+    /// What the encoder sees.
+    #[command(flatten)]
+    pub transform: TransformArguments,
     /// Device, threads, batch.
     #[command(flatten)]
     pub compute: ComputeArguments,
@@ -59,6 +62,9 @@ pub struct Predict {
     /// Labels to compare with: a table of images and labels (.csv, .jsonl, .parquet), those of the set, or none
     #[arg(long, value_name = "FILE|auto|none", default_value = "auto")]
     pub labels_from: Labels,
+    /// What the encoder sees.
+    #[command(flatten)]
+    pub transform: TransformArguments,
     /// Device, threads, batch.
     #[command(flatten)]
     pub compute: ComputeArguments,

@@ -45,7 +45,7 @@ pub struct Evaluate {
     /// Override any key of [eval], or with --weights of the run; may be given many times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Evaluate these weights: safetensors under torchvision's or timm's names, which need the architecture (--encoder) and the
+    /// Evaluate these weights: safetensors or a state dict (.pth) under the names of torchvision, timm or Hugging Face, which need the architecture (--encoder) and the
     /// side of an image (--image-size); or a checkpoint of google-research/simclr, TF1 or TF2, by its prefix or folder, which
     /// determines the architecture
     #[arg(long, value_name = "FILE")]

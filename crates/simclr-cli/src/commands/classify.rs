@@ -87,6 +87,7 @@ fn options(arguments: &Classify) -> ClassifyOptions {
         finetune: (only != Some("linear")).then_some(finetune),
         read: (compute.batch.unwrap_or(BATCH), compute.threads.unwrap_or(0)),
         device: compute.device,
+        transform: arguments.transform.change(),
     }
 }
 
@@ -95,6 +96,7 @@ pub fn predict(arguments: &Predict) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
     let compute = &arguments.compute;
     let classifier = load_classifier(&arguments.model, compute.device)?;
+    let classifier = classifier.with_transform(&arguments.transform.change())?;
     let options = PredictOptions {
         split: arguments.split,
         labels: arguments.labels_from.clone(),

@@ -27,8 +27,36 @@ fn source(path: &Path) -> Result<Source, TrainError> {
     Source::of_run(&newest.path, config)
 }
 
-/// Sets keys of `config` that are not `written` to those of the network at `task.init_from`, for images of `channels` channels, and
-/// returns them. The size of images is taken over only where the weights depend on it.
+/// Keys that [`take_over`] has set.
+#[derive(Debug, Default)]
+pub(super) struct TakenOver {
+    /// Key, value, and whether the value is another one than before.
+    keys: Vec<(String, Value, bool)>,
+    /// Source of `encoder.input_mean` and `encoder.input_std`.
+    statistics: &'static str,
+}
+
+impl TakenOver {
+    /// Whether `key` is one of them.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|(taken, ..)| taken == key)
+    }
+
+    /// Such as `encoder.name = "resnet18", ...`; none if nothing was set.
+    pub(super) fn describe(&self) -> Option<String> {
+        let changed = || self.keys.iter().filter(|(.., changed)| *changed);
+        let texts: Vec<String> = changed().map(|(key, value, _)| format!("{key} = {value}")).collect();
+        let statistics = if changed().any(|(key, ..)| key.starts_with("encoder.input_")) {
+            format!("; input statistics: {}", self.statistics)
+        } else {
+            String::new()
+        };
+        (!texts.is_empty()).then(|| texts.join(", ") + &statistics)
+    }
+}
+
+/// Sets keys of `config` that are not `written` to those of the network at `task.init_from`, for images of `channels` channels. The
+/// size of images is one of them for a run, an export and a vision transformer.
 ///
 /// # Errors
 /// See [`source`]; keys that contradict those that are written.
@@ -36,27 +64,26 @@ pub(super) fn take_over(
     config: &mut RunConfig,
     written: &Written,
     channels: usize,
-) -> Result<Vec<(String, Value)>, TrainError> {
-    let Some(path) = config.task.init_from.clone() else { return Ok(Vec::new()) };
+) -> Result<TakenOver, TrainError> {
+    let Some(path) = config.task.init_from.clone() else { return Ok(TakenOver::default()) };
     if config.encoder.file.is_some() {
-        return Ok(Vec::new());
+        return Ok(TakenOver::default());
     }
     let source = source(&path)?;
-    let (keys, _) = source.keys(channels);
+    let (keys, statistics) = source.keys(channels);
     let mut table = json!(config);
     let mut taken = Vec::new();
     for (key, value) in keys.into_iter().filter(|(key, _)| !written.has(key)) {
         let (section, name) = key.split_once('.').unwrap_or_default();
         let place = &mut table[section][name];
-        if *place != value {
-            *place = value.clone();
-            taken.push((key, value));
-        }
+        let changed = *place != value;
+        *place = value.clone();
+        taken.push((key, value, changed));
     }
     *config = serde_json::from_value(table)
         .map_err(|error| ConfigError::Parse { path, message: error.to_string() })?;
     config.validate()?;
-    Ok(taken)
+    Ok(TakenOver { keys: taken, statistics })
 }
 
 /// Loads `task.init_from` into `model` and describes what was loaded. A classifier takes a checkpoint of this program only, with all

@@ -2,7 +2,7 @@
 //! keys joined by dots. No code of the file runs, and no tensor is larger than the bytes that it has in the file.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     io::{Cursor, Read},
 };
 
@@ -74,9 +74,9 @@ impl<'a> Archive<'a> {
         let named = flatten(&pickle);
         let mut storages = HashMap::new();
         for (_, layout) in layouts(&pickle, &named)? {
-            if !storages.contains_key(&layout.storage) {
-                let data = self.entry(&format!("data/{}", layout.storage))?;
-                storages.insert(layout.storage, data);
+            if let Entry::Vacant(place) = storages.entry(layout.storage) {
+                let data = self.entry(&format!("data/{}", place.key()))?;
+                place.insert(data);
             }
         }
         read(&pickle, &named, &storages, self.bytes.len())

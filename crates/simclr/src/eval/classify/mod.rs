@@ -6,7 +6,7 @@ mod report;
 
 use std::{path::Path, sync::atomic::AtomicBool};
 
-use simclr_data::dataset::Labels;
+use simclr_data::{augment::TransformChange, dataset::Labels};
 use tch::{Device, Kind, Tensor};
 
 pub use calibration::{Bin, Calibration};
@@ -42,6 +42,8 @@ pub struct ClassifyOptions {
     pub read: (usize, usize),
     /// Device instead of the run's.
     pub device: Option<DeviceChoice>,
+    /// Changes of the run's input transform, which the classifier keeps.
+    pub transform: TransformChange,
 }
 
 /// An encoder with a linear classifier on its h.
@@ -75,6 +77,14 @@ impl Classifier {
             return Err(EvalError::File { path: run.path().to_owned(), reason: reason.into() });
         }
         Ok(Self { encoder, weight, bias, classes: trained.class_names })
+    }
+
+    /// With another input transform.
+    ///
+    /// # Errors
+    /// A share out of range.
+    pub fn with_transform(self, change: &TransformChange) -> Result<Self, EvalError> {
+        Ok(Self { encoder: self.encoder.with_transform(change)?, ..self })
     }
 
     /// Logits `[B, K]` of `images` `[B, C, S, S]`, on the CPU.
@@ -122,7 +132,7 @@ pub fn classify(
     stop: &AtomicBool,
 ) -> Result<(Classifier, ClassifierReport), EvalError> {
     run.hold().map_err(Box::new)?;
-    let encoder = load_encoder_on(run, options.device)?;
+    let encoder = load_encoder_on(run, options.device)?.with_transform(&options.transform)?;
     let set = LabelledSet::open(data, &options.labels, &encoder.decoding(), options.seed)?;
     let classes = set.train.classes().to_vec();
     let own: Vec<i64> = set.train_indices.iter().map(|&index| set.train_labels[index]).collect();
@@ -135,6 +145,7 @@ pub fn classify(
         return Err(EvalError::Labels { path: data.to_owned(), reason });
     }
     let part = |images| Part { set: &set.train, images, labels: &set.train_labels };
+    let key = tuned_key(&encoder, options, &fit);
     let mut found = Vec::new();
     if options.linear {
         observer.message("linear classifier on frozen h");
@@ -144,12 +155,22 @@ pub fn classify(
         observer.message("fine-tuning");
         let labels = options.labels.clone();
         let data = LabelledData { path: data, labels, fraction: 1.0, seed: options.seed };
-        let key = checksum(&fit);
-        let out = run.path().join("classifiers").join(format!("{}-{}", set.train.fingerprint(), &key[..8]));
+        let out = run.path().join("classifiers").join(format!("{}-{key}", set.train.fingerprint()));
         let tuned = Steps { data, observer, stop }.finetune_on((run, &set), finetune, &fit, &out)?;
-        found.push(("fine-tuned", Classifier::of_run(&tuned, options.device)?));
+        found.push((
+            "fine-tuned",
+            Classifier::of_run(&tuned, options.device)?.with_transform(&options.transform)?,
+        ));
     }
     choose(found, &part(&held), &set, fit.len(), options.read)
+}
+
+/// 8 hex digits over what a fine-tuned run depends on, besides the labelled set.
+fn tuned_key(encoder: &FrozenEncoder, options: &ClassifyOptions, fit: &[usize]) -> String {
+    let finetune =
+        options.finetune.clone().map(|finetune| FinetuneOptions { device: None, threads: None, ..finetune });
+    let text = format!("{} {} {finetune:?}", encoder.fingerprint(), checksum(fit));
+    blake3::hash(text.as_bytes()).to_hex()[..8].to_owned()
 }
 
 /// The linear classifier on h of `fit`, by logistic regression.

@@ -155,7 +155,7 @@ fn read_weights(file: &Path, config: &RunConfig, channels: i64) -> Result<Weight
 
 /// Copies the encoder of a file of tensors into `model`.
 fn read_tensors(file: &Path, model: &Model) -> Result<(), EvalError> {
-    let stored = weights::read(file)?;
+    let stored = weights::read(&weights::file_of(file)?)?;
     let wanted = encoder_of(model).map(|(name, _)| name).collect();
     let prefix = weights::prefix(&stored, &wanted);
     // Half precision is widened when the values are copied.

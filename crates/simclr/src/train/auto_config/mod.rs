@@ -17,7 +17,6 @@ pub(super) mod machine;
 pub(super) mod measure;
 mod time_budget;
 
-use serde_json::Value;
 use simclr_data::rng::Key;
 use tch::Device;
 
@@ -25,7 +24,7 @@ use self::choice::{BatchMode, Constraints, MemoryModel, MemoryNeeds, StepTime, b
 use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
 use super::{
-    init,
+    init::{self, TakenOver},
     setup::{OpenedData, Prepared, prepare},
 };
 use crate::{
@@ -86,7 +85,7 @@ struct Selection<'a> {
     config: RunConfig,
     facts: Vec<(String, String)>,
     /// Keys of the network at `task.init_from`.
-    taken_over: Vec<(String, Value)>,
+    taken_over: TakenOver,
 }
 
 impl<'a> Selection<'a> {
@@ -97,7 +96,7 @@ impl<'a> Selection<'a> {
             written,
             config: opened.config.clone(),
             facts: Vec::new(),
-            taken_over: Vec::new(),
+            taken_over: TakenOver::default(),
         }
     }
 
@@ -168,9 +167,8 @@ impl<'a> Selection<'a> {
     fn take_over_initial_network(&mut self) -> Result<(), TrainError> {
         let channels = self.opened.dataset.channels();
         self.taken_over = init::take_over(&mut self.config, self.written, channels)?;
-        let texts = self.taken_over.iter().map(|(key, value)| format!("{key} = {value}"));
-        let text = texts.collect::<Vec<_>>().join(", ");
-        self.facts.extend((!text.is_empty()).then(|| ("taken over".to_owned(), text)));
+        let text = self.taken_over.describe();
+        self.facts.extend(text.map(|text| ("taken over".to_owned(), text)));
         Ok(())
     }
 
@@ -192,8 +190,7 @@ impl<'a> Selection<'a> {
         if !written.has("encoder.name") && self.config.task.init_from.is_none() {
             self.config.encoder.name = EncoderName::Resnet18;
         }
-        if written.has("train.image_size") || self.taken_over.iter().any(|(key, _)| key == "train.image_size")
-        {
+        if written.has("train.image_size") || self.taken_over.has("train.image_size") {
             return false;
         }
         let Some(shorter_side) = self.median_shorter_side() else { return false };
