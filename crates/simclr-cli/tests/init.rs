@@ -34,8 +34,10 @@ fn runs_start_from_an_export_with_any_number_of_channels() {
         [(13, "conv1.weight repeated from 3 to 13"), (1, "conv1.weight summed from 3 to 1")]
     {
         let set = bands(&temp.path().join(format!("{channels}")), channels);
-        let started = init(&weights, &set, &temp.path().join(format!("run-{channels}")), &[]);
+        let more = ["--set", &format!("data.channels={channels}")];
+        let started = init(&weights, &set, &temp.path().join(format!("run-{channels}")), &more);
         let err = &started.succeeds().err;
+        assert!(!err.contains("very slow without a GPU"), "what is taken over is not chosen: {err}");
         assert!(err.contains(how) && err.contains("15 tensors from the file"), "{err}");
         assert!(
             err.contains("encoder.name = \"conv-c3\"") && err.contains(&format!("{channels} channels")),

@@ -226,10 +226,8 @@ fn features_equal_those_of_transformers() {
 fn safetensors_are_recognised_whatever_the_length_of_their_header() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("weights.safetensors");
-    let header = format!(
-        "{{\"x\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}}}{}",
-        " ".repeat(640)
-    );
+    let header =
+        format!("{{\"x\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}}}{}", " ".repeat(640));
     let header = header[..640].to_owned();
     let bytes = [&640u64.to_le_bytes()[..], header.as_bytes(), &1.5f32.to_le_bytes()].concat();
     fs_err::write(&file, bytes).unwrap();

@@ -140,12 +140,13 @@ impl<'a> Selection<'a> {
         let was = &self.opened.config;
         let is = &self.config;
         let mut texts = Vec::new();
-        if was.encoder.name != is.encoder.name {
+        let is_chosen = |key: &str| !self.taken_over.has(key);
+        if was.encoder.name != is.encoder.name && is_chosen("encoder.name") {
             let was = was.encoder.name.as_str();
             let is = is.encoder.name.as_str();
             texts.push(format!("encoder.name = {is}: {was} is very slow without a GPU"));
         }
-        if was.train.image_size != is.train.image_size {
+        if was.train.image_size != is.train.image_size && is_chosen("train.image_size") {
             let why = "for a CPU, by the size and the number of the images";
             texts.push(format!("train.image_size = {}: {why}", is.train.image_size));
         }
