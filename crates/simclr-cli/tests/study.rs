@@ -71,5 +71,8 @@ fn wrong_arguments_are_refused() {
     refused.hints("temperature");
     execute(&mut study("temperature", folder.path(), &["--seeds", "0"])).refuses(&["--seeds"]);
     execute(&mut study("temperature", folder.path(), &["--set", "loss.tau=1"])).refuses(&["loss.tau"]);
-    execute(&mut simclr(&["study", "temperature", "--data", "/nowhere"])).refuses(&["/nowhere"]);
+    let out = folder.path().join("new");
+    let mut elsewhere = simclr(&["study", "temperature", "--data", "/nowhere", "--out"]);
+    execute(elsewhere.arg(&out)).refuses(&["/nowhere"]);
+    assert!(!out.exists());
 }

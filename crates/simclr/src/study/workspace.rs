@@ -71,14 +71,15 @@ impl Workspace {
         let quick = scale.budget == Budget::Quick;
         let (seed, train, test) = TINTED;
         let (train, test) = if quick { TINTED_QUICK } else { (train, test) };
+        // Before anything is written, so that a wrong path leaves nothing behind.
+        let given = data.filter(|_| !quick).map(canonical).transpose()?;
         fs_err::create_dir_all(out)?;
         let out = canonical(out)?;
         let tinted = out.join(format!("tinted-shapes-{train}"));
         if !tinted.join("test_batch.bin").exists() {
             tinted_shapes::write(&tinted, seed, train, test)?;
         }
-        let given = if quick { None } else { data };
-        let given = given.map_or_else(|| Ok(tinted.clone()), canonical)?;
+        let given = given.unwrap_or_else(|| tinted.clone());
         let sets = [(ImageSet::Given, given), (ImageSet::Tinted, tinted)];
         let sets = sets.map(|(name, path)| Ok((name, Opened::at(path)?)));
         let sets: BTreeMap<_, _> = sets.into_iter().collect::<Result<_, EvalError>>()?;
