@@ -192,10 +192,10 @@ mod tests {
             let at = |index: usize| index as f32 / 20.0 - 1.0;
             (0..41 * 41).map(|index| covers(class, at(index % 41), at(index / 41))).collect()
         };
-        for a in 0..CLASSES.len() {
-            for b in 0..a {
+        for (a, one) in CLASSES.iter().enumerate() {
+            for (b, other) in CLASSES.iter().enumerate().take(a) {
                 let differ = points(a).iter().zip(points(b)).filter(|(a, b)| **a != *b).count();
-                assert!(differ > 41 * 41 / 20, "{} {}: {differ}", CLASSES[a], CLASSES[b]);
+                assert!(differ > 41 * 41 / 20, "{one} {other}: {differ}");
             }
         }
     }
