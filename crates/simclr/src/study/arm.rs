@@ -64,9 +64,9 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Probe {
-    /// [`H`], [`Z`], [`KNN`] on the test images, and [`PRETEXT`] of contrastive runs.
+    /// `H`, `Z`, `KNN` on the test images, and `PRETEXT` of contrastive runs.
     Frozen,
-    /// [`OWN`].
+    /// The classifier of the run, `OWN`.
     Classifier,
     /// Linear classifier on h with a share of the labels, `linear 1 %`.
     FewLabels(Vec<f64>),
@@ -82,7 +82,7 @@ pub enum Probe {
     Projection,
     /// Retrieval of the other crop of an image by its colour histogram, `retrieval`; series `histogram`.
     Histograms,
-    /// Linear classifier on raw pixels, [`H`].
+    /// Linear classifier on raw pixels, `H`.
     Pixels,
 }
 
