@@ -24,7 +24,7 @@ pub(crate) enum SeriesKind {
 }
 
 /// Palette for colour-blind readers (Okabe and Ito 2008), without the yellow that is hard to see on white.
-pub(super) const COLORS: [RGBColor; 6] = [
+pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),

@@ -6,23 +6,15 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
+use crate::eval::report::COLORS;
+
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type Drawn = Result<(), Box<dyn std::error::Error>>;
 pub(super) type Svg = Result<String, Box<dyn std::error::Error>>;
 
-/// Colours of classes and series (Okabe and Ito 2008, then Tol's muted scheme), distinct for colour-blind readers.
-const COLORS: [RGBColor; 10] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(136, 34, 85),
-    RGBColor(51, 34, 136),
-    RGBColor(120, 120, 120),
-    RGBColor(153, 153, 51),
-];
+/// Colours of classes and series after the six of [`COLORS`] (Tol's muted scheme), distinct for colour-blind readers.
+const MORE_COLORS: [RGBColor; 4] =
+    [RGBColor(136, 34, 85), RGBColor(51, 34, 136), RGBColor(120, 120, 120), RGBColor(153, 153, 51)];
 
 /// Maximum width of a letter in pixels.
 pub(super) const LETTER: i32 = 7;
@@ -30,7 +22,8 @@ pub(super) const LETTER: i32 = 7;
 pub(super) const TITLE: i32 = 30;
 
 pub(super) fn color(index: usize) -> RGBColor {
-    COLORS[index % COLORS.len()]
+    let index = index % (COLORS.len() + MORE_COLORS.len());
+    COLORS.get(index).copied().unwrap_or_else(|| MORE_COLORS[index - COLORS.len()])
 }
 
 /// Draws on white, `size` pixels wide and high, below a title.
