@@ -45,7 +45,7 @@ impl HeadConfig {
     /// `init` with `auto` resolved if it means the same for every dense layer.
     pub fn effective_init(&self) -> HeadInit {
         match self.norm {
-            HeadNorm::All => self.init.resolve(true),
+            HeadNorm::All | HeadNorm::UnscaledLast => self.init.resolve(true),
             HeadNorm::None => self.init.resolve(false),
             HeadNorm::Hidden => self.init,
         }
@@ -53,7 +53,8 @@ impl HeadConfig {
 
     /// Whether a dense layer without a following batch norm is initialised with N(0, 0.01^2), see [`HeadInit`].
     pub fn starts_in_plateau(&self) -> bool {
-        self.kind != HeadKind::None && self.init == HeadInit::Official && self.norm != HeadNorm::All
+        let normed = matches!(self.norm, HeadNorm::All | HeadNorm::UnscaledLast);
+        self.kind != HeadKind::None && self.init == HeadInit::Official && !normed
     }
 }
 
@@ -76,6 +77,8 @@ pub enum HeadNorm {
     /// After every dense layer, the last one without shift (google-research/simclr `model_util.py`); dense layers
     /// have no bias.
     All,
+    /// After every dense layer, the last one without scale and shift (MoCo v3 `builder.py`).
+    UnscaledLast,
     /// After hidden layers only; the last dense layer has a bias.
     Hidden,
     /// Nowhere; dense layers have biases (the paper's formula taken literally).
@@ -177,6 +180,16 @@ impl Head {
         Self { layers }
     }
 
+    /// The predictor of MoCo v3: two dense layers from D to `hidden` to D under the names `predictor.*`, with norm and
+    /// initialisation of the head.
+    pub fn predictor(config: &HeadConfig, hidden: i64, width: i64, params: &mut Params) -> Self {
+        let shapes = [[hidden, width], [width, hidden]];
+        let layer = |(index, shape): (usize, [i64; 2])| {
+            Layer::new(params, ("predictor", index), shape, config, index == 1)
+        };
+        Self { layers: shapes.into_iter().enumerate().map(layer).collect() }
+    }
+
     /// The first `take` of the `count` layers that the configuration describes.
     fn first_layers(
         config: &HeadConfig,
@@ -190,7 +203,7 @@ impl Head {
         for index in 0..take {
             let last = index + 1 == count;
             let output = if last { config.out } else { hidden };
-            layers.push(Layer::new(params, index, [output, input], config, last));
+            layers.push(Layer::new(params, ("head", index), [output, input], config, last));
             input = output;
         }
         layers
@@ -235,14 +248,21 @@ impl Head {
 }
 
 impl Layer {
-    fn new(params: &mut Params, index: usize, shape: [i64; 2], config: &HeadConfig, last: bool) -> Self {
+    /// Under the names `{prefix}.{2 index}.*` (dense) and `{prefix}.{2 index + 1}.*` (batch norm).
+    fn new(
+        params: &mut Params,
+        (prefix, index): (&str, usize),
+        shape: [i64; 2],
+        config: &HeadConfig,
+        last: bool,
+    ) -> Self {
         let output = shape[0];
         let normed = match config.norm {
-            HeadNorm::All => true,
+            HeadNorm::All | HeadNorm::UnscaledLast => true,
             HeadNorm::Hidden => !last,
             HeadNorm::None => false,
         };
-        let (dense, norm_name) = (format!("head.{}", 2 * index), format!("head.{}", 2 * index + 1));
+        let (dense, norm_name) = (format!("{prefix}.{}", 2 * index), format!("{prefix}.{}", 2 * index + 1));
         let init = config.init.resolve(normed);
         let initial = init.weight(params, shape);
         let weight = params.add(format!("{dense}.weight"), Role::Weight, initial);
@@ -254,6 +274,9 @@ impl Layer {
         let norm = match (normed, last) {
             (false, _) => None,
             (true, false) => Some(BatchNorm::new(params, &norm_name, output, 1.0)),
+            (true, true) if config.norm == HeadNorm::UnscaledLast => {
+                Some(BatchNorm::without_affine(params, &norm_name, output))
+            }
             (true, true) => Some(BatchNorm::without_shift(params, &norm_name, output)),
         };
         Self { weight, bias, norm }
@@ -308,6 +331,7 @@ mod tests {
         assert_eq!(names(Linear, 2, Norm::All), "0.weight 1.weight");
         assert_eq!(names(Linear, 2, Norm::Hidden), "0.weight 0.bias");
         assert_eq!(names(Nonlinear, 2, Norm::All), "0.weight 1.weight 1.bias 2.weight 3.weight");
+        assert_eq!(names(Nonlinear, 2, Norm::UnscaledLast), "0.weight 1.weight 1.bias 2.weight");
         assert_eq!(names(Nonlinear, 2, Norm::Hidden), "0.weight 1.weight 1.bias 2.weight 2.bias");
         assert_eq!(names(Nonlinear, 2, Norm::None), "0.weight 0.bias 2.weight 2.bias");
         let three = "0.weight 1.weight 1.bias 2.weight 3.weight 3.bias 4.weight 5.weight";

@@ -18,7 +18,9 @@ pub struct Model {
     pub encoder: Encoder,
     /// h to z `[B, D]`, or to logits `[B, K]`.
     pub head: Head,
-    /// Parameters and buffers `encoder.*`, `head.*`, `classifier.*`.
+    /// z to the query `[B, D]`, in training only (MoCo v3).
+    pub predictor: Option<Head>,
+    /// Parameters and buffers `encoder.*`, `head.*`, `predictor.*`, `classifier.*`.
     pub params: Params,
     /// Type of convolutions and matrix products.
     pub precision: Precision,
@@ -42,7 +44,15 @@ impl Model {
         let mut params = Params::new(device, seed);
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let head = Head::new(head, encoder.feature_dim(), &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: false })
+        Ok(Self { encoder, head, predictor: None, params, precision, frozen: false })
+    }
+
+    /// Appends a predictor of `hidden` units, whose output takes the place of z.
+    #[must_use]
+    pub fn with_predictor(mut self, head: &HeadConfig, hidden: i64) -> Self {
+        let width = self.embedding_dim();
+        self.predictor = Some(Head::predictor(head, hidden, width, &mut self.params));
+        self
     }
 
     /// [`Model::new`] for contrastive tasks; for supervised ones, the encoder with a linear classifier of `classes` outputs.
@@ -67,7 +77,7 @@ impl Model {
         let encoder = Encoder::new(encoder, channels, size, &mut params)?;
         let features = encoder.feature_dim();
         let head = Head::classifier(head, features, task.head_layers, classes as i64, &mut params);
-        Ok(Self { encoder, head, params, precision, frozen: task.frozen })
+        Ok(Self { encoder, head, predictor: None, params, precision, frozen: task.frozen })
     }
 
     /// The stages of [`Model::forward`], usable on another thread; `None` for a TorchScript module.
@@ -75,6 +85,7 @@ impl Model {
         Some(Stages {
             encoder: self.encoder.shallow_clone()?,
             head: self.head.shallow_clone(),
+            predictor: self.predictor.as_ref().map(Head::shallow_clone),
             precision: self.precision,
         })
     }
@@ -94,17 +105,30 @@ impl Model {
         } else {
             self.encoder.forward(views, mode, self.precision)?
         };
-        let z = self.head.forward(&h, mode, self.precision)?;
+        let z = project(&self.head, self.predictor.as_ref(), &h, mode, self.precision)?;
         Ok((h, z))
     }
 }
 
-/// A model as a sequence of stages: those of the encoder, the last of which returns h, and the head, which returns z. Shares the
-/// parameters of its [`Model`].
+/// The output of `head`, and of `predictor` if there is one, in f32.
+fn project(
+    head: &Head,
+    predictor: Option<&Head>,
+    h: &Tensor,
+    mode: &Mode,
+    precision: Precision,
+) -> Result<Tensor, ModelError> {
+    let z = head.forward(h, mode, precision)?;
+    predictor.map_or(Ok(z.shallow_clone()), |predictor| predictor.forward(&z, mode, precision))
+}
+
+/// A model as a sequence of stages: those of the encoder, the last of which returns h, and the head with the predictor, which returns
+/// z. Shares the parameters of its [`Model`].
 #[derive(Debug)]
 pub struct Stages {
     encoder: Encoder,
     head: Head,
+    predictor: Option<Head>,
     precision: Precision,
 }
 
@@ -122,6 +146,6 @@ impl Stages {
         if index < self.encoder.stages() {
             return self.encoder.stage(index, x, mode, self.precision);
         }
-        self.head.forward(x, mode, self.precision)
+        project(&self.head, self.predictor.as_ref(), x, mode, self.precision)
     }
 }

@@ -59,13 +59,15 @@ pub enum MethodKind {
     SimclrMomentum,
     /// MoCo v1 and v2: InfoNCE against a queue of keys of a momentum encoder.
     Moco,
+    /// MoCo v3: InfoNCE of predictions against the keys of the batch, in both directions, without a queue.
+    MocoV3,
     /// Cross entropy of a linear classifier, one view of each labelled image.
     Supervised,
     /// Cross entropy with the outputs of a trained classifier, one view of each image (`[distill]`).
     Distillation,
 }
 
-/// `[moco]`: momentum encoder and queue of the methods `moco` and `simclr-momentum`.
+/// `[moco]`: momentum encoder of the methods `moco`, `moco-v3` and `simclr-momentum`, and the queue of the first and the last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MocoConfig {
@@ -73,18 +75,40 @@ pub struct MocoConfig {
     pub queue: usize,
     /// m: weight of the old value in the moving average of the weights, 0 to 1. Paper: 0.999 (arXiv 1911.05722, section 4.1).
     pub momentum: f64,
+    /// How m changes during a run.
+    pub momentum_schedule: MomentumSchedule,
     /// MoCo: both views are queries and keys, and the losses of the two directions are added (FAIR's CIFAR-10 demo). `simclr-momentum`
-    /// always has both directions.
+    /// and `moco-v3` always have both directions.
     pub symmetric: bool,
     /// MoCo: batch norm normalises a query and its positive key with the statistics of different images (shuffling BN). The keys of
     /// `train.batch_norm_groups` are permuted; chunks or processes with statistics of their own require `train.batch_norm` =
     /// "chunk-shuffled"; batch norm over the whole batch needs neither.
     pub shuffle: bool,
+    /// MoCo v3: hidden units of the predictor, two dense layers behind the head with its norm and initialisation.
+    pub predictor_hidden: i64,
+}
+
+/// `moco.momentum_schedule`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentumSchedule {
+    /// m is constant.
+    #[default]
+    Constant,
+    /// Half a cosine from `moco.momentum` to 1 at the end of the run (MoCo v3, `--moco-m-cos`).
+    Cosine,
 }
 
 impl Default for MocoConfig {
     fn default() -> Self {
-        Self { queue: 65_536, momentum: 0.999, symmetric: false, shuffle: true }
+        Self {
+            queue: 65_536,
+            momentum: 0.999,
+            momentum_schedule: MomentumSchedule::Constant,
+            symmetric: false,
+            shuffle: true,
+            predictor_hidden: 4096,
+        }
     }
 }
 
@@ -92,7 +116,7 @@ impl MethodKind {
     /// Number of views per image.
     pub fn views(self) -> usize {
         match self {
-            Self::Contrastive | Self::SimclrMomentum | Self::Moco => 2,
+            Self::Contrastive | Self::SimclrMomentum | Self::Moco | Self::MocoV3 => 2,
             Self::Supervised | Self::Distillation => 1,
         }
     }
@@ -100,6 +124,11 @@ impl MethodKind {
     /// Whether training uses pairs of views and no labels.
     pub fn is_contrastive(self) -> bool {
         !matches!(self, Self::Supervised | Self::Distillation)
+    }
+
+    /// Whether there is a momentum encoder.
+    pub fn has_momentum_encoder(self) -> bool {
+        self.has_queue() || self == Self::MocoV3
     }
 
     /// Whether there are a momentum encoder and a queue.
@@ -111,7 +140,7 @@ impl MethodKind {
     /// student and teacher).
     pub fn accuracy_name(self) -> &'static str {
         match self {
-            Self::Contrastive | Self::SimclrMomentum | Self::Moco => "contrastive",
+            Self::Contrastive | Self::SimclrMomentum | Self::Moco | Self::MocoV3 => "contrastive",
             Self::Supervised => "training",
             Self::Distillation => "agreement",
         }

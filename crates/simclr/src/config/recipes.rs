@@ -26,6 +26,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "imagenet_resnet50_v2",
     "imagenet_resnet50_v2_memory",
     "imagenet_vit_small",
+    "imagenet_vit_small_moco_v3",
     "small_images_fast",
 ];
 

@@ -27,6 +27,8 @@ pub enum Source {
     MocoV2,
     /// CIFAR-10, ResNet-18 (notebook of facebookresearch/moco).
     MocoCifar10,
+    /// ImageNet, ViT-S (arXiv 2104.02057; facebookresearch/moco-v3).
+    MocoV3,
 }
 
 /// A key with another value than in the source.
@@ -45,7 +47,7 @@ const SCALE_KEYS: [&str; 3] = ["train.epochs", "train.batch", "train.image_size"
 
 impl Source {
     /// In the order of the enum.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SimclrV1,
         Self::SimclrV2,
         Self::SimclrCifar10,
@@ -53,6 +55,7 @@ impl Source {
         Self::MocoV1,
         Self::MocoV2,
         Self::MocoCifar10,
+        Self::MocoV3,
     ];
 
     /// File name of the table without extension, as in the `Table` line of recipes.
@@ -65,6 +68,7 @@ impl Source {
             Self::MocoV1 => "moco-v1",
             Self::MocoV2 => "moco-v2",
             Self::MocoCifar10 => "moco-cifar10",
+            Self::MocoV3 => "moco-v3",
         }
     }
 
@@ -77,6 +81,7 @@ impl Source {
             Self::MocoV1 => "MoCo v1",
             Self::MocoV2 => "MoCo v2",
             Self::MocoCifar10 => "MoCo's CIFAR-10 demo",
+            Self::MocoV3 => "MoCo v3",
         }
     }
 
@@ -89,6 +94,7 @@ impl Source {
             Self::MocoV1 => include_str!("sources/moco-v1.toml"),
             Self::MocoV2 => include_str!("sources/moco-v2.toml"),
             Self::MocoCifar10 => include_str!("sources/moco-cifar10.toml"),
+            Self::MocoV3 => include_str!("sources/moco-v3.toml"),
         }
     }
 
@@ -99,8 +105,9 @@ impl Source {
         let typed: RunConfig = toml::from_str(self.text()).expect("embedded tables are valid configurations");
         let ours = json!(comparable(config));
         let theirs = json!(comparable(&typed));
-        // No source has a policy of its own for the second view.
+        // A source without this table has the same policy for both views.
         let second = [("augment", "second_view")].into_iter();
+        let second = second.filter(|(section, key)| table[*section].get(key).is_none());
         let listed = table.iter().flat_map(|(section, keys)| {
             let keys = keys.as_table().into_iter().flatten();
             keys.map(move |(key, _)| (section.as_str(), key.as_str()))
@@ -141,16 +148,17 @@ impl RunConfig {
     pub fn differs_from_official(&self) -> Option<String> {
         let official = match self.task.objective {
             MethodKind::Supervised | MethodKind::Distillation => return None,
-            MethodKind::Moco => [Source::MocoV1, Source::MocoV2, Source::MocoCifar10],
+            MethodKind::Moco => &[Source::MocoV1, Source::MocoV2, Source::MocoCifar10][..],
+            MethodKind::MocoV3 => &[Source::MocoV3],
             MethodKind::Contrastive | MethodKind::SimclrMomentum => {
-                [Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10]
+                &[Source::SimclrV1, Source::SimclrV2, Source::SimclrCifar10]
             }
         };
         let of_method = |source: Source| {
             let all = source.differences(self).into_iter();
             (source, all.filter(|found| !SCALE_KEYS.contains(&found.key.as_str())).collect::<Vec<_>>())
         };
-        let (source, found) = official.map(of_method).into_iter().min_by_key(|(_, found)| found.len())?;
+        let (source, found) = official.iter().copied().map(of_method).min_by_key(|(_, found)| found.len())?;
         if found.is_empty() {
             return Some(format!("every setting is that of {}", source.title()));
         }

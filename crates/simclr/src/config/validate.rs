@@ -156,22 +156,25 @@ impl RunConfig {
         let Self { task, moco, loss, train, .. } = self;
         let momentum = moco.momentum;
         check((0.0..=1.0).contains(&momentum), "moco.momentum", momentum, "a weight between 0 and 1")?;
-        if !task.objective.has_queue() {
+        let hidden = moco.predictor_hidden;
+        check((1..=65_536).contains(&hidden), "moco.predictor_hidden", hidden, "1 to 65536 units")?;
+        if !task.objective.has_momentum_encoder() {
             return Ok(());
         }
         let is_moco = task.objective == MethodKind::Moco;
-        let expected = "false: the loss of simclr-momentum has both directions already";
+        let expected = "false: the losses of simclr-momentum and moco-v3 have both directions already";
         check(is_moco || !moco.symmetric, "moco.symmetric", moco.symmetric, expected)?;
         let keys = train.batch * if is_moco && !moco.symmetric { 1 } else { 2 };
         let expected = format!("at least {keys}: the keys of one step");
-        check(moco.queue >= keys, "moco.queue", moco.queue, &expected)?;
+        let fits = moco.queue >= keys || !task.objective.has_queue();
+        check(fits, "moco.queue", moco.queue, &expected)?;
         check(loss.normalize, "loss.normalize", false, "true: keys in the queue have unit length")?;
         let (temperature, reduction) = (loss.temperature, loss.reduction);
         let is_plain = *loss == LossConfig { temperature, reduction, ..LossConfig::default() };
         let expected = "no key but temperature and reduction, with a momentum encoder: the loss is InfoNCE";
         check(is_plain, "[loss]", "a variant of NT-Xent or another loss", expected)?;
         let expected = "paper: the loss of MoCo is a mean over queries";
-        let is_paper = !is_moco || loss.reduction == Reduction::Paper;
+        let is_paper = task.objective == MethodKind::SimclrMomentum || loss.reduction == Reduction::Paper;
         check(is_paper, "loss.reduction", "official", expected)?;
         let leaks =
             is_moco && moco.shuffle && train.is_chunked() && train.batch_norm == BatchNormScope::Chunk;
@@ -239,6 +242,7 @@ mod tests {
     fn keys_of_momentum_methods_have_bounds() {
         let moco = "task.objective=moco";
         let memory = "task.objective=simclr-momentum";
+        let v3 = "task.objective=moco-v3";
         for (set, expected) in [
             (&[moco, "moco.queue=255"][..], "moco.queue = 255: expected at least 256"),
             (&[moco, "moco.queue=511", "moco.symmetric=true"], "moco.queue = 511: expected at least 512"),
@@ -246,6 +250,10 @@ mod tests {
             (&["moco.momentum=1.1"], "moco.momentum = 1.1"),
             (&[moco, "moco.momentum=nan"], "moco.momentum = NaN"),
             (&[memory, "moco.symmetric=true"], "moco.symmetric = true: expected false"),
+            (&[v3, "moco.symmetric=true"], "moco.symmetric = true: expected false"),
+            (&[v3, "moco.predictor_hidden=0"], "moco.predictor_hidden = 0: expected 1 to 65536"),
+            (&[v3, "loss.decoupled=true"], "[loss] = a variant of NT-Xent"),
+            (&[v3, "loss.reduction=official"], "loss.reduction = official"),
             (&[moco, "loss.normalize=false"], "loss.normalize = false"),
             (&[memory, "loss.decoupled=true"], "[loss] = a variant of NT-Xent"),
             (&[moco, "loss.kind=margin"], "[loss] = a variant of NT-Xent"),

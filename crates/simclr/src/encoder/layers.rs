@@ -104,6 +104,14 @@ impl BatchNorm {
         Self { scale, shift, running_mean, running_var }
     }
 
+    /// A batch norm without scale and shift (`affine=False` of PyTorch).
+    pub fn without_affine(params: &mut Params, name: &str, channels: i64) -> Self {
+        let options = (Kind::Float, params.device());
+        let (scale, shift) = (Tensor::ones([channels], options), Tensor::zeros([channels], options));
+        let (running_mean, running_var) = running_statistics(params, name, channels);
+        Self { scale, shift, running_mean, running_var }
+    }
+
     /// A handle to the same parameters and running statistics.
     pub fn shallow_clone(&self) -> Self {
         Self {

@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::{
     BatchSlice, LossOutput, Method, MethodTraits,
     branches::{Branches, Target},
-    momentum::{KeyMemory, keys_of},
+    momentum::{KeyMemory, MomentumEncoder, keys_of},
     shuffle::Shuffle,
     simclr::describe_projection,
 };
@@ -28,9 +28,15 @@ pub struct Moco {
 }
 
 impl Moco {
-    /// `target` is built with the configuration of `model`, the initial keys are drawn from `seed`.
-    pub fn new(model: Model, target: Model, config: &MocoConfig, temperature: f64, seed: u64) -> Self {
-        let memory = KeyMemory::new(target, &model, config, seed);
+    /// The initial keys are drawn from `seed`.
+    pub fn new(
+        model: Model,
+        encoder: MomentumEncoder,
+        config: &MocoConfig,
+        temperature: f64,
+        seed: u64,
+    ) -> Self {
+        let memory = KeyMemory::new(encoder, config, model.embedding_dim(), seed);
         Self { model, memory, shuffle: None, temperature, symmetric: config.symmetric }
     }
 
@@ -116,8 +122,8 @@ impl Method for Moco {
         }
     }
 
-    fn after_step(&mut self, _: u64, z: &Tensor, group: &dyn AllGather) {
-        self.memory.update(&self.model, self.branches(), z, group);
+    fn after_step(&mut self, step: u64, z: &Tensor, group: &dyn AllGather) {
+        self.memory.update(&self.model, self.branches(), (step, z), group);
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {

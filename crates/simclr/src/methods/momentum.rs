@@ -1,5 +1,7 @@
 //! The momentum encoder: an exponential moving average of the trained model (MoCo, arXiv 1911.05722, equation 2).
 
+use std::f64::consts::PI;
+
 use tch::{Kind, Tensor};
 
 use super::{branches::Branches, queue::Queue};
@@ -8,23 +10,53 @@ use crate::{
     losses::{AllGather, l2_normalize},
     model::Model,
     params::load_weights,
-    task::MocoConfig,
+    task::{MocoConfig, MomentumSchedule},
 };
 
 /// A model of the same architecture as the trained one, without gradient and with running statistics of its own.
 #[derive(Debug)]
 pub struct MomentumEncoder {
     model: Model,
-    /// m.
-    momentum: f64,
+    momentum: Momentum,
+}
+
+/// m by step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Momentum {
+    /// At the start.
+    start: f64,
+    /// Length of a half cosine to 1; 0: m is constant.
+    rising_steps: u64,
+}
+
+impl Momentum {
+    /// `moco.momentum` by `moco.momentum_schedule` in a run of `total_steps`.
+    pub fn new(config: &MocoConfig, total_steps: u64) -> Self {
+        let rises = config.momentum_schedule == MomentumSchedule::Cosine;
+        Self { start: config.momentum, rising_steps: if rises { total_steps } else { 0 } }
+    }
+
+    /// m of the update before step `step` (MoCo v3, `adjust_moco_momentum`).
+    pub fn before_step(self, step: u64) -> f64 {
+        if self.rising_steps == 0 {
+            return self.start;
+        }
+        let progress = step as f64 / self.rising_steps as f64;
+        1.0 - (1.0 - self.start) * (1.0 + (PI * progress).cos()) / 2.0
+    }
 }
 
 impl MomentumEncoder {
-    /// `model` is built with the configuration of `online` and takes over its parameters and buffers.
-    pub fn new(model: Model, online: &Model, momentum: f64) -> Self {
-        for ((_, target), (_, source)) in model.params.named().zip(online.params.named()) {
-            tch::no_grad(|| target.shallow_clone().copy_(source));
-        }
+    /// `model` is built with the configuration of `online`, but without its predictor, and takes over its parameters and buffers.
+    pub fn new(model: Model, online: &Model, momentum: Momentum) -> Self {
+        let (target, source) = (&model.params, &online.params);
+        // Both are in the order of creation, and the predictor comes last.
+        let params = target.params().iter().zip(source.params()).map(|(a, b)| (&a.tensor, &b.tensor));
+        let frozen = target.frozen().iter().zip(source.frozen());
+        let others = frozen.chain(target.buffers().iter().zip(source.buffers())).map(|(a, b)| (&a.1, &b.1));
+        tch::no_grad(|| {
+            params.chain(others).for_each(|(target, source)| target.shallow_clone().copy_(source))
+        });
         for param in model.params.params() {
             let _ = param.tensor.set_requires_grad(false);
         }
@@ -36,12 +68,13 @@ impl MomentumEncoder {
         &self.model
     }
 
-    /// m k + (1 - m) q for every parameter. Buffers are not averaged (FAIR's `moco/builder.py`).
-    pub fn update(&self, online: &Model) {
+    /// m k + (1 - m) q for every parameter after step `step`. Buffers are not averaged (FAIR's `moco/builder.py`).
+    pub fn update(&self, online: &Model, step: u64) {
+        let weight = 1.0 - self.momentum.before_step(step + 1);
         let pairs = self.model.params.params().iter().zip(online.params.params());
         tch::no_grad(|| {
             for (key, query) in pairs {
-                let _ = key.tensor.shallow_clone().lerp_(&query.tensor, 1.0 - self.momentum);
+                let _ = key.tensor.shallow_clone().lerp_(&query.tensor, weight);
             }
         });
     }
@@ -79,15 +112,21 @@ pub struct KeyMemory {
 }
 
 impl KeyMemory {
-    /// `target` is built with the configuration of `online`, the initial keys are drawn from `seed`.
-    pub fn new(target: Model, online: &Model, config: &MocoConfig, seed: u64) -> Self {
-        let queue = Queue::new(config.queue, online.embedding_dim(), seed, online.params.device());
-        Self { encoder: MomentumEncoder::new(target, online, config.momentum), queue }
+    /// A queue of `config.queue` keys of `width` values, at first drawn from `seed`.
+    pub fn new(encoder: MomentumEncoder, config: &MocoConfig, width: i64, seed: u64) -> Self {
+        let queue = Queue::new(config.queue, width, seed, encoder.model().params.device());
+        Self { encoder, queue }
     }
 
-    /// After a step: moves the encoder towards `online`, and enqueues the keys of the embedding `z` over all processes.
-    pub fn update(&mut self, online: &Model, branches: Branches, z: &Tensor, group: &dyn AllGather) {
-        self.encoder.update(online);
+    /// After step `step`: moves the encoder towards `online`, and enqueues the keys of the embedding `z` over all processes.
+    pub fn update(
+        &mut self,
+        online: &Model,
+        branches: Branches,
+        (step, z): (u64, &Tensor),
+        group: &dyn AllGather,
+    ) {
+        self.encoder.update(online, step);
         let (_, keys) = branches.split(&group.all_gather(&z.to_kind(Kind::Float)));
         self.queue.enqueue(&keys_of(&keys));
     }

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::{
     BatchSlice, LossOutput, Method, MethodTraits,
     branches::{Branches, Target},
-    momentum::{KeyMemory, keys_of},
+    momentum::{KeyMemory, MomentumEncoder, keys_of},
     simclr::describe_projection,
 };
 use crate::{
@@ -29,9 +29,15 @@ pub struct SimClrMomentum {
 }
 
 impl SimClrMomentum {
-    /// `target` is built with the configuration of `model`, the initial keys are drawn from `seed`.
-    pub fn new(model: Model, target: Model, config: &MocoConfig, loss: LossConfig, seed: u64) -> Self {
-        let memory = KeyMemory::new(target, &model, config, seed);
+    /// The initial keys are drawn from `seed`.
+    pub fn new(
+        model: Model,
+        encoder: MomentumEncoder,
+        config: &MocoConfig,
+        loss: LossConfig,
+        seed: u64,
+    ) -> Self {
+        let memory = KeyMemory::new(encoder, config, model.embedding_dim(), seed);
         Self { model, memory, loss }
     }
 
@@ -108,8 +114,8 @@ impl Method for SimClrMomentum {
         self.branches().positive_pairs(z)
     }
 
-    fn after_step(&mut self, _: u64, z: &Tensor, group: &dyn AllGather) {
-        self.memory.update(&self.model, self.branches(), z, group);
+    fn after_step(&mut self, step: u64, z: &Tensor, group: &dyn AllGather) {
+        self.memory.update(&self.model, self.branches(), (step, z), group);
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {

@@ -198,5 +198,5 @@ impl Run {
 
 /// Whether training by `config` has a momentum encoder.
 pub(super) fn has_second_network(config: &RunConfig) -> bool {
-    config.task.objective.has_queue()
+    config.task.objective.has_momentum_encoder()
 }

@@ -242,6 +242,7 @@ fn run_name(run: &Run, config: &RunConfig) -> &'static str {
         (_, MethodKind::Contrastive) => "simclr",
         (_, MethodKind::SimclrMomentum) => "simclr-momentum",
         (_, MethodKind::Moco) => "moco",
+        (_, MethodKind::MocoV3) => "moco-v3",
         (_, MethodKind::Supervised) => "supervised",
         (_, MethodKind::Distillation) => "distilled",
     }

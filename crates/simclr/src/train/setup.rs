@@ -21,7 +21,9 @@ use crate::{
     dist::{GradientBuckets, ProcessGroup, all_ok},
     encoder::BatchNormScope,
     exec::{DevicePrefetcher, NormConfig, StepContext},
-    methods::{Classifier, Distillation, Method, Moco, SimClr, SimClrMomentum},
+    methods::{
+        Classifier, Distillation, Method, Moco, MocoV3, Momentum, MomentumEncoder, SimClr, SimClrMomentum,
+    },
     model::Model,
     optim::Optimizer,
     task::MethodKind,
@@ -112,9 +114,20 @@ fn teacher(plan: &Plan, device: Device) -> Result<Option<TrainedClassifier>, Tra
 
 /// The network of `plan` with its random initial weights.
 fn model(plan: &Plan, device: Device) -> Result<Model, ModelError> {
-    let RunConfig { task, encoder, head, train, .. } = &plan.config;
+    let RunConfig { task, encoder, head, train, moco, .. } = &plan.config;
     let shape = (plan.channels as i64, train.image_size as i64);
-    Model::for_task(task, plan.classes, encoder, head, shape, train.seed, device, plan.precision)
+    let model =
+        Model::for_task(task, plan.classes, encoder, head, shape, train.seed, device, plan.precision)?;
+    let predicts = task.objective == MethodKind::MocoV3;
+    Ok(if predicts { model.with_predictor(head, moco.predictor_hidden) } else { model })
+}
+
+/// The momentum encoder of `online`.
+fn momentum_encoder(online: &Model, plan: &Plan) -> Result<MomentumEncoder, ModelError> {
+    let RunConfig { encoder, head, train, moco, .. } = &plan.config;
+    let (shape, device) = ((plan.channels as i64, train.image_size as i64), online.params.device());
+    let target = Model::new(encoder, head, shape, train.seed, device, plan.precision)?;
+    Ok(MomentumEncoder::new(target, online, Momentum::new(moco, plan.total_steps)))
 }
 
 /// The method that trains `online`.
@@ -127,18 +140,21 @@ fn method(
     let config = &plan.config;
     let RunConfig { task, loss, moco, .. } = config;
     let TrainConfig { seed, batch, batch_norm_groups, .. } = config.train;
-    let model = || model(plan, online.params.device());
     Ok(match task.objective {
         MethodKind::Contrastive => Box::new(SimClr::new(online, loss.clone())),
         MethodKind::SimclrMomentum => {
-            let target = model()?;
-            Box::new(SimClrMomentum::new(online, target, moco, loss.clone(), seed))
+            let encoder = momentum_encoder(&online, plan)?;
+            Box::new(SimClrMomentum::new(online, encoder, moco, loss.clone(), seed))
         }
         MethodKind::Moco => {
-            let target = model()?;
-            let method = Moco::new(online, target, moco, loss.temperature, seed);
+            let encoder = momentum_encoder(&online, plan)?;
+            let method = Moco::new(online, encoder, moco, loss.temperature, seed);
             let shuffled = moco.shuffle && batch_norm_groups > 1;
             Box::new(if shuffled { method.shuffled(batch, seed) } else { method })
+        }
+        MethodKind::MocoV3 => {
+            let encoder = momentum_encoder(&online, plan)?;
+            Box::new(MocoV3::new(online, encoder, loss.temperature))
         }
         MethodKind::Supervised => {
             Box::new(Classifier::new(online, labels(dataset)?, dataset.classes().len()))

@@ -151,14 +151,15 @@ pub fn broadcast(
     Resumed { step: step.parse().expect("rank 0 wrote a number"), notes: resumed.notes }
 }
 
-/// Initialises `model` from the checkpoint at `path`: the encoder, the head layers that the model has, and the classifier if both
-/// have one.
+/// Initialises `model` from the checkpoint at `path`: the encoder, the head layers that the model has, and the classifier or the
+/// predictor if both have one.
 ///
 /// # Errors
 /// [`CheckpointError::Mismatch`] for another encoder or head; a checkpoint that cannot be read.
 pub fn init_from(path: &Path, model: &Model) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::load(path)?;
-    let is_stored = |name: &str| !name.starts_with("classifier.") || checkpoint.tensors.contains_key(name);
+    let may_be_fresh = |name: &str| ["classifier.", "predictor."].iter().any(|start| name.starts_with(start));
+    let is_stored = |name: &str| !may_be_fresh(name) || checkpoint.tensors.contains_key(name);
     let targets = model.params.named().filter(|(name, _)| is_stored(name));
     load_weights(targets, |name, shape| checkpoint.tensor(name, shape))
 }

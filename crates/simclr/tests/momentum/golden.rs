@@ -67,7 +67,9 @@ fn training_follows_the_reference() {
 
 /// Losses, and weights, running statistics and state after the last step.
 fn steps(config: &RunConfig) -> (Vec<f64>, Vec<(String, Tensor)>) {
-    let mut method = Moco::new(filled(config), model(config), &config.moco, config.loss.temperature, 0);
+    let online = filled(config);
+    let encoder = MomentumEncoder::new(model(config), &online, Momentum::new(&config.moco, STEPS));
+    let mut method = Moco::new(online, encoder, &config.moco, config.loss.temperature, 0);
     let mut values = method.state();
     for (name, tensor) in &mut values {
         *tensor = if name == "moco.queue" { l2_normalize(&wave(&[24, 8], 3.0, 1.0)) } else { tensor.copy() };

@@ -1,7 +1,10 @@
 //! Losses against formulas over stored logits in f64, moving average and queue after some steps.
 
-use simclr::losses::SingleProcess;
-use simclr::methods::{BatchSlice, MomentumEncoder};
+use simclr::{
+    losses::SingleProcess,
+    methods::BatchSlice,
+    task::{MocoConfig, MomentumSchedule},
+};
 
 use super::*;
 
@@ -75,18 +78,104 @@ fn simclr_momentum_contrasts_both_views_with_batch_and_queue() {
     }
 }
 
+/// Both directions of MoCo v3: predictions against the keys of the other views, times 2 tau.
+#[test]
+fn moco_v3_contrasts_predictions_with_the_keys_of_the_batch() {
+    let method = method(&config(&["task.objective=moco-v3", "moco.predictor_hidden=24"]));
+    let z = normals(4, &[24, 16]);
+    let (queries, keys) = (unit(&z.narrow(1, 0, 8)), unit(&z.narrow(1, 8, 8)));
+    let own = Tensor::eye(12, (Kind::Double, Device::Cpu));
+    let direction = |view: i64| {
+        let (queries, keys) = (queries.narrow(0, 12 * view, 12), keys.narrow(0, 12 * (1 - view), 12));
+        formula(&queries, &keys, &keys, &own, 0.3)
+    };
+    let (first, second) = (direction(0), direction(1));
+    near(objective(&*method, &z), (0.6 * (first.0 + second.0), (first.1 + second.1) / 2.0));
+    assert!((method.chance_loss(12) - 1.2 * 12f64.ln()).abs() < 1e-12 && method.loss_scale() == 1.2);
+}
+
+/// Finite differences of the loss through the normalisation of the predictions.
+#[test]
+fn gradients_of_moco_v3_agree_with_finite_differences() {
+    let method = method(&config(&["task.objective=moco-v3", "moco.predictor_hidden=24"]));
+    let z = normals(5, &[24, 16]).set_requires_grad(true);
+    let ids: Vec<usize> = (0..12).collect();
+    let slice = BatchSlice { ids: &ids, batch_images: 12, group: &SingleProcess };
+    method.objective(&z, &slice).loss.backward();
+    let gradient = z.grad();
+    assert_eq!(gradient.narrow(1, 8, 8).abs().max().double_value(&[]), 0.0, "keys have no gradient");
+    for (row, column) in [(0, 0), (5, 3), (12, 7), (23, 1)] {
+        let shifted = |by: f64| {
+            let moved = z.detach().copy();
+            let _ = moved.get(row).get(column).g_add_scalar_(by);
+            objective(&*method, &moved).0
+        };
+        let expected = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+        let found = gradient.double_value(&[row, column]);
+        assert!(
+            (found - expected).abs() < 1e-3 * expected.abs().max(0.05),
+            "{row} {column}: {found} {expected}"
+        );
+    }
+}
+
+/// The predictor is not in the momentum encoder, and the queries of a step pass through it.
+#[test]
+fn the_predictor_belongs_to_the_trained_network_alone() {
+    let result = train(
+        &config(&["task.objective=moco-v3", "moco.predictor_hidden=24", "head.norm=unscaled-last"]),
+        None,
+        2,
+    );
+    let online: Vec<String> = result.online().into_iter().map(|(name, _)| name).collect();
+    let predictor: Vec<&str> = online.iter().filter_map(|name| name.strip_prefix("predictor.")).collect();
+    assert_eq!(
+        predictor,
+        [
+            "0.weight",
+            "1.weight",
+            "1.bias",
+            "2.weight",
+            "1.running_mean",
+            "1.running_var",
+            "3.running_mean",
+            "3.running_var"
+        ]
+    );
+    let state = result.method.state();
+    assert_eq!(state.len() + predictor.len(), online.len());
+    assert!(state.iter().all(|(name, _)| !name.contains("predictor") && !name.contains("queue")));
+    let moved = result.gradients();
+    let moved = moved.iter().filter(|(name, _)| name.contains("predictor"));
+    assert_eq!(moved.filter(|(_, gradient)| gradient.norm().double_value(&[]) > 0.0).count(), 4);
+}
+
+/// m = 1 - (1 - m0) (1 + cos(pi t / T)) / 2 before step t.
+#[test]
+fn the_momentum_rises_along_half_a_cosine() {
+    let config =
+        MocoConfig { momentum: 0.9, momentum_schedule: MomentumSchedule::Cosine, ..MocoConfig::default() };
+    let momentum = Momentum::new(&config, 40);
+    for (step, expected) in [(0, 0.9), (20, 0.95), (40, 1.0), (10, 1.0 - 0.05 * (1.0 + 0.5f64.sqrt()))] {
+        assert!((momentum.before_step(step) - expected).abs() < 1e-12, "{step}");
+    }
+    let constant = MocoConfig { momentum_schedule: MomentumSchedule::Constant, ..config };
+    assert_eq!(Momentum::new(&constant, 40).before_step(39), 0.9);
+}
+
 /// After n updates from k with constant weights q: q + m^n (k - q).
 #[test]
 fn the_moving_average_has_its_closed_form() {
     let config = config(&[]);
     for momentum in [0.9, 1.0, 0.0] {
         let online = model(&config);
-        let encoder = MomentumEncoder::new(model(&config), &online, momentum);
+        let schedule = MocoConfig { momentum, ..config.moco.clone() };
+        let encoder = MomentumEncoder::new(model(&config), &online, Momentum::new(&schedule, STEPS));
         let before: Vec<Tensor> = encoder.model().params.params().iter().map(|p| p.tensor.copy()).collect();
         for param in online.params.params() {
             let _ = tch::no_grad(|| param.tensor.shallow_clone().g_mul_scalar_(3.0).g_add_scalar_(0.5));
         }
-        (0..7).for_each(|_| encoder.update(&online));
+        (0..7).for_each(|step| encoder.update(&online, step));
         let pairs = encoder.model().params.params().iter().zip(online.params.params());
         for ((key, query), start) in pairs.zip(before) {
             let query = query.tensor.detach();
@@ -99,7 +188,8 @@ fn the_moving_average_has_its_closed_form() {
 
 #[test]
 fn the_momentum_encoder_has_no_gradient_and_its_own_statistics() {
-    for set in [&[][..], &["moco.symmetric=true"], &["task.objective=simclr-momentum"]] {
+    let v3 = &["task.objective=moco-v3", "moco.predictor_hidden=24"][..];
+    for set in [&[][..], &["moco.symmetric=true"], &["task.objective=simclr-momentum"], v3] {
         let config = config(&[set, &["moco.momentum=1"]].concat());
         let result = train(&config, None, 3);
         let target = result.method.target().unwrap().model;
@@ -144,7 +234,8 @@ fn steps_enqueue_their_keys() {
 
 #[test]
 fn health_metrics_compare_a_query_with_its_positive_key() {
-    for set in [&[][..], &["moco.symmetric=true"], &["task.objective=simclr-momentum"]] {
+    let v3 = &["task.objective=moco-v3", "moco.predictor_hidden=24"][..];
+    for set in [&[][..], &["moco.symmetric=true"], &["task.objective=simclr-momentum"], v3] {
         let result = train(&config(set), None, 1);
         let z = &result.outputs[0].z;
         let (queries, keys) = result.method.branches().split(z);

@@ -14,7 +14,7 @@ use simclr::{
     encoder::{BatchNormScope, MOMENTUM},
     exec::{DeviceBatch, NormConfig, StepContext, StepId, StepOutput, executor},
     losses::l2_normalize,
-    methods::{Method, Moco, SimClr, SimClrMomentum},
+    methods::{Method, Moco, MocoV3, Momentum, MomentumEncoder, SimClr, SimClrMomentum},
     model::Model,
     optim::Optimizer,
     task::MethodKind,
@@ -22,6 +22,8 @@ use simclr::{
 use tch::{Device, Kind, Tensor};
 
 const SIZE: usize = 16;
+/// Length of a run, for schedules of the momentum.
+const STEPS: u64 = 20;
 
 fn config(more: &[&str]) -> RunConfig {
     let base = [
@@ -50,16 +52,21 @@ fn model(config: &RunConfig) -> Model {
 /// The method of `config`, as `train::setup` builds it.
 fn method(config: &RunConfig) -> Box<dyn Method> {
     let (online, target) = (model(config), model(config));
+    let predicts = config.task.objective == MethodKind::MocoV3;
+    let online =
+        if predicts { online.with_predictor(&config.head, config.moco.predictor_hidden) } else { online };
+    let encoder = MomentumEncoder::new(target, &online, Momentum::new(&config.moco, STEPS));
     let (moco, seed, batch) = (&config.moco, config.train.seed, config.train.batch);
     match config.task.objective {
         MethodKind::Moco => {
-            let method = Moco::new(online, target, moco, config.loss.temperature, seed);
+            let method = Moco::new(online, encoder, moco, config.loss.temperature, seed);
             let shuffled = moco.shuffle && config.train.batch_norm_groups > 1;
             Box::new(if shuffled { method.shuffled(batch, seed) } else { method })
         }
         MethodKind::SimclrMomentum => {
-            Box::new(SimClrMomentum::new(online, target, moco, config.loss.clone(), seed))
+            Box::new(SimClrMomentum::new(online, encoder, moco, config.loss.clone(), seed))
         }
+        MethodKind::MocoV3 => Box::new(MocoV3::new(online, encoder, config.loss.temperature)),
         _ => Box::new(SimClr::new(online, config.loss.clone())),
     }
 }
