@@ -194,7 +194,7 @@ fn queues_and_momentum_encoders_match_those_of_one_process() {
         check(
             run(2, &[&shuffled[..], &["train.chunk=5"]].concat()),
             &run(0, &[&shuffled[..], &["train.chunk=5"]].concat()),
-            if queues { "moco." } else { "momentum." },
+            if queues { "moco." } else { "optim.first." },
         );
     }
 }
