@@ -94,3 +94,49 @@ fn completions_and_manual_pages_are_written() {
     assert!(page.starts_with(".ie") && page.contains("\\-\\-init"), "{page}");
     assert!(pages.join("simclr.1").is_file());
 }
+
+/// A run, and a file of weights, next to another run on the same images: one table and a p; the figures are those of an evaluation
+/// by itself.
+#[test]
+fn encoders_are_compared_on_the_same_images() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 80);
+    let runs = ["1", "2", "3"].map(|seed| {
+        let run = temp.path().join(seed);
+        execute(&mut pretrain(&data, &run, &["--seed", seed, "--epochs", "1"])).succeeds();
+        run
+    });
+    execute(simclr(&["export"]).arg(&runs[2])).succeeds();
+    let file = runs[2].join("encoder.safetensors");
+    let small = ["--set", "eval.draws=2", "--set", "eval.random_inits=1"];
+    let alone = execute(simclr(&["evaluate", "--json"]).arg(&runs[1]).args(small));
+    let alone: serde_json::Value = serde_json::from_str(&alone.succeeds().out).unwrap();
+    let against = |more: &[&str]| {
+        let mut command = simclr(&["evaluate"]);
+        command.arg(&runs[0]).args(small).args(more).arg("--against").arg(&runs[1]);
+        execute(command.arg("--against").arg(&file))
+    };
+    let both = against(&["--json"]);
+    let both: serde_json::Value = serde_json::from_str(&both.succeeds().out).unwrap();
+    assert_eq!(both["runs"].as_array().unwrap().len(), 3);
+    assert_eq!(both["runs"][1]["rows"], alone["rows"]);
+    assert_eq!(both["runs"][2]["data"]["train_content"], alone["data"]["train_content"]);
+    assert!(both["significance"].to_string().contains("p "), "{}", both["significance"]);
+    let table = against(&[]);
+    for part in ["against/3-encoder.safetensors", "trained h", "random-init h"] {
+        assert!(table.succeeds().out.contains(part), "{part}: {}", table.out);
+    }
+    let trained = |index: usize| both["runs"][index]["rows"][0]["by_labels"].clone();
+    let third = execute(simclr(&["evaluate", "--json"]).arg(&runs[2]).args(small));
+    let third: serde_json::Value = serde_json::from_str(&third.succeeds().out).unwrap();
+    let accuracies = |cells: &serde_json::Value| -> Vec<f64> {
+        cells.as_array().unwrap().iter().map(|cell| cell["mean"].as_f64().unwrap()).collect()
+    };
+    // The export is judged as the run that it comes from.
+    assert_eq!(accuracies(&trained(2)), accuracies(&third["rows"][0]["by_labels"]));
+    let text = temp.path().join("notes.safetensors");
+    fs_err::write(&text, "no weights").unwrap();
+    let mut command = simclr(&["evaluate"]);
+    execute(command.arg(&runs[0]).args(small).arg("--against").arg(&text)).refuses(&["notes.safetensors"]);
+    assert!(!runs[0].join("against/notes.safetensors").exists());
+}

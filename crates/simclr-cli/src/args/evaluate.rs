@@ -59,6 +59,11 @@ pub struct Evaluate {
     /// With --weights: side of an image in pixels (train.image_size)
     #[arg(long, requires = "weights")]
     pub image_size: Option<usize>,
+    /// A run or a file of weights to compare with: evaluated on the same images with the same options; prints one table and the p of a
+    /// permutation test. A file must determine its architecture (torchvision, timm, Hugging Face, an export of this program); it is
+    /// imported into RUN/against. May be given several times
+    #[arg(long, value_name = "RUN|FILE")]
+    pub against: Vec<PathBuf>,
     /// Device, threads, batch.
     #[command(flatten)]
     pub compute: ComputeArguments,

@@ -7,10 +7,11 @@ use simclr::{
     data::{RangeChoice, ValueRange},
     eval::{
         EvalConfig, evaluate,
-        features::import::{check_imported, configure, import, resolved},
+        features::import::{check_imported, configure, configure_like, import, resolved},
+        report::compare::Comparison,
     },
     train::RunFolder,
-    weights::{IMAGENET_MEAN, IMAGENET_STD},
+    weights::{IMAGENET_MEAN, IMAGENET_STD, file_of},
 };
 
 use super::{data_path, pretrain::watch_signals};
@@ -41,15 +42,73 @@ pub fn run(arguments: &Evaluate) -> Result<ExitCode, Failure> {
     let labels = arguments.labels_from.clone().unwrap_or_else(|| config.data.labels_of(&data));
     let (stop, _) = watch_signals()?;
     let mut terminal = Terminal::new();
-    let results = evaluate(&folder, &data, &EvalConfig { labels, ..eval_config }, &mut terminal, &stop)?;
-    drop(terminal);
-    if arguments.json {
-        let text = serde_json::to_string(&results).map_err(|error| Failure::user(error.to_string(), None))?;
+    let eval_config = EvalConfig { labels, ..eval_config };
+    let results = evaluate(&folder, &data, &eval_config, &mut terminal, &stop)?;
+    if arguments.against.is_empty() {
+        drop(terminal);
+        let text = if arguments.json { serde_json::json!(results).to_string() } else { results.table() };
         terminal::result(&text);
-    } else {
-        terminal::result(&results.table());
+        return Ok(ExitCode::SUCCESS);
     }
+    let (mut folders, mut all) = (vec![folder], vec![results]);
+    for path in &arguments.against {
+        let other = opponent(path, &folders[0], (&config, all[0].run.channels as usize))?;
+        all.push(evaluate(&other, &data, &eval_config, &mut terminal, &stop)?);
+        folders.push(other);
+    }
+    drop(terminal);
+    let comparison = Comparison::read(&folders)?;
+    let text = if arguments.json {
+        serde_json::json!({ "runs": all, "significance": comparison.verdicts() }).to_string()
+    } else {
+        comparison.table()
+    };
+    terminal::result(&text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The run at `path`, or the weights at `path` as a run in the folder `against` of `run`, for images of `channels` channels.
+fn opponent(
+    path: &Path,
+    run: &RunFolder,
+    (config, channels): (&RunConfig, usize),
+) -> Result<RunFolder, Failure> {
+    if RunFolder::is_run(path) {
+        return Ok(RunFolder::open(path)?);
+    }
+    // A folder of another program, or else a file or an official checkpoint.
+    let file = file_of(path).unwrap_or_else(|_| path.to_owned());
+    let config = configure_like(&file, config, channels)?;
+    let folder = run.path().join("against").join(imported_name(&file));
+    if RunFolder::is_run(&folder) {
+        let folder = RunFolder::open(&folder)?;
+        check_imported(&file, &config, &folder)?;
+        return Ok(folder);
+    }
+    import_into(&file, &config, channels, &folder)
+}
+
+/// The last two components of `file`: many files have the same name, such as `model.safetensors`.
+fn imported_name(file: &Path) -> String {
+    let names: Vec<_> =
+        file.components().rev().take(2).map(|part| part.as_os_str().to_string_lossy()).collect();
+    names.into_iter().rev().filter(|name| !name.contains(['/', '\\'])).collect::<Vec<_>>().join("-")
+}
+
+/// A new run folder with the weights at `file`.
+fn import_into(
+    file: &Path,
+    config: &RunConfig,
+    channels: usize,
+    folder: &Path,
+) -> Result<RunFolder, Failure> {
+    let folder = RunFolder::create(folder)?;
+    let outcome = import(file, config, channels as i64, &folder);
+    if outcome.is_err() {
+        folder.remove_if_unused();
+    }
+    outcome?;
+    Ok(folder)
 }
 
 /// `--config`, overridden by `--set`, overridden by flags.
@@ -98,11 +157,5 @@ fn imported(weights: &Path, overrides: &[String], arguments: &Evaluate) -> Resul
     if let Some(description) = official {
         terminal::message(&format!("note: {description}"));
     }
-    let folder = RunFolder::create(path)?;
-    let outcome = import(weights, &config, channels as i64, &folder);
-    if outcome.is_err() {
-        folder.remove_if_unused();
-    }
-    outcome?;
-    Ok(folder)
+    import_into(weights, &config, channels, path)
 }

@@ -18,7 +18,7 @@ use crate::{
     model::Model,
     params::load_weights,
     train::RunFolder,
-    weights,
+    weights::{self, Source},
 };
 
 /// Keys of `[data]` that [`resolved`] takes from the images if they are `auto`.
@@ -49,6 +49,25 @@ pub fn configure(file: &Path, overrides: &[String]) -> Result<(RunConfig, Option
         return Ok((config, None));
     };
     Ok((official.configure(overrides)?, Some(official.describe())))
+}
+
+/// The configuration for an import of `file`, which names its architecture, to be compared with `run` on images of `channels`
+/// channels: the network of the file, the range of values of `run`, and its image size if the file does not determine one.
+///
+/// # Errors
+/// See [`configure`] and [`Source::open`].
+pub fn configure_like(file: &Path, run: &RunConfig, channels: usize) -> Result<RunConfig, EvalError> {
+    let size = format!("train.image_size={}", run.train.image_size);
+    let mut config = match OfficialCheckpoint::find(file, run.encoder.import_ema)? {
+        Some(official) => official.configure(&[size])?,
+        None => {
+            let source = Source::open(&weights::file_of(file)?).map_err(Box::new)?;
+            let keys = source.keys(channels).0.into_iter().map(|(key, value)| format!("{key}={value}"));
+            RunConfig::load(None, &std::iter::once(size).chain(keys).collect::<Vec<_>>())?
+        }
+    };
+    (config.data.range, config.data.pages) = (run.data.range.clone(), run.data.pages);
+    Ok(config)
 }
 
 /// Writes a finished run of zero steps with the encoder of `file`, and the head of an official checkpoint, into `folder`. `config`

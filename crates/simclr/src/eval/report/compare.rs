@@ -125,7 +125,7 @@ impl Comparison {
     }
 
     /// For every kind of figure that several runs share: the best run, and whether the others are significantly worse.
-    fn verdicts(&self) -> Vec<String> {
+    pub fn verdicts(&self) -> Vec<String> {
         let mut names: Vec<&str> = Vec::new();
         for row in self.runs.iter().flat_map(|(_, results)| &results.rows) {
             if !names.contains(&&row.name[..]) && !is_control(&row.name) {
