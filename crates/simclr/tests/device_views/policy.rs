@@ -81,8 +81,8 @@ pub(crate) fn operations_agree_with_the_cpu_to_the_level() {
     for (side, channels, numbers) in [
         (1, vec![1, 3, 4], vec![9]),
         (2, vec![3], vec![9]),
-        (7, vec![1, 3, 4, 16], vec![0, 5, 9]),
-        (32, vec![1, 3, 4], vec![1, 4, 6, 9]),
+        (7, vec![1, 3, 4, 16], vec![0, 1, 5, 9]),
+        (32, vec![1, 3, 4], vec![4, 9]),
         (224, vec![3], vec![8]),
     ] {
         for channels in channels {
@@ -125,13 +125,13 @@ pub(crate) fn drawn_policies_agree_with_the_cpu_to_the_level() {
         let config =
             AugmentConfig { policy, flip: 0.5, vertical_flip: 0.5, rotate: 0.5, ..AugmentConfig::nothing() };
         let images: Vec<Image> =
-            (0..240).map(|at| if at % 2 == 0 { noise(24, 24, 3, at) } else { dark(24, 3) }).collect();
+            (0..120).map(|at| if at % 2 == 0 { noise(24, 24, 3, at) } else { dark(24, 3) }).collect();
         let draw = |(image, number): (_, u64)| {
             (image, config.draw(Key { seed: 2, epoch: 0, image: number, view: 0 }, 24, 24))
         };
         let views: Vec<_> = images.iter().zip(0..).map(draw).collect();
         let steps = |count| views.iter().filter(|(_, params)| params.policy.len() == count).count();
-        assert!((0..=2).all(|count| steps(count) > 20), "{:?}", [steps(0), steps(1), steps(2)]);
+        assert!((0..=2).all(|count| steps(count) > 10), "{:?}", [steps(0), steps(1), steps(2)]);
         assert_exact(&views, 24);
     }
 }
@@ -159,7 +159,7 @@ fn views_without_operations_keep_their_bits_in_a_batch_with_some() {
     }
 }
 
-/// A batch of `deferred` of which `change` changes the parameters of the only view.
+/// The error of a view with parameters changed by `change`.
 fn refusal(change: impl Fn(&mut ViewParams)) -> Option<String> {
     let image = picture(8, 8, 3);
     let mut params = plain(&image);
@@ -197,9 +197,9 @@ proptest! {
     }
 }
 
-/// The policy reads what the resize wrote and is read by the jitter: all at their largest.
+/// Between flips and the colour jitter, of three channels.
 #[test]
-pub(crate) fn a_view_of_all_operators_agrees_with_the_cpu() {
+pub(crate) fn a_view_of_many_operators_agrees_with_the_cpu() {
     let image = noise(48, 48, 3, 3);
     let steps = vec![
         PolicyStep { operation: Equalize, magnitude: 0.0 },
