@@ -34,10 +34,14 @@ pub struct ViewSpec {
     pub antialias: bool,
     /// Definition of contrast and saturation.
     pub color_model: ColorModel,
+    /// Whether any view may have operations of AutoAugment.
+    pub policies: bool,
     /// Whether any view may be blurred.
     pub blurs: bool,
     /// Whether any view may have a motion blur, an equalized histogram or a Sobel filter.
     pub filters: bool,
+    /// Whether any view may have noise.
+    pub noise: bool,
 }
 
 /// The inputs of one view.

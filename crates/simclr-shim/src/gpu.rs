@@ -15,11 +15,12 @@ use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder, text};
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
 
 /// The translation unit that NVRTC compiles, and the files that it includes.
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 14] = [
     (
         "simclr.cu",
         "#include \"batch_norm.cu\"\n#include \"optimizer.cu\"\n#include \"view_blur.cu\"\n\
-         #include \"view_color.cu\"\n#include \"view_filter.cu\"\n#include \"view_resize.cu\"\n",
+         #include \"view_color.cu\"\n#include \"view_filter.cu\"\n#include \"view_noise.cu\"\n\
+         #include \"view_policy.cu\"\n#include \"view_resize.cu\"\n",
     ),
     ("device.h", include_str!("gpu/device.h")),
     ("batch_norm.h", include_str!("gpu/batch_norm.h")),
@@ -27,9 +28,12 @@ const SOURCES: [(&str, &str); 11] = [
     ("optimizer.h", include_str!("gpu/optimizer.h")),
     ("optimizer.cu", include_str!("gpu/optimizer.cu")),
     ("views.h", include_str!("gpu/views.h")),
+    ("levels.h", include_str!("gpu/levels.h")),
     ("view_blur.cu", include_str!("gpu/view_blur.cu")),
     ("view_color.cu", include_str!("gpu/view_color.cu")),
     ("view_filter.cu", include_str!("gpu/view_filter.cu")),
+    ("view_noise.cu", include_str!("gpu/view_noise.cu")),
+    ("view_policy.cu", include_str!("gpu/view_policy.cu")),
     ("view_resize.cu", include_str!("gpu/view_resize.cu")),
 ];
 

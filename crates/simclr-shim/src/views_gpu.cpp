@@ -1,4 +1,4 @@
-// Views by the kernels of gpu/view_*.cu: resize, means, colour, two passes of the blur, and filters. There is no device-to-host
+// Views by the kernels of gpu/view_*.cu: resize, AutoAugment, means, colour, two passes of the blur, filters, and noise. There is no device-to-host
 // synchronisation, and the launches depend on sizes and configuration only, so a CUDA graph can capture them.
 
 #include <ATen/ATen.h>
@@ -19,7 +19,7 @@ using at::Tensor;
 // As `COptions` of views.rs.
 struct ViewOptions {
     int64_t channels, side;
-    int cubic, antialias, gray_mean, blurs, filters;
+    int cubic, antialias, gray_mean, policies, blurs, filters, noise;
 };
 
 int64_t parts(int64_t work, int64_t each) { return std::max<int64_t>((work + each - 1) / each, 1); }
@@ -50,6 +50,20 @@ struct ViewKernels {
                            options.antialias, static_cast<int>(tiles), values()};
         gpu::Grid blocks = grid(count, tiles, parts(channels(), gpu::GROUP));
         gpu::launch(of_channels("view_resize", channels()).c_str(), blocks, &resize, out);
+    }
+
+    // Views without operations return at once, as in the blur.
+    void policy() const {
+        Tensor between = at::empty_like(out);
+        Tensor tables = at::empty({count, channels(), gpu::THREADS}, out.options().dtype(at::kByte));
+        float* ends[] = {values(), between.mutable_data_ptr<float>()};
+        int blocks = static_cast<int>(parts(options.side * options.side, gpu::THREADS * 4));
+        for (int number = 0; number < gpu::MOST_STEPS; number++) {
+            gpu::Policy policy{views, channels(), side(), blocks, number, ends[number % 2],
+                               tables.mutable_data_ptr<uint8_t>(), ends[(number + 1) % 2]};
+            gpu::launch("view_policy_table", grid(count, channels()), &policy, out);
+            gpu::launch("view_policy_step", grid(count, blocks), &policy, out);
+        }
     }
 
     // Means take more pixels per thread, so that there are few partial sums to add up.
@@ -92,6 +106,13 @@ struct ViewKernels {
         run("view_edges", parts(area, gpu::THREADS * 4), values(), other);
         run("view_finish", parts(area * channels(), gpu::THREADS * 16), other, values());
     }
+
+    // A thread draws 16 values.
+    void noise() const {
+        int blocks = static_cast<int>(parts(options.side * options.side * channels(), gpu::THREADS * 16));
+        gpu::Noise noise{views, channels(), side(), blocks, values()};
+        gpu::launch("view_noise", grid(count, blocks), &noise, out);
+    }
 };
 
 Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& options) {
@@ -100,9 +121,11 @@ Tensor views(const Tensor& pixels, const Tensor& table, const ViewOptions& optio
     Tensor out = at::empty({count, options.side, options.side, options.channels}, pixels.options().dtype(at::kFloat));
     ViewKernels kernels{reinterpret_cast<const gpu::View*>(table.const_data_ptr<uint8_t>()), count, options, out};
     kernels.resize(pixels);
+    if (options.policies) kernels.policy();
     kernels.recolour();
     if (options.blurs) kernels.blur();
     if (options.filters) kernels.filter();
+    if (options.noise) kernels.noise();
     return out.permute({0, 3, 1, 2});
 }
 

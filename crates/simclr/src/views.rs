@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 use simclr_data::{
-    AugmentConfig, DeferredView, DeferredViews, Views,
-    augment::{ColorModel, Interpolation, Jitter, MotionBlur, Policy},
+    DeferredView, DeferredViews, Views,
+    augment::{Affine, ColorModel, Interpolation, Jitter, MotionBlur, NoiseSeed, Operation, PolicyStep},
 };
-use simclr_shim::views::{self as kernels, Change, MAX_CHANGES, MAX_CHANNELS, MAX_SIDE, View, ViewOptions};
+use simclr_shim::views::{
+    self as kernels, Change, MAX_CHANGES, MAX_CHANNELS, MAX_SIDE, MAX_STEPS, Step, View, ViewOptions,
+};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -20,12 +22,12 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AugmentDeviceChoice {
-    /// The device if it is a GPU and its kernels support the configuration, else the CPU.
+    /// The device if it is a GPU and its kernels support the views, else the CPU.
     #[default]
     Auto,
     /// The loader's threads.
     Cpu,
-    /// The device; an error if its kernels do not support the configuration.
+    /// The device; an error if its kernels do not support the views.
     Device,
 }
 
@@ -45,12 +47,11 @@ pub enum AugmentDevice {
 /// [`ConfigError::Value`] with the reason if `device` is configured but not supported.
 pub fn choose_augment_device(
     choice: AugmentDeviceChoice,
-    augment: &AugmentConfig,
     (channels, size): (usize, usize),
     device: Device,
 ) -> Result<AugmentDevice, ConfigError> {
     let obstacle = || (!has_kernels(device)).then(|| why_no_kernels(device));
-    let obstacle = obstacle().or_else(|| unsupported_by_kernels(augment, channels, size));
+    let obstacle = obstacle().or_else(|| unsupported_by_kernels(channels, size));
     match (choice, obstacle) {
         (AugmentDeviceChoice::Device, None) => Ok(AugmentDevice::Device),
         (AugmentDeviceChoice::Auto, None) if device.is_cuda() => Ok(AugmentDevice::Device),
@@ -63,20 +64,15 @@ pub fn choose_augment_device(
     }
 }
 
-/// Why the kernels do not support a configuration; `None` if they do.
-pub fn unsupported_by_kernels(augment: &AugmentConfig, channels: usize, size: usize) -> Option<String> {
+/// Why the kernels do not support views `[.., channels, size, size]`; `None` if they do.
+pub fn unsupported_by_kernels(channels: usize, size: usize) -> Option<String> {
     if channels > MAX_CHANNELS {
         return Some(format!("kernels support up to {MAX_CHANNELS} channels, not {channels}"));
     }
     if size > MAX_SIDE {
         return Some(format!("kernels support views of up to {MAX_SIDE} pixels, not {size}"));
     }
-    let cpu_only = |view: &AugmentConfig| match view {
-        AugmentConfig { policy, .. } if *policy != Policy::None => Some("augment.policy"),
-        AugmentConfig { noise, .. } if *noise > 0.0 => Some("augment.noise"),
-        _ => None,
-    };
-    augment.of_views().iter().find_map(cpu_only).map(|key| format!("{key} runs on the CPU only"))
+    None
 }
 
 /// Views, or the inputs that they are computed from, in device memory.
@@ -118,8 +114,10 @@ pub fn upload_deferred(deferred: &DeferredViews, device: Device) -> Result<Uploa
         cubic: method.interpolation == Interpolation::Bicubic,
         antialias: method.antialias,
         gray_mean: method.color_model == ColorModel::Torchvision,
+        policies: method.policies,
         blurs: method.blurs,
         filters: method.filters,
+        noise: method.noise,
     };
     Ok(Uploaded::Deferred(inputs, options))
 }
@@ -152,13 +150,14 @@ fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
     let jitter = params.jitter.iter().map(|&operation| kernel_change(operation, model));
     let changes: Vec<Change> = jitter.chain(params.gray.then(Change::gray)).collect();
     let mut change = [Change::default(); MAX_CHANGES];
-    for (slot, &change) in change.iter_mut().zip(&changes) {
-        *slot = change;
-    }
+    change.iter_mut().zip(&changes).for_each(|(slot, &change)| *slot = change);
+    let mut step = [Step::default(); MAX_STEPS];
+    step.iter_mut().zip(&params.policy).for_each(|(slot, &step)| *slot = kernel_step(step, size));
     let cut = params.cutout.map_or([0; 4], |centre| {
         let (columns, rows) = centre.covers(size);
         [columns.start, columns.end, rows.start, rows.end].map(|pixel| pixel as i32)
     });
+    let seed = params.noise.map_or(0, |noise| noise.seed);
     let (right, down) = params.motion_blur.map_or((1.0, 0.0), MotionBlur::direction);
     View {
         at: view.at as i64,
@@ -171,6 +170,8 @@ fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
         mirrored: params.flip.into(),
         flipped: params.vertical_flip.into(),
         turns: i32::from(params.quarter_turns % 4),
+        steps: params.policy.len() as i32,
+        step,
         sigma: params.blur.unwrap_or(0.0),
         length: params.motion_blur.map_or(0.0, |blur| blur.length),
         direction: [right as f32, down as f32],
@@ -178,6 +179,8 @@ fn kernel_view(view: &DeferredView, size: usize, model: ColorModel) -> View {
         edges: params.sobel.into(),
         inverts: params.solarize.is_some().into(),
         threshold: params.solarize.unwrap_or(1.0),
+        noise: params.noise.map_or(0.0, NoiseSeed::sigma),
+        seed: [seed as u32, (seed >> 32) as u32],
         cut,
         changes: changes.len() as i32,
         change,
@@ -192,5 +195,26 @@ fn kernel_change(operation: Jitter, model: ColorModel) -> Change {
         (Jitter::Saturation(factor), ColorModel::Tensorflow) => Change::saturation(factor),
         (Jitter::Saturation(factor), ColorModel::Torchvision) => Change::blend(factor),
         (Jitter::Hue(turns), _) => Change::hue(turns),
+    }
+}
+
+/// `size`: side of the view in pixels.
+fn kernel_step(step: PolicyStep, size: usize) -> Step {
+    use Operation::{Rotate, ShearX, ShearY, TranslateX, TranslateY};
+    let gather = |affine: Affine| Step::gather(affine.start, affine.across, affine.down);
+    let PolicyStep { operation, magnitude } = step;
+    match operation {
+        ShearX | ShearY | TranslateX | TranslateY | Rotate => {
+            step.affine(size).map(gather).unwrap_or_default()
+        }
+        Operation::Brightness => Step::brightness(1.0 + magnitude),
+        Operation::Color => Step::color(1.0 + magnitude),
+        Operation::Contrast => Step::contrast(1.0 + magnitude),
+        Operation::Sharpness => Step::sharpness(1.0 + magnitude),
+        Operation::Posterize => Step::posterize(magnitude),
+        Operation::Solarize => Step::solarize(magnitude),
+        Operation::AutoContrast => Step::auto_contrast(),
+        Operation::Equalize => Step::equalize(),
+        Operation::Invert => Step::solarize(0.0),
     }
 }

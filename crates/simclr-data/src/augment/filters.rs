@@ -54,8 +54,16 @@ fn sobel(view: &mut View, buffer: &mut Vec<f32>) {
     }
 }
 
+impl NoiseSeed {
+    /// Standard deviation; values lie in `[0, 1]`.
+    pub fn sigma(self) -> f32 {
+        self.sigma_millionths as f32 * 1e-6
+    }
+}
+
+/// Pairs of draws in the order of planes. The kernel `view_noise` of `simclr-shim` repeats the stream block by block.
 fn noise(view: &mut View, seed: NoiseSeed) {
-    let sigma = seed.sigma_millionths as f32 * 1e-6;
+    let sigma = seed.sigma();
     let mut stream = Key { seed: seed.seed, epoch: 0, image: 0, view: 0 }.stream();
     for pair in view.pixels.chunks_mut(2) {
         let (a, b) = stream.normal_pair();

@@ -34,6 +34,7 @@ mod policy;
 mod sample;
 mod transform;
 
+pub use affine::Affine;
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation, SecondView};
 pub use crop::shrink;
 pub use motion_blur::MotionBlur;

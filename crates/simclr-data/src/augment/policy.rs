@@ -8,7 +8,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    View, affine, enhance,
+    View,
+    affine::{self, Affine},
+    enhance,
     levels::{self, Levels},
 };
 use crate::rng::Stream;
@@ -126,14 +128,28 @@ pub(super) fn apply(view: &mut View, steps: &[PolicyStep], memory: (&mut Vec<u8>
 }
 
 impl PolicyStep {
+    /// Where the pixels of a view of `side` pixels come from; `None` unless the operation moves pixels.
+    pub fn affine(self, side: usize) -> Option<Affine> {
+        match self.operation {
+            Operation::ShearX => Some(affine::shear_x(self.magnitude)),
+            Operation::ShearY => Some(affine::shear_y(self.magnitude)),
+            Operation::TranslateX => Some(affine::translate(side, self.magnitude, 0.0)),
+            Operation::TranslateY => Some(affine::translate(side, 0.0, self.magnitude)),
+            Operation::Rotate => Some(affine::rotate(side, self.magnitude)),
+            _ => None,
+        }
+    }
+
     fn apply(self, levels: &mut Levels) {
         let magnitude = self.magnitude;
         match self.operation {
-            Operation::ShearX => affine::shear_x(levels, magnitude),
-            Operation::ShearY => affine::shear_y(levels, magnitude),
-            Operation::TranslateX => affine::translate(levels, magnitude, 0.0),
-            Operation::TranslateY => affine::translate(levels, 0.0, magnitude),
-            Operation::Rotate => affine::rotate(levels, magnitude),
+            Operation::ShearX
+            | Operation::ShearY
+            | Operation::TranslateX
+            | Operation::TranslateY
+            | Operation::Rotate => {
+                self.affine(levels.side).into_iter().for_each(|affine| affine.gather(levels));
+            }
             Operation::Brightness => enhance::brightness(levels, 1.0 + magnitude),
             Operation::Color => enhance::color(levels, 1.0 + magnitude),
             Operation::Contrast => enhance::contrast(levels, 1.0 + magnitude),

@@ -15,7 +15,7 @@ use rayon::{ThreadPool, iter::Either, prelude::*};
 use super::Loader;
 use crate::{
     AugmentConfig, Batch, Chunk, DataError, ViewParams,
-    augment::{self, AugmentBuffers},
+    augment::{self, AugmentBuffers, Policy},
     batch::Views,
     buffer_pool::BufferPool,
     chunking::ChunkRows,
@@ -225,14 +225,17 @@ impl Loader {
 
     fn view_spec(&self, size: usize) -> ViewSpec {
         let AugmentConfig { interpolation, antialias, color_model, .. } = self.augment[0];
+        let any = |test: fn(&AugmentConfig) -> bool| self.augment.iter().any(test);
         ViewSpec {
             channels: self.dataset.channels(),
             size,
             interpolation,
             antialias,
             color_model,
-            blurs: self.augment.iter().any(|view| view.blur > 0.0),
-            filters: self.augment.iter().any(|view| view.motion_blur + view.equalize + view.sobel > 0.0),
+            policies: any(|view| view.policy != Policy::None),
+            blurs: any(|view| view.blur > 0.0),
+            filters: any(|view| view.motion_blur + view.equalize + view.sobel > 0.0),
+            noise: any(|view| view.noise > 0.0),
         }
     }
 

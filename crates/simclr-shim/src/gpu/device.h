@@ -79,6 +79,25 @@ DEVICE void narrow(float value, Bf16& out) {
 #endif
 }
 
+// A product that is rounded before it is added to anything: the compiler fuses no operation with it.
+DEVICE float product(float a, float b) {
+#ifdef __CUDACC_RTC__
+    return __fmul_rn(a, b);
+#else
+    volatile float rounded = a * b;
+    return rounded;
+#endif
+}
+
+DEVICE double product(double a, double b) {
+#ifdef __CUDACC_RTC__
+    return __dmul_rn(a, b);
+#else
+    volatile double rounded = a * b;
+    return rounded;
+#endif
+}
+
 // Adds 1 to a counter in shared memory. Integers: the sum does not depend on the order of threads.
 DEVICE void count(int& counter) {
 #ifdef __CUDACC_RTC__

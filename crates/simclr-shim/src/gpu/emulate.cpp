@@ -95,4 +95,6 @@ void emulate(const char* kernel, Grid grid, const void* arguments, bool backward
 #include "view_blur.cu"
 #include "view_color.cu"
 #include "view_filter.cu"
+#include "view_noise.cu"
+#include "view_policy.cu"
 #include "view_resize.cu"

@@ -1,7 +1,7 @@
 // Motion blur, equalized histograms and Sobel, which read more than a pixel, then solarization and the grey square:
 // simclr-data/src/augment/motion_blur.rs, levels.rs, filters.rs.
 
-#include "views.h"
+#include "levels.h"
 
 namespace simclr {
 namespace gpu {
@@ -25,8 +25,6 @@ DEVICE int fill(Points& points, const View& view) {
     BARRIER();
     return count;
 }
-
-DEVICE int nearest_inside(int at, int side) { return smaller(larger(at, 0), side - 1); }
 
 // The mean of bilinear samples; pixels outside the view are those of its edge.
 KERNEL(view_motion, Filter) {
@@ -53,23 +51,9 @@ KERNEL(view_motion, Filter) {
     }
 }
 
-DEVICE int level(float value) { return static_cast<int>(within(value * 255 + 0.5f, 0.0f, 255.0f)); }
-
-// Pillow's `ImageOps.equalize`; `pixels` is the number of pixels.
-DEVICE void equalizing(const int (&counts)[THREADS], int pixels, float (&table)[THREADS]) {
-    int highest = 0;
-    for (int i = 0; i < THREADS; i++) highest = counts[i] > 0 ? counts[i] : highest;
-    int step = (pixels - highest) / 255, below = step / 2;
-    for (int i = 0; i < THREADS; i++) {
-        table[i] = static_cast<float>(step == 0 ? i : smaller(below / step, 255)) / 255.0f;
-        below += counts[i];
-    }
-}
-
 // A block per channel of a view. Reads what the motion blur wrote if there is one, and writes to `out`.
 KERNEL(view_equalize, Filter) {
-    static_assert(THREADS == 256, "a thread per level");
-    SHARED int counts[THREADS];
+    SHARED Histogram counts;
     SHARED float table[THREADS];
     int number = BLOCK_X / a.channels, channel = BLOCK_X % a.channels, area = a.side * a.side;
     const View& view = a.views[number];
@@ -82,7 +66,7 @@ KERNEL(view_equalize, Filter) {
         count(counts[level(in[static_cast<int64_t>(at) * a.channels])]);
     }
     BARRIER();
-    if (THREAD == 0) equalizing(counts, area, table);
+    table[THREAD] = of_level(equalized(counts, area, THREAD));
     BARRIER();
     for (int at = THREAD; at < area; at += THREADS) {
         int64_t place = static_cast<int64_t>(at) * a.channels;

@@ -13,6 +13,8 @@ namespace gpu {
 constexpr int MOST_CHANNELS = 16;
 // Maximum number of changes of a view: four of the colour jitter, and grayscale.
 constexpr int MOST_CHANGES = 5;
+// Maximum number of a view's operations of AutoAugment.
+constexpr int MOST_STEPS = 2;
 
 // Kind of a change of a pixel's colour; Rust: `Change`.
 enum Kind { SCALE = 1, SHIFT = 2, CONTRAST = 3, SATURATION = 4, BLEND = 5, HUE = 6, GRAY = 7 };
@@ -20,6 +22,19 @@ enum Kind { SCALE = 1, SHIFT = 2, CONTRAST = 3, SATURATION = 4, BLEND = 5, HUE =
 struct Change {
     int32_t kind;
     float value;
+};
+
+// Operation of AutoAugment; Rust: `Step`. Those from BRIGHTNESS on map levels by a table.
+enum Operation {
+    GATHER = 1, COLOR = 2, SHARPNESS = 3,
+    BRIGHTNESS = 4, MEAN_CONTRAST = 5, POSTERIZE = 6, SOLARIZE = 7, AUTOCONTRAST = 8, EQUALIZE = 9
+};
+
+struct Step {
+    int32_t operation;
+    float value;  // factor of a blend, number of bits or threshold, by operation
+    // Of GATHER, column and row: the source of pixel (x, y) is start + x across + y down, in 16.16 fixed point.
+    int32_t start[2], across[2], down[2];
 };
 
 // The augmentation parameters of a view. `views.rs` has the same struct.
@@ -30,6 +45,8 @@ struct View {
     int32_t mirrored;        // left and right
     int32_t flipped;         // top and bottom
     int32_t turns;           // quarter turns anticlockwise, after those, 0 to 3
+    int32_t steps;           // number of operations of AutoAugment
+    Step step[MOST_STEPS];
     float sigma;             // of the blur, pixels; 0: none
     float length;            // of the motion blur, pixels; 0: none
     float right, down;       // its direction, of length 1
@@ -37,6 +54,8 @@ struct View {
     int32_t edges;           // whether Sobel's magnitude replaces the values, after solarization
     int32_t inverts;         // whether values >= threshold are inverted (solarization)
     float threshold;
+    float noise;             // standard deviation; 0: none
+    uint32_t seed[2];        // of the noise: lower and upper half
     int32_t cut_left, cut_right, cut_top, cut_bottom;  // the square that is filled with grey; right <= left: none
     int32_t changes;         // number of changes, at most one of them CONTRAST
     Change change[MOST_CHANGES];
@@ -92,6 +111,23 @@ struct Filter {
     float* out;
 };
 
+// One operation of AutoAugment, for views with any: tables of the levels of every channel, and the pixels.
+struct Policy {
+    const View* views;
+    int channels, side, blocks;  // blocks of a view
+    int number;  // of the operation
+    const float* in;
+    uint8_t* tables;  // [views][channels][THREADS]
+    float* out;
+};
+
+// Noise, and again the grey square. In place.
+struct Noise {
+    const View* views;
+    int channels, side, blocks;  // blocks of a view
+    float* values;
+};
+
 // Rows per thread in the second direction of the blur.
 constexpr int RUN = 8;
 
@@ -101,6 +137,8 @@ DEVICE float least(float a, float b) { return a < b ? a : b; }
 DEVICE float most(float a, float b) { return a > b ? a : b; }
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
+
+DEVICE int nearest_inside(int at, int side) { return smaller(larger(at, 0), side - 1); }
 
 // Whether operators of view_filter.cu run, which then finish the view.
 DEVICE bool reads_around(const View& view) { return view.length > 0 || view.equalizes || view.edges; }

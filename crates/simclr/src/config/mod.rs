@@ -91,8 +91,8 @@ pub struct DataConfig {
     pub max_bad_share: f64,
     /// Threads that decode and, if `augment_on` is the CPU, augment; 0 = all processors.
     pub threads: usize,
-    /// Where views are augmented: `auto` (on a GPU if its kernels support the configuration, else on the loader's threads), `cpu`
-    /// or `device`. Decoding always runs on the loader's threads.
+    /// Where views are augmented: `auto` (on a GPU, for views of at most 16 channels and 2048 pixels a side, else on the loader's
+    /// threads), `cpu` or `device`. Decoding always runs on the loader's threads.
     #[serde(alias = "views_on")]
     pub augment_on: AugmentDeviceChoice,
     /// Batches (or chunks) prepared ahead of the step.

@@ -95,7 +95,7 @@ pub(super) fn prepare(
 
 fn plan(group: &ProcessGroup, opened: &OpenedData, config: &RunConfig) -> Result<Plan, TrainError> {
     let shape = (opened.dataset.channels(), config.train.image_size);
-    let augment = choose_augment_device(opened.augment_on, &config.augment, shape, opened.device)?;
+    let augment = choose_augment_device(opened.augment_on, shape, opened.device)?;
     let precision = choose_precision(config.train.precision, opened.device);
     Ok(config.resolve(&opened.dataset, precision, augment)?.among(group.count(), group.sharing())?)
 }

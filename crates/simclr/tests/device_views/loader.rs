@@ -5,7 +5,10 @@ use std::sync::Arc;
 use simclr::{
     data::{
         AugmentConfig, Batch, Chunking, DataError, Dataset, Image, Loader, LoaderConfig, Sample,
-        augment::Interpolation, dataset::Source, decode::Decoding, rng::Key,
+        augment::{Interpolation, Policy},
+        dataset::Source,
+        decode::Decoding,
+        rng::Key,
     },
     views::upload,
 };
@@ -87,7 +90,12 @@ fn deferred_batches_give_the_views_of_the_loader() {
 /// A deferred batch holds only the rectangle of each image that its crop needs.
 #[test]
 fn partial_images_give_the_views_of_whole_images() {
-    let config = AugmentConfig { crop_scale: [0.02, 0.3], ..AugmentConfig::default() };
+    let config = AugmentConfig {
+        crop_scale: [0.02, 0.3],
+        policy: Policy::AutoaugmentCifar10,
+        noise: 0.5,
+        ..AugmentConfig::default()
+    };
     for interpolation in [Interpolation::Bicubic, Interpolation::Bilinear] {
         let config = AugmentConfig { interpolation, ..config.clone() };
         for batch in loader(config.clone()).deferred().batches(0, 2).unwrap().map(Result::unwrap) {

@@ -5,7 +5,9 @@
 #[path = "../../../simclr-data/tests/golden/cases.rs"]
 mod cases;
 mod filters;
+mod gaussian_noise;
 mod loader;
+mod policy;
 mod run;
 
 use std::{
@@ -44,10 +46,16 @@ fn gpu_kernels_agree_with_the_emulator() {
     filters::operators_agree_with_goldens();
     filters::motion_blurs_and_edges_agree_with_the_cpu();
     filters::equalized_views_agree_with_the_cpu_to_the_bit();
+    gaussian_noise::noise_agrees_with_the_cpu();
+    gaussian_noise::noise_follows_sobel_and_solarization_and_precedes_cutout();
+    policy::operations_agree_with_the_cpu_to_the_level();
+    policy::uniform_and_two_level_views_agree_with_the_cpu();
+    policy::drawn_policies_agree_with_the_cpu_to_the_level();
+    policy::a_view_of_many_operators_agrees_with_the_cpu();
 }
 
-/// A view of each image, as `[C, S, S]`. Checks that both orders of emulated threads give the same bits.
-fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usize) -> Vec<Vec<f32>> {
+/// All kernels run.
+fn deferred(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usize) -> DeferredViews {
     let channels = images[0].0.channels;
     let (mut bytes, mut rows) = (Vec::new(), Vec::new());
     for (image, params) in images {
@@ -56,29 +64,37 @@ fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usi
         bytes.extend_from_slice(&image.data);
     }
     let AugmentConfig { interpolation, antialias, color_model, .. } = *config;
+    let (policies, blurs, filters, noise) = (true, true, true, true);
     let method =
-        ViewSpec { channels, size, interpolation, antialias, color_model, blurs: true, filters: true };
-    let deferred = DeferredViews { bytes: bytes.into(), rows, method };
+        ViewSpec { channels, size, interpolation, antialias, color_model, policies, blurs, filters, noise };
+    DeferredViews { bytes: bytes.into(), rows, method }
+}
+
+/// `[B, C, S, S]`. Checks that both orders of emulated threads give the same bits.
+fn views_of(deferred: &DeferredViews) -> Vec<f32> {
     let [rising, falling] = [Order::Rising, Order::Falling].map(|order| {
         emulated(order, || {
-            let views = upload_deferred(&deferred, Device::Cpu).unwrap().views().unwrap();
-            let c = channels as i64;
-            let s = size as i64;
-            assert_eq!(
-                (views.size(), views.stride()),
-                (vec![images.len() as i64, c, s, s], vec![c * s * s, 1, c * s, c])
-            );
+            let views = upload_deferred(deferred, Device::Cpu).unwrap().views().unwrap();
+            let [b, c, s] =
+                [deferred.rows.len(), deferred.method.channels, deferred.method.size].map(|side| side as i64);
+            assert_eq!((views.size(), views.stride()), (vec![b, c, s, s], vec![c * s * s, 1, c * s, c]));
             Vec::<f32>::try_from(views.contiguous().view(-1)).unwrap()
         })
     });
     assert_eq!(rising, falling, "depends on the order of threads");
     if ON_GPU.load(Ordering::Relaxed) {
-        let views = upload_deferred(&deferred, Device::Cuda(0)).unwrap().views().unwrap();
+        let views = upload_deferred(deferred, Device::Cuda(0)).unwrap().views().unwrap();
         let views = Vec::<f32>::try_from(views.to_device(Device::Cpu).contiguous().view(-1)).unwrap();
         // Compilers may fuse a product and a sum, which rounds once instead of twice.
         assert!(max_difference(&views, &rising) < 1e-5, "off by {}", max_difference(&views, &rising));
     }
-    rising.chunks(channels * size * size).map(<[f32]>::to_vec).collect()
+    rising
+}
+
+/// A view of each image, as `[C, S, S]`.
+fn by_kernels(images: &[(&Image, ViewParams)], config: &AugmentConfig, size: usize) -> Vec<Vec<f32>> {
+    let values = views_of(&deferred(images, config, size));
+    values.chunks(values.len() / images.len()).map(<[f32]>::to_vec).collect()
 }
 
 fn by_kernel(image: &Image, params: &ViewParams, config: &AugmentConfig, size: usize) -> Vec<f32> {
