@@ -99,11 +99,20 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Reports panics as bugs, in one line with the location, and exits with the internal code.
+/// Parts of libtorch's messages and of C++'s for an allocation that failed.
+const OUT_OF_MEMORY: [&str; 4] =
+    ["not enough memory", "can't allocate memory", "std::bad_alloc", "CUDA out of memory"];
+
+/// Reports panics as bugs, but for failed allocations, in one line with the location, and exits with the internal code.
 #[expect(clippy::exit, reason = "no command is left to return to")]
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no message");
+        if OUT_OF_MEMORY.iter().any(|part| text.contains(part)) {
+            let hint = "choose a smaller --batch, --chunk, --image-size or --encoder; a run goes on from its last checkpoint with --resume";
+            terminal::error("error", "out of memory", Some(hint));
+            std::process::exit(i32::from(USER));
+        }
         let location = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
         let hint = "this is a bug; the last checkpoint is intact, and --resume continues from it";
         terminal::error("internal error", &format!("{text}{}", location.unwrap_or_default()), Some(hint));

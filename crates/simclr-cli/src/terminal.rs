@@ -4,6 +4,7 @@
 use std::io::{IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use simclr::data::printable::{escaped, is_active};
 
 /// Prints a line of a result to stdout.
 pub fn result(text: &str) {
@@ -35,7 +36,9 @@ pub fn bar() -> Option<ProgressBar> {
     })
 }
 
-/// A single write, so that lines of several processes do not mix.
+/// A single write, so that lines of several processes do not mix. Control characters, which may come from names of files, are
+/// escaped.
 fn write(mut stream: impl Write, text: &str) {
+    let text = escaped(text, |character| is_active(character) && !matches!(character, '\n' | '\t'));
     let _ = stream.write_all(format!("{text}\n").as_bytes()).and_then(|()| stream.flush());
 }

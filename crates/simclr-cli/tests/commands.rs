@@ -431,7 +431,8 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = uninterrupted(&data, &temp.path().join("whole"));
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129), ("QUIT", 131), ("USR1", 138), ("USR2", 140)];
+    for (signal, code) in signals {
         let run = temp.path().join(signal);
         let mut child = started(&data, &run);
         let id = child.id().to_string();
@@ -443,4 +444,24 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
             "weights differ after SIG{signal}"
         );
     }
+}
+
+/// As under nohup.
+#[cfg(unix)]
+#[test]
+fn a_run_that_ignores_hangups_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let (run, command) = (temp.path().join("run"), pretrain(&data, &temp.path().join("run"), LONG));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    command.get_envs().for_each(|(name, value)| drop(value.map(|value| shell.env(name, value))));
+    let mut child = shell.stderr(std::process::Stdio::null()).spawn().unwrap();
+    while newest_checkpoint(&run).is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "it was running");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", "HUP", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::printable::printable;
+
 /// Errors of reading images. Messages name what, where, expected, got.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -10,7 +12,7 @@ pub enum DataError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A path without images in a supported format.
-    #[error("`{path}`: no images found: {reason}")]
+    #[error("`{}`: no images found: {}", shown(path), printable(reason))]
     Empty {
         /// The path as given.
         path: PathBuf,
@@ -18,7 +20,7 @@ pub enum DataError {
         reason: String,
     },
     /// A damaged or contradictory data set (shard, IDX header, parquet column).
-    #[error("`{path}`: {reason}")]
+    #[error("`{}`: {}", shown(path), printable(reason))]
     Format {
         /// The damaged file.
         path: PathBuf,
@@ -26,7 +28,7 @@ pub enum DataError {
         reason: String,
     },
     /// One image that cannot be decoded: reported, counted and skipped.
-    #[error("cannot decode `{name}`: {reason}")]
+    #[error("cannot decode `{}`: {}", printable(name), printable(reason))]
     Decode {
         /// The sample's name (path, or shard and key).
         name: String,
@@ -64,7 +66,7 @@ pub enum DataError {
         step: u64,
     },
     /// An existing file that an output must not replace.
-    #[error("`{path}` exists and is not {kind}")]
+    #[error("`{}` exists and is not {kind}", shown(path))]
     Taken {
         /// Path of the output.
         path: PathBuf,
@@ -72,7 +74,7 @@ pub enum DataError {
         kind: &'static str,
     },
     /// An output that would become part of its input.
-    #[error("`{path}` would become part of the data set `{set}`")]
+    #[error("`{}` would become part of the data set `{}`", shown(path), shown(set))]
     IntoSet {
         /// Path of the output.
         path: PathBuf,
@@ -89,6 +91,10 @@ pub enum DataError {
         /// What was expected.
         reason: String,
     },
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string()).into_owned()
 }
 
 /// How many of `images` may fail to decode: `share` of them (`data.max_bad_share`), but at least 5 or a tenth of them, whichever is

@@ -217,7 +217,8 @@ fn read_tensors(views: Vec<(String, TensorView<'_>)>) -> Result<BTreeMap<String,
     let tensor = |(name, view): (String, TensorView<'_>)| {
         let kind = kind_of(view.dtype())
             .ok_or_else(|| format!("tensor `{name}` has the type {:?}", view.dtype()))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let shape = view.shape().iter().map(|&size| i64::try_from(size)).collect::<Result<Vec<i64>, _>>();
+        let shape = shape.map_err(|_| format!("tensor `{name}` has the shape {:?}", view.shape()))?;
         Ok((name, Tensor::from_data_size(view.data(), &shape, kind)))
     };
     views.into_iter().map(tensor).collect()
@@ -369,6 +370,22 @@ mod tests {
         let foreign = safetensors::serialize([("x", Stored::of(&Tensor::from(1.0f32)))], None).unwrap();
         fs_err::write(&path, foreign).unwrap();
         assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("not a checkpoint"));
+    }
+
+    /// A dimension above the largest i64 in an empty tensor, under a checksum that fits.
+    #[test]
+    fn dimensions_are_checked() {
+        let shape = vec![0, usize::MAX];
+        let metadata = BTreeMap::from([(VERSION_KEY.to_owned(), VERSION.to_owned())]);
+        let crc = checksum(&metadata, [("huge", Dtype::F32, &shape[..], &[][..])].into_iter());
+        let metadata = metadata.into_iter().chain([(CHECKSUM_KEY.to_owned(), crc)]).collect();
+        let huge = TensorView::new(Dtype::F32, shape, &[]).unwrap();
+        let bytes = safetensors::serialize([("huge", huge)], Some(metadata)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h.safetensors");
+        fs_err::write(&path, bytes).unwrap();
+        let error = Checkpoint::load(&path).unwrap_err().to_string();
+        assert!(error.contains("tensor `huge` has the shape [0, 18446744073709551615]"), "{error}");
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use simclr::{
     RunConfig, TrainError,
     config::Written,
@@ -49,7 +49,7 @@ pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failur
             if group.is_first() {
                 terminal::message(&format!("stopped; to resume: {}", resume_command(folder.path())));
             }
-            // 128 + 2 or 15, as in shells. The signal may have been sent to another rank.
+            // 128 + the number, as in shells. The signal may have been sent to another rank.
             let signals = group.all_gather_bytes(&[signal.load(Ordering::Relaxed) as u8]);
             Ok(ExitCode::from(128 + signals.into_iter().flatten().max().unwrap_or_default()))
         }
@@ -139,14 +139,27 @@ fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
     }
 }
 
-/// A flag that the first SIGINT or SIGTERM sets, and the number of the signal. A second signal kills the process.
+/// Signals that end a command after a checkpoint: of a user, of a batch system before the end of its time limit, and of a closed
+/// terminal.
+const ENDING: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
+
+/// A flag that the first signal of [`ENDING`] sets, and the number of the signal. A second signal kills the process. Signals that are
+/// ignored, such as SIGHUP under nohup, stay so.
 pub fn watch_signals() -> Result<(Arc<AtomicBool>, Arc<AtomicUsize>), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let signal = Arc::new(AtomicUsize::new(0));
-    for number in [SIGINT, SIGTERM] {
+    let ignored = ignored_signals();
+    for number in ENDING.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0) {
         signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;
         signal_hook::flag::register(number, Arc::clone(&stop))?;
         signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)?;
     }
     Ok((stop, signal))
+}
+
+/// The signals that this process ignores, bit n - 1 for signal n (proc(5), `SigIgn`); none where there is no `/proc`.
+fn ignored_signals() -> u64 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or_default()
 }

@@ -106,3 +106,40 @@ fn missing_runs_labels_and_checkpoints_and_unknown_table_formats() {
     checkpoints(&run).iter().for_each(|file| fs::remove_file(file).unwrap());
     execute(simclr(&["evaluate"]).arg(&run)).refuses(&["no checkpoint in"]);
 }
+
+/// Values that would overflow, take all memory or never end.
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_allocated() {
+    let place = Place::new();
+    let data = place.images();
+    for (set, expected) in [
+        ("train.checkpoint_minutes=1e18", "at most 43200"),
+        ("data.prefetch=9223372036854775807", "at most 1024"),
+        ("data.prefetch=100000000000", "at most 1024"),
+        ("data.threads=9223372036854775807", "at most 1024"),
+        ("data.channels=1000000", "at most 1024"),
+        ("head.out=9223372036854775807", "at most 65536"),
+        ("head.hidden=4611686018427387904", "at most 65536"),
+        ("head.layers=100000000", "at most 64"),
+        ("encoder.width=1e300", "at most 64"),
+        ("encoder.width=100000", "at most 64"),
+        ("train.epochs=1e300", "at most 10000000"),
+        ("train.batch=9223372036854775807", "at most 10000000"),
+        ("train.image_size=100000", "8 to 2048"),
+        ("train.keep_checkpoints=9223372036854775807", "at most 1000000"),
+    ] {
+        let refused = execute(&mut pretrain(&data, &place.path("run"), &["--set", set]));
+        refused.refuses(&[set.split('=').next().unwrap(), expected]);
+    }
+    // Within the limits of every key, but together more than any memory.
+    for set in [
+        &["encoder.name=resnet152", "encoder.width=64"][..],
+        &["head.hidden=65536", "head.layers=64", "head.out=65536"],
+    ] {
+        let sets: Vec<&str> = set.iter().flat_map(|set| ["--set", *set]).collect();
+        let refused = execute(&mut pretrain(&data, &place.path("run"), &sets));
+        refused.refuses(&["memory: a run of", "needs at least", "GiB, which is free"]);
+        refused.hints("smaller");
+    }
+    assert!(!place.path("run").exists());
+}

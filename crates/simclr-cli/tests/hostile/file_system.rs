@@ -116,3 +116,50 @@ fn a_full_disk_keeps_earlier_checkpoints() {
     assert_eq!(fs::read(&before[0]).unwrap(), bytes);
     execute(simclr(&["export"]).arg(&run)).succeeds();
 }
+
+/// The first image of a set is 5 GB of nothing, the second is a pipe without a writer.
+#[test]
+fn sparse_files_and_pipes_are_named_and_not_read() {
+    let place = Place::new();
+    let data = place.images();
+    let file = fs::File::create(data.join("class-0/0000-a.png")).unwrap();
+    file.set_len(5 << 30).unwrap();
+    let pipe = data.join("class-0/0000-b.png");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let limited = "ulimit -v 4000000; exec timeout 60 \"$@\"";
+    let inspect = simclr(&["inspect", "--data", data.to_str().unwrap()]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", limited, "sh"]).arg(inspect.get_program()).args(inspect.get_args());
+    let inspected = execute(&mut shell);
+    assert!(inspected.out.contains("0000-a.png`: the file is larger"), "{}{}", inspected.out, inspected.err);
+    assert!(!inspected.out.contains("0000-b.png") || inspected.out.contains("no regular file"));
+    assert_eq!(inspected.code, Some(2));
+}
+
+/// Names neither control the terminal nor forge lines, and the list of bad files has a line for each.
+#[test]
+fn names_are_escaped() {
+    let place = Place::new();
+    let data = place.images();
+    let names = ["\u{1b}[31mred.png", "two\nerror: lines.png", "tab\there.png", "\u{202e}gnp.png"];
+    for name in names {
+        fs::write(data.join("class-1").join(name), b"no image").unwrap();
+    }
+    let more = ["--set", "data.max_bad_share=0.2", "--batch", "44", "--epochs", "1"];
+    let run = execute(&mut pretrain(&data, &place.path("run"), &more));
+    run.succeeds();
+    let list = fs::read_to_string(place.path("run/bad_files.txt")).unwrap();
+    assert_eq!(list.lines().count(), names.len(), "{list}");
+    let inspected = execute(&mut simclr(&["inspect", "--data", data.to_str().unwrap()]));
+    for text in [&run.err, &list, &inspected.out, &inspected.err] {
+        assert!(
+            !text.contains(['\u{1b}', '\u{202e}'])
+                && !text.lines().any(|line| line.starts_with("error: lines"))
+        );
+    }
+    assert!(list.contains("class-1/two\\u{a}error: lines.png\t"), "{list}");
+    // A resumed run does not list them again.
+    let again = execute(simclr(&["pretrain", "--resume", "--run"]).arg(place.path("run")));
+    again.succeeds();
+    assert_eq!(fs::read_to_string(place.path("run/bad_files.txt")).unwrap(), list);
+}

@@ -158,11 +158,8 @@ impl Others {
 impl Source for Folder {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let path = &self.files[index];
-        let failed = |reason: &str| DataError::decode(path.display().to_string(), reason);
-        if fs_err::metadata(path).is_ok_and(|now| now.len() > decode::MAX_BYTES) {
-            return Err(failed("the file is larger than any image that is decoded"));
-        }
-        Ok(fs_err::read(path).map_err(|error| failed(&io_reason(&error)))?.into())
+        let bytes = read_image(path);
+        Ok(bytes.map_err(|reason| DataError::decode(path.display().to_string(), reason))?.into())
     }
 
     fn file_name(&self, index: usize) -> Option<Cow<'_, str>> {
@@ -178,8 +175,19 @@ impl Source for Folder {
     }
 
     fn native_channels(&self) -> usize {
-        let first = self.files.first().and_then(|path| fs_err::read(path).ok());
+        let first = self.files.first().and_then(|path| read_image(path).ok());
         first.map_or(3, |bytes| decode::native_channels(&bytes))
+    }
+}
+
+/// The contents of `path` if it is a regular file of at most [`decode::MAX_BYTES`]. A pipe is not waited for.
+fn read_image(path: &Path) -> Result<Vec<u8>, String> {
+    match fs_err::metadata(path) {
+        Ok(now) if now.len() > decode::MAX_BYTES => {
+            Err("the file is larger than any image that is decoded".into())
+        }
+        Ok(now) if !now.is_file() => Err("it is no regular file".into()),
+        _ => fs_err::read(path).map_err(|error| io_reason(&error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The configuration of a run ([`RunConfig`], TOML) and the values derived from it ([`Plan`]), such as epochs in steps.
 
 mod compat;
+mod limits;
 pub(crate) mod load;
 mod plan;
 pub mod recipes;

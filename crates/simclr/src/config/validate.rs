@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::RunConfig;
+use super::{RunConfig, limits};
 use crate::{
     ConfigError,
     encoder::{BatchNormScope, ResnetD},
@@ -21,6 +21,7 @@ impl RunConfig {
     /// [`ConfigError::Value`] for the first key out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self { data, encoder, head, optim, train, .. } = self;
+        limits::check(self)?;
         share("data.max_bad_share", data.max_bad_share)?;
         check(data.prefetch >= 1, "data.prefetch", data.prefetch, "at least 1")?;
         data.range.validate()?;

@@ -1,8 +1,8 @@
-//! `bad_files.txt`: images that could not be decoded, one line `name<tab>reason` each.
+//! `bad_files.txt`: images that could not be decoded, one line `name<tab>reason` each, with control characters escaped.
 
 use std::{collections::HashSet, io::Write};
 
-use simclr_data::Dataset;
+use simclr_data::{Dataset, printable::printable};
 
 use super::RunFolder;
 
@@ -36,14 +36,14 @@ impl BadFiles {
     /// # Errors
     /// A file that cannot be written.
     pub fn add(&mut self, dataset: &Dataset, bad: &[(usize, String)]) -> Result<Vec<String>, std::io::Error> {
-        let name = |id: usize| &dataset.samples()[id].name;
-        let added: Vec<_> = bad.iter().filter(|(id, _)| self.listed.insert(name(*id).clone())).collect();
+        let name = |id: usize| printable(&dataset.samples()[id].name);
+        let added: Vec<_> = bad.iter().filter(|(id, _)| self.listed.insert(name(*id).into())).collect();
         if added.is_empty() {
             return Ok(Vec::new());
         }
         let mut list = fs_err::OpenOptions::new().create(true).append(true).open(&self.file)?;
         for (id, reason) in &added {
-            writeln!(list, "{}\t{reason}", name(*id))?;
+            writeln!(list, "{}\t{}", name(*id), printable(reason))?;
         }
         Ok(added.into_iter().map(|(_, reason)| format!("skipped: {reason}")).collect())
     }

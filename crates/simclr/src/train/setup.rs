@@ -7,7 +7,7 @@ use simclr_shim::stream::StreamGuard;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    RunFolder, images, init,
+    RunFolder, images, init, memory_floor,
     run_folder::Newest,
     start,
     state::{Resumed, augments_on_cpu, restore},
@@ -79,6 +79,7 @@ pub(super) fn prepare(
     let dataset = Arc::clone(&opened.dataset);
     let mut plan = plan(group, opened, config)?;
     tch::set_num_threads(plan.torch_threads as i32);
+    memory_floor::check(&plan, opened.device)?;
     let teacher = teacher(&plan, opened.device)?;
     if let Some(teacher) = &teacher {
         plan.classes = teacher.class_names.len();

@@ -16,7 +16,10 @@ use parquet::{
         arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
     },
     errors::ParquetError,
-    file::reader::{ChunkReader, Length},
+    file::{
+        metadata::ParquetMetaData,
+        reader::{ChunkReader, Length},
+    },
 };
 
 use super::{
@@ -44,6 +47,35 @@ pub struct File {
     image: usize,
 }
 
+/// Checks the claims of a footer that sizes and positions follow from, for a file of `bytes` bytes: row counts and column ranges.
+/// A row takes at least one byte of its image column.
+fn check_footer(footer: &ParquetMetaData, bytes: u64) -> Result<(), String> {
+    let count = |what: &str, number: i64| {
+        u64::try_from(number).map_err(|_| format!("its footer claims {number} {what}"))
+    };
+    let rows = count("rows", footer.file_metadata().num_rows())?;
+    let mut sum = 0u64;
+    for group in footer.row_groups() {
+        sum = sum.saturating_add(count("rows in a group", group.num_rows())?);
+        for column in group.columns() {
+            let pages = [Some(column.data_page_offset()), column.dictionary_page_offset()];
+            for start in pages.into_iter().flatten() {
+                count("as the start of a column", start)?;
+            }
+            count("uncompressed bytes in a column", column.uncompressed_size())?;
+            let length = count("bytes in a column", column.compressed_size())?;
+            if length > bytes {
+                return Err(format!("its footer claims a column of {length} bytes, the file has {bytes}"));
+            }
+        }
+    }
+    match (rows == sum, rows > bytes) {
+        (false, _) => Err(format!("its footer claims {rows} rows, its row groups have {sum}")),
+        (true, true) => Err(format!("its footer claims {rows} rows, the file has {bytes} bytes")),
+        (true, false) => Ok(()),
+    }
+}
+
 impl File {
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let reader = SharedFile::open(path)?;
@@ -56,13 +88,15 @@ impl File {
             let found: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
             DataError::format(path, format!("no column image, img or jpg among {}", found.join(", ")))
         })?;
-        let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
+        let state = reader.state()?;
+        check_footer(metadata.metadata(), state.bytes).map_err(|reason| DataError::format(path, reason))?;
+        let rows = metadata.metadata().file_metadata().num_rows() as usize;
         let mut file = Self {
             path: path.to_owned(),
             labels: Vec::new(),
             class_names: Vec::new(),
             note: None,
-            state: reader.state()?,
+            state,
             metadata,
             reader,
             image,

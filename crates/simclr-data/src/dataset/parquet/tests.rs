@@ -2,6 +2,11 @@
 
 use std::path::Path;
 
+use parquet::file::metadata::{
+    ColumnChunkMetaDataBuilder, FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
+    ParquetMetaDataWriter,
+};
+
 use super::*;
 use crate::dataset::parquet::tests::fixture::{png, write};
 
@@ -82,4 +87,55 @@ fn encoded_images_are_read_byte_for_byte() {
     assert_eq!(rows[4], (1, 1));
     assert_eq!(file.read_row(1, 1).unwrap(), png(120));
     assert_eq!(file.read_all().unwrap()[4], png(120));
+}
+
+/// A second footer behind a valid file, which readers take instead of the first, with other claims.
+fn with_footer(folder: &Path, change: impl Fn(ParquetMetaData) -> ParquetMetaData) -> Result<Opened, String> {
+    let path = folder.join("train-00000.parquet");
+    write(&path, &rows());
+    let file = fs_err::File::open(&path).unwrap().into_file();
+    let footer = ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
+    let mut appended = fs_err::OpenOptions::new().append(true).open(&path).unwrap();
+    ParquetMetaDataWriter::new(&mut appended, &change(footer)).finish().unwrap();
+    open_keeping(&[path], Split::Train, 0).map_err(|error| error.to_string())
+}
+
+fn claiming(rows: i64) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
+    move |footer| {
+        let file = footer.file_metadata();
+        let schema = file.schema_descr_ptr();
+        let file =
+            FileMetaData::new(file.version(), rows, None, file.key_value_metadata().cloned(), schema, None);
+        ParquetMetaDataBuilder::new(file).set_row_groups(footer.row_groups().to_vec()).build()
+    }
+}
+
+fn column_claiming(
+    change: fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder,
+) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
+    move |footer| {
+        let group = footer.row_group(0).clone();
+        let column = change(group.column(0).clone().into_builder()).build().unwrap();
+        let columns = [vec![column], group.columns()[1..].to_vec()].concat();
+        let first = group.into_builder().set_column_metadata(columns).build().unwrap();
+        let groups = [vec![first], footer.row_groups()[1..].to_vec()].concat();
+        ParquetMetaDataBuilder::new(footer.file_metadata().clone()).set_row_groups(groups).build()
+    }
+}
+
+/// Claims of a footer: numbers of rows, and ranges of columns.
+#[test]
+fn footers_are_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(with_footer(folder.path(), |footer| footer).is_ok(), "a second valid footer is read");
+    let refused = |found: Result<Opened, String>, what: &str| {
+        let error = found.err().unwrap_or_else(|| panic!("accepted: {what}"));
+        assert!(error.contains("its footer claims") && error.contains(what), "{error}");
+    };
+    refused(with_footer(folder.path(), claiming(1 << 31)), "2147483648 rows, its row groups have 8");
+    refused(with_footer(folder.path(), claiming(-1)), "-1 rows");
+    let negative = column_claiming(|column| column.set_data_page_offset(-4));
+    refused(with_footer(folder.path(), negative), "-4 as the start of a column");
+    let long = column_claiming(|column| column.set_total_compressed_size(1 << 40));
+    refused(with_footer(folder.path(), long), "a column of 1099511627776 bytes");
 }
