@@ -47,7 +47,7 @@ impl Model {
         Ok(Self { encoder, head, predictor: None, params, precision, frozen: false })
     }
 
-    /// Appends a predictor of `hidden` units, whose output takes the place of z.
+    /// Appends a predictor of `hidden` units; its output takes the place of z.
     #[must_use]
     pub fn with_predictor(mut self, head: &HeadConfig, hidden: i64) -> Self {
         let width = self.embedding_dim();

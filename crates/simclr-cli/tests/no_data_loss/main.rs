@@ -1,6 +1,7 @@
-//! Broken streams, concurrent processes and outputs that name inputs: no data is lost.
+//! Interruptions, broken streams, concurrent processes and outputs that name inputs: no data is lost.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod interrupted;
 mod outputs;
 mod run_lock;
 mod streams;

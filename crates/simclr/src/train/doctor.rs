@@ -7,7 +7,8 @@ use simclr_data::{Batch, Chunking, Dataset, Loader};
 use tch::{Kind, Tensor};
 
 use super::{
-    auto_config::{AutoConfigured, auto_configure, machine, measure},
+    auto_config::{AutoConfigured, auto_configure, measure},
+    machine,
     setup::{OpenedData, Prepared, loader_config, open, prepare, step_context},
     start,
 };

@@ -3,7 +3,7 @@
 
 use tch::Device;
 
-use super::auto_config::machine;
+use super::machine;
 use crate::{Plan, TrainError, encoder::EncoderName};
 
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
@@ -52,7 +52,7 @@ fn lower_bound(plan: &Plan) -> f64 {
     4.0 * (3.0 * weights + images as f64 * plan.channels as f64 * size * size)
 }
 
-/// Weights of the convolutions whose inputs and outputs both grow with the width, rounded down; 0 for transformers.
+/// Weights of the convolutions that grow with the square of the width, rounded down; 0 for transformers.
 fn weights_at_width_1(name: EncoderName) -> f64 {
     match name {
         EncoderName::Resnet18 => 11.1e6,

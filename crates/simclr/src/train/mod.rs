@@ -10,6 +10,7 @@ mod fit;
 pub(crate) mod images;
 mod init; // initial weights of a new run
 mod journal;
+mod machine; // free memory, peak
 mod memory_floor; // lower bound of the memory of a run
 mod metrics;
 pub mod observe;

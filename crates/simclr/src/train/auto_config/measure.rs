@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Instant};
 
 use simclr_data::{Batch, Chunk, Chunking, Loader};
 
-use super::{
-    choice::{MemoryModel, StepTime},
-    machine,
-};
+use super::choice::{MemoryModel, StepTime};
 use crate::{
     TrainError,
     device::{gpu_memory, trim_memory},
     dist::{GradientBuckets, ProcessGroup},
     encoder::BatchNormScope,
     exec::{DeviceBatch, StepId, executor},
-    train::setup::{Prepared, loader_config, step_context},
+    train::{
+        machine,
+        setup::{Prepared, loader_config, step_context},
+    },
     views::AugmentDevice,
 };
 

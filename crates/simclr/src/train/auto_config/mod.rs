@@ -13,7 +13,6 @@
 
 mod choice;
 mod forecast;
-pub(super) mod machine;
 pub(super) mod measure;
 mod time_budget;
 
@@ -25,6 +24,7 @@ use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
 use super::{
     init::{self, TakenOver},
+    machine,
     setup::{OpenedData, Prepared, prepare},
 };
 use crate::{

@@ -1,0 +1,143 @@
+//! Runs and evaluations that are killed or interrupted end with the same results.
+
+use fs_err as fs;
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::support::{execute, image_folder, newest_checkpoint, pretrain, simclr, step_of};
+
+/// Names and times of the cached results of an evaluation of `run`.
+fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let Ok(entries) = fs::read_dir(run.join("evaluation/figures")) else { return Vec::new() };
+    let whole = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some());
+    let mut found: Vec<_> =
+        whole.filter_map(|path| Some((path.clone(), fs::metadata(&path).ok()?.modified().ok()?))).collect();
+    found.retain(|(path, _)| !path.file_name().unwrap().to_string_lossy().starts_with('.'));
+    found.sort();
+    found
+}
+
+/// Killed twice, during frozen protocols and during trainings: cached results are kept, nothing is computed twice, and the
+/// results equal those of an uninterrupted evaluation.
+#[test]
+fn killed_evaluations_resume_with_the_same_results() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 80), temp.path().join("run"));
+    execute(&mut pretrain(&data, &run, &[])).succeeds();
+    let whole = temp.path().join("whole");
+    assert!(std::process::Command::new("cp").arg("-r").args([&run, &whole]).status().unwrap().success());
+    let evaluate = |run: &Path| {
+        let mut command = simclr(&["evaluate", "--protocols", "all"]);
+        for key in ["draws=2", "trained.epochs=2", "trained.finetune_draws=2", "trained.head_layers=0,1"] {
+            command.arg("--set").arg(format!("eval.{key}"));
+        }
+        command.arg(run);
+        command
+    };
+    execute(&mut evaluate(&whole)).succeeds();
+    let of = |run: &Path| {
+        let text = fs::read_to_string(run.join("results.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let mut kept = Vec::new();
+    for enough in [5, 30] {
+        let mut child = evaluate(&run).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while figures(&run).len() < enough {
+            assert!(
+                begin.elapsed() < Duration::from_secs(120),
+                "{} figures in two minutes",
+                figures(&run).len()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "it was still running when it was killed");
+        assert!(!run.join("results.json").exists());
+        let now = figures(&run);
+        assert!(kept.iter().all(|figure| now.contains(figure)), "a figure was found twice");
+        kept = now;
+    }
+    execute(&mut evaluate(&run)).succeeds();
+    let now = figures(&run);
+    assert!(kept.iter().all(|figure| now.contains(figure)) && now.len() > kept.len());
+    assert_eq!(of(&run), of(&whole));
+}
+
+/// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.
+fn started(data: &Path, run: &Path) -> Child {
+    let mut command = pretrain(data, run, LONG);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begin = Instant::now();
+    while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 10) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+const LONG: &[&str] = &["--epochs", "200", "--set", "train.checkpoint_minutes=0"];
+
+fn uninterrupted(data: &Path, run: &Path) -> Vec<u8> {
+    execute(&mut pretrain(data, run, LONG)).succeeds();
+    fs::read(newest_checkpoint(run).unwrap()).unwrap()
+}
+
+#[test]
+fn killed_runs_resume_with_the_same_weights() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let expected = uninterrupted(&data, &temp.path().join("whole"));
+    let run = temp.path().join("killed");
+    let mut child = started(&data, &run);
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "it was still running when it was killed");
+    let resumed = execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
+    resumed.succeeds();
+    assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
+    assert!(expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(), "weights differ");
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let expected = uninterrupted(&data, &temp.path().join("whole"));
+    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129), ("QUIT", 131), ("USR1", 138), ("USR2", 140)];
+    for (signal, code) in signals {
+        let run = temp.path().join(signal);
+        let mut child = started(&data, &run);
+        let id = child.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
+        assert!(
+            expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
+            "weights differ after SIG{signal}"
+        );
+    }
+}
+
+/// As under nohup.
+#[cfg(unix)]
+#[test]
+fn a_run_that_ignores_hangups_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let (run, command) = (temp.path().join("run"), pretrain(&data, &temp.path().join("run"), LONG));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    command.get_envs().for_each(|(name, value)| drop(value.map(|value| shell.env(name, value))));
+    let mut child = shell.stderr(std::process::Stdio::null()).spawn().unwrap();
+    while newest_checkpoint(&run).is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "it was running");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", "HUP", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
