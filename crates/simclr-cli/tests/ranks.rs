@@ -143,8 +143,8 @@ fn chunks_and_processes_split_a_batch_alike() {
     check(&with(2, "chunk-shuffled", "5"), &with(0, "chunk-shuffled", "5"), "four chunks on two processes");
 }
 
-/// Losses, gradients, momentum encoder and queue of the methods with a momentum encoder: several steps on 1, 2 and 4 processes with SyncBN, and
-/// shuffle BN over two processes against two chunks.
+/// Losses, gradients, momentum encoder and queue: several steps on 1, 2 and 4 processes with SyncBN, and shuffle BN over two processes
+/// against two chunks.
 #[test]
 fn queues_and_momentum_encoders_match_those_of_one_process() {
     let _turn = turn();
@@ -160,11 +160,8 @@ fn queues_and_momentum_encoders_match_those_of_one_process() {
     .into_iter()
     .enumerate()
     {
-        let sets: Vec<&str> = method
-            .iter()
-            .chain(&["moco.queue=50", "moco.momentum=0.9"])
-            .flat_map(|set| ["--set", set])
-            .collect();
+        let sets = method.iter().chain(&["moco.queue=50", "moco.momentum=0.9"]);
+        let sets: Vec<&str> = sets.flat_map(|set| ["--set", set]).collect();
         let run = |processes: usize, more: &[&str]| {
             let folder = temp.path().join(format!("{at}-{processes}-{}", more.concat()));
             trained(processes, &data, &folder, &[ONE_STEP, &["--batch", "20"], &sets, more].concat());

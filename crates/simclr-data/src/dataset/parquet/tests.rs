@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use parquet::file::metadata::{
-    ColumnChunkMetaDataBuilder, FileMetaData, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
+    ColumnChunkMetaDataBuilder, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
     ParquetMetaDataWriter,
 };
 
@@ -100,13 +100,12 @@ fn with_footer(folder: &Path, change: impl Fn(ParquetMetaData) -> ParquetMetaDat
     open_keeping(&[path], Split::Train, 0).map_err(|error| error.to_string())
 }
 
+/// The first row group claims `rows` rows; the writer adds up the groups.
 fn claiming(rows: i64) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
     move |footer| {
-        let file = footer.file_metadata();
-        let schema = file.schema_descr_ptr();
-        let file =
-            FileMetaData::new(file.version(), rows, None, file.key_value_metadata().cloned(), schema, None);
-        ParquetMetaDataBuilder::new(file).set_row_groups(footer.row_groups().to_vec()).build()
+        let first = footer.row_group(0).clone().into_builder().set_num_rows(rows).build().unwrap();
+        let groups = [vec![first], footer.row_groups()[1..].to_vec()].concat();
+        ParquetMetaDataBuilder::new(footer.file_metadata().clone()).set_row_groups(groups).build()
     }
 }
 
@@ -132,8 +131,8 @@ fn footers_are_not_believed() {
         let error = found.err().unwrap_or_else(|| panic!("accepted: {what}"));
         assert!(error.contains("its footer claims") && error.contains(what), "{error}");
     };
-    refused(with_footer(folder.path(), claiming(1 << 31)), "2147483648 rows, its row groups have 8");
-    refused(with_footer(folder.path(), claiming(-1)), "-1 rows");
+    refused(with_footer(folder.path(), claiming(1 << 31)), "2147483653 rows, the file has");
+    refused(with_footer(folder.path(), claiming(-1)), "-1 rows in a group");
     let negative = column_claiming(|column| column.set_data_page_offset(-4));
     refused(with_footer(folder.path(), negative), "-4 as the start of a column");
     let long = column_claiming(|column| column.set_total_compressed_size(1 << 40));
