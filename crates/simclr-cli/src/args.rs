@@ -37,6 +37,9 @@ pub use study::Study;
 #[derive(Debug, Parser)]
 #[command(name = "simclr", version, arg_required_else_help = true)]
 pub struct Arguments {
+    /// Load the TorchScript module that the run folder of another user names (encoder.file): it runs code with your rights
+    #[arg(long, global = true, hide_short_help = true)]
+    pub trust_encoder_file: bool,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
@@ -123,7 +126,7 @@ pub struct Pretrain {
     /// Architecture, such as resnet18 or conv-c3 (encoder.name)
     #[arg(long)]
     pub encoder: Option<String>,
-    /// TorchScript module to train as encoder (encoder.file)
+    /// TorchScript module to train as encoder (encoder.file); it runs code with your rights, so use files that you trust
     #[arg(long, value_name = "FILE.pt")]
     pub encoder_file: Option<String>,
     /// Temperature of the loss (loss.temperature)

@@ -27,6 +27,9 @@ fn main() -> ExitCode {
             };
         }
     };
+    if arguments.trust_encoder_file {
+        simclr::config::trust::trust_encoder_files();
+    }
     let outcome = match arguments.command {
         Command::Pretrain(arguments) => {
             processes::together(|group| commands::pretrain::run(*arguments, group))

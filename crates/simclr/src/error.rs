@@ -41,6 +41,18 @@ pub enum ConfigError {
         /// Accepted values.
         expected: String,
     },
+    /// A run folder of another user that names a TorchScript module.
+    #[error(
+        "`{path}`: it belongs to user {owner} and names the TorchScript module `{module}`, which would run code with your rights"
+    )]
+    Untrusted {
+        /// Configuration of the run.
+        path: PathBuf,
+        /// `encoder.file`.
+        module: PathBuf,
+        /// Owner of the configuration.
+        owner: u32,
+    },
     /// Invalid augmentation or data settings.
     #[error(transparent)]
     Data(#[from] DataError),

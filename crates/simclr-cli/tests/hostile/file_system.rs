@@ -163,3 +163,31 @@ fn names_are_escaped() {
     again.succeeds();
     assert_eq!(fs::read_to_string(place.path("run/bad_files.txt")).unwrap(), list);
 }
+
+/// A TorchScript module runs code: that of a run folder of another user is loaded on request only.
+#[test]
+fn modules_of_other_users_are_not_run() {
+    let place = Place::new();
+    let (data, run) = (place.images(), place.path("run"));
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../simclr/tests/golden/script.pt");
+    let module = module.canonicalize().unwrap();
+    let more =
+        ["--encoder-file", module.to_str().unwrap(), "--batch", "8", "--set", "train.batch_norm=chunk"];
+    execute(&mut pretrain(&data, &run, &more)).succeeds();
+    let embed = |more: &[&str]| {
+        let mut command = simclr(&["embed"]);
+        command.arg(&run).arg("--data").arg(&data).arg("--out").arg(place.path("h.npy")).args(more);
+        execute(&mut command)
+    };
+    embed(&[]).succeeds();
+    // Only root can give a file away; another user has no foreign folder to try.
+    let given = std::os::unix::fs::chown(run.join("config.toml"), Some(65_534), None);
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    assert_eq!(given.is_ok(), root);
+    if root {
+        let refused = embed(&[]);
+        refused.refuses(&["config.toml", "belongs to user 65534", "script.pt", "your rights"]);
+        refused.hints("--trust-encoder-file");
+        embed(&["--trust-encoder-file"]).succeeds();
+    }
+}

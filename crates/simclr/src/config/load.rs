@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use super::{
     RunConfig,
     compat::{rename_former_keys, rename_override},
-    recipes,
+    recipes, trust,
 };
 use crate::ConfigError;
 
@@ -94,6 +94,7 @@ impl RunConfig {
         let records_transform = table.contains_key("transform");
         let records_range = table.get("data").is_some_and(|data| data.get("range").is_some());
         let mut config = Self::of_table(table, Some(path), &[])?;
+        trust::check(&config, path)?;
         let mut note = None;
         if !records_transform {
             let size = config.train.image_size;

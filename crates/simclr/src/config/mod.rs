@@ -6,6 +6,7 @@ pub(crate) mod load;
 mod plan;
 pub mod recipes;
 pub mod sources;
+pub mod trust;
 mod validate;
 
 use std::path::{Path, PathBuf};

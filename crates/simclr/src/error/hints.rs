@@ -17,6 +17,7 @@ impl ConfigError {
             Self::Value { key, .. } if key == "train.device" => {
                 Some("set train.device = \"cpu\", or point LD_LIBRARY_PATH to a libtorch with CUDA".into())
             }
+            Self::Untrusted { .. } => Some("with --trust-encoder-file it is loaded".into()),
             Self::Data(error) => error.hint(),
             _ => None,
         }
