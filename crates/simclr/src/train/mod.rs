@@ -13,6 +13,7 @@ mod journal;
 mod metrics;
 pub mod observe;
 mod online_knn;
+pub mod recorded; // metrics.jsonl -> values
 pub mod run_folder;
 mod run_lock;
 mod setup;

@@ -1,0 +1,129 @@
+//! Thumbnails as parts of one JPEG that is embedded in the page.
+
+use std::collections::HashMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use simclr_data::{EvalReader, augment::EvalTransform, contact_sheet::ContactSheet};
+
+use crate::{EvalError, explore::EmbeddedSet, html::escaped};
+
+/// Images that are decoded at a time.
+const CHUNK: usize = 256;
+/// Qualities of the JPEG, tried until the budget is kept.
+const QUALITIES: [u8; 5] = [85, 70, 50, 35, 20];
+
+/// Thumbnails of one size.
+pub(super) struct Thumbnails {
+    /// Class of the elements.
+    name: &'static str,
+    /// Pixels of a side as shown.
+    shown: usize,
+    sheet: ContactSheet,
+    /// Tile of each row.
+    tiles: HashMap<usize, usize>,
+    /// Base64 of the JPEG.
+    encoded: String,
+}
+
+/// How thumbnails are made.
+pub(super) struct Look {
+    /// Class of the elements.
+    pub(super) name: &'static str,
+    /// Pixels of a side as shown, and at most as stored.
+    pub(super) side: usize,
+    /// Bytes of the encoded sheet at most.
+    pub(super) budget: usize,
+}
+
+impl Thumbnails {
+    /// Of the images `rows`, each once, by what the encoder sees of them. Where the budget does not suffice at the lowest quality, the
+    /// later half of `rows` is left out, and so on.
+    pub(super) fn of(
+        set: &EmbeddedSet,
+        mut rows: Vec<usize>,
+        look: &Look,
+        threads: usize,
+    ) -> Result<Self, EvalError> {
+        let mut known = std::collections::HashSet::new();
+        rows.retain(|row| known.insert(*row));
+        let stored = look.side.min(set.encoder.image_size());
+        loop {
+            let sheet = drawn(set, &rows, stored, threads)?;
+            let encoded = encoded(&sheet, look.budget)?;
+            if let Some(encoded) = encoded {
+                let tiles = rows.iter().enumerate().map(|(at, row)| (*row, at)).collect();
+                return Ok(Self { name: look.name, shown: look.side, sheet, tiles, encoded });
+            }
+            rows.truncate(rows.len() / 2);
+        }
+    }
+
+    /// Number of thumbnails.
+    pub(super) fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
+    /// Tiles in a row of the sheet, and pixels of a side as shown.
+    pub(super) fn grid(&self) -> [usize; 2] {
+        [self.sheet.tiles()[0], self.shown]
+    }
+
+    /// The rule that embeds the sheet.
+    pub(super) fn style(&self) -> String {
+        let Self { name, shown, .. } = self;
+        let [width, height] = self.sheet.tiles().map(|tiles| tiles * shown);
+        // Small images are enlarged with their pixels.
+        let rendering = if 2 * self.sheet.side() <= *shown { ";image-rendering:pixelated" } else { "" };
+        format!(
+            ".{name}{{display:inline-block;width:{shown}px;height:{shown}px;background:#ccc \
+             url(data:image/jpeg;base64,{}) 0 0/{width}px {height}px no-repeat{rendering}}}\n",
+            self.encoded
+        )
+    }
+
+    /// The element of `row` with a tooltip and more style; an empty square if it has no thumbnail.
+    pub(super) fn tile(&self, row: usize, title: &str, style: &str) -> String {
+        let name = self.name;
+        let title = escaped(title);
+        match self.tiles.get(&row) {
+            Some(at) => {
+                let [x, y] = self.sheet.place(*at).map(|place| place * self.shown);
+                format!("<i class=\"{name}\" style=\"background-position:-{x}px -{y}px{style}\" title=\"{title}\"></i>")
+            }
+            None => format!("<i class=\"{name}\" style=\"background:#ccc{style}\" title=\"{title}\"></i>"),
+        }
+    }
+}
+
+/// Base64 of the sheet in the highest quality within `budget`.
+pub(super) fn encoded(sheet: &ContactSheet, budget: usize) -> Result<Option<String>, EvalError> {
+    for quality in QUALITIES {
+        let encoded = STANDARD.encode(sheet.jpeg(quality)?);
+        if encoded.len() <= budget {
+            return Ok(Some(encoded));
+        }
+    }
+    Ok(None)
+}
+
+fn drawn(set: &EmbeddedSet, rows: &[usize], side: usize, threads: usize) -> Result<ContactSheet, EvalError> {
+    let mut sheet = ContactSheet::new(rows.len(), side);
+    let size = sheet.side();
+    let transform = EvalTransform { size, antialias: true, ..set.encoder.transform() };
+    for (part, (_, images)) in set.parts.iter().enumerate() {
+        let places = rows.iter().enumerate().filter(|(_, row)| set.members[**row].part == part);
+        let places: HashMap<usize, usize> =
+            places.map(|(tile, row)| (set.members[*row].index, tile)).collect();
+        let mut indices: Vec<usize> = places.keys().copied().collect();
+        indices.sort_unstable();
+        let reader = EvalReader::new(images, &transform, threads)?;
+        let (channels, width) = (images.channels(), images.channels() * size * size);
+        for chunk in indices.chunks(CHUNK) {
+            let read = reader.read(chunk);
+            for (index, planes) in read.ids.iter().zip(read.pixels.chunks_exact(width)) {
+                sheet.put(places[index], planes, (channels, size));
+            }
+        }
+    }
+    Ok(sheet)
+}
