@@ -15,7 +15,7 @@ use std::{path::Path, sync::atomic::AtomicBool};
 use simclr_data::output;
 
 use crate::{
-    EvalError,
+    ConfigError, EvalError,
     eval::features::{BadImage, ReadOptions},
     explore::{
         EmbeddedSet, ExploreOptions,
@@ -60,6 +60,28 @@ impl Default for ReportOptions {
     fn default() -> Self {
         let explore = ExploreOptions::default();
         Self { explore, k: 10, duplicates: 0.99, agreement: 0.8, points: 5000 }
+    }
+}
+
+impl ReportOptions {
+    /// Checks the ranges of all values.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let error = |key: &str, value: String, expected: &str| {
+            Err(ConfigError::Value { key: key.into(), value, expected: expected.into() })
+        };
+        if self.k == 0 {
+            return error("k", self.k.to_string(), "at least one neighbour");
+        }
+        if !(self.duplicates > 0.0 && self.duplicates <= 1.0) {
+            return error("duplicates", self.duplicates.to_string(), "a cosine above 0 and up to 1");
+        }
+        if !(self.agreement > 0.5 && self.agreement <= 1.0) {
+            return error("agreement", self.agreement.to_string(), "a share above 0.5 and up to 1");
+        }
+        Ok(())
     }
 }
 
@@ -114,9 +136,10 @@ pub fn report(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Report, EvalError> {
+    options.validate()?;
     let set = EmbeddedSet::open(run, data, &options.explore, observer, stop)?;
     observer.message(&format!("neighbours of {} images", set.members.len()));
-    let near = nearest::of_each(&set.h, options.k.max(1));
+    let near = nearest::of_each(&set.h, options.k);
     let map = crate::explore::map::principal(&set.h)?;
     let (labels, seed) = (&set.labels, options.explore.seed);
     let analysis = Analysis {
@@ -132,7 +155,12 @@ pub fn report(
         near,
         set,
     };
-    let (html, on_map) = page::html(&analysis, observer)?;
+    let (mut points, mut made) = (options.points, page::html(&analysis, options.points, observer)?);
+    while made.0.len() > LIMIT && points > 0 {
+        points /= 2;
+        made = page::html(&analysis, points, observer)?;
+    }
+    let (html, on_map) = made;
     let labelled = analysis.agreement.is_some();
     Ok(Report {
         html,

@@ -63,6 +63,11 @@ impl Thumbnails {
         self.tiles.len()
     }
 
+    /// Tile of `row`, counted along the rows of the sheet.
+    pub(super) fn place(&self, row: usize) -> Option<usize> {
+        self.tiles.get(&row).copied()
+    }
+
     /// Tiles in a row of the sheet, and pixels of a side as shown.
     pub(super) fn grid(&self) -> [usize; 2] {
         [self.sheet.tiles()[0], self.shown]
