@@ -86,7 +86,8 @@ mod tests {
         for (x, y, pixel) in decoded.enumerate_pixels() {
             let inside = (32..64).contains(&x) && (32..64).contains(&y);
             let Rgb([r, g, b]) = *pixel;
-            let fine = if inside { r > 240 && g < 12 && b < 12 } else { r.abs_diff(200) < 6 && g == r && b == r };
+            let fine =
+                if inside { r > 240 && g < 12 && b < 12 } else { r.abs_diff(200) < 6 && g == r && b == r };
             assert!(fine, "{x} {y} {pixel:?}");
         }
     }

@@ -54,8 +54,12 @@ impl ViewTable<'_> {
             let stored = (image.width, image.height);
             receiver(&Cell { place: (row, 0), pixels: &pixels, params: None, stored })?;
             for view in 0..self.views {
-                let key =
-                    Key { seed: self.seed, epoch: view as u64 / 2, image: index as u64, view: view as u64 % 2 };
+                let key = Key {
+                    seed: self.seed,
+                    epoch: view as u64 / 2,
+                    image: index as u64,
+                    view: view as u64 % 2,
+                };
                 let policy = &policies[view % 2];
                 let params = policy.draw(key, image.width, image.height);
                 augment::apply(&image, &params, policy, size, &mut pixels, &mut buffers);

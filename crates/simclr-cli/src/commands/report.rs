@@ -41,10 +41,9 @@ pub fn run(arguments: &args::Report) -> Result<ExitCode, Failure> {
     drop(terminal);
     atomic_file::write(&arguments.out, found.html.as_bytes())?;
     let [images, total] = found.images;
-    let suspects = found.suspects.map_or_else(
-        || "no labels".to_owned(),
-        |suspects| format!("{suspects} possible label errors"),
-    );
+    let suspects = found
+        .suspects
+        .map_or_else(|| "no labels".to_owned(), |suspects| format!("{suspects} possible label errors"));
     terminal::result(&format!(
         "{}  {images} of {total} images, {} on the map, {} near-duplicates, {suspects}, {:.1} MB",
         arguments.out.display(),

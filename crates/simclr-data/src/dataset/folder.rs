@@ -11,8 +11,8 @@ use bytes::Bytes;
 use walkdir::WalkDir;
 
 use super::{
-    Opened, Sample, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged, notes::list_counts,
-    tiny_imagenet,
+    Opened, Sample, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged,
+    notes::list_counts, tiny_imagenet,
 };
 use crate::{DataError, decode};
 

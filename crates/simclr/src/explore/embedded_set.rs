@@ -91,8 +91,9 @@ impl EmbeddedSet {
         let encoder = load_encoder_on(run, options.device)?;
         let splits = options.split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
         let how = encoder.decoding();
-        let open =
-            |split| Ok((split, Dataset::open_as(data, split, &how)?.labelled(&options.labels, data, &[split])?));
+        let open = |split| {
+            Ok((split, Dataset::open_as(data, split, &how)?.labelled(&options.labels, data, &[split])?))
+        };
         let mut parts = splits.into_iter().map(open).collect::<Result<Vec<_>, EvalError>>()?;
         let total = parts.iter().map(|(_, set)| set.len()).sum();
         let read = ReadOptions::of(&encoder, options.batch, options.threads);

@@ -77,7 +77,8 @@ fn majority(near: &[Near], labels: &[Option<usize>]) -> Option<(usize, usize, us
 
 /// Share of the labelled images with the class of most of their neighbours; none without labels.
 pub fn agreement(near: &[Vec<Near>], labels: &[Option<usize>]) -> Option<f64> {
-    let judged = near.iter().zip(labels).filter_map(|(near, label)| Some(majority(near, labels)?.0 == (*label)?));
+    let judged =
+        near.iter().zip(labels).filter_map(|(near, label)| Some(majority(near, labels)?.0 == (*label)?));
     let judged: Vec<bool> = judged.collect();
     (!judged.is_empty()).then(|| judged.iter().filter(|same| **same).count() as f64 / judged.len() as f64)
 }
@@ -135,7 +136,11 @@ mod tests {
         assert!((pairs[0].cosine - 1.0).abs() < 1e-6);
         let found = suspects(&near, &labels, 0.8);
         let of_7 = found.iter().find(|found| found.row == 7).unwrap();
-        assert_eq!((of_7.label, of_7.other, of_7.votes), (1, 0, of_7.of), "an image without a label does not vote");
+        assert_eq!(
+            (of_7.label, of_7.other, of_7.votes),
+            (1, 0, of_7.of),
+            "an image without a label does not vote"
+        );
         assert!(found.iter().all(|found| found.row == 7 || found.row == 40), "{found:?}");
         let share = agreement(&near, &labels).unwrap();
         assert!((39.0 / 41.0 - 1e-9..=40.0 / 41.0).contains(&share), "{share}");

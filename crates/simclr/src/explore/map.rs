@@ -73,8 +73,7 @@ mod tests {
     #[test]
     fn a_circle_is_found_in_more_dimensions() {
         tch::set_num_threads(1);
-        let angles: Vec<f64> =
-            (0..24).map(|at| std::f64::consts::TAU * f64::from(at) / 24.0).collect();
+        let angles: Vec<f64> = (0..24).map(|at| std::f64::consts::TAU * f64::from(at) / 24.0).collect();
         let rows: Vec<f32> = angles
             .iter()
             .flat_map(|a| [3.0, 0.0, 0.75 * a.cos(), 0.0, 0.75 * a.sin()].map(|x: f64| x as f32))
@@ -84,7 +83,11 @@ mod tests {
         for [x, y] in &map.points {
             assert!(((x * x + y * y).sqrt() - radius).abs() < 1e-6, "{x} {y}");
         }
-        assert!((map.variance[0] - 0.5).abs() < 1e-6 && (map.variance[1] - 0.5).abs() < 1e-6, "{:?}", map.variance);
+        assert!(
+            (map.variance[0] - 0.5).abs() < 1e-6 && (map.variance[1] - 0.5).abs() < 1e-6,
+            "{:?}",
+            map.variance
+        );
     }
 
     #[test]

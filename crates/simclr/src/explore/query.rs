@@ -64,7 +64,10 @@ pub fn neighbours(
     let one = |((query, member), near): ((&PathBuf, &Option<usize>), Vec<Near>)| Query {
         query: query.display().to_string(),
         member: member.map(|row| set.name(row).to_owned()),
-        neighbours: without(near, member.unwrap_or(usize::MAX), k).into_iter().map(|near| found(set, near)).collect(),
+        neighbours: without(near, member.unwrap_or(usize::MAX), k)
+            .into_iter()
+            .map(|near| found(set, near))
+            .collect(),
     };
     Ok(queries.iter().zip(&members).zip(near).map(one).collect())
 }
@@ -98,7 +101,8 @@ fn holds(source: &Path, own: &str, file: &Path) -> bool {
     if source.is_file() {
         return source == file && file.ends_with(own);
     }
-    let among_several = source.parent().filter(|_| source.file_name().is_some_and(|name| Path::new(own).starts_with(name)));
+    let among_several =
+        source.parent().filter(|_| source.file_name().is_some_and(|name| Path::new(own).starts_with(name)));
     source.join(own) == file || among_several.is_some_and(|parent| parent.join(own) == file)
 }
 

@@ -21,7 +21,8 @@ pub(super) fn section(analysis: &Analysis<'_>) -> Result<String, EvalError> {
         return Ok(format!("<p>The run has not been evaluated.</p>\n{}", command(analysis)));
     };
     let mut text = introduction(analysis, &results, is_of_set);
-    let rows: Vec<&Row> = results.rows.iter().filter(|row| !row.by_labels.is_empty() || row.knn.is_some()).collect();
+    let rows: Vec<&Row> =
+        results.rows.iter().filter(|row| !row.by_labels.is_empty() || row.knn.is_some()).collect();
     let columns = columns(rows.iter().flat_map(|row| &row.by_labels));
     let kinds = std::iter::once("kNN".to_owned()).chain(columns.iter().map(|column| column.column_name()));
     let kinds: Vec<String> = kinds.collect();
@@ -61,7 +62,10 @@ fn introduction(analysis: &Analysis<'_>, results: &Results, is_of_set: bool) -> 
     }
     let encoder = &analysis.set.encoder;
     if results.run.step != encoder.origin().step {
-        text.push_str(&format!(" The newest checkpoint, of step {}, has not been evaluated.", encoder.origin().step));
+        text.push_str(&format!(
+            " The newest checkpoint, of step {}, has not been evaluated.",
+            encoder.origin().step
+        ));
     }
     let rest = if is_of_set { String::new() } else { command(analysis) };
     format!("<p>{}</p>\n{rest}", escaped(&text))

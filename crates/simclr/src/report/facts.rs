@@ -17,9 +17,14 @@ pub(super) fn recorded(analysis: &Analysis<'_>) -> [Value; 2] {
     })
 }
 
-pub(super) fn section(analysis: &Analysis<'_>, plan: &Value, environment: &Value) -> Result<String, EvalError> {
+pub(super) fn section(
+    analysis: &Analysis<'_>,
+    plan: &Value,
+    environment: &Value,
+) -> Result<String, EvalError> {
     let mut rows = vec![vec!["fact".to_owned(), "value".to_owned()]];
-    let facts = of_run(analysis, plan).into_iter().chain(of_machine(environment)).chain(of_set(analysis, plan));
+    let facts =
+        of_run(analysis, plan).into_iter().chain(of_machine(environment)).chain(of_set(analysis, plan));
     rows.extend(facts.map(|(name, value)| vec![name.to_owned(), value]));
     let config = fs_err::read_to_string(analysis.run.config_file())?;
     Ok(format!(
@@ -41,7 +46,10 @@ fn of_run(analysis: &Analysis<'_>, plan: &Value) -> Facts {
         ("run", analysis.run.path().display().to_string()),
         ("encoder", encoder.model().encoder.describe()),
         ("checkpoint", format!("step {}{steps}{file}", origin.step)),
-        ("epochs, batch", format!("{} epochs of {} images per step", config.train.epochs, config.train.batch)),
+        (
+            "epochs, batch",
+            format!("{} epochs of {} images per step", config.train.epochs, config.train.batch),
+        ),
         ("input", encoder.transform().to_string()),
     ];
     if let (Some(images), Some(fingerprint)) = (plan["images"].as_u64(), plan["data_fingerprint"].as_str()) {

@@ -138,7 +138,8 @@ fn rest<T>(items: &[T], shown: usize, headings: &[&str], line: impl Fn(&T) -> Ve
         return String::new();
     }
     let headings = headings.iter().map(|heading| (*heading).to_owned()).collect();
-    let lines: Vec<Vec<String>> = std::iter::once(headings).chain(more.iter().take(LISTED).map(line)).collect();
+    let lines: Vec<Vec<String>> =
+        std::iter::once(headings).chain(more.iter().take(LISTED).map(line)).collect();
     let listed = lines.len() - 1;
     format!("<details><summary>{listed} of {} more</summary>{}</details>\n", more.len(), table(&lines))
 }

@@ -7,7 +7,13 @@ use crate::{explore::nearest::Near, html::escaped};
 const LETTERS: usize = 60;
 
 /// An image in large letters, and some of its neighbours; thumbnails are framed in green or red for the same or another class.
-pub(super) fn row(analysis: &Analysis<'_>, thumbnails: &Thumbnails, row: usize, note: &str, count: usize) -> String {
+pub(super) fn row(
+    analysis: &Analysis<'_>,
+    thumbnails: &Thumbnails,
+    row: usize,
+    note: &str,
+    count: usize,
+) -> String {
     let near = analysis.near[row].iter().take(count);
     let tiles: String = near.map(|near| neighbour(analysis, thumbnails, row, *near)).collect();
     let own = figure(&image(analysis, thumbnails, row), "");

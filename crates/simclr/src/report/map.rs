@@ -25,7 +25,8 @@ dot.style.opacity=only<0||kinds[i]===only?'':'.06'})})});";
 
 /// At most `points` rows on the map, in random order, so that no class covers the others.
 pub(super) fn rows(analysis: &Analysis<'_>, points: usize) -> Vec<usize> {
-    let mut rows = Key::choice(analysis.options.explore.seed, 2).stream().permutation(analysis.set.members.len());
+    let mut rows =
+        Key::choice(analysis.options.explore.seed, 2).stream().permutation(analysis.set.members.len());
     rows.truncate(points);
     rows
 }
@@ -53,7 +54,10 @@ pub(super) fn section(analysis: &Analysis<'_>, rows: &[usize], thumbnails: &Thum
     }
     text.push_str("</svg>\n<div class=\"tiles\">\n");
     for (row, [x, y]) in apart(rows, &places, thumbnails.grid()[1] as f64) {
-        let style = format!(";left:{x:.0}px;top:{y:.0}px;outline:2px solid {}", fill(set.labels[row], set.classes.len()));
+        let style = format!(
+            ";left:{x:.0}px;top:{y:.0}px;outline:2px solid {}",
+            fill(set.labels[row], set.classes.len())
+        );
         text.push_str(&thumbnails.tile(row, &set.class(row).unwrap_or_default().to_owned(), &style));
     }
     let data = script_data(analysis, rows, thumbnails);

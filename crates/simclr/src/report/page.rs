@@ -51,7 +51,8 @@ pub(super) fn html(
         ("Possible label errors", findings::suspects(analysis, &large)),
         ("Facts", facts::section(analysis, &plan, &environment)?),
     ];
-    let name = analysis.run.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name =
+        analysis.run.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let title = format!("simclr report: {name}");
     let style = [STYLE, &on_map.style(), &large.style(), &style_of_views].concat();
     let html = page(&title, &style, &body(analysis, &title, &sections));
@@ -61,7 +62,11 @@ pub(super) fn html(
 fn body(analysis: &Analysis<'_>, title: &str, sections: &[(&str, String)]) -> String {
     let set = &analysis.set;
     let mut body = format!("<h1>{}</h1>\n", escaped(title));
-    let classes = if analysis.agreement.is_some() { format!(", {} classes", set.classes.len()) } else { ", no labels".into() };
+    let classes = if analysis.agreement.is_some() {
+        format!(", {} classes", set.classes.len())
+    } else {
+        ", no labels".into()
+    };
     let summary = format!(
         "{}: {} of {} images analysed{classes}. h has {} dimensions; similarities are cosines of h.",
         analysis.data.display(),

@@ -47,15 +47,10 @@ impl Thumbnails {
         let mut known = std::collections::HashSet::new();
         rows.retain(|row| known.insert(*row));
         let stored = look.side.min(set.encoder.image_size());
-        loop {
-            let sheet = drawn(set, &rows, stored, threads)?;
-            let encoded = encoded(&sheet, look.budget)?;
-            if let Some(encoded) = encoded {
-                let tiles = rows.iter().enumerate().map(|(at, row)| (*row, at)).collect();
-                return Ok(Self { name: look.name, shown: look.side, sheet, tiles, encoded });
-            }
-            rows.truncate(rows.len() / 2);
-        }
+        let draw = |rows: &[usize]| drawn(set, rows, stored, threads);
+        let (rows, sheet, encoded) = within(rows, look.budget, &draw)?;
+        let tiles = rows.iter().enumerate().map(|(at, row)| (*row, at)).collect();
+        Ok(Self { name: look.name, shown: look.side, sheet, tiles, encoded })
     }
 
     /// Number of thumbnails.
@@ -93,9 +88,27 @@ impl Thumbnails {
         match self.tiles.get(&row) {
             Some(at) => {
                 let [x, y] = self.sheet.place(*at).map(|place| place * self.shown);
-                format!("<i class=\"{name}\" style=\"background-position:-{x}px -{y}px{style}\" title=\"{title}\"></i>")
+                format!(
+                    "<i class=\"{name}\" style=\"background-position:-{x}px -{y}px{style}\" title=\"{title}\"></i>"
+                )
             }
             None => format!("<i class=\"{name}\" style=\"background:#ccc{style}\" title=\"{title}\"></i>"),
+        }
+    }
+}
+
+/// The first of `rows` with their sheet: all of them, half, a quarter, and so on.
+fn within(
+    mut rows: Vec<usize>,
+    budget: usize,
+    draw: &dyn Fn(&[usize]) -> Result<ContactSheet, EvalError>,
+) -> Result<(Vec<usize>, ContactSheet, String), EvalError> {
+    loop {
+        let sheet = draw(&rows)?;
+        match encoded(&sheet, budget)? {
+            Some(encoded) => return Ok((rows, sheet, encoded)),
+            None if rows.is_empty() => return Ok((rows, sheet, String::new())),
+            None => rows.truncate(rows.len() / 2),
         }
     }
 }
@@ -131,4 +144,34 @@ fn drawn(set: &EmbeddedSet, rows: &[usize], side: usize, threads: usize) -> Resu
         }
     }
     Ok(sheet)
+}
+
+#[cfg(test)]
+mod tests {
+    use simclr_data::rng::Key;
+
+    use super::*;
+
+    /// Noise, which no JPEG makes small.
+    fn noise(rows: &[usize]) -> Result<ContactSheet, EvalError> {
+        let mut sheet = ContactSheet::new(rows.len(), 32);
+        for (tile, row) in rows.iter().enumerate() {
+            let mut stream = Key::choice(*row as u64, 0).stream();
+            let planes: Vec<f32> = (0..3 * 32 * 32).map(|_| stream.unit()).collect();
+            sheet.put(tile, &planes, (3, 32));
+        }
+        Ok(sheet)
+    }
+
+    #[test]
+    fn a_budget_is_kept_by_quality_and_then_by_number() {
+        let rows: Vec<usize> = (0..64).collect();
+        let best = encoded(&noise(&rows).unwrap(), usize::MAX).unwrap().unwrap().len();
+        let (kept, _, text) = within(rows.clone(), best - 1, &noise).unwrap();
+        assert!(kept == rows && text.len() < best, "{best} {}", text.len());
+        let (kept, sheet, text) = within(rows.clone(), best / 16, &noise).unwrap();
+        assert!((1..=32).contains(&kept.len()) && text.len() <= best / 16, "{} {}", kept.len(), text.len());
+        assert!(rows.starts_with(&kept) && sheet.tiles().iter().product::<usize>() < 64);
+        assert_eq!(within(rows, 1, &noise).unwrap().0, Vec::<usize>::new());
+    }
 }

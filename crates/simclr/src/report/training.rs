@@ -21,7 +21,9 @@ pub(super) fn section(analysis: &Analysis<'_>, plan: &Value) -> Result<String, E
     let (images, decides) = (config.train.batch as i64, config.loss.chance_decides());
     let metrics = RecordedMetrics::read(analysis.run, images, decides)?;
     if metrics.steps.is_empty() {
-        return Ok("<p>The run recorded no steps: its weights were imported, or it has not begun.</p>\n".into());
+        return Ok(
+            "<p>The run recorded no steps: its weights were imported, or it has not begun.</p>\n".into()
+        );
     }
     let contrastive = config.task.objective.is_contrastive();
     let mut text = String::from("<ul>\n");
@@ -68,12 +70,16 @@ fn statements(metrics: &RecordedMetrics, contrastive: bool) -> Vec<String> {
 
 /// The largest gradient norm against the median.
 fn gradients(steps: &[Recorded]) -> Option<String> {
-    let mut norms: Vec<f64> = steps.iter().map(|step| step.gradient_norm).filter(|norm| norm.is_finite()).collect();
+    let mut norms: Vec<f64> =
+        steps.iter().map(|step| step.gradient_norm).filter(|norm| norm.is_finite()).collect();
     norms.sort_by(f64::total_cmp);
     let (median, largest) = (*norms.get(norms.len() / 2)?, *norms.last()?);
     let at = steps.iter().find(|step| step.gradient_norm == largest)?;
     let text = if largest > 100.0 * median { ": a jump, after which the loss may have suffered" } else { "" };
-    Some(format!("Gradient norm {median:.3} in the median, at most {largest:.3} (epoch {:.1}){text}.", at.epoch))
+    Some(format!(
+        "Gradient norm {median:.3} in the median, at most {largest:.3} (epoch {:.1}){text}.",
+        at.epoch
+    ))
 }
 
 fn online_knn(metrics: &RecordedMetrics) -> String {
@@ -107,8 +113,12 @@ fn pictures(metrics: &RecordedMetrics, contrastive: bool, epochs: Option<f64>) -
         lines("learning rate", vec![("", of(|step| step.lr))]),
     ];
     if let Some((_, health)) = metrics.health.first().filter(|_| contrastive) {
-        let points = metrics.health.iter().map(|(step, health)| (metrics.epoch(*step), health.effective_rank));
-        pictures.push(lines(&format!("dimensions of h in use, of {}", health.features), vec![("", thinned(points))]));
+        let points =
+            metrics.health.iter().map(|(step, health)| (metrics.epoch(*step), health.effective_rank));
+        pictures.push(lines(
+            &format!("dimensions of h in use, of {}", health.features),
+            vec![("", thinned(points))],
+        ));
     }
     if !metrics.online_knn.is_empty() {
         let points = metrics.online_knn.iter().map(|(step, value)| (metrics.epoch(*step), 100.0 * value));

@@ -90,6 +90,10 @@ mod tests {
         let found = RecordedMetrics::read(&run, 8, true).unwrap();
         assert_eq!((found.steps.len(), found.steps[0].loss, found.online_knn), (1, 3.0, vec![(1, 0.25)]));
         assert_eq!((found.health[0].0, found.health[0].1.images), (1, 8));
-        assert!(found.health[0].1.verdict().starts_with("learning: loss 2.000"), "{}", found.health[0].1.verdict());
+        assert!(
+            found.health[0].1.verdict().starts_with("learning: loss 2.000"),
+            "{}",
+            found.health[0].1.verdict()
+        );
     }
 }

@@ -68,10 +68,8 @@ impl Sheet {
         params: Option<&ViewParams>,
         (width, height): (usize, usize),
     ) {
-        let words = params.map_or_else(
-            || vec![format!("{width}x{height}")],
-            |params| params.words((width, height)),
-        );
+        let words =
+            params.map_or_else(|| vec![format!("{width}x{height}")], |params| params.words((width, height)));
         let (left, top) = self.corner(place);
         for (line, text) in wrapped(&words, self.letters()).iter().take(self.lines()).enumerate() {
             self.write(text, (left, top + self.tile() + 2 + line * LINE));
