@@ -111,7 +111,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("explore", &["device", "eval", "knn", "train"]),
-    ("report", &["config", "eval", "explore", "health", "html", "picture", "train"]),
+    ("report", &["eval", "explore", "html", "picture", "train"]),
     (
         "study",
         &[

@@ -43,22 +43,34 @@ pub(super) fn section(analysis: &Analysis<'_>) -> Result<String, EvalError> {
     Ok(text + &table(&lines))
 }
 
-/// The newest results on this set, or on any.
+/// Of the results on this set, or else of all, those with most figures, the newest of equals.
 fn chosen(analysis: &Analysis<'_>, mut all: Vec<Results>) -> Option<(Results, bool)> {
     let fingerprint = analysis.set.parts[0].1.fingerprint();
-    let own = all.iter().position(|results| results.data.train_fingerprint == fingerprint);
-    (!all.is_empty()).then(|| (all.swap_remove(own.unwrap_or(0)), own.is_some()))
+    let is_own = |results: &Results| results.data.train_fingerprint == fingerprint;
+    let own = all.iter().any(is_own);
+    all.retain(|results| is_own(results) == own);
+    let figures = |results: &Results| -> usize {
+        results.rows.iter().map(|row| row.by_labels.len() + usize::from(row.knn.is_some())).sum()
+    };
+    // The newest are first, and `max_by_key` takes the last of equals.
+    let chosen = (0..all.len()).rev().max_by_key(|at| figures(&all[*at]))?;
+    Some((all.swap_remove(chosen), own))
 }
 
 fn introduction(analysis: &Analysis<'_>, results: &Results, is_of_set: bool) -> String {
     let data = &results.data;
     let mut text = format!(
         "Accuracy on {} test images of {} classes ({}), step {}; controls: the same encoder with random weights, raw pixels, chance. \
-         Figures are those of `simclr evaluate`.",
+         Figures are stored results of simclr evaluate.",
         data.test_images, data.classes, data.path, results.run.step
     );
     if !is_of_set {
         text.push_str(" They are of another set than the rest of this page.");
+    }
+    let missing =
+        ["random-init h", "raw pixels", "chance"].into_iter().filter(|name| results.row(name).is_none());
+    for name in missing {
+        text.push_str(&format!(" The control `{name}` was not evaluated."));
     }
     let encoder = &analysis.set.encoder;
     if results.run.step != encoder.origin().step {

@@ -2,7 +2,11 @@
 
 use simclr_data::rng::Key;
 
-use super::{Analysis, gallery::shortened, thumbnails::Thumbnails};
+use super::{
+    Analysis,
+    gallery::{named, shortened},
+    thumbnails::Thumbnails,
+};
 use crate::{html::escaped, picture::color};
 
 /// Pixels of a side of both pictures.
@@ -58,7 +62,7 @@ pub(super) fn section(analysis: &Analysis<'_>, rows: &[usize], thumbnails: &Thum
             ";left:{x:.0}px;top:{y:.0}px;outline:2px solid {}",
             fill(set.labels[row], set.classes.len())
         );
-        text.push_str(&thumbnails.tile(row, &set.class(row).unwrap_or_default().to_owned(), &style));
+        text.push_str(&thumbnails.tile(row, &named(analysis, row), &style));
     }
     let data = script_data(analysis, rows, thumbnails);
     text + &format!(

@@ -15,10 +15,10 @@ const STYLE: &str = "body{max-width:84rem}nav a{margin-right:1rem}figure{margin:
 figcaption{font-size:12px;text-align:center;min-height:1.2em}.row{display:flex;gap:8px;align-items:flex-start;margin:10px 0;\
 flex-wrap:wrap}.text{width:15rem;font-size:13px;overflow-wrap:anywhere}.pairs{display:grid;\
 grid-template-columns:repeat(auto-fill,minmax(24rem,1fr))}.pair{margin:4px 0}.curves{display:grid;\
-grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:8px}.maps{display:flex;flex-wrap:wrap;gap:12px}\
+grid-template-columns:repeat(auto-fit,minmax(34rem,1fr));gap:8px}.maps{display:flex;flex-wrap:wrap;gap:12px}\
 .maps svg{border:1px solid #ccc}.tiles{position:relative;width:640px;height:640px;border:1px solid #ccc;overflow:hidden}\
 .tiles i{position:absolute}#tip{display:none;position:absolute;background:#fff;border:1px solid #888;padding:6px;\
-font-size:13px;max-width:20rem;overflow-wrap:anywhere;pointer-events:none}#legend span{cursor:pointer;white-space:nowrap;\
+font-size:13px;max-width:20rem;overflow-wrap:anywhere;pointer-events:none}#tip i{zoom:3}#legend span{cursor:pointer;white-space:nowrap;\
 margin-right:.6rem}#legend b{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}\
 .facts td{text-align:left;overflow-wrap:anywhere}pre{font-size:12px;background:#f6f6f6;padding:1rem}\n";
 

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use simclr_data::{EvalReader, augment::EvalTransform, contact_sheet::ContactSheet};
 
 use crate::{EvalError, explore::EmbeddedSet, html::escaped};
@@ -116,12 +115,27 @@ fn within(
 /// Base64 of the sheet in the highest quality within `budget`.
 pub(super) fn encoded(sheet: &ContactSheet, budget: usize) -> Result<Option<String>, EvalError> {
     for quality in QUALITIES {
-        let encoded = STANDARD.encode(sheet.jpeg(quality)?);
+        let encoded = base64(&sheet.jpeg(quality)?);
         if encoded.len() <= budget {
             return Ok(Some(encoded));
         }
     }
     Ok(None)
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let at = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place) & 63) as usize] as char;
+            text.push(if place > group.len() { '=' } else { letter });
+        }
+    }
+    text
 }
 
 fn drawn(set: &EmbeddedSet, rows: &[usize], side: usize, threads: usize) -> Result<ContactSheet, EvalError> {
@@ -161,6 +175,21 @@ mod tests {
             sheet.put(tile, &planes, (3, 32));
         }
         Ok(sheet)
+    }
+
+    /// The test vectors of RFC 4648, section 10, and letters beyond 61.
+    #[test]
+    fn bytes_become_base64() {
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg=="),
+            (b"fo", "Zm8="),
+            (b"foo", "Zm9v"),
+            (b"foobar", "Zm9vYmFy"),
+            (&[0xfb, 0xff, 0xbf], "+/+/"),
+        ] {
+            assert_eq!(base64(bytes), text);
+        }
     }
 
     #[test]
