@@ -42,7 +42,7 @@ pub(super) fn section(analysis: &Analysis<'_>, rows: &[usize], thumbnails: &Thum
     let mut text = format!(
         "<p>{} of {} images by the first two principal components of h of unit length, which hold {:.1} % and {:.1} % of its variance. It is \
          a linear view: points that are apart are different, points that lie together may differ in the other components. No t-SNE or \
-         UMAP is computed. {} of the points have a thumbnail; move the mouse over one.</p>\n",
+         UMAP is computed. {} of the points have a thumbnail: move the mouse over one. A click on a class shows it alone.</p>\n",
         rows.len(),
         set.total,
         variance[0],

@@ -20,7 +20,7 @@ grid-template-columns:repeat(auto-fit,minmax(34rem,1fr));gap:8px}.maps{display:f
 .tiles i{position:absolute}#tip{display:none;position:absolute;background:#fff;border:1px solid #888;padding:6px;\
 font-size:13px;max-width:20rem;overflow-wrap:anywhere;pointer-events:none}#tip i{zoom:3}#legend span{cursor:pointer;white-space:nowrap;\
 margin-right:.6rem}#legend b{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}\
-.facts td{text-align:left;overflow-wrap:anywhere}pre{font-size:12px;background:#f6f6f6;padding:1rem}\n";
+.facts td,.facts th{text-align:left;overflow-wrap:anywhere}.facts td:first-child{white-space:nowrap}pre{font-size:12px;background:#f6f6f6;padding:1rem}\n";
 
 /// Thumbnails of the map and of the galleries; base64 is a third larger than bytes, and the rest of the page has two megabytes.
 const ON_MAP: Look = Look { name: "m", side: 32, budget: 4_000_000 };
