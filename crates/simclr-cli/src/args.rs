@@ -4,6 +4,7 @@ mod classify;
 mod config;
 mod data;
 mod evaluate;
+mod explore;
 mod semi_supervised;
 mod study;
 
@@ -30,6 +31,7 @@ pub use classify::{Classify, Predict};
 pub use config::{ConfigArguments, of_flag, several_settings};
 pub use data::{Inspect, Pack, Views};
 pub use evaluate::{Evaluate, Normalize, replaced_flag};
+pub use explore::{Neighbours, Report};
 pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
 pub use study::Study;
 
@@ -68,6 +70,10 @@ pub enum Command {
     Compare(Compare),
     /// Write the feature h of every image of a set (.parquet or .npy)
     Embed(Embed),
+    /// Write one HTML page on a run and a set: curves, views, map, neighbours, near-duplicates, possible label errors, facts
+    Report(Report),
+    /// List the images of a set nearest to given images
+    Neighbours(Neighbours),
     /// Explain the keys of the configuration, and list or print the built-in recipes
     Config(Config),
     /// Write a run's encoder for torchvision, timm or ONNX

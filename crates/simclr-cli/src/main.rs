@@ -44,6 +44,8 @@ fn main() -> ExitCode {
         Command::Compare(arguments) => processes::alone(|| commands::compare::run(&arguments)),
         Command::Config(arguments) => processes::alone(|| commands::config::run(&arguments)),
         Command::Embed(arguments) => processes::alone(|| commands::embed::run(&arguments)),
+        Command::Report(arguments) => processes::alone(|| commands::report::run(&arguments)),
+        Command::Neighbours(arguments) => processes::alone(|| commands::neighbours::run(&arguments)),
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
         Command::Doctor(arguments) => processes::together(|group| commands::doctor::run(&arguments, group)),

@@ -21,6 +21,8 @@ pub mod deferred; // images and parameters, for augmentation on another device
 pub mod batch; // 2N views -> Batch, the row order
 pub mod chunking; // which views go through the encoder together
 pub mod loader; // order of an epoch, worker threads, prefetch, failed images
+pub mod view_table; // images -> originals and views, to look at
+pub mod contact_sheet; // tiles -> one JPEG
 pub mod eval_reader; // outside training: images in a given order, without randomness
 pub mod output; // which files a command may replace
 pub mod pack; // a data set -> one file of decoded images

@@ -45,6 +45,11 @@ impl Key {
         Self { seed, epoch: 0, image: u64::MAX - 4, view: 0 }
     }
 
+    /// For a choice of images to look at, outside training.
+    pub fn choice(seed: u64, number: u64) -> Self {
+        Self { seed, epoch: 0, image: u64::MAX - 5, view: number }
+    }
+
     /// The generator of this key.
     pub fn stream(self) -> Stream {
         let mut key = [0; 32];

@@ -1,12 +1,12 @@
 //! Label-free metrics of training health, and a verdict in words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::losses::l2_normalize;
 
 /// Label-free metrics of one batch.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Health {
     /// Mean over anchors (the paper's scale).
     pub loss: f64,

@@ -52,6 +52,11 @@ impl Neighbours {
         &self.position
     }
 
+    /// Cosines with these rows, `[Q, k]`.
+    pub fn similarities(&self) -> &Tensor {
+        &self.similarity
+    }
+
     /// Similarities and positions of the nearest `k`.
     fn nearest(&self, k: i64) -> (Tensor, Tensor) {
         let k = k.min(self.position.size()[1]);

@@ -38,6 +38,8 @@ pub use tch;
 
 pub mod error;
 
+pub mod html; // text and tables of a page
+pub mod picture; // values -> SVG
 pub mod device; // CPU or GPU, precision, copies
 pub mod views; // a batch -> views [2N, C, S, S] on the device
 pub mod params; // named parameters and buffers
@@ -59,6 +61,8 @@ pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run
 pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
 pub mod export; // encoder -> safetensors, features -> parquet / npy
+pub mod explore; // h of a set -> neighbours, map, findings
+pub mod report; // run, set -> one page
 pub mod study; // studies of the paper: jobs, figures, verdicts, pages
 
 pub use config::{Plan, RunConfig};

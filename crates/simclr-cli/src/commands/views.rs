@@ -14,10 +14,10 @@ use simclr::{
     RunConfig,
     data::{
         Dataset, Split, ValueRange, ViewParams, atomic_file,
-        augment::{self, AugmentBuffers, EvalTransform},
+        augment::EvalTransform,
         dataset::as_one_path,
         output,
-        rng::Key,
+        view_table::{Cell, ViewTable},
     },
     export::{NpyWriter, is_safetensors_of_views, npy_rows, safetensors_of_views},
     train::RunFolder,
@@ -93,10 +93,6 @@ struct Table {
     views: usize,
 }
 
-/// Receives row and column, planes, parameters of a view (`None` for the original), and width and height of the image.
-type Receiver<'a> =
-    dyn FnMut((usize, usize), &[f32], Option<&ViewParams>, (usize, usize)) -> Result<(), Failure> + 'a;
-
 impl Table {
     fn transform(&self) -> EvalTransform {
         let transform = self.config.transform.to(self.config.train.image_size, self.set.channels());
@@ -107,41 +103,21 @@ impl Table {
         row * self.set.len() / self.rows
     }
 
-    fn each(&self, receiver: &mut Receiver<'_>) -> Result<(), Failure> {
-        let config = &self.config;
-        let size = config.train.image_size;
-        let policies = config.augment.of_views();
-        let mut pixels = vec![0.0; self.set.channels() * size * size];
-        let mut buffers = AugmentBuffers::default();
-        for row in 0..self.rows {
-            let image = self.set.decode(self.index(row))?;
-            self.transform().apply(&image, &mut pixels, &mut buffers);
-            let stored = (image.width, image.height);
-            receiver((row, 0), &pixels, None, stored)?;
-            for view in 0..self.views {
-                // Two views per epoch, as in training.
-                let key = Key {
-                    seed: config.train.seed,
-                    epoch: view as u64 / 2,
-                    image: self.index(row) as u64,
-                    view: view as u64 % 2,
-                };
-                let policy = &policies[view % 2];
-                let params = policy.draw(key, image.width, image.height);
-                augment::apply(&image, &params, policy, size, &mut pixels, &mut buffers);
-                receiver((row, view + 1), &pixels, Some(&params), stored)?;
-            }
-        }
-        Ok(())
+    fn each(&self, receiver: &mut dyn FnMut(&Cell<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+        let indices: Vec<usize> = (0..self.rows).map(|row| self.index(row)).collect();
+        let (transform, seed) = (self.transform(), self.config.train.seed);
+        let table =
+            ViewTable { set: &self.set, transform, augment: &self.config.augment, seed, views: self.views };
+        table.each(&indices, receiver)
     }
 
     fn draw(&self, out: &Path) -> Result<(), Failure> {
         let mut sheet = Sheet::new(self.rows, self.views + 1, self.config.train.image_size);
         let mut parameters = Vec::new();
-        self.each(&mut |(row, column), pixels, params, size| {
-            sheet.put((row, column), pixels, self.set.channels());
-            sheet.label((row, column), params, size);
-            parameters.push(self.described((row, column), params));
+        self.each(&mut |cell| {
+            sheet.put(cell.place, cell.pixels, self.set.channels());
+            sheet.label(cell.place, cell.params, cell.stored);
+            parameters.push(self.described(cell.place, cell.params));
             Ok(())
         })?;
         let png = encode(&sheet.image).map_err(|error| Failure::user(error.to_string(), None))?;
@@ -171,9 +147,9 @@ impl Table {
         let width = transform.channels * transform.size * transform.size;
         let mut values = Vec::new();
         let mut parameters = Vec::new();
-        self.each(&mut |place, pixels, params, _| {
-            values.extend_from_slice(pixels);
-            parameters.push(self.described(place, params));
+        self.each(&mut |cell| {
+            values.extend_from_slice(cell.pixels);
+            parameters.push(self.described(cell.place, cell.params));
             Ok(())
         })?;
         let bytes = match format {

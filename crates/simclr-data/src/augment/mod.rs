@@ -33,6 +33,7 @@ mod params;
 mod policy;
 mod sample;
 mod transform;
+mod words;
 
 pub use affine::Affine;
 pub use config::{AugmentConfig, Brightness, ColorModel, CropSampler, Interpolation, SecondView};

@@ -29,7 +29,10 @@ mod tables;
 mod tar;
 mod tiny_imagenet;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use format::Location;
 pub(crate) use format::may_be_member;
@@ -37,8 +40,7 @@ use identity::Contents;
 pub use identity::{Changes, Observed};
 pub use labelled::Labels;
 pub use notes::list_counts;
-pub(crate) use several::sources_of;
-pub use several::{as_one_path, canonical};
+pub use several::{as_one_path, canonical, sources_of};
 use source::Opened;
 pub use source::Source;
 pub use splits::Split;
@@ -145,6 +147,14 @@ impl Dataset {
     /// Those of [`Dataset::open`] and [`Dataset::scaled_to`].
     pub fn open_as(path: &Path, split: Split, how: &Decoding) -> Result<Self, DataError> {
         Self::open(path, split, how)?.decoded_by(how.jpeg).scaled_to(&how.range)
+    }
+
+    /// Single image files, in this order, without labels; names are the paths as given.
+    ///
+    /// # Errors
+    /// A range for another number of channels.
+    pub fn of_files(files: &[PathBuf], how: &Decoding) -> Result<Self, DataError> {
+        Self::from_opened(folder::given(files), how.into()).decoded_by(how.jpeg).scaled_to(&how.range)
     }
 
     /// All splits of the set at `path`, the training split first.

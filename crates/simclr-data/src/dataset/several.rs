@@ -78,7 +78,7 @@ pub fn sources(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
 }
 
 /// `path` itself, and the sources of a pattern or list.
-pub(crate) fn sources_of(path: &Path) -> Vec<PathBuf> {
+pub fn sources_of(path: &Path) -> Vec<PathBuf> {
     let sources = sources(path).ok().flatten().unwrap_or_default();
     std::iter::once(path.to_owned()).chain(sources).collect()
 }

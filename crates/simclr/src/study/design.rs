@@ -3,10 +3,10 @@
 use super::{
     arm::{Arm, H, How, KNN, OWN, PRETEXT, Probe, Run, Z},
     criterion::Part,
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 /// One study of the paper. Its file holds all of it.
 #[derive(Debug, Clone, Copy)]

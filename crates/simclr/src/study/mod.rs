@@ -9,7 +9,6 @@ pub mod criterion; // differences between arms -> verdict
 mod images; // which images a run trains on
 mod design; // what a study consists of
 mod page; // report -> HTML, markdown
-pub mod picture; // values -> SVG
 mod plan; // studies -> jobs with their cost
 mod probes; // network -> figures
 mod report; // figures -> results.json, pages

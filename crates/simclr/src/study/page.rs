@@ -7,19 +7,15 @@ use serde_json::json;
 use super::{
     criterion::{Judged, Outcome, RULE},
     design::{Study, columns},
-    picture::Picture,
     report::{FILE, Report},
     workspace::Workspace,
 };
-use crate::{EvalError, checkpoint::write_atomically};
-
-const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}\
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}\
-td:first-child,th:first-child{text-align:left}.verdict{font-size:1.3rem;font-weight:bold}svg{max-width:100%;height:auto}\
-code{background:#f3f3f3;padding:.1rem .3rem}.overflow{overflow-x:auto}";
-
-/// Rows of cells, the first of them headings.
-type Rows = Vec<Vec<String>>;
+use crate::{
+    EvalError,
+    checkpoint::write_atomically,
+    html::{Rows, escaped, page, table},
+    picture::Picture,
+};
 
 /// Writes `report` and its pages into the folder of the study below that of `workspace`; returns the page.
 ///
@@ -42,23 +38,20 @@ pub fn write(workspace: &Workspace, study: &Study, report: &Report) -> Result<Pa
 /// The page as HTML that needs no other file.
 pub fn html(study: &Study, report: &Report, pictures: &[String]) -> String {
     let name = escaped(study.name);
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}</title><style>{STYLE}</style></head><body>\n"
-    );
-    page.push_str(&format!("<h1>{name}</h1>\n<p>{}</p>\n", escaped(study.question)));
-    page.push_str(&format!("<p class=\"verdict\">Verdict: {}</p>\n", report.verdict.text()));
-    page.push_str(&format!("<p>{}: {}</p>\n", escaped(study.source), escaped(study.finding)));
-    page.push_str(&format!("<h2>Criterion</h2>\n{}<p>{}</p>\n", html_table(&claims(report)), escaped(RULE)));
-    page.push_str("<h2>Pictures</h2>\n");
+    let mut body = format!("<h1>{name}</h1>\n<p>{}</p>\n", escaped(study.question));
+    body.push_str(&format!("<p class=\"verdict\">Verdict: {}</p>\n", report.verdict.text()));
+    body.push_str(&format!("<p>{}: {}</p>\n", escaped(study.source), escaped(study.finding)));
+    body.push_str(&format!("<h2>Criterion</h2>\n{}<p>{}</p>\n", table(&claims(report)), escaped(RULE)));
+    body.push_str("<h2>Pictures</h2>\n");
     for picture in pictures {
-        page.push_str(&format!("<div class=\"overflow\">{picture}</div>\n"));
+        body.push_str(&format!("<div class=\"overflow\">{picture}</div>\n"));
     }
-    page.push_str(&format!("<h2>Table</h2>\n{}", html_table(&figures(study, report))));
+    body.push_str(&format!("<h2>Table</h2>\n{}", table(&figures(study, report))));
     for note in notes(study, report) {
-        page.push_str(&format!("<p>{}</p>\n", escaped(&note)));
+        body.push_str(&format!("<p>{}</p>\n", escaped(&note)));
     }
-    page.push_str(&format!("<p>Command: <code>{}</code></p>\n</body></html>\n", escaped(&report.command)));
-    page
+    body.push_str(&format!("<p>Command: <code>{}</code></p>\n", escaped(&report.command)));
+    page(study.name, "", &body)
 }
 
 /// The page as markdown, without its pictures.
@@ -164,20 +157,6 @@ fn notes(study: &Study, report: &Report) -> Vec<String> {
     vec![study.caution.to_owned(), recipe]
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-fn html_table(rows: &[Vec<String>]) -> String {
-    let row = |(at, cells): (usize, &Vec<String>)| {
-        let tag = if at == 0 { "th" } else { "td" };
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
-        format!("<tr>{cells}</tr>\n")
-    };
-    let rows: String = rows.iter().enumerate().map(row).collect();
-    format!("<div class=\"overflow\"><table>\n{rows}</table></div>\n")
-}
-
 fn markdown_table(rows: &[Vec<String>]) -> String {
     let row = |cells: &Vec<String>| {
         let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
@@ -193,9 +172,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_escaped() {
+    fn cells_of_markdown_are_escaped() {
         let rows = vec![vec!["a|b".to_owned(), "x<y".to_owned()], vec!["1".to_owned(), "2".to_owned()]];
         assert_eq!(markdown_table(&rows), "| a\\|b | x<y |\n| --- | --- |\n| 1 | 2 |\n");
-        assert!(html_table(&rows).contains("<th>x&lt;y</th>"));
     }
 }

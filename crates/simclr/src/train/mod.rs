@@ -15,6 +15,7 @@ mod memory_floor; // lower bound of the memory of a run
 mod metrics;
 pub mod observe;
 mod online_knn;
+pub mod recorded; // metrics.jsonl -> values
 pub mod run_folder;
 mod run_lock;
 mod setup;

@@ -2,10 +2,7 @@
 
 use font8x8::{BASIC_FONTS, UnicodeFonts};
 use image::{Rgb, RgbImage};
-use simclr::data::{
-    ViewParams,
-    augment::{Crop, Jitter, Operation, PolicyStep},
-};
+use simclr::data::{ViewParams, contact_sheet::color_at};
 
 /// Smaller tiles are enlarged by an integer factor to at least this size.
 const MIN_TILE: usize = 96;
@@ -55,12 +52,10 @@ impl Sheet {
 
     /// Draws planar pixels: grey for one or two channels, the first three as red, green and blue otherwise.
     pub(super) fn put(&mut self, place: (usize, usize), pixels: &[f32], channels: usize) {
-        let (area, (left, top)) = (self.size * self.size, self.corner(place));
+        let (left, top) = self.corner(place);
         for y in 0..self.tile() {
             for x in 0..self.tile() {
-                let at = (y / self.zoom) * self.size + x / self.zoom;
-                let value = |channel: usize| (pixels[channel * area + at] * 255.0).round() as u8;
-                let color = if channels < 3 { [value(0); 3] } else { [value(0), value(1), value(2)] };
+                let color = color_at(pixels, (channels, self.size), (x / self.zoom, y / self.zoom));
                 self.image.put_pixel((left + x) as u32, (top + y) as u32, Rgb(color));
             }
         }
@@ -73,10 +68,8 @@ impl Sheet {
         params: Option<&ViewParams>,
         (width, height): (usize, usize),
     ) {
-        let words = params.map_or_else(
-            || vec![format!("{width}x{height}")],
-            |params| words(params, (width * height) as f64),
-        );
+        let words =
+            params.map_or_else(|| vec![format!("{width}x{height}")], |params| params.words((width, height)));
         let (left, top) = self.corner(place);
         for (line, text) in wrapped(&words, self.letters()).iter().take(self.lines()).enumerate() {
             self.write(text, (left, top + self.tile() + 2 + line * LINE));
@@ -91,47 +84,6 @@ impl Sheet {
                 }
             }
         }
-    }
-}
-
-/// The enabled operators with their strengths; brightness, contrast, saturation and hue by their first letters.
-fn words(params: &ViewParams, area: f64) -> Vec<String> {
-    let Crop { width, height, .. } = params.crop;
-    let mut words = vec![format!("crop {:.0}%", 100.0 * (width * height) as f64 / area)];
-    words.extend(params.flip.then(|| "flip".into()));
-    words.extend(params.vertical_flip.then(|| "vflip".into()));
-    words
-        .extend((params.quarter_turns > 0).then(|| format!("turn {}", 90 * u32::from(params.quarter_turns))));
-    words.extend(params.policy.iter().map(policy_step));
-    words.extend(params.jitter.iter().map(|operation| match operation {
-        Jitter::Brightness(factor) => format!("b{factor:.2}"),
-        Jitter::BrightnessShift(shift) => format!("b{shift:+.2}"),
-        Jitter::Contrast(factor) => format!("c{factor:.2}"),
-        Jitter::Saturation(factor) => format!("s{factor:.2}"),
-        Jitter::Hue(shift) => format!("h{shift:+.2}"),
-    }));
-    words.extend(params.gray.then(|| "gray".into()));
-    words.extend(params.blur.map(|sigma| format!("blur {sigma:.1}")));
-    words.extend(params.motion_blur.map(|blur| format!("motion {:.0}", blur.length)));
-    words.extend(params.equalize.then(|| "equalize".into()));
-    words.extend(params.solarize.map(|_| "solarize".into()));
-    words.extend(params.sobel.then(|| "sobel".into()));
-    words.extend(params.noise.map(|_| "noise".into()));
-    words.extend(params.cutout.map(|_| "cutout".into()));
-    words
-}
-
-/// Such as `rotate -27`; shares in per cent.
-fn policy_step(step: &PolicyStep) -> String {
-    use Operation as Op;
-    let (name, magnitude) = (format!("{:?}", step.operation).to_lowercase(), step.magnitude);
-    match step.operation {
-        Op::AutoContrast | Op::Equalize | Op::Invert => name,
-        Op::Rotate | Op::Posterize | Op::Solarize => format!("{name} {magnitude:.0}"),
-        Op::ShearX | Op::ShearY | Op::TranslateX | Op::TranslateY => {
-            format!("{name} {:.0}%", 100.0 * magnitude)
-        }
-        Op::Brightness | Op::Color | Op::Contrast | Op::Sharpness => format!("{name} {:.1}", 1.0 + magnitude),
     }
 }
 

@@ -8,10 +8,9 @@ use simclr_data::output;
 
 use super::{
     compare::{MARK, PLOT},
-    plot::COLORS,
     table::aligned,
 };
-use crate::{EvalError, checkpoint::write_atomically, train::RunFolder};
+use crate::{EvalError, checkpoint::write_atomically, picture::COLORS, train::RunFolder};
 
 /// A step is counted with at most this multiple of the median duration: a longer one contains a pause, such as a stop and resume.
 const LONGEST_STEP: f64 = 10.0;

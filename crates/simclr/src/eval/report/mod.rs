@@ -12,6 +12,5 @@ mod significance; // predictions of two classifiers -> p
 mod table; // results -> text
 
 pub(crate) use figure::{Figure, Predictions};
-pub(crate) use plot::COLORS;
 pub(crate) use results::{Cell, Row, TransferRow, Tuned};
 pub(crate) use results_cache::{FigureKey, ResultsCache};

@@ -6,6 +6,8 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
+use crate::picture::COLORS;
+
 /// One plotted series.
 pub(crate) struct Series {
     pub(crate) name: String,
@@ -23,15 +25,6 @@ pub(crate) enum SeriesKind {
     Control,
 }
 
-/// Palette for colour-blind readers (Okabe and Ito 2008), without the yellow that is hard to see on white.
-pub(crate) const COLORS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-];
 const CONTROL: RGBColor = RGBColor(120, 120, 120);
 
 /// Pixels inside the axes.

@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, H, PRETEXT},
     criterion::{Part, Quantity, best, of},
     design::{RANDOM_INIT, Study},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "augmentations",

@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, H, Probe, Z},
     criterion::{Part, Quantity, of},
     design::{Study, bars},
-    picture::Picture,
     scale::{Budget, Scale},
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "head",

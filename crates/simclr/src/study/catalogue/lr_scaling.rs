@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, H},
     criterion::{Part, of},
     design::{Study, line},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "lr-scaling",

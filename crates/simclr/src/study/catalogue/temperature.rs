@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, H, PRETEXT, Probe},
     criterion::{Part, best, of},
     design::{Study, bars, line},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "temperature",

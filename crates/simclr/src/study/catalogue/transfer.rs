@@ -5,10 +5,10 @@ use super::super::{
     criterion::{Part, of},
     design::{Study, bars},
     images::{Classes, Images},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "transfer",

@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, Probe},
     criterion::{Part, of},
     design::Study,
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "transformations",

@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, How, OWN, Probe, Run},
     criterion::{Part, of},
     design::{Study, bars},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "v2-distillation",

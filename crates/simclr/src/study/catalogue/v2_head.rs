@@ -4,10 +4,10 @@ use super::super::{
     arm::{Arm, OWN},
     criterion::{Part, Quantity, of},
     design::{Study, line},
-    picture::Picture,
     scale::Scale,
     table::Table,
 };
+use crate::picture::Picture;
 
 pub(super) const STUDY: Study = Study {
     name: "v2-head",

@@ -6,12 +6,19 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::eval::report::COLORS;
-
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type Drawn = Result<(), Box<dyn std::error::Error>>;
 pub(super) type Svg = Result<String, Box<dyn std::error::Error>>;
 
+/// Palette for colour-blind readers (Okabe and Ito 2008), without the yellow that is hard to see on white.
+pub(crate) const COLORS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+];
 /// Colours of classes and series after the six of [`COLORS`] (Tol's muted scheme), distinct for colour-blind readers.
 const MORE_COLORS: [RGBColor; 4] =
     [RGBColor(136, 34, 85), RGBColor(51, 34, 136), RGBColor(120, 120, 120), RGBColor(153, 153, 51)];
@@ -21,7 +28,7 @@ pub(super) const LETTER: i32 = 7;
 /// Height of a title.
 pub(super) const TITLE: i32 = 30;
 
-pub(super) fn color(index: usize) -> RGBColor {
+pub(crate) fn color(index: usize) -> RGBColor {
     let index = index % (COLORS.len() + MORE_COLORS.len());
     COLORS.get(index).copied().unwrap_or_else(|| MORE_COLORS[index - COLORS.len()])
 }
@@ -82,6 +89,10 @@ impl Scale {
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
         let margin = if high > low { 0.05 * (high - low) } else { 0.5 };
         Self { low: low - margin, high: high + margin, pixels, log }
+    }
+
+    pub(super) fn is_log(&self) -> bool {
+        self.log
     }
 
     pub(super) fn at(&self, value: f64) -> i32 {

@@ -1,10 +1,12 @@
-//! Pictures of a study as SVG text for its page.
+//! Pictures as SVG text for a page.
 
 mod bars; // arms and figures -> bars with spread
 mod canvas; // areas, colours, text
 mod heat; // matrix -> colours
 mod lines; // series -> lines with spread
 mod scatter; // points by class
+
+pub(crate) use canvas::{COLORS, color};
 
 /// A value with its spread.
 pub type Spread = (f64, f64);

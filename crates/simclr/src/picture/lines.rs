@@ -11,6 +11,8 @@ use super::canvas::{
 const FIELD: (i32, i32) = (520, 300);
 const MARGIN_LEFT: i32 = 64;
 const BOTTOM: i32 = 56;
+/// Most ticks of the first axis.
+const MANY: usize = 12;
 /// Least distance of two names.
 const LINE: i32 = 16;
 
@@ -60,9 +62,11 @@ fn grid(
     }
     values.sort_by(f64::total_cmp);
     values.dedup();
-    // Every value is a tick while they are few, else an even choice.
-    let step = values.len().div_ceil(12).max(1);
-    for value in values.iter().step_by(step) {
+    // Every value is a tick while they are few, else round ones; on a logarithmic axis an even choice.
+    if values.len() > MANY && !xs.is_log() {
+        values = xs.ticks();
+    }
+    for value in values.iter().step_by(values.len().div_ceil(MANY).max(1)) {
         let x = xs.at(*value);
         area.draw(&PathElement::new([(x, top), (x, bottom)], faint))?;
         text(area, &number(*value), (x, bottom + 14), CENTER)?;
