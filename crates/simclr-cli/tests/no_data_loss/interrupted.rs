@@ -131,7 +131,9 @@ fn a_run_that_ignores_hangups_goes_on() {
     let (run, command) = (temp.path().join("run"), pretrain(&data, &temp.path().join("run"), LONG));
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
-    command.get_envs().for_each(|(name, value)| drop(value.map(|value| shell.env(name, value))));
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
     let mut child = shell.stderr(std::process::Stdio::null()).spawn().unwrap();
     while newest_checkpoint(&run).is_none() {
         assert!(child.try_wait().unwrap().is_none(), "it was running");
