@@ -2,7 +2,11 @@
 
 use std::process::ExitCode;
 
-use simclr::{ConfigError, DistError, EvalError, TrainError, data::DataError, error::Blame};
+use simclr::{
+    ConfigError, DistError, EvalError, TrainError,
+    data::{DataError, guard::is_guarded},
+    error::Blame,
+};
 
 use crate::terminal;
 
@@ -107,6 +111,9 @@ const OUT_OF_MEMORY: [&str; 4] =
 #[expect(clippy::exit, reason = "no command is left to return to")]
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
+        if is_guarded() {
+            return;
+        }
         let text = panic.payload_as_str().unwrap_or("no message");
         if OUT_OF_MEMORY.iter().any(|part| text.contains(part)) {
             let hint = "choose a smaller --batch, --chunk, --image-size or --encoder; a run goes on from its last checkpoint with --resume";

@@ -7,6 +7,7 @@
 //! Dimensions: N images of a batch, 2N views, C channels, H height, W width, S side of a view.
 
 pub mod printable; // names in messages
+pub mod guard; // panics of parsers become errors
 pub mod error;
 
 pub mod atomic_file; // write, sync, rename

@@ -217,3 +217,12 @@ fn packed_sets() {
     pack(&images, &packed, &options, &mut |_, _| {}, &AtomicBool::new(false)).unwrap();
     fuzz_set(5, "set.pack", &[fs_err::read(&packed).unwrap()], 600);
 }
+
+/// Inputs on which a parser panicked.
+#[test]
+fn files_that_were_found_by_mutation_are_damaged() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/damaged");
+    let error = Dataset::open(&folder.join("division-by-zero.parquet"), Split::Train, Channels::Auto);
+    let error = error.and_then(|set| set.decode(0).map(drop)).unwrap_err().to_string();
+    assert!(error.contains("its parser failed: attempt to divide by zero"), "{error}");
+}

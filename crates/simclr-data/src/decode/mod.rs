@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use raster::Raster;
 use raster::Values;
 
-use crate::{DataError, Image, ValueRange};
+use crate::{DataError, Image, ValueRange, guard::guarded};
 
 /// Maximal number of pixels of a decoded image, against decompression bombs.
 pub const MAX_PIXELS: u64 = 1 << 27;
@@ -137,11 +137,11 @@ pub(crate) fn stored(
     how: &Decoding,
     page: Option<usize>,
 ) -> Result<Raster, DataError> {
-    let raster = if jpeg::is_jpeg(bytes) {
-        jpeg::decode(bytes, how.channels, how.jpeg)
-    } else {
-        other(bytes, how, page)
+    let parse = || match jpeg::is_jpeg(bytes) {
+        true => jpeg::decode(bytes, how.channels, how.jpeg),
+        false => other(bytes, how, page),
     };
+    let raster = guarded(parse, |reason| reason);
     raster.map_err(|reason| DataError::decode(name, reason))
 }
 

@@ -26,7 +26,7 @@ use super::{
     super::identity::FileState,
     labels::{self, Label},
 };
-use crate::DataError;
+use crate::{DataError, guard::guarded};
 
 const IMAGE_COLUMNS: [&str; 3] = ["image", "img", "jpg"];
 const LABEL_COLUMNS: [&str; 7] = ["label", "labels", "fine_label", "cls", "class", "category", "target"];
@@ -78,6 +78,10 @@ fn check_footer(footer: &ParquetMetaData, bytes: u64) -> Result<(), String> {
 
 impl File {
     pub fn open(path: &Path) -> Result<Self, DataError> {
+        guarded(|| Self::parse(path), |reason| DataError::format(path, reason))
+    }
+
+    fn parse(path: &Path) -> Result<Self, DataError> {
         let reader = SharedFile::open(path)?;
         let metadata = ArrowReaderMetadata::load(&reader, Default::default());
         let metadata =
@@ -144,6 +148,10 @@ impl File {
     }
 
     pub fn read_all(&self) -> Result<Vec<Bytes>, DataError> {
+        guarded(|| self.parse_all(), |reason| self.format(reason))
+    }
+
+    fn parse_all(&self) -> Result<Vec<Bytes>, DataError> {
         let mut images = Vec::new();
         for batch in self.builder(self.image).build().map_err(|error| self.damaged(&error))? {
             let batch = batch.map_err(|error| self.damaged(&error))?;
@@ -156,6 +164,10 @@ impl File {
     }
 
     pub fn read_row(&self, group: usize, row: usize) -> Result<Bytes, DataError> {
+        guarded(|| self.parse_row(group, row), |reason| self.format(reason))
+    }
+
+    fn parse_row(&self, group: usize, row: usize) -> Result<Bytes, DataError> {
         let builder = self.builder(self.image).with_row_groups(vec![group]).with_offset(row).with_limit(1);
         let mut batches = builder.build().map_err(|error| self.damaged(&error))?;
         let batch = batches.next().ok_or_else(|| self.format("a row is missing".into()))?;
