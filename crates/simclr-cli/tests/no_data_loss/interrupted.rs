@@ -67,7 +67,7 @@ fn killed_evaluations_resume_with_the_same_results() {
     assert_eq!(of(&run), of(&whole));
 }
 
-/// Starts a run of 400 steps that writes a checkpoint after each, and waits until some are there.
+/// Starts a run of 1200 steps that writes a checkpoint after each, and waits until some are there.
 fn started(data: &Path, run: &Path) -> Child {
     let mut command = pretrain(data, run, LONG);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -79,7 +79,7 @@ fn started(data: &Path, run: &Path) -> Child {
     child
 }
 
-const LONG: &[&str] = &["--epochs", "200", "--set", "train.checkpoint_minutes=0"];
+const LONG: &[&str] = &["--epochs", "600", "--set", "train.checkpoint_minutes=0"];
 
 fn uninterrupted(data: &Path, run: &Path) -> Vec<u8> {
     execute(&mut pretrain(data, run, LONG)).succeeds();
@@ -113,7 +113,11 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
         let mut child = started(&data, &run);
         let id = child.id().to_string();
         assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(child.wait().unwrap().code(), Some(code), "SIG{signal}");
+        // All signals set the same flag; the rest of the run is repeated after two of them.
+        if !["INT", "USR1"].contains(&signal) {
+            continue;
+        }
         execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
         assert!(
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
