@@ -137,12 +137,14 @@ pub(crate) fn stored(
     how: &Decoding,
     page: Option<usize>,
 ) -> Result<Raster, DataError> {
-    let parse = || match jpeg::is_jpeg(bytes) {
-        true => jpeg::decode(bytes, how.channels, how.jpeg),
-        false => other(bytes, how, page),
+    let parse = || {
+        if jpeg::is_jpeg(bytes) {
+            jpeg::decode(bytes, how.channels, how.jpeg)
+        } else {
+            other(bytes, how, page)
+        }
     };
-    let raster = guarded(parse, |reason| reason);
-    raster.map_err(|reason| DataError::decode(name, reason))
+    guarded(parse, |reason| reason).map_err(|reason| DataError::decode(name, reason))
 }
 
 /// Channels of a multi-band file; 3 for grey, RGB and unreadable files.

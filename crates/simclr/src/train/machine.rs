@@ -7,6 +7,14 @@ use tch::Device;
 
 use crate::device::gpu_memory;
 
+/// Bytes.
+pub const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+
+/// `bytes` with unit.
+pub fn gib(bytes: f64) -> String {
+    format!("{:.1} GiB", bytes / GIB)
+}
+
 /// Bytes that this process can still allocate on `device`.
 pub fn free_on(device: Device) -> Option<f64> {
     if device.is_cuda() {

@@ -3,10 +3,9 @@
 
 use tch::Device;
 
-use super::machine;
+use super::machine::{self, GIB, gib};
 use crate::{Plan, TrainError, encoder::EncoderName};
 
-const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 /// Smaller runs are not checked.
 const CHECKED: f64 = GIB;
 
@@ -29,7 +28,6 @@ pub(super) fn check(plan: &Plan, device: Device) -> Result<(), TrainError> {
                 head.hidden.max(head.out),
                 plan.channels
             );
-            let gib = |bytes: f64| format!("{:.1} GiB", bytes / GIB);
             Err(TrainError::Memory {
                 what,
                 needed: format!("at least {}", gib(needed)),

@@ -61,7 +61,7 @@ pub fn configure_like(file: &Path, run: &RunConfig, channels: usize) -> Result<R
     let mut config = match OfficialCheckpoint::find(file, run.encoder.import_ema)? {
         Some(official) => official.configure(&[size])?,
         None => {
-            let source = Source::open(&weights::file_of(file)?).map_err(Box::new)?;
+            let source = Source::open(file).map_err(Box::new)?;
             let keys = source.keys(channels).0.into_iter().map(|(key, value)| format!("{key}={value}"));
             RunConfig::load(None, &std::iter::once(size).chain(keys).collect::<Vec<_>>())?
         }

@@ -24,7 +24,7 @@ use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
 use super::{
     init::{self, TakenOver},
-    machine,
+    machine::{self, GIB, gib},
     setup::{OpenedData, Prepared, prepare},
 };
 use crate::{
@@ -47,7 +47,6 @@ const SIZE_SAMPLE: usize = 8;
 const CHECKPOINT_COPIES: f64 = 2.0;
 /// The linear model came out 5 to 8 % below the peak of whole runs (ResNet-18, 128 px, 256 images).
 const MEMORY_MARGIN: f64 = 1.1;
-const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
 /// The configuration of a run for this machine, and facts for [`super::Observer::start`].
 pub(super) struct AutoConfigured {
@@ -394,10 +393,6 @@ impl Measured {
             kept_views: KEPT_VIEWS as f64,
         }
     }
-}
-
-fn gib(bytes: f64) -> String {
-    format!("{:.1} GiB", bytes / GIB)
 }
 
 #[cfg(test)]
