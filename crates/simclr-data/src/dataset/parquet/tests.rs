@@ -4,7 +4,7 @@ use std::path::Path;
 
 use parquet::file::metadata::{
     ColumnChunkMetaDataBuilder, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
-    ParquetMetaDataWriter,
+    ParquetMetaDataWriter, RowGroupMetaData,
 };
 
 use super::*;
@@ -100,26 +100,28 @@ fn with_footer(folder: &Path, change: impl Fn(ParquetMetaData) -> ParquetMetaDat
     open_keeping(&[path], Split::Train, 0).map_err(|error| error.to_string())
 }
 
-/// The first row group claims `rows` rows; the writer adds up the groups.
-fn claiming(rows: i64) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
+/// Changes the first row group; the writer adds up the rows of the groups.
+fn first_group(
+    change: impl Fn(RowGroupMetaData) -> RowGroupMetaData,
+) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
     move |footer| {
-        let first = footer.row_group(0).clone().into_builder().set_num_rows(rows).build().unwrap();
-        let groups = [vec![first], footer.row_groups()[1..].to_vec()].concat();
+        let groups = [vec![change(footer.row_group(0).clone())], footer.row_groups()[1..].to_vec()].concat();
         ParquetMetaDataBuilder::new(footer.file_metadata().clone()).set_row_groups(groups).build()
     }
+}
+
+fn claiming(rows: i64) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
+    first_group(move |group| group.into_builder().set_num_rows(rows).build().unwrap())
 }
 
 fn column_claiming(
     change: fn(ColumnChunkMetaDataBuilder) -> ColumnChunkMetaDataBuilder,
 ) -> impl Fn(ParquetMetaData) -> ParquetMetaData {
-    move |footer| {
-        let group = footer.row_group(0).clone();
+    first_group(move |group| {
         let column = change(group.column(0).clone().into_builder()).build().unwrap();
         let columns = [vec![column], group.columns()[1..].to_vec()].concat();
-        let first = group.into_builder().set_column_metadata(columns).build().unwrap();
-        let groups = [vec![first], footer.row_groups()[1..].to_vec()].concat();
-        ParquetMetaDataBuilder::new(footer.file_metadata().clone()).set_row_groups(groups).build()
-    }
+        group.into_builder().set_column_metadata(columns).build().unwrap()
+    })
 }
 
 /// Claims of a footer: numbers of rows, and ranges of columns.
