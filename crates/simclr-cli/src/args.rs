@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod evaluate;
 mod explore;
+mod launch;
 mod semi_supervised;
 mod study;
 
@@ -32,6 +33,7 @@ pub use config::{ConfigArguments, of_flag, several_settings};
 pub use data::{Inspect, Pack, Views};
 pub use evaluate::{Evaluate, Normalize, replaced_flag};
 pub use explore::{Neighbours, Report};
+pub use launch::Launch;
 pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
 pub use study::Study;
 
@@ -82,6 +84,8 @@ pub enum Command {
     Views(Views),
     /// Check on this machine that multi-process and chunked gradients equal those of one process, and print the plan of a run
     Doctor(Doctor),
+    /// Start a command as several processes on this machine, and on others by the same command there
+    Launch(Launch),
     /// Describe an image set, and list files that cannot be decoded
     Inspect(Inspect),
     /// Print completions for a shell, such as: simclr completions bash > /etc/bash_completion.d/simclr

@@ -143,13 +143,17 @@ fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
 /// terminal.
 const ENDING: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 
-/// A flag that the first signal of [`ENDING`] sets, and the number of the signal. A second signal kills the process. Signals that are
-/// ignored, such as SIGHUP under nohup, stay so.
+/// Those of [`ENDING`] that are not ignored, as SIGHUP is under nohup.
+pub fn ending_signals() -> impl Iterator<Item = i32> {
+    let ignored = ignored_signals();
+    ENDING.into_iter().filter(move |number| ignored >> (number - 1) & 1 == 0)
+}
+
+/// A flag that the first of the [`ending_signals`] sets, and the number of the signal. A second signal kills the process.
 pub fn watch_signals() -> Result<(Arc<AtomicBool>, Arc<AtomicUsize>), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let signal = Arc::new(AtomicUsize::new(0));
-    let ignored = ignored_signals();
-    for number in ENDING.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0) {
+    for number in ending_signals() {
         signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;
         signal_hook::flag::register(number, Arc::clone(&stop))?;
         signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)?;
