@@ -106,9 +106,10 @@ pub struct Pretrain {
     /// Run folder [default: runs/NAME-N with the name of the data]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Resume the run in --run from its newest checkpoint
-    #[arg(long, requires = "run", conflicts_with = "config")]
-    pub resume: bool,
+    /// Resume the run in --run from its newest checkpoint. auto: resume it if it exists, else start it, so that the same command line
+    /// starts and continues a run
+    #[arg(long, requires = "run", num_args = 0..=1, default_missing_value = "existing", value_name = "auto", hide_possible_values = true)]
+    pub resume: Option<Resume>,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
@@ -150,6 +151,16 @@ pub struct Pretrain {
     pub precision: Option<String>,
 }
 
+/// `--resume`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Resume {
+    /// Without a value: a run that exists
+    #[value(hide = true)]
+    Existing,
+    /// A run that exists, or a new one
+    Auto,
+}
+
 impl Pretrain {
     /// The flags that are not those of [`ConfigArguments`].
     fn flags(&self) -> Vec<Flag> {
@@ -177,6 +188,13 @@ impl Pretrain {
 
     /// `file`, the configuration of a run to be resumed, with the overrides.
     pub fn load_resumed(&self, file: &Path) -> Result<RunConfig, Failure> {
+        if self.config.has_file() {
+            let hint = "for a command line that both starts and continues a run, use `--resume auto`";
+            return Err(Failure::user(
+                "--resume has the configuration of the run: no --config or --recipe",
+                Some(hint.into()),
+            ));
+        }
         let flags = [self.config.flags(), self.flags()].concat();
         let all: Vec<String> = self.config.set.iter().cloned().chain(overrides(&flags)).collect();
         Ok(RunConfig::load_run(file, &all).map_err(|error| of_flag(error, &flags))?.0)

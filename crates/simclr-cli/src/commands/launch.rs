@@ -38,7 +38,7 @@ pub fn run(arguments: &Launch) -> Result<ExitCode, Failure> {
         let is_reported = processes.iter().any(|process| process.status.is_some_and(|s| s.code().is_some()));
         let grace = if is_reported { REPORTED_GRACE } else { KILLED_GRACE };
         if first.is_some_and(|(_, since)| since.elapsed() > grace) && !stopping {
-            processes.iter().for_each(|process| process.signal(Signal::KILL));
+            processes.iter_mut().for_each(Process::kill);
         }
         std::thread::sleep(POLL);
     }
@@ -55,19 +55,27 @@ struct Process {
     child: Child,
     rank: usize,
     status: Option<ExitStatus>,
+    /// Whether this process has killed it.
+    killed: bool,
 }
 
 impl Process {
-    /// `Some` while it runs. Its end by a signal is reported.
+    /// `Some` while it runs. Its end by a signal of others is reported.
     fn check(&mut self) -> Option<()> {
         if self.status.is_none() {
             self.status = self.child.try_wait().ok().flatten();
-            if let Some(number) = self.status.and_then(|status| status.signal()) {
+            let signal = self.status.and_then(|status| status.signal());
+            if let Some(number) = signal.filter(|_| !self.killed) {
                 let message = format!("rank {} was ended by signal {number}", self.rank);
                 terminal::error("notice", &message, None);
             }
         }
         self.status.is_none().then_some(())
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
@@ -108,7 +116,7 @@ fn start(arguments: &Launch) -> Result<Vec<Process>, Failure> {
             ("MASTER_PORT", port.to_string()),
         ]);
         match command.spawn() {
-            Ok(child) => started.push(Process { child, rank, status: None }),
+            Ok(child) => started.push(Process { child, rank, status: None, killed: false }),
             Err(error) => {
                 started.iter().for_each(|process: &Process| process.signal(Signal::KILL));
                 return Err(Failure::user(format!("rank {rank} could not be started: {error}"), None));

@@ -15,11 +15,17 @@ use simclr::{
     config::Written,
     data::dataset::canonical,
     dist::ProcessGroup,
-    train::{Observer, Outcome, RunFolder, Silent, fit},
+    train::{Observer, Outcome, RunFolder, Silent, fit, may_change},
 };
 
 use super::data_path;
-use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
+use crate::{
+    args::{Pretrain, Resume},
+    failure::Failure,
+    processes,
+    report::Terminal,
+    terminal,
+};
 
 /// Starts or resumes a run, on all processes. A signal ends it after a checkpoint, with exit code 128 + number of the signal.
 pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failure> {
@@ -75,8 +81,12 @@ struct RunSpec {
 
 impl RunSpec {
     fn new(arguments: &Pretrain) -> Result<Self, Failure> {
-        let (config, written, existing) =
-            if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
+        let exists = arguments.run.as_deref().is_some_and(RunFolder::is_run);
+        let (config, written, existing) = match arguments.resume {
+            Some(Resume::Existing) => resumed(arguments)?,
+            Some(Resume::Auto) if exists => continued(arguments)?,
+            Some(Resume::Auto) | None => fresh(arguments)?,
+        };
         let data = data_path(&arguments.data)?.or_else(|| config.data.path.clone());
         let data = data.ok_or_else(|| {
             Failure::user("no images are named", Some("give a folder of images with --data".into()))
@@ -121,6 +131,27 @@ fn resumed(arguments: &Pretrain) -> Result<Loaded, Failure> {
     let path = arguments.run.as_deref().unwrap_or(Path::new("."));
     let folder = RunFolder::open(path)?;
     let config = arguments.load_resumed(&folder.config_file())?;
+    Ok((config, Written::EVERYTHING, Some(folder)))
+}
+
+/// Resumes a run by the command line that started it: refused if another result would be expected of it.
+fn continued(arguments: &Pretrain) -> Result<Loaded, Failure> {
+    let path = arguments.run.as_deref().unwrap_or(Path::new("."));
+    let folder = RunFolder::open(path)?;
+    let (_, written) = arguments.load()?;
+    let before = folder.written()?.unwrap_or_else(|| written.clone());
+    let (free, fixed): (Vec<_>, Vec<_>) =
+        written.changes_since(&before).into_iter().partition(|change| may_change(&change.key));
+    if !fixed.is_empty() {
+        let changes: Vec<String> = fixed.iter().map(ToString::to_string).collect();
+        let message = format!("`{}` was started with other settings: {}", path.display(), changes.join("; "));
+        let hint =
+            "repeat the settings of its start, or resume it with those of the run by `--resume` without auto";
+        return Err(Failure::user(message, Some(hint.into())));
+    }
+    let overrides: Vec<String> =
+        free.into_iter().filter_map(|change| Some(format!("{}={}", change.key, change.is?))).collect();
+    let config = RunConfig::load_run(&folder.config_file(), &overrides)?.0;
     Ok((config, Written::EVERYTHING, Some(folder)))
 }
 

@@ -69,7 +69,7 @@ fn killed_evaluations_resume_with_the_same_results() {
 
 /// Starts a run of 1200 steps that writes a checkpoint after each, and waits until some are there.
 fn started(data: &Path, run: &Path) -> Child {
-    let mut command = pretrain(data, run, LONG);
+    let mut command = pretrain(data, run, &[LONG, AUTO].concat());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 10) {
@@ -80,6 +80,9 @@ fn started(data: &Path, run: &Path) -> Child {
 }
 
 const LONG: &[&str] = &["--epochs", "600", "--set", "train.checkpoint_minutes=0"];
+
+/// Starts a run, or continues it if there is one.
+const AUTO: &[&str] = &["--resume", "auto"];
 
 fn uninterrupted(data: &Path, run: &Path) -> Vec<u8> {
     execute(&mut pretrain(data, run, LONG)).succeeds();
@@ -114,16 +117,40 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
         let id = child.id().to_string();
         assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(code), "SIG{signal}");
-        // All signals set the same flag; the rest of the run is repeated after two of them.
-        if !["INT", "USR1"].contains(&signal) {
-            continue;
-        }
-        execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
+        // All signals set the same flag; the rest of the run is repeated after two of them: after one of them by the command line
+        // that started it.
+        let resumed = match signal {
+            "INT" => execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)),
+            "USR1" => execute(&mut pretrain(&data, &run, &[LONG, AUTO].concat())),
+            _ => continue,
+        };
+        assert!(resumed.succeeds().err.contains("resumed after step "));
         assert!(
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
             "weights differ after SIG{signal}"
         );
     }
+}
+
+/// The command line of a run must not change what was trained.
+#[test]
+fn resume_auto_refuses_other_settings() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let auto = |more: &[&str]| execute(&mut pretrain(&data, &run, &[AUTO, more].concat()));
+    auto(&[]).succeeds();
+    let weights = fs::read(newest_checkpoint(&run).unwrap()).unwrap();
+    let refused = auto(&["--set", "loss.temperature=0.7", "--set", "train.health_every=7"]);
+    refused.refuses(&["started with other settings: loss.temperature was not set, is 0.7"]);
+    refused.hints("--resume");
+    auto(&["--set", "train.health_every=7"]).succeeds();
+    assert!(weights == fs::read(newest_checkpoint(&run).unwrap()).unwrap());
+    let recipe = temp.path().join("recipe.toml");
+    fs::write(&recipe, "").unwrap();
+    let mut both = simclr(&["pretrain", "--resume", "--run"]);
+    let both = execute(both.arg(&run).arg("--config").arg(&recipe));
+    both.refuses(&["no --config"]);
+    both.hints("--resume auto");
 }
 
 /// As under nohup.
