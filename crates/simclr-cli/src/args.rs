@@ -149,6 +149,18 @@ pub struct Pretrain {
     /// auto, f32 or bf16 (train.precision)
     #[arg(long)]
     pub precision: Option<String>,
+    /// Form of the progress on stderr: text, or json, one object per line
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    pub log: Log,
+}
+
+/// `--log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// `--resume`.

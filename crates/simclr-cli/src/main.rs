@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod failure;
+mod json_log;
 mod processes;
 mod report;
 mod terminal;

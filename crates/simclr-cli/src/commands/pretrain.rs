@@ -20,8 +20,9 @@ use simclr::{
 
 use super::data_path;
 use crate::{
-    args::{Pretrain, Resume},
+    args::{Log, Pretrain, Resume},
     failure::Failure,
+    json_log::JsonLog,
     processes,
     report::Terminal,
     terminal,
@@ -34,13 +35,15 @@ pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failur
         processes::broadcast_from_root(group, || RunSpec::new(&arguments), RunSpec::to_json)?;
     let RunSpec { config, written, data, folder } = own.map_or_else(|| RunSpec::from_json(&broadcast), Ok)?;
     let (stop, signal) = watch_signals()?;
-    let outcome = if group.is_first() {
-        let mut terminal = Terminal::new();
-        terminal.message(&format!("run folder     {}", folder.path().display()));
-        fit(group, (&config, &written), &data, &folder, &mut terminal, &stop)
-    } else {
-        fit(group, (&config, &written), &data, &folder, &mut Silent, &stop)
+    let log = arguments.log;
+    let mut observer: Box<dyn Observer> = match (group.is_first(), log) {
+        (true, Log::Text) => Box::new(Terminal::new()),
+        (true, Log::Json) => Box::new(JsonLog::default()),
+        (false, _) => Box::new(Silent),
     };
+    observer.message(&format!("run folder     {}", folder.path().display()));
+    let outcome = fit(group, (&config, &written), &data, &folder, &mut *observer, &stop);
+    drop(observer);
     if outcome.is_err() && group.is_first() {
         folder.remove_if_unused();
     }
