@@ -4,7 +4,7 @@ CARGO ?= cargo
 # MPI is enabled if mpicc and libclang are found; setup/mpi.sh prints what is missing.
 MPI = $(shell setup/mpi.sh)
 
-.PHONY: demo test build lint msrv advisories bench setup clean-demo help
+.PHONY: demo test build book lint msrv advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,9 @@ build: setup ## The release binary: target/release/simclr (with MPI where Open M
 demo: build ## Fashion-MNIST from images to a verified encoder, within ten minutes on two cores
 	@setup/fashion-mnist.sh
 	@setup/demo.sh
+
+book: ## The documentation as a site: target/book/index.html (with mdbook)
+	@setup/book.sh
 
 test: setup ## Every test
 	$(CARGO) test --release --locked --workspace $(MPI)

@@ -55,6 +55,17 @@ fn flags_and_settings_are_named_in_errors() {
     assert!(config.contains("batch = 8\n") && config.contains("width = 0.25"), "{config}");
 }
 
+/// `self-train` takes the recipe of a pretraining and that of a fine-tuning.
+#[test]
+fn recipes_of_pretraining_and_fine_tuning_have_flags_of_their_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut command = simclr(&["self-train", "--recipe", "fashion-mnist", "--finetune-recipe", "v2", "--data"]);
+    execute(command.arg("no-such-folder").arg("--out").arg(temp.path().join("out"))).refuses(&["no-such-folder"]);
+    let mut command = simclr(&["self-train", "--finetune-recipe", "v3", "--data"]);
+    let refused = execute(command.arg("no-such-folder").arg("--out").arg(temp.path().join("out")));
+    assert!(refused.err.contains("v3") && refused.code == Some(2), "{}", refused.err);
+}
+
 #[test]
 fn a_run_becomes_a_classifier_that_predicts() {
     let temp = tempfile::tempdir().unwrap();

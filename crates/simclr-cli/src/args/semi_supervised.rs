@@ -32,7 +32,7 @@ pub struct LabelledArguments {
 pub struct FinetuneArguments {
     /// v1 (SGD, paper B.5) or v2 (LARS, official README)
     #[arg(long, default_value = "v1")]
-    pub recipe: FinetuneRecipe,
+    pub finetune_recipe: FinetuneRecipe,
     /// Layers of the projection head below the classifier; SimCLR v2 keeps 1 of 3
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub head_layers: usize,
@@ -51,7 +51,7 @@ impl FinetuneArguments {
     /// For the library.
     pub fn options(&self) -> FinetuneOptions {
         FinetuneOptions {
-            recipe: self.recipe,
+            recipe: self.finetune_recipe,
             head_layers: self.head_layers,
             epochs: self.finetune_epochs,
             batch: self.finetune_batch,
