@@ -152,8 +152,9 @@ fn links_lead_to_files_and_headings() {
     let mut checked = 0;
     for file in documents() {
         let text = fs::read_to_string(&file).unwrap();
-        for (line, link) in
-            prose(&text).into_iter().flat_map(|(at, line)| links(line).into_iter().map(move |link| (at, link)))
+        for (line, link) in prose(&text)
+            .into_iter()
+            .flat_map(|(at, line)| links(line).into_iter().map(move |link| (at, link)))
         {
             if link.contains("://") || link.starts_with("mailto:") {
                 continue;
@@ -194,7 +195,11 @@ fn is_key(key: &str, keys: &BTreeSet<String>) -> bool {
 }
 
 /// What is wrong with the words behind `simclr`.
-fn fault(words: &[String], flags: &BTreeMap<String, BTreeSet<String>>, keys: &BTreeSet<String>) -> Option<String> {
+fn fault(
+    words: &[String],
+    flags: &BTreeMap<String, BTreeSet<String>>,
+    keys: &BTreeSet<String>,
+) -> Option<String> {
     let name = words.first()?;
     let is_placeholder = |word: &str| word.starts_with(['$', '-', '.']) || word == &word.to_uppercase();
     if is_placeholder(name) {

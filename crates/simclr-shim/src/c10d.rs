@@ -63,7 +63,7 @@ unsafe extern "C" {
     fn simclr_gloo_broadcast(group: *const CGroup, from: c_int, bytes: *mut u8, length: i64) -> *mut c_char;
 }
 
-/// A client of a TCPStore: keys and values shared by all processes, held by the process that serves it.
+/// A client of a TCPStore: keys and values shared by all processes, held by the process that hosts it.
 ///
 /// Every call is a round trip that blocks, without time limit, while the server does not answer.
 #[derive(Debug)]

@@ -47,15 +47,15 @@ fn errors_name_the_address() {
     assert!(twice.contains(&server.port().to_string()), "{twice}");
     let port = server.port();
     drop(server);
-    let nobody = Store::new(HOST, port, false, Duration::from_secs(1)).unwrap_err().to_string();
-    assert!(nobody.contains(&port.to_string()), "{nobody}");
+    let refused = Store::new(HOST, port, false, Duration::from_secs(1)).unwrap_err().to_string();
+    assert!(refused.contains(&port.to_string()), "{refused}");
 }
 
 #[test]
 fn collectives_over_one_two_and_four_ranks() {
     for count in [1, 2, 4] {
         let results = on_ranks(count, |rank, gloo| {
-            // Sums whose rounding depends on the order: the same bits are expected on every rank.
+            // The rounding of these sums depends on the order; the bits must be the same on every rank.
             let mut sums: Vec<f32> = (0..10_001).map(|i| 0.1 + (i * (rank + 1)) as f32 * 1e-3).collect();
             gloo.all_reduce(&mut sums).unwrap();
             let mut wide = [1.0 + rank as f64, 1e300];

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::support::{execute, image_folder, newest_checkpoint, pretrain, simclr, step_of};
 
 /// Names and times of the cached results of an evaluation of `run`.
@@ -110,24 +112,22 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = uninterrupted(&data, &temp.path().join("whole"));
-    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129), ("QUIT", 131), ("USR1", 138), ("USR2", 140)];
-    for (signal, code) in signals {
-        let run = temp.path().join(signal);
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        let run = temp.path().join(format!("{signal:?}"));
         let mut child = started(&data, &run);
-        let id = child.id().to_string();
-        assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(code), "SIG{signal}");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(128 + signal.as_raw()), "{signal:?}");
         // All signals set the same flag; the rest of the run is repeated after two of them: after one of them by the command line
         // that started it.
         let resumed = match signal {
-            "INT" => execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)),
-            "USR1" => execute(&mut pretrain(&data, &run, &[LONG, AUTO].concat())),
+            Signal::INT => execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)),
+            Signal::USR1 => execute(&mut pretrain(&data, &run, &[LONG, AUTO].concat())),
             _ => continue,
         };
         assert!(resumed.succeeds().err.contains("resumed after step "));
         assert!(
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
-            "weights differ after SIG{signal}"
+            "weights differ after {signal:?}"
         );
     }
 }
@@ -170,7 +170,6 @@ fn a_run_that_ignores_hangups_goes_on() {
         assert!(child.try_wait().unwrap().is_none(), "it was running");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let id = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-s", "HUP", &id]).status().unwrap().success());
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

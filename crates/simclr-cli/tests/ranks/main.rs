@@ -179,7 +179,7 @@ fn processes_meet_by_their_variables() {
     let twins = ["a", "b"].map(|run| process(run, "0", "2").spawn().unwrap());
     std::thread::sleep(Duration::from_secs(1));
     for (run, mut child) in ["a", "b"].into_iter().zip(twins) {
-        // One of them serves the store and waits for rank 1; the other one is refused the port.
+        // One of them hosts the store and waits for rank 1; the other one is refused the port.
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -75,7 +75,7 @@ impl Written {
         Ok(Self::new(from_text(path, text)?, Vec::new()))
     }
 
-    /// Keys whose values differ from those `before`.
+    /// Keys with other values than `before`.
     pub fn changes_since(&self, before: &Self) -> Vec<WrittenChange> {
         let keys = |written: &Self| written.table.as_ref().map_or(Vec::new(), |table| leaves(table, ""));
         let mut all = [keys(before), keys(self)].concat();

@@ -56,7 +56,7 @@ impl Keys {
 pub fn connect(place: &Rendezvous) -> Result<Connected<Gloo>, DistError> {
     let at = format!("{}:{}", place.address, place.port);
     let failed = |error: ShimError| DistError::Rendezvous { address: at.clone(), reason: error.to_string() };
-    let serve = place.serves_store();
+    let serve = place.hosts_store();
     let store = Arc::new(Store::new(&place.address, place.port, serve, JOIN_TIMEOUT).map_err(failed)?);
     let keys = Keys { attempt: place.attempt };
     let own = Introduction { host: host(), address: own_address(place), master: master_address(place) };

@@ -27,16 +27,16 @@ pub struct Rendezvous {
     pub address: String,
     /// Port of the store.
     pub port: u16,
-    /// Whether the launcher serves the store, as torchrun's agent does; else rank 0 does.
-    pub launcher_serves: bool,
+    /// Whether the launcher hosts the store, as torchrun's agent does; else rank 0 does.
+    pub launcher_hosts_store: bool,
     /// Number of restarts by an elastic launcher.
     pub attempt: u64,
 }
 
 impl Rendezvous {
-    /// Whether this process serves the store.
-    pub fn serves_store(&self) -> bool {
-        self.rank == 0 && !self.launcher_serves
+    /// Whether this process hosts the store.
+    pub fn hosts_store(&self) -> bool {
+        self.rank == 0 && !self.launcher_hosts_store
     }
 }
 
@@ -116,7 +116,7 @@ impl Environment<'_> {
             count,
             address: Self::required(self.0("MASTER_ADDR"), "MASTER_ADDR", "RANK")?,
             port: self.number("MASTER_PORT")?.unwrap_or(DEFAULT_PORT),
-            launcher_serves: self.0("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True"),
+            launcher_hosts_store: self.0("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True"),
             attempt: self.number("TORCHELASTIC_RESTART_COUNT")?.unwrap_or(0),
         };
         Self::checked(place, "RANK").map(Some)
@@ -137,7 +137,7 @@ impl Environment<'_> {
             count,
             address: Self::required(address, "SLURM_STEP_NODELIST", SLURM_COUNT)?,
             port: self.number("MASTER_PORT")?.unwrap_or(port as u16),
-            launcher_serves: false,
+            launcher_hosts_store: false,
             attempt: self.number("SLURM_RESTART_COUNT")?.unwrap_or(0),
         };
         Self::checked(place, "SLURM_PROCID").map(Some)
@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn place(rank: usize, count: usize, address: &str, port: u16) -> Rendezvous {
-        Rendezvous { rank, count, address: address.into(), port, launcher_serves: false, attempt: 0 }
+        Rendezvous { rank, count, address: address.into(), port, launcher_hosts_store: false, attempt: 0 }
     }
 
     const SLURM: [(&str, &str); 5] = [
@@ -215,7 +215,7 @@ mod tests {
         let found = |more: &[(&str, &str)]| of(true, &[&set[..], more].concat());
         assert_eq!(found(&[]).unwrap(), Launch::Rendezvous(place(1, 4, "node0", 1234)));
         let agent = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")];
-        let elastic = Rendezvous { launcher_serves: true, attempt: 2, ..place(1, 4, "node0", 1234) };
+        let elastic = Rendezvous { launcher_hosts_store: true, attempt: 2, ..place(1, 4, "node0", 1234) };
         assert_eq!(found(&agent).unwrap(), Launch::Rendezvous(elastic));
         assert_eq!(of(true, &set[..3]).unwrap(), Launch::Rendezvous(place(1, 4, "node0", DEFAULT_PORT)));
         assert_eq!(of(true, &[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), Launch::Alone);

@@ -212,7 +212,7 @@ const RESUMABLE_CHANGES: [&str; 15] = [
     "train.knn_every",
 ];
 
-/// Sections whose other keys are fixed for a run.
+/// Sections with keys that are fixed for a run, apart from [`RESUMABLE_CHANGES`].
 const FIXED_SECTIONS: [&str; 10] =
     ["data", "augment", "encoder", "head", "loss", "task", "distill", "moco", "optim", "train"];
 
