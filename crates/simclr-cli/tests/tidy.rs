@@ -16,7 +16,7 @@ fn documents_name_only_paths_that_exist() {
         let text = fs::read_to_string(root().join(document)).unwrap();
         let quoted = text.split('`').skip(1).step_by(2);
         let is_path = |word: &&str| {
-            ["crates/", "reference/", "configs/", "bench/", "setup/"]
+            ["crates/", "reference/", "configs/", "bench/", "setup/", "containers/"]
                 .iter()
                 .any(|start| word.starts_with(start))
                 && !word.contains(['<', '*', ' '])
