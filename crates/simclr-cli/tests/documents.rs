@@ -55,7 +55,7 @@ fn names_of_commands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// The flag that a line of a help starts the description of.
+/// Whether the description of a flag starts in this line of a help.
 fn is_option(line: &str) -> bool {
     line.len() - line.trim_start().len() < 8 && line.trim_start().starts_with('-')
 }
@@ -152,8 +152,9 @@ fn links_lead_to_files_and_headings() {
     let mut checked = 0;
     for file in documents() {
         let text = fs::read_to_string(&file).unwrap();
-        for (line, link) in
-            prose(&text).into_iter().flat_map(|(at, line)| links(line).into_iter().map(move |link| (at, link)))
+        for (line, link) in prose(&text)
+            .into_iter()
+            .flat_map(|(at, line)| links(line).into_iter().map(move |link| (at, link)))
         {
             if link.contains("://") || link.starts_with("mailto:") {
                 continue;
@@ -194,9 +195,13 @@ fn is_key(key: &str, keys: &BTreeSet<String>) -> bool {
 }
 
 /// What is wrong with the words behind `simclr`.
-fn fault(words: &[String], flags: &BTreeMap<String, BTreeSet<String>>, keys: &BTreeSet<String>) -> Option<String> {
+fn fault(
+    words: &[String],
+    flags: &BTreeMap<String, BTreeSet<String>>,
+    keys: &BTreeSet<String>,
+) -> Option<String> {
     let name = words.first()?;
-    let is_placeholder = |word: &str| word.starts_with(['$', '-', '.']) || word == &word.to_uppercase();
+    let is_placeholder = |word: &str| word.starts_with(['$', '-', '.']) || word == word.to_uppercase();
     if is_placeholder(name) {
         return None;
     }

@@ -59,8 +59,10 @@ fn flags_and_settings_are_named_in_errors() {
 #[test]
 fn recipes_of_pretraining_and_fine_tuning_have_flags_of_their_own() {
     let temp = tempfile::tempdir().unwrap();
-    let mut command = simclr(&["self-train", "--recipe", "fashion-mnist", "--finetune-recipe", "v2", "--data"]);
-    execute(command.arg("no-such-folder").arg("--out").arg(temp.path().join("out"))).refuses(&["no-such-folder"]);
+    let mut command =
+        simclr(&["self-train", "--recipe", "fashion-mnist", "--finetune-recipe", "v2", "--data"]);
+    execute(command.arg("no-such-folder").arg("--out").arg(temp.path().join("out")))
+        .refuses(&["no-such-folder"]);
     let mut command = simclr(&["self-train", "--finetune-recipe", "v3", "--data"]);
     let refused = execute(command.arg("no-such-folder").arg("--out").arg(temp.path().join("out")));
     assert!(refused.err.contains("v3") && refused.code == Some(2), "{}", refused.err);

@@ -26,7 +26,11 @@ fn documents_name_only_paths_that_exist() {
         };
         let mut checked = 0;
         for path in quoted.filter(is_path) {
-            assert!(root().join(path).exists(), "{} names `{path}`, which does not exist", document.display());
+            assert!(
+                root().join(path).exists(),
+                "{} names `{path}`, which does not exist",
+                document.display()
+            );
             checked += 1;
         }
         assert!(checked > 0 || !of_root.contains(document), "{} names no path at all", document.display());

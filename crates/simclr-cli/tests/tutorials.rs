@@ -80,7 +80,9 @@ fn follow(name: &str) {
     let rules = rules(&text);
     for rule in &rules {
         if let Some(set) = rule.strip_prefix("make ") {
-            let [kind, folder, count] = set.split(' ').collect::<Vec<_>>()[..] else { panic!("{page}: `{rule}`") };
+            let [kind, folder, count] = set.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{page}: `{rule}`")
+            };
             synthetic::make(kind, &temp.path().join(folder), count.parse().unwrap());
         } else {
             assert!(rule.starts_with("replace ") && rule.contains(" => "), "{page}: `{rule}`: no such rule");
