@@ -32,6 +32,7 @@ fn glue(include: &Path) {
         .warnings(false)
         .include(include.join("torch/csrc/api/include"))
         .include(include)
+        .include("src/gloo_declarations")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .files(
             [
@@ -39,6 +40,7 @@ fn glue(include: &Path) {
                 "batch_norm",
                 "batch_norm_cpu",
                 "batch_norm_gpu",
+                "c10d",
                 "device_memory",
                 "dispatch",
                 "gpu/emulate",

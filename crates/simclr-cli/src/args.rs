@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod evaluate;
 mod explore;
+mod launch;
 mod semi_supervised;
 mod study;
 
@@ -32,6 +33,7 @@ pub use config::{ConfigArguments, of_flag, several_settings};
 pub use data::{Inspect, Pack, Views};
 pub use evaluate::{Evaluate, Normalize, replaced_flag};
 pub use explore::{Neighbours, Report};
+pub use launch::Launch;
 pub use semi_supervised::{Distill, Finetune, LabelledArguments, SelfTrain};
 pub use study::Study;
 
@@ -82,6 +84,8 @@ pub enum Command {
     Views(Views),
     /// Check on this machine that multi-process and chunked gradients equal those of one process, and print the plan of a run
     Doctor(Doctor),
+    /// Start a command as several processes on this machine, and on others by the same command there
+    Launch(Launch),
     /// Describe an image set, and list files that cannot be decoded
     Inspect(Inspect),
     /// Print completions for a shell, such as: simclr completions bash > /etc/bash_completion.d/simclr
@@ -102,9 +106,10 @@ pub struct Pretrain {
     /// Run folder [default: runs/NAME-N with the name of the data]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Resume the run in --run from its newest checkpoint
-    #[arg(long, requires = "run", conflicts_with = "config")]
-    pub resume: bool,
+    /// Resume the run in --run from its newest checkpoint. auto: resume it if it exists, else start it, so that the same command line
+    /// starts and continues a run
+    #[arg(long, requires = "run", num_args = 0..=1, default_missing_value = "existing", value_name = "auto", hide_possible_values = true)]
+    pub resume: Option<Resume>,
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
@@ -144,6 +149,28 @@ pub struct Pretrain {
     /// auto, f32 or bf16 (train.precision)
     #[arg(long)]
     pub precision: Option<String>,
+    /// Form of the progress on stderr: text, or json, one object per line
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    pub log: Log,
+}
+
+/// `--log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `--resume`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Resume {
+    /// Without a value: a run that exists
+    #[value(hide = true)]
+    Existing,
+    /// A run that exists, or a new one
+    Auto,
 }
 
 impl Pretrain {
@@ -173,6 +200,13 @@ impl Pretrain {
 
     /// `file`, the configuration of a run to be resumed, with the overrides.
     pub fn load_resumed(&self, file: &Path) -> Result<RunConfig, Failure> {
+        if self.config.has_file() {
+            let hint = "for a command line that both starts and continues a run, use `--resume auto`";
+            return Err(Failure::user(
+                "--resume has the configuration of the run: no --config or --recipe",
+                Some(hint.into()),
+            ));
+        }
         let flags = [self.config.flags(), self.flags()].concat();
         let all: Vec<String> = self.config.set.iter().cloned().chain(overrides(&flags)).collect();
         Ok(RunConfig::load_run(file, &all).map_err(|error| of_flag(error, &flags))?.0)

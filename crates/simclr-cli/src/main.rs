@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod failure;
+mod json_log;
 mod processes;
 mod report;
 mod terminal;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Export(arguments) => processes::alone(|| commands::export::run(&arguments)),
         Command::Views(arguments) => processes::alone(|| commands::views::run(&arguments)),
         Command::Doctor(arguments) => processes::together(|group| commands::doctor::run(&arguments, group)),
+        Command::Launch(arguments) => commands::launch::run(&arguments),
         Command::Inspect(arguments) => processes::alone(|| commands::inspect::run(&arguments)),
         Command::Completions(arguments) => Ok(commands::shell::completions(&arguments)),
         Command::Man(arguments) => processes::alone(|| commands::shell::man(&arguments)),
@@ -68,9 +70,8 @@ fn limit_busy_waiting() {
     if unset("GOMP_SPINCOUNT") && unset("OMP_WAIT_POLICY") {
         settings.push(("GOMP_SPINCOUNT", "2000"));
     }
-    if simclr::dist::Launch::of_environment() != simclr::dist::Launch::Alone
-        && unset("OMPI_MCA_mpi_yield_when_idle")
-    {
+    let by_mpi = matches!(simclr::dist::Launch::of_environment(), Ok(simclr::dist::Launch::Mpi { .. }));
+    if by_mpi && unset("OMPI_MCA_mpi_yield_when_idle") {
         settings.push(("OMPI_MCA_mpi_yield_when_idle", "1"));
     }
     if settings.is_empty() {

@@ -22,16 +22,13 @@ pub fn together(
 
 /// Runs a command for one process; an error if the launcher started several.
 pub fn alone(command: impl FnOnce() -> Result<ExitCode, Failure>) -> Result<ExitCode, Failure> {
-    match Launch::of_environment() {
-        Launch::Mpi { count } | Launch::Unconnected { count } if count > 1 => {
-            let message = format!("{count} processes were started for a command that runs as one");
-            Err(Failure::user(
-                message,
-                Some("mpirun and srun -n are for `simclr pretrain` and `simclr doctor`".into()),
-            ))
-        }
-        _ => command(),
+    let count = Launch::of_environment()?.count();
+    if count > 1 {
+        let message = format!("{count} processes were started for a command that runs as one");
+        let hint = "several processes are for `simclr pretrain` and `simclr doctor`";
+        return Err(Failure::user(message, Some(hint.into())));
     }
+    command()
 }
 
 /// Runs `decide` on rank 0 and broadcasts its value as the text `encode` makes of it.

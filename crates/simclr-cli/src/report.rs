@@ -10,7 +10,8 @@ use simclr::{
 
 use crate::terminal;
 
-const LINE_SECONDS: u64 = 10;
+/// Interval between lines about steps.
+pub const LINE_SECONDS: u64 = 10;
 
 /// Shows a run on stderr.
 pub struct Terminal {

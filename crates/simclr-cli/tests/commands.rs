@@ -30,12 +30,29 @@ fn unconnected_processes_are_refused() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     execute(pretrain(&data, &run, &[]).env("SLURM_STEP_NUM_TASKS", "4"))
-        .refuses(&["srun started 4 processes"]);
-    execute(simclr(&["inspect", "--data"]).arg(&data).env("SLURM_STEP_NUM_TASKS", "4"))
+        .refuses(&["SLURM_PROCID is nothing"]);
+    let tasks = [("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NODELIST", "a")];
+    execute(simclr(&["inspect", "--data"]).arg(&data).envs(tasks))
         .refuses(&["4 processes were started for a command that runs as one"]);
     #[cfg(not(feature = "mpi"))]
     execute(pretrain(&data, &run, &[]).env("OMPI_COMM_WORLD_SIZE", "2")).refuses(&["built without MPI"]);
     assert!(!run.exists());
+}
+
+#[test]
+fn progress_as_json() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let output = execute(&mut pretrain(&data, &run, &["--log", "json", "--set", "train.health_every=1"]));
+    output.succeeds();
+    let lines: Vec<serde_json::Value> =
+        output.err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    assert_eq!(of("start")[0]["facts"]["steps"], "4 = 2 epochs of 2");
+    assert_eq!(of("step").last().unwrap()["step"], 3);
+    assert!(of("health").iter().all(|line| line["verdict"].is_string() && line["health"]["loss"].is_f64()));
+    assert!(of("message").iter().any(|line| line["text"].as_str().unwrap().starts_with("checkpoint after")));
+    assert!(lines.iter().all(|line| line["time"].as_f64().unwrap() > 1.7e9));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Training on two machines over TCP with the link between them cut. Each machine is a network namespace, which needs root;
 //! `make test` skips this with a notice if it cannot run.
-#![cfg(feature = "mpi")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -14,7 +13,9 @@ use std::{
 };
 
 use fs_err as fs;
-use support::{execute, finished, image_folder, mpirun, newest_checkpoint, pretrain, simclr, step_of};
+use support::{Finished, finished, image_folder, newest_checkpoint, pretrain, simclr, step_of};
+#[cfg(feature = "mpi")]
+use support::{Launcher, execute};
 
 /// All processes exit within this time after the cut.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -27,6 +28,7 @@ fn ip(arguments: &str) -> bool {
 /// Two namespaces connected by a veth pair. Dropping it kills their processes and deletes them.
 struct Hosts {
     names: [String; 2],
+    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "for mpirun"))]
     agent: PathBuf,
 }
 
@@ -56,11 +58,22 @@ impl Hosts {
         assert!(ip(&format!("-n {} link set card {state}", self.names[1])));
     }
 
+    /// Runs `command` as the process of machine `side`.
+    fn launch(&self, side: usize, command: &Command) -> Child {
+        let number = side.to_string();
+        let here = ["launch", "-n", "1", "--nodes", "2", "--node-rank", &number, "--master", ADDRESSES[0]];
+        let mut across = Command::new("ip");
+        across.args(["netns", "exec", &self.names[side]]).arg(command.get_program()).args(here);
+        across.args(command.get_args()).env("NO_COLOR", "1");
+        across.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Runs `command` as one process per machine, started from the first.
+    #[cfg(feature = "mpi")]
     fn mpirun(&self, settings: &[&str], command: &mut Command) -> Command {
         let hosts = ADDRESSES.map(|address| format!("{address}:1")).join(",");
         let network = format!("{}0/24", ADDRESSES[0].trim_end_matches('1'));
-        let local = mpirun(2, command);
+        let local = Launcher::Mpi.start(2, command);
         let mut across = Command::new("ip");
         across.args([
             "netns",
@@ -117,6 +130,7 @@ impl Drop for Hosts {
 }
 
 /// The README's settings for several machines, with which mpirun and its daemons detect a cut themselves.
+#[cfg(feature = "mpi")]
 const KEEPALIVE: &[&str] = &[
     "--mca",
     "oob_tcp_keepalive_time",
@@ -130,18 +144,73 @@ const KEEPALIVE: &[&str] = &[
 ];
 
 /// Long enough to be cut in the middle.
+#[cfg(feature = "mpi")]
 const LONG: &[&str] =
     &["--epochs", "400", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
 
+#[cfg(feature = "mpi")]
 fn started(hosts: &Hosts, settings: &[&str], data: &Path, run: &Path, more: &[&str]) -> Child {
     let mut command = hosts.mpirun(settings, &mut pretrain(data, run, &[LONG, more].concat()));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let enough = |_: &Hosts| newest_checkpoint(run).is_some_and(|path| step_of(&path) >= 20);
-    hosts.wait_until("20 steps", enough);
+    hosts.wait_until("20 steps", |_| trains(run));
     assert_eq!(hosts.trainers(), 2, "one process on each machine");
     child
 }
 
+fn trains(run: &Path) -> bool {
+    newest_checkpoint(run).is_some_and(|path| step_of(&path) >= 20)
+}
+
+/// `command` on both machines, to its end.
+fn on_both(hosts: &Hosts, command: &Command) -> [Finished; 2] {
+    [0, 1].map(|side| hosts.launch(side, command)).map(|child| finished(child, Duration::from_secs(120)))
+}
+
+/// 300 steps: small collectives over Gloo take longer than over MPI.
+const LAUNCHED: &[&str] =
+    &["--epochs", "150", "--set", "train.checkpoint_minutes=0", "--set", "train.knn_every=0"];
+
+/// Without MPI: each machine starts its process by the same command.
+#[test]
+#[ignore = "needs root and network namespaces; `make test` runs it where it can"]
+fn a_cut_link_ends_launched_processes_and_the_run_goes_on_to_the_same_weights() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let (whole, cut) = (temp.path().join("whole"), temp.path().join("cut"));
+    let hosts = Hosts::new(temp.path());
+    for output in on_both(&hosts, &pretrain(&data, &whole, LAUNCHED)) {
+        output.succeeds();
+    }
+
+    let timeout = ["--set", "dist.heartbeat_timeout_s=4"];
+    let command = pretrain(&data, &cut, &[LAUNCHED, &timeout].concat());
+    let children = [0, 1].map(|side| hosts.launch(side, &command));
+    hosts.wait_until("20 steps", |_| trains(&cut));
+    hosts.link("down");
+    for (child, lost) in children.into_iter().zip([1, 0]) {
+        let output = finished(child, WITHIN);
+        assert_eq!(output.code, Some(2), "{}", output.err);
+        assert!(output.err.contains(&format!("error: rank {lost} of 2 on ")), "{}", output.err);
+        assert!(output.err.contains("the network to it is cut"), "{}", output.err);
+    }
+    hosts.wait_until("the end on both sides", |hosts| (0..2).all(|side| hosts.processes(side).is_empty()));
+    assert!(step_of(&newest_checkpoint(&cut).unwrap()) < 300, "it was cut before its end");
+
+    hosts.link("up");
+    let [first, _] = on_both(&hosts, simclr(&["pretrain", "--resume", "--run"]).arg(&cut));
+    first.succeeds();
+    assert!(first.err.contains("resumed after step "), "{}", first.err);
+    let tensors = |run: &Path| {
+        let checkpoint = simclr::checkpoint::Checkpoint::load(&newest_checkpoint(run).unwrap()).unwrap();
+        let bytes = |(name, tensor): (&String, &tch::Tensor)| {
+            (name.clone(), Vec::<f64>::try_from(tensor.reshape([-1])).unwrap())
+        };
+        checkpoint.tensors.iter().map(bytes).collect::<Vec<_>>()
+    };
+    assert!(tensors(&whole) == tensors(&cut), "the weights differ");
+}
+
+#[cfg(feature = "mpi")]
 #[test]
 #[ignore = "needs root and network namespaces; `make test` runs it where it can"]
 fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
@@ -168,6 +237,7 @@ fn a_cut_link_ends_both_sides_and_the_run_goes_on_to_the_same_weights() {
 }
 
 /// Without the launcher's detection: its TCP connections time out after many minutes.
+#[cfg(feature = "mpi")]
 #[test]
 #[ignore = "needs root and network namespaces; `make test` runs it where it can"]
 fn both_sides_detect_a_cut_without_the_launcher() {

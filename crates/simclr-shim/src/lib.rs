@@ -1,8 +1,10 @@
 //! Parts of libtorch that `tch` 0.24 does not bind: TorchScript modules with their buffers, loading `libtorch_cuda` at run time,
-//! batch norm as an autograd node, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; NCCL;
-//! and, with the feature `mpi`, MPI.
+//! batch norm as an autograd node, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; c10d's
+//! store and Gloo; NCCL; and, with the feature `mpi`, MPI.
 
 mod batch_norm;
+pub mod c10d;
+mod channel;
 mod device_memory;
 pub mod gpu;
 mod gradient;
@@ -25,6 +27,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+pub use channel::{Channel, exit_now};
 pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
 pub use gradient::{backward, drop_gradient};
 pub use operations::operations;

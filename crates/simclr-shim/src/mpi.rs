@@ -8,15 +8,12 @@ use std::{
 
 use mpi::{Threading, environment::Universe, ffi, traits::AsRaw};
 
-/// An error message of MPI.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("MPI: {0}")]
-pub struct MpiError(String);
+use crate::{Channel, ShimError, exit_now};
 
 /// Maximum number of elements per call: MPI counts in C ints.
 const MAX_COUNT: usize = 1 << 28;
 
-/// The initialised MPI library, finalised when this and the last [`Channel`] have been dropped.
+/// The initialised MPI library, finalised when this and the last [`MpiChannel`] have been dropped.
 pub struct Mpi {
     universe: Universe,
     rank: usize,
@@ -34,7 +31,7 @@ unsafe impl Send for Mpi {}
 // SAFETY: as above.
 unsafe impl Sync for Mpi {}
 
-fn check(code: c_int) -> Result<(), MpiError> {
+fn check(code: c_int) -> Result<(), ShimError> {
     if code == 0 {
         return Ok(());
     }
@@ -43,7 +40,7 @@ fn check(code: c_int) -> Result<(), MpiError> {
     // SAFETY: the buffer has the required length.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
     let length = usize::try_from(length).unwrap_or_default().min(text.len());
-    Err(MpiError(String::from_utf8_lossy(&text[..length]).into_owned()))
+    Err(ShimError(format!("MPI: {}", String::from_utf8_lossy(&text[..length]))))
 }
 
 fn int(value: usize) -> c_int {
@@ -55,12 +52,12 @@ impl Mpi {
     ///
     /// # Errors
     /// A second call, or an MPI without MPI_THREAD_MULTIPLE.
-    pub fn start() -> Result<Arc<Self>, MpiError> {
+    pub fn start() -> Result<Arc<Self>, ShimError> {
         let joined = mpi::initialize_with_threading(Threading::Multiple);
-        let (universe, level) = joined.ok_or_else(|| MpiError("already initialised".into()))?;
+        let (universe, level) = joined.ok_or_else(|| ShimError("MPI: already initialised".into()))?;
         if level < Threading::Multiple {
-            return Err(MpiError(format!(
-                "it provides thread level {level:?}, MPI_THREAD_MULTIPLE is required"
+            return Err(ShimError(format!(
+                "MPI: it provides thread level {level:?}, MPI_THREAD_MULTIPLE is required"
             )));
         }
         use mpi::traits::Communicator;
@@ -90,81 +87,57 @@ impl Mpi {
     ///
     /// # Errors
     /// MPI errors.
-    pub fn channel(self: &Arc<Self>) -> Result<Channel, MpiError> {
+    pub fn channel(self: &Arc<Self>) -> Result<MpiChannel, ShimError> {
         // SAFETY: the world is live; `raw` is written on success, and owned by the channel.
         unsafe {
             let mut raw = ffi::RSMPI_COMM_NULL;
             check(ffi::MPI_Comm_dup(self.universe.world().as_raw(), &mut raw))?;
             check(ffi::MPI_Comm_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN))?;
-            Ok(Channel { raw, mpi: Arc::clone(self) })
+            Ok(MpiChannel { raw, mpi: Arc::clone(self) })
         }
     }
 
     /// Aborts all ranks with this exit code; this process exits even if the launcher is unreachable.
     pub fn abort_all(&self, code: i32) -> ! {
-        unsafe extern "C" {
-            fn _exit(code: c_int) -> !;
-        }
         /// Time for `MPI_Abort` to reach the launcher.
         const GRACE_PERIOD: std::time::Duration = std::time::Duration::from_secs(3);
         std::thread::spawn(move || {
             std::thread::sleep(GRACE_PERIOD);
-            // SAFETY: ends the process without running anything that could wait for the other threads.
-            unsafe { _exit(code) }
+            exit_now(code)
         });
         // SAFETY: may be called from any thread; it returns only if the launcher is gone.
-        unsafe {
-            ffi::MPI_Abort(self.universe.world().as_raw(), code);
-            _exit(code)
-        }
+        unsafe { ffi::MPI_Abort(self.universe.world().as_raw(), code) };
+        exit_now(code)
     }
 }
 
-/// A communicator over all ranks. All methods but [`Channel::send`] and [`Channel::receive`] are collective: every rank calls
+/// A communicator over all ranks. All methods but [`MpiChannel::send`] and [`MpiChannel::receive`] are collective: every rank calls
 /// them in the same order.
-pub struct Channel {
+pub struct MpiChannel {
     raw: ffi::MPI_Comm,
     mpi: Arc<Mpi>,
 }
 
-impl std::fmt::Debug for Channel {
+impl std::fmt::Debug for MpiChannel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "channel of {:?}", self.mpi)
     }
 }
 
 // SAFETY: a communicator is a handle; MPI_THREAD_MULTIPLE holds (see `Mpi::start`).
-unsafe impl Send for Channel {}
+unsafe impl Send for MpiChannel {}
 // SAFETY: as above.
-unsafe impl Sync for Channel {}
+unsafe impl Sync for MpiChannel {}
 
-impl Drop for Channel {
+impl Drop for MpiChannel {
     fn drop(&mut self) {
         // SAFETY: ours, freed once, before MPI is finalised: `mpi` is dropped after this.
         unsafe { ffi::MPI_Comm_free(&mut self.raw) };
     }
 }
 
-impl Channel {
-    /// Sum over all ranks, in place; bit-identical on all ranks.
-    ///
-    /// # Errors
-    /// MPI errors.
-    pub fn all_reduce(&self, values: &mut [f32]) -> Result<(), MpiError> {
-        // SAFETY: the type is MPI's for f32.
-        self.all_reduce_as(values, unsafe { ffi::RSMPI_FLOAT })
-    }
-
-    /// [`Channel::all_reduce`] of f64.
-    ///
-    /// # Errors
-    /// MPI errors.
-    pub fn all_reduce_f64(&self, values: &mut [f64]) -> Result<(), MpiError> {
-        // SAFETY: the type is MPI's for f64.
-        self.all_reduce_as(values, unsafe { ffi::RSMPI_DOUBLE })
-    }
-
-    fn all_reduce_as<T: Copy>(&self, values: &mut [T], kind: ffi::MPI_Datatype) -> Result<(), MpiError> {
+impl MpiChannel {
+    fn all_reduce_as<T: Copy>(&self, values: &mut [T], kind: ffi::MPI_Datatype) -> Result<(), ShimError> {
         for piece in values.chunks_mut(MAX_COUNT) {
             let own = piece.to_vec();
             // SAFETY: both buffers hold `len` values of `kind` and do not overlap.
@@ -182,14 +155,51 @@ impl Channel {
         Ok(())
     }
 
-    /// The bytes of every rank; lengths may differ.
-    ///
-    /// # Errors
-    /// MPI errors.
-    ///
+    /// Sends without blocking; `None` on error, which the receiver's heartbeat timeout detects as well.
+    pub fn send(&self, to: usize, words: [u64; 2]) -> Option<Sending> {
+        let words = Box::new(words);
+        // SAFETY: `words` lives on the heap until the request is done: `Sending` owns both.
+        unsafe {
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            let start: *const c_void = (&raw const *words).cast();
+            let code = ffi::MPI_Isend(start, 2, ffi::RSMPI_UINT64_T, int(to), 0, self.raw, &mut request);
+            (code == 0).then_some(Sending { request, words: Some(words) })
+        }
+    }
+
+    /// The next received message, if any, and its sender.
+    pub fn receive(&self) -> Option<(usize, [u64; 2])> {
+        // SAFETY: what is probed is two words, the only message that `send` makes on this channel.
+        unsafe {
+            let mut status: ffi::MPI_Status = std::mem::zeroed();
+            let mut there: c_int = 0;
+            let any = (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_ANY_TAG);
+            if ffi::MPI_Iprobe(any.0, any.1, self.raw, &mut there, &mut status) != 0 || there == 0 {
+                return None;
+            }
+            let mut words = [0u64; 2];
+            let (from, start) = (status.MPI_SOURCE, (&raw mut words).cast());
+            let kind = ffi::RSMPI_UINT64_T;
+            let code = ffi::MPI_Recv(start, 2, kind, from, any.1, self.raw, &mut status);
+            (code == 0).then_some((from as usize, words))
+        }
+    }
+}
+
+impl Channel for MpiChannel {
+    fn all_reduce(&self, values: &mut [f32]) -> Result<(), ShimError> {
+        // SAFETY: the type is MPI's for f32.
+        self.all_reduce_as(values, unsafe { ffi::RSMPI_FLOAT })
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) -> Result<(), ShimError> {
+        // SAFETY: the type is MPI's for f64.
+        self.all_reduce_as(values, unsafe { ffi::RSMPI_DOUBLE })
+    }
+
     /// # Panics
     /// If the total is 2 GiB or more.
-    pub fn all_gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, MpiError> {
+    fn all_gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, ShimError> {
         let count = self.mpi.count;
         let mut lengths = vec![0 as c_int; count];
         let length = int(own.len());
@@ -229,11 +239,7 @@ impl Channel {
         Ok(sizes.iter().map(|&size| rest.split_off(..size).unwrap_or_default().to_vec()).collect())
     }
 
-    /// Copies the bytes of rank `from` to all ranks; lengths must be equal.
-    ///
-    /// # Errors
-    /// MPI errors.
-    pub fn broadcast(&self, from: usize, bytes: &mut [u8]) -> Result<(), MpiError> {
+    fn broadcast(&self, from: usize, bytes: &mut [u8]) -> Result<(), ShimError> {
         for piece in bytes.chunks_mut(MAX_COUNT) {
             let length = int(piece.len());
             let start: *mut c_void = piece.as_mut_ptr().cast();
@@ -243,43 +249,9 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits until all ranks have called it.
-    ///
-    /// # Errors
-    /// MPI errors.
-    pub fn barrier(&self) -> Result<(), MpiError> {
+    fn barrier(&self) -> Result<(), ShimError> {
         // SAFETY: the communicator is live.
         check(unsafe { ffi::MPI_Barrier(self.raw) })
-    }
-
-    /// Sends without blocking; `None` on error, which the receiver's heartbeat timeout detects as well.
-    pub fn send(&self, to: usize, words: [u64; 2]) -> Option<Sending> {
-        let words = Box::new(words);
-        // SAFETY: `words` lives on the heap until the request is done: `Sending` owns both.
-        unsafe {
-            let mut request = ffi::RSMPI_REQUEST_NULL;
-            let start: *const c_void = (&raw const *words).cast();
-            let code = ffi::MPI_Isend(start, 2, ffi::RSMPI_UINT64_T, int(to), 0, self.raw, &mut request);
-            (code == 0).then_some(Sending { request, words: Some(words) })
-        }
-    }
-
-    /// The next received message, if any, and its sender.
-    pub fn receive(&self) -> Option<(usize, [u64; 2])> {
-        // SAFETY: what is probed is two words, the only message that `send` makes on this channel.
-        unsafe {
-            let mut status: ffi::MPI_Status = std::mem::zeroed();
-            let mut there: c_int = 0;
-            let any = (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_ANY_TAG);
-            if ffi::MPI_Iprobe(any.0, any.1, self.raw, &mut there, &mut status) != 0 || there == 0 {
-                return None;
-            }
-            let mut words = [0u64; 2];
-            let (from, start) = (status.MPI_SOURCE, (&raw mut words).cast());
-            let kind = ffi::RSMPI_UINT64_T;
-            let code = ffi::MPI_Recv(start, 2, kind, from, any.1, self.raw, &mut status);
-            (code == 0).then_some((from as usize, words))
-        }
     }
 }
 

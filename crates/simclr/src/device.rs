@@ -62,6 +62,12 @@ impl Precision {
     }
 }
 
+/// Number of GPUs that this process could use. Loads `libtorch_cuda` if present.
+pub fn gpu_count() -> usize {
+    simclr_shim::load_cuda();
+    usize::try_from(tch::Cuda::device_count()).unwrap_or_default()
+}
+
 /// Chooses the device. Call once, at start: it loads `libtorch_cuda` if present and compiles the GPU kernels. Of several GPUs
 /// each process takes number `local_rank`.
 ///

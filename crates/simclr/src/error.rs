@@ -1,10 +1,13 @@
 //! Error types. Messages are lower case and state what failed, where, and expected and actual values; `hint()` suggests a fix.
 
+mod dist;
 mod hints;
 
 use std::path::PathBuf;
 
 use simclr_data::DataError;
+
+pub use dist::DistError;
 
 /// An invalid configuration.
 #[derive(Debug, thiserror::Error)]
@@ -176,43 +179,6 @@ pub enum CheckpointError {
         /// The run folder.
         folder: PathBuf,
     },
-}
-
-/// The process group cannot be formed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DistError {
-    /// The launcher started several processes, but this build lacks MPI.
-    #[error("{count} processes were started, but this simclr was built without MPI")]
-    NotBuilt {
-        /// How many.
-        count: usize,
-    },
-    /// `srun` without PMIx started several processes.
-    #[error("srun started {count} processes without connecting them")]
-    Unconnected {
-        /// How many.
-        count: usize,
-    },
-    /// MPI initialisation failed.
-    #[error("{reason}")]
-    Mpi {
-        /// Message of MPI.
-        reason: String,
-    },
-    /// Ranks with different images, versions, precisions or augmentation devices.
-    #[error("{what} differ: {here} here, {first} on rank 0")]
-    Differ {
-        /// Property that differs, in the plural.
-        what: &'static str,
-        /// Value on this rank.
-        here: String,
-        /// Value on rank 0.
-        first: String,
-    },
-    /// Operating system error.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
 }
 
 /// A training run that cannot start or continue.

@@ -48,6 +48,11 @@ impl ConfigArguments {
         Ok(self.recipe.as_deref().map(recipes::path).transpose()?.or_else(|| self.config.clone()))
     }
 
+    /// Whether a file or a recipe is given.
+    pub(super) fn has_file(&self) -> bool {
+        self.config.is_some() || self.recipe.is_some()
+    }
+
     pub(super) fn flags(&self) -> Vec<Flag> {
         vec![
             ("--image-size", "train.image_size", text(self.image_size)),

@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod export;
 pub mod finetune;
 pub mod inspect;
+pub mod launch;
 pub mod neighbours;
 pub mod pack;
 pub mod pretrain;

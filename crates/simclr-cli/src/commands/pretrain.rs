@@ -15,11 +15,18 @@ use simclr::{
     config::Written,
     data::dataset::canonical,
     dist::ProcessGroup,
-    train::{Observer, Outcome, RunFolder, Silent, fit},
+    train::{Observer, Outcome, RunFolder, Silent, fit, may_change},
 };
 
 use super::data_path;
-use crate::{args::Pretrain, failure::Failure, processes, report::Terminal, terminal};
+use crate::{
+    args::{Log, Pretrain, Resume},
+    failure::Failure,
+    json_log::JsonLog,
+    processes,
+    report::Terminal,
+    terminal,
+};
 
 /// Starts or resumes a run, on all processes. A signal ends it after a checkpoint, with exit code 128 + number of the signal.
 pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failure> {
@@ -28,13 +35,15 @@ pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failur
         processes::broadcast_from_root(group, || RunSpec::new(&arguments), RunSpec::to_json)?;
     let RunSpec { config, written, data, folder } = own.map_or_else(|| RunSpec::from_json(&broadcast), Ok)?;
     let (stop, signal) = watch_signals()?;
-    let outcome = if group.is_first() {
-        let mut terminal = Terminal::new();
-        terminal.message(&format!("run folder     {}", folder.path().display()));
-        fit(group, (&config, &written), &data, &folder, &mut terminal, &stop)
-    } else {
-        fit(group, (&config, &written), &data, &folder, &mut Silent, &stop)
+    let log = arguments.log;
+    let mut observer: Box<dyn Observer> = match (group.is_first(), log) {
+        (true, Log::Text) => Box::new(Terminal::new()),
+        (true, Log::Json) => Box::new(JsonLog::default()),
+        (false, _) => Box::new(Silent),
     };
+    observer.message(&format!("run folder     {}", folder.path().display()));
+    let outcome = fit(group, (&config, &written), &data, &folder, &mut *observer, &stop);
+    drop(observer);
     if outcome.is_err() && group.is_first() {
         folder.remove_if_unused();
     }
@@ -75,8 +84,12 @@ struct RunSpec {
 
 impl RunSpec {
     fn new(arguments: &Pretrain) -> Result<Self, Failure> {
-        let (config, written, existing) =
-            if arguments.resume { resumed(arguments)? } else { fresh(arguments)? };
+        let exists = arguments.run.as_deref().is_some_and(RunFolder::is_run);
+        let (config, written, existing) = match arguments.resume {
+            Some(Resume::Existing) => resumed(arguments)?,
+            Some(Resume::Auto) if exists => continued(arguments)?,
+            Some(Resume::Auto) | None => fresh(arguments)?,
+        };
         let data = data_path(&arguments.data)?.or_else(|| config.data.path.clone());
         let data = data.ok_or_else(|| {
             Failure::user("no images are named", Some("give a folder of images with --data".into()))
@@ -124,6 +137,27 @@ fn resumed(arguments: &Pretrain) -> Result<Loaded, Failure> {
     Ok((config, Written::EVERYTHING, Some(folder)))
 }
 
+/// Resumes a run by the command line that started it: refused if another result would be expected of it.
+fn continued(arguments: &Pretrain) -> Result<Loaded, Failure> {
+    let path = arguments.run.as_deref().unwrap_or(Path::new("."));
+    let folder = RunFolder::open(path)?;
+    let (_, written) = arguments.load()?;
+    let before = folder.written()?.unwrap_or_else(|| written.clone());
+    let (free, fixed): (Vec<_>, Vec<_>) =
+        written.changes_since(&before).into_iter().partition(|change| may_change(&change.key));
+    if !fixed.is_empty() {
+        let changes: Vec<String> = fixed.iter().map(ToString::to_string).collect();
+        let message = format!("`{}` was started with other settings: {}", path.display(), changes.join("; "));
+        let hint =
+            "repeat the settings of its start, or resume it with those of the run by `--resume` without auto";
+        return Err(Failure::user(message, Some(hint.into())));
+    }
+    let overrides: Vec<String> =
+        free.into_iter().filter_map(|change| Some(format!("{}={}", change.key, change.is?))).collect();
+    let config = RunConfig::load_run(&folder.config_file(), &overrides)?.0;
+    Ok((config, Written::EVERYTHING, Some(folder)))
+}
+
 /// Creates the first free folder `runs/<name>-<n>`; retries if another process creates it at the same time.
 fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
     let name = data.file_stem().unwrap_or_default().to_string_lossy();
@@ -143,13 +177,17 @@ fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
 /// terminal.
 const ENDING: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 
-/// A flag that the first signal of [`ENDING`] sets, and the number of the signal. A second signal kills the process. Signals that are
-/// ignored, such as SIGHUP under nohup, stay so.
+/// Those of [`ENDING`] that are not ignored, as SIGHUP is under nohup.
+pub fn ending_signals() -> impl Iterator<Item = i32> {
+    let ignored = ignored_signals();
+    ENDING.into_iter().filter(move |number| ignored >> (number - 1) & 1 == 0)
+}
+
+/// A flag that the first of the [`ending_signals`] sets, and the number of the signal. A second signal kills the process.
 pub fn watch_signals() -> Result<(Arc<AtomicBool>, Arc<AtomicUsize>), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let signal = Arc::new(AtomicUsize::new(0));
-    let ignored = ignored_signals();
-    for number in ENDING.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0) {
+    for number in ending_signals() {
         signal_hook::flag::register_conditional_default(number, Arc::clone(&stop))?;
         signal_hook::flag::register(number, Arc::clone(&stop))?;
         signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)?;

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::support::{execute, image_folder, newest_checkpoint, pretrain, simclr, step_of};
 
 /// Names and times of the cached results of an evaluation of `run`.
@@ -69,7 +71,7 @@ fn killed_evaluations_resume_with_the_same_results() {
 
 /// Starts a run of 1200 steps that writes a checkpoint after each, and waits until some are there.
 fn started(data: &Path, run: &Path) -> Child {
-    let mut command = pretrain(data, run, LONG);
+    let mut command = pretrain(data, run, &[LONG, AUTO].concat());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 10) {
@@ -80,6 +82,9 @@ fn started(data: &Path, run: &Path) -> Child {
 }
 
 const LONG: &[&str] = &["--epochs", "600", "--set", "train.checkpoint_minutes=0"];
+
+/// Starts a run, or continues it if there is one.
+const AUTO: &[&str] = &["--resume", "auto"];
 
 fn uninterrupted(data: &Path, run: &Path) -> Vec<u8> {
     execute(&mut pretrain(data, run, LONG)).succeeds();
@@ -107,23 +112,45 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = uninterrupted(&data, &temp.path().join("whole"));
-    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129), ("QUIT", 131), ("USR1", 138), ("USR2", 140)];
-    for (signal, code) in signals {
-        let run = temp.path().join(signal);
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        let run = temp.path().join(format!("{signal:?}"));
         let mut child = started(&data, &run);
-        let id = child.id().to_string();
-        assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(code), "SIG{signal}");
-        // All signals set the same flag; the rest of the run is repeated after two of them.
-        if !["INT", "USR1"].contains(&signal) {
-            continue;
-        }
-        execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)).succeeds();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(128 + signal.as_raw()), "{signal:?}");
+        // All signals set the same flag; the rest of the run is repeated after two of them: after one of them by the command line
+        // that started it.
+        let resumed = match signal {
+            Signal::INT => execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run)),
+            Signal::USR1 => execute(&mut pretrain(&data, &run, &[LONG, AUTO].concat())),
+            _ => continue,
+        };
+        assert!(resumed.succeeds().err.contains("resumed after step "));
         assert!(
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
-            "weights differ after SIG{signal}"
+            "weights differ after {signal:?}"
         );
     }
+}
+
+/// The command line of a run must not change what was trained.
+#[test]
+fn resume_auto_refuses_other_settings() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let auto = |more: &[&str]| execute(&mut pretrain(&data, &run, &[AUTO, more].concat()));
+    auto(&[]).succeeds();
+    let weights = fs::read(newest_checkpoint(&run).unwrap()).unwrap();
+    let refused = auto(&["--set", "loss.temperature=0.7", "--set", "train.health_every=7"]);
+    refused.refuses(&["started with other settings: loss.temperature was not set, is 0.7"]);
+    refused.hints("--resume");
+    auto(&["--set", "train.health_every=7"]).succeeds();
+    assert!(weights == fs::read(newest_checkpoint(&run).unwrap()).unwrap());
+    let recipe = temp.path().join("recipe.toml");
+    fs::write(&recipe, "").unwrap();
+    let mut both = simclr(&["pretrain", "--resume", "--run"]);
+    let both = execute(both.arg(&run).arg("--config").arg(&recipe));
+    both.refuses(&["no --config"]);
+    both.hints("--resume auto");
 }
 
 /// As under nohup.
@@ -143,7 +170,6 @@ fn a_run_that_ignores_hangups_goes_on() {
         assert!(child.try_wait().unwrap().is_none(), "it was running");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    let id = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-s", "HUP", &id]).status().unwrap().success());
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -84,14 +84,41 @@ pub fn pretrain(data: &Path, run: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// `command` as an MPI job on this machine, which may have fewer processors.
-pub fn mpirun(processes: usize, command: &mut Command) -> Command {
-    let mut mpirun = Command::new("mpirun");
-    mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &processes.to_string()]);
-    mpirun.arg(command.get_program()).args(command.get_args()).env("NO_COLOR", "1");
-    // Tests run as root in containers, which mpirun requires two variables for.
-    mpirun.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-    mpirun
+/// What starts several processes and connects them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// `simclr launch`: c10d's store and Gloo.
+    Gloo,
+    /// mpirun.
+    Mpi,
+}
+
+/// The launchers of this build.
+pub const LAUNCHERS: &[Launcher] =
+    if cfg!(feature = "mpi") { &[Launcher::Gloo, Launcher::Mpi] } else { &[Launcher::Gloo] };
+
+impl Launcher {
+    /// `command`, which is one of the binary, as several processes.
+    pub fn start(self, processes: usize, command: &mut Command) -> Command {
+        let mut launcher = match self {
+            Self::Gloo => simclr(&["launch", "-n", &processes.to_string()]),
+            Self::Mpi => {
+                let mut mpirun = Command::new("mpirun");
+                mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &processes.to_string()]);
+                mpirun.arg(command.get_program());
+                // Tests run as root in containers, which mpirun requires two variables for.
+                mpirun.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+                mpirun
+            }
+        };
+        launcher.args(command.get_args()).env("NO_COLOR", "1");
+        launcher
+    }
+
+    /// Environment variable that holds the rank of a process.
+    pub fn rank_variable(self) -> &'static str {
+        if self == Self::Gloo { "RANK" } else { "OMPI_COMM_WORLD_RANK" }
+    }
 }
 
 /// The newest checkpoint of a run.

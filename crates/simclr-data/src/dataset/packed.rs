@@ -83,7 +83,7 @@ pub(crate) fn is_packed(path: &Path) -> bool {
 
 pub(super) fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let state = FileState::of(path);
-    let file = map(path)?;
+    let (handle, file) = map(path)?;
     let (index, pixels_end) = read_index(&file).map_err(|reason| DataError::format(path, reason))?;
     let Index { channels, range, pages, train, test, validation, unlabelled, .. } = index;
     let mut end = HEADER as u64;
@@ -112,7 +112,7 @@ pub(super) fn open(path: &Path, split: Split) -> Result<Opened, DataError> {
     let classes = part.classes.clone();
     let checked = extents.iter().map(|_| AtomicBool::new(false)).collect();
     let path = path.to_owned();
-    let source = Mapped { path, file, state, channels, range, pages, part, extents, checked };
+    let source = Mapped { path, handle, file, state, channels, range, pages, part, extents, checked };
     Ok(Opened::new(samples, classes, Box::new(source)))
 }
 
@@ -121,15 +121,17 @@ pub fn has_part(path: &Path, split: Split) -> bool {
     open(path, split).map_or(true, |opened| !opened.samples.is_empty())
 }
 
-fn map(path: &Path) -> Result<Bytes, DataError> {
+fn map(path: &Path) -> Result<(fs_err::File, Bytes), DataError> {
     let file = fs_err::File::open(path)?;
     // SAFETY: the mapping is only read as bytes, for which every value is valid. As with every mapped file, writes by another
-    // program become visible here (checksums may detect them), and truncation by another program kills this process; `pack`
-    // therefore replaces files by a rename instead of writing into them.
+    // program become visible here (checksums may detect them), and reading beyond the end of a file that another program truncates
+    // kills this process: `Mapped::read` checks the length of the file before every image, and `pack` replaces files by a rename
+    // instead of writing into them.
     let mapped = unsafe { Mmap::map(file.file()) };
     let with_path =
         |error| std::io::Error::other(format!("cannot map `{}` into memory: {error}", path.display()));
-    Ok(Bytes::from_owner(mapped.map_err(with_path)?))
+    let mapped = Bytes::from_owner(mapped.map_err(with_path)?);
+    Ok((file, mapped))
 }
 
 /// The index and its position.
@@ -214,6 +216,7 @@ impl Part {
 
 struct Mapped {
     path: PathBuf,
+    handle: fs_err::File,
     file: Bytes,
     state: FileState,
     channels: usize,
@@ -228,6 +231,15 @@ struct Mapped {
 impl Source for Mapped {
     fn read(&self, index: usize) -> Result<Bytes, DataError> {
         let Extent { start, end } = self.extents[index];
+        let length = self.handle.metadata()?.len();
+        if length < end {
+            let reason =
+                format!("the packed file was truncated to {length} bytes, this image ends at byte {end}");
+            return Err(DataError::decode(
+                format!("{}: {}", self.path.display(), self.part.names[index]),
+                reason,
+            ));
+        }
         Ok(self.file.slice(start as usize..end as usize))
     }
 

@@ -257,6 +257,21 @@ fn damaged_pixels_fail_a_single_image() {
     }
 }
 
+/// Reading the mapping beyond the new end would kill the process (SIGBUS).
+#[test]
+fn a_file_truncated_while_open_fails_images_behind_its_end() {
+    let root = tempfile::tempdir().unwrap();
+    let (file, _) = sample(root.path());
+    let set = open(&file, Split::Train);
+    let whole = set.decode(0).unwrap();
+    fs_err::OpenOptions::new().write(true).open(&file).unwrap().set_len(0).unwrap();
+    for index in 0..set.len() {
+        let reason = set.decode(index).unwrap_err().to_string();
+        assert!(reason.contains("truncated to 0 bytes") && reason.contains(names(&set)[index]), "{reason}");
+    }
+    drop(whole);
+}
+
 /// The file with another index of valid checksum and position.
 fn with_index(whole: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
     let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;

@@ -1,9 +1,6 @@
 //! [`RunConfig`] from a TOML file and `--set` overrides. Unknown keys are errors with suggestions.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use simclr_data::{
@@ -13,7 +10,7 @@ use simclr_data::{
 use toml::{Table, Value};
 
 use super::{
-    RunConfig,
+    RunConfig, Written,
     compat::{rename_former_keys, rename_override},
     recipes, trust,
 };
@@ -29,30 +26,6 @@ const OPTIONAL_KEYS: [&str; 7] = [
     "task.init_from",
     "task.subset",
 ];
-
-/// The keys that the user set, in a file or by an override. A new run may choose the others for the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// `None`: all.
-    keys: Option<BTreeSet<String>>,
-    /// Renamed keys.
-    notices: Vec<String>,
-}
-
-impl Written {
-    /// All keys, so that nothing is chosen for the machine.
-    pub const EVERYTHING: Self = Self { keys: None, notices: Vec::new() };
-
-    /// Whether `key`, such as `train.chunk`, was set.
-    pub fn has(&self, key: &str) -> bool {
-        self.keys.as_ref().is_none_or(|keys| keys.contains(key))
-    }
-
-    /// A message for each key that was set under a former name.
-    pub fn notices(&self) -> &[String] {
-        &self.notices
-    }
-}
 
 /// Jaro-Winkler similarity from which a key is suggested.
 const MIN_SIMILARITY: f64 = 0.8;
@@ -80,8 +53,7 @@ impl RunConfig {
             set(&mut written, &text)?;
             notices.extend(notice);
         }
-        let keys = Some(leaves(&written, "").into_iter().collect());
-        Ok((config, Written { keys, notices }))
+        Ok((config, Written::new(written, notices)))
     }
 
     /// Reads the `config.toml` of a run. If it is from before runs recorded `[transform]` or `data.range`, the values of that time
@@ -171,7 +143,7 @@ fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
     text.parse().map_err(|error: toml::de::Error| parse_error(path, text, &error))
 }
 
-fn from_text<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+pub(super) fn from_text<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| parse_error(path, text, &error))
 }
 

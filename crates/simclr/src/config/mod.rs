@@ -8,6 +8,7 @@ pub mod recipes;
 pub mod sources;
 pub mod trust;
 mod validate;
+mod written;
 
 use std::path::{Path, PathBuf};
 
@@ -30,8 +31,8 @@ use crate::{
     views::AugmentDeviceChoice,
 };
 
-pub use load::Written;
 pub use plan::{KEPT_VIEWS, Plan};
+pub use written::{Written, WrittenChange};
 
 /// A run as written. The default of every key is in the `Default` of its section; those of the loader's keys are
 /// [`LoaderConfig`]'s.

@@ -1,17 +1,18 @@
 //! The process group of a run: rank, collectives, and the common end.
 //!
-//! Processes are started and connected by MPI (feature `mpi`); in a single process every collective is a no-op. Collectives are
-//! infallible to callers: on failure the [`FailureHandler`] reports the lost rank and aborts the job.
+//! Processes meet at an address that their launcher gives them and are connected by Gloo, or they are connected by MPI (feature
+//! `mpi`); in a single process every collective is a no-op. Collectives are infallible to callers: on failure the [`FailureHandler`] reports the lost rank and aborts the job.
 
 mod buckets;
 mod collective_result;
+mod gloo;
 mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod nccl;
 mod shards;
-#[cfg(feature = "mpi")]
 mod watchdog;
+mod watched;
 
 use std::{
     fmt::{Debug, Display},
@@ -20,14 +21,15 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_shim::nccl::Nccl;
+use simclr_shim::{Channel, nccl::Nccl};
 use tch::{Device, Kind, Tensor};
 
+use self::watched::{Connected, WatchedTransport};
 use crate::{DistError, encoder::AllReduce};
 
 pub use buckets::GradientBuckets;
 pub use collective_result::{abort_group_on_error, all_ok, all_ok_with};
-pub use launch::Launch;
+pub use launch::{Launch, Rendezvous};
 pub use shards::BatchShards;
 
 /// `[dist]`: timeouts of the watchdog.
@@ -135,25 +137,34 @@ impl ProcessGroup {
         Self { rank: 0, count: 1, local, transport: None, gpus: Arc::default() }
     }
 
-    /// Joins the processes that the launcher started (`mpirun`, `srun --mpi=pmix`); a group of one without a launcher.
+    /// Joins the processes that the launcher started; a group of one without a launcher.
     ///
     /// # Errors
-    /// Several processes without MPI in this build, or a launcher that does not connect them.
+    /// A launcher of MPI without MPI in this build, or processes that do not find each other.
     pub fn join(on_failure: FailureHandler) -> Result<Self, DistError> {
-        match Launch::of_environment() {
+        match Launch::of_environment()? {
             Launch::Alone => Ok(Self::alone()),
-            Launch::Unconnected { count } => Err(DistError::Unconnected { count }),
+            Launch::Rendezvous(place) => Self::connected(gloo::connect(&place)?, on_failure),
             Launch::Mpi { count } => Self::join_mpi(count, on_failure),
         }
     }
 
-    #[cfg(feature = "mpi")]
-    fn join_mpi(_: usize, on_failure: FailureHandler) -> Result<Self, DistError> {
-        let (transport, rank, count) = mpi::MpiTransport::start(on_failure)?;
-        let mut group = Self { transport: Some(transport), rank, count, ..Self::alone() };
-        let placements = group.all_gather_bytes(launch::placement(&simclr_shim::mpi::Mpi::host()).as_bytes());
+    fn connected<C: Channel + 'static>(
+        connected: Connected<C>,
+        on_failure: FailureHandler,
+    ) -> Result<Self, DistError> {
+        let (rank, count) = (connected.rank, connected.hosts.len());
+        let host = connected.hosts[rank].clone();
+        let transport = Some(WatchedTransport::start(connected, on_failure)?);
+        let mut group = Self { transport, rank, count, ..Self::alone() };
+        let placements = group.all_gather_bytes(launch::placement(&host).as_bytes());
         group.local = local(&placements, group.rank);
         Ok(group)
+    }
+
+    #[cfg(feature = "mpi")]
+    fn join_mpi(_: usize, on_failure: FailureHandler) -> Result<Self, DistError> {
+        Self::connected(mpi::connect()?, on_failure)
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -343,7 +354,6 @@ impl AllReduce for NormAllReduce {
 }
 
 /// The local ranks of rank `own`, from the [`launch::placement`] of every rank.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "used with several processes only"))]
 fn local(placements: &[Vec<u8>], own: usize) -> Local {
     let host = |rank: &usize| placements[*rank].split(|&byte| byte == b'\t').next();
     let local = |rank: &usize| host(rank) == host(&own);
@@ -355,7 +365,6 @@ fn local(placements: &[Vec<u8>], own: usize) -> Local {
 }
 
 /// Heartbeat and straggler timeout.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "used with several processes only"))]
 fn timeouts(config: &DistConfig) -> (Duration, Duration) {
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
     (seconds(config.heartbeat_timeout_s), seconds(60.0 * config.straggler_timeout_min))

@@ -1,4 +1,4 @@
-//! Collectives on GPU tensors by NCCL; its unique id is broadcast over MPI.
+//! Collectives on GPU tensors by NCCL; its unique id is gathered over the host's transport.
 
 use std::{
     path::Path,

@@ -11,19 +11,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simclr_shim::mpi::{Channel, Sending};
-
 use super::{DistConfig, timeouts};
 use crate::DistError;
 
 /// Interval between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Maximum number of heartbeats in flight to one rank.
-const MAX_IN_FLIGHT: usize = 8;
+/// Timeout instead of [`DistConfig::heartbeat_timeout_s`], if that is longer, once a connection has failed.
+const LOST_TIMEOUT: Duration = Duration::from_secs(6);
 /// If rank 0 is lost, each further rank delays its report by this much more than the one before it, so that only one reports:
 /// longer than a heartbeat interval and the abort of all processes.
 const REPORT_DELAY: Duration = Duration::from_secs(4);
 const MAX_REPORT_DELAY: Duration = Duration::from_secs(8);
+
+/// What the watchdog of a rank receives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// Collectives entered and left by a rank.
+    Alive { rank: usize, progress: [u64; 2] },
+    /// The connection over which heartbeats are exchanged has failed.
+    Disconnected { reason: String },
+    /// Another rank has reported a failure and ends all processes with this exit code.
+    Aborted { code: i32 },
+}
+
+/// Exchange of heartbeats between rank 0 and each other rank. Neither function blocks.
+pub trait Heartbeats: Send {
+    /// Sends this rank's collectives entered and left.
+    fn send(&mut self, to: usize, progress: [u64; 2]);
+    /// The next message, if any.
+    fn receive(&mut self) -> Option<Heartbeat>;
+}
 
 /// State shared between the training threads and the watchdog.
 #[derive(Debug)]
@@ -35,7 +52,8 @@ pub struct PeerTable {
     left: AtomicU64,
     /// Heartbeat and straggler timeout.
     timeouts: Mutex<(Duration, Duration)>,
-    mpi_error: Mutex<Option<String>>,
+    /// First error of a connection.
+    connection_error: Mutex<Option<String>>,
 }
 
 impl PeerTable {
@@ -48,7 +66,7 @@ impl PeerTable {
             entered,
             left,
             timeouts: Mutex::new(timeouts(config)),
-            mpi_error: Mutex::new(None),
+            connection_error: Mutex::new(None),
         }
     }
 
@@ -72,9 +90,10 @@ impl PeerTable {
         self.timeouts.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Records an error of MPI for the watchdog's message.
+    /// Records an error for the watchdog's message, and lets it wait no longer than [`LOST_TIMEOUT`] for heartbeats.
     pub fn connection_failed(&self, error: &str) {
-        *self.mpi_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
+        let mut first = self.connection_error.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| error.to_owned());
     }
 
     fn progress(&self) -> [u64; 2] {
@@ -133,20 +152,20 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Exchanges heartbeats over `channel`, and calls `report` once if a rank is lost.
+    /// Exchanges heartbeats, and calls `report` once if a rank is lost.
     ///
     /// # Errors
     /// The thread cannot be started.
     pub fn start(
         table: Arc<PeerTable>,
-        channel: Channel,
+        mut heartbeats: Box<dyn Heartbeats>,
         report: impl Fn(String) + Send + 'static,
     ) -> Result<Self, DistError> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("watchdog".into())
-            .spawn(move || watch(&table, &channel, &report, &stopped))?;
+            .spawn(move || watch(&table, &mut *heartbeats, &report, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -161,13 +180,12 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(table: &PeerTable, channel: &Channel, report: &dyn Fn(String), stop: &AtomicBool) {
+fn watch(table: &PeerTable, heartbeats: &mut dyn Heartbeats, report: &dyn Fn(String), stop: &AtomicBool) {
     let own = table.rank;
     let now = Instant::now();
     let ranks = if own == 0 { 1..table.hosts.len() } else { 0..1 };
     let mut peers: Vec<(usize, PeerState)> = ranks.map(|rank| (rank, PeerState::new(now))).collect();
     let mut myself = PeerState::new(now);
-    let mut in_flight: Vec<(usize, Sending)> = Vec::new();
     let mut last = now;
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
@@ -177,13 +195,11 @@ fn watch(table: &PeerTable, channel: &Channel, report: &dyn Fn(String), stop: &A
             peers.iter_mut().for_each(|(_, peer)| peer.last_heartbeat += late);
         }
         last = now;
-        while let Some((from, progress)) = channel.receive() {
-            if let Some((_, peer)) = peers.iter_mut().find(|(rank, _)| *rank == from) {
-                peer.update(now, progress);
-            }
+        while let Some(message) = heartbeats.receive() {
+            handle(message, table, &mut peers, now);
         }
         myself.update(now, table.progress());
-        send_heartbeats(&mut in_flight, &peers, channel, table.progress());
+        peers.iter().for_each(|(rank, _)| heartbeats.send(*rank, table.progress()));
         if let Some(message) = diagnose(table, &peers, myself, now) {
             let delay = REPORT_DELAY.saturating_mul(own.saturating_sub(1) as u32);
             std::thread::sleep(delay.min(MAX_REPORT_DELAY));
@@ -193,17 +209,15 @@ fn watch(table: &PeerTable, channel: &Channel, report: &dyn Fn(String), stop: &A
     }
 }
 
-fn send_heartbeats(
-    in_flight: &mut Vec<(usize, Sending)>,
-    peers: &[(usize, PeerState)],
-    channel: &Channel,
-    progress: [u64; 2],
-) {
-    in_flight.retain_mut(|(_, sending)| !sending.is_done());
-    for &(rank, _) in peers {
-        if in_flight.iter().filter(|(to, _)| *to == rank).count() < MAX_IN_FLIGHT {
-            in_flight.extend(channel.send(rank, progress).map(|sending| (rank, sending)));
+fn handle(message: Heartbeat, table: &PeerTable, peers: &mut [(usize, PeerState)], now: Instant) {
+    match message {
+        Heartbeat::Alive { rank, progress } => {
+            if let Some((_, peer)) = peers.iter_mut().find(|(of, _)| *of == rank) {
+                peer.update(now, progress);
+            }
         }
+        Heartbeat::Disconnected { reason } => table.connection_failed(&reason),
+        Heartbeat::Aborted { code } => simclr_shim::exit_now(code),
     }
 }
 
@@ -215,9 +229,10 @@ fn diagnose(
     now: Instant,
 ) -> Option<String> {
     let (heartbeat, stall) = *table.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
+    let error = table.connection_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let heartbeat = if error.is_some() { heartbeat.min(LOST_TIMEOUT) } else { heartbeat };
     if let Some((rank, time)) = dead(peers, now, heartbeat) {
-        let error = table.mpi_error.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+        let error = error.map(|error| format!(" ({error})")).unwrap_or_default();
         let (name, seconds) = (table.name(rank), time.as_secs());
         return Some(format!(
             "{name} has sent no heartbeat for {seconds} s: it died, hangs, or the network to it is cut{error}"
@@ -256,8 +271,12 @@ mod tests {
         let start = Instant::now();
         let state = PeerState::new(start);
         let now = start + Duration::from_secs(21);
+        assert_eq!(diagnose(&table, &[(1, state)], state, start + 2 * LOST_TIMEOUT), None);
         table.connection_failed("MPI: broken");
+        table.connection_failed("MPI: broken again");
         let message = diagnose(&table, &[(1, state)], state, now).unwrap();
+        let soon = start + LOST_TIMEOUT + Duration::from_millis(1);
+        assert!(diagnose(&table, &[(1, state)], state, soon).is_some(), "no longer timeout after a failure");
         assert!(message.starts_with("rank 1 of 2 on b has sent no heartbeat for 21 s"), "{message}");
         assert!(message.ends_with("(MPI: broken)"), "{message}");
     }

@@ -79,10 +79,24 @@ impl DistError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotBuilt { .. } => Some(
-                "install Open MPI and libclang, then `make build`, which enables MPI if it finds mpicc"
+                "start it with `simclr launch -n N`, torchrun or srun, which need no MPI; or install Open MPI and libclang, then \
+                 `make build`, which enables MPI if it finds mpicc"
                     .into(),
             ),
-            Self::Unconnected { .. } => Some("start it with `srun --mpi=pmix`, or with mpirun".into()),
+            Self::Variable { .. } => Some(
+                "several processes need RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun and `simclr launch` set them; \
+                 for one process, unset RANK and WORLD_SIZE"
+                    .into(),
+            ),
+            Self::Rendezvous { .. } => Some(
+                "MASTER_ADDR must be the machine of rank 0, reachable from all others, and MASTER_PORT free there".into(),
+            ),
+            Self::DuplicateRank { .. } => Some(
+                "give each process a RANK of its own; another run on this machine needs another MASTER_PORT".into(),
+            ),
+            Self::Missing { .. } => {
+                Some("see the messages of these processes; all must be started with the same WORLD_SIZE".into())
+            }
             Self::Differ { .. } => {
                 Some("use the same images and the same version of simclr on every machine".into())
             }

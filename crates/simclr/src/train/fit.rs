@@ -85,7 +85,8 @@ pub fn fit(
 
     setup::check_ranks_agree(group, &plan)?;
     let resumed = if group.is_first() {
-        setup::resume(folder, newest, (&plan, &*dataset), &mut *method, &mut optimizer)
+        start::save_written(folder, written, opened.resumed)
+            .and_then(|()| setup::resume(folder, newest, (&plan, &*dataset), &mut *method, &mut optimizer))
     } else {
         Ok(Resumed::default())
     };

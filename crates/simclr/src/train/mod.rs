@@ -26,3 +26,4 @@ pub mod trained_classifier;
 pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};
 pub use run_folder::RunFolder;
+pub use state::may_change;

@@ -11,9 +11,10 @@ use super::run_lock::{LOCK_FILE, RunLock};
 use crate::{
     CheckpointError, TrainError,
     checkpoint::{Checkpoint, PARTIAL_PREFIX},
+    config::Written,
 };
 
-/// Folder of a run: `config.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
+/// Folder of a run: `config.toml`, `written.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
 /// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`, `classifier.json`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
@@ -23,6 +24,7 @@ pub struct RunFolder {
 }
 
 const CONFIG: &str = "config.toml";
+const WRITTEN: &str = "written.toml";
 const PLAN: &str = "plan.json";
 const ENVIRONMENT: &str = "environment.json";
 const METRICS: &str = "metrics.jsonl";
@@ -35,8 +37,9 @@ const EVALUATION: &str = "evaluation";
 /// Subfolders reserved for the run.
 const RESERVED_FOLDERS: [&str; 2] = [CHECKPOINTS, EVALUATION];
 /// Files reserved for the run, by name or prefix.
-const RESERVED_FILES: [&str; 11] = [
+const RESERVED_FILES: [&str; 12] = [
     CONFIG,
+    WRITTEN,
     PLAN,
     ENVIRONMENT,
     METRICS,
@@ -159,6 +162,24 @@ impl RunFolder {
     /// The configuration, every default written out.
     pub fn config_file(&self) -> PathBuf {
         self.path.join(CONFIG)
+    }
+
+    /// The configuration as written at the start, see [`Written`].
+    pub fn written_file(&self) -> PathBuf {
+        self.path.join(WRITTEN)
+    }
+
+    /// The contents of [`RunFolder::written_file`]; `None` in runs of earlier versions, and in runs by a caller of the library that
+    /// leaves no key open.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn written(&self) -> Result<Option<Written>, TrainError> {
+        let path = self.written_file();
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Written::of_toml(&path, &fs_err::read_to_string(&path)?)?))
     }
 
     /// The configuration as run, see [`crate::Plan`].

@@ -10,7 +10,7 @@ use super::RunFolder;
 use crate::{
     Plan, TrainError,
     checkpoint::write_atomically,
-    config::StepCount,
+    config::{StepCount, Written},
     device::{Precision, describe, describe_kernels},
     encoder::BatchNormScope,
     methods::Method,
@@ -35,11 +35,26 @@ pub(super) fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<()
         "augment_device": plan.augment_device,
         "torch_threads": plan.torch_threads,
         "loader_threads": plan.data_threads,
+        "host": fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
+        "command": std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>(),
+        "nvidia_driver": fs_err::read_to_string("/proc/driver/nvidia/version").ok(),
+        "processes": plan.ranks,
         "started_unix_seconds": started,
     });
     write_atomically(&folder.plan_file(), format!("{:#}\n", json!(plan)).as_bytes())?;
     write_atomically(&folder.environment_file(), format!("{environment:#}\n").as_bytes())?;
     Ok(write_atomically(&folder.config_file(), plan.config.to_toml().as_bytes())?)
+}
+
+/// Writes `written.toml` of a new run.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub(super) fn save_written(folder: &RunFolder, written: &Written, resumed: bool) -> Result<(), TrainError> {
+    match written.to_toml().filter(|_| !resumed) {
+        Some(text) => Ok(write_atomically(&folder.written_file(), text.as_bytes())?),
+        None => Ok(()),
+    }
 }
 
 /// From libtorch's `build-version` file, or else the version that torch-sys 0.24 requires.

@@ -212,6 +212,16 @@ const RESUMABLE_CHANGES: [&str; 15] = [
     "train.knn_every",
 ];
 
+/// Sections with keys that are fixed for a run, apart from [`RESUMABLE_CHANGES`].
+const FIXED_SECTIONS: [&str; 10] =
+    ["data", "augment", "encoder", "head", "loss", "task", "distill", "moco", "optim", "train"];
+
+/// Whether `key`, such as `train.threads`, may change when a run is resumed.
+pub fn may_change(key: &str) -> bool {
+    let section = key.split('.').next().unwrap_or_default();
+    RESUMABLE_CHANGES.contains(&key) || !FIXED_SECTIONS.contains(&section)
+}
+
 fn refuse_other_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), CheckpointError> {
     let saved = checkpoint.sections.get("config").cloned().unwrap_or_default();
     // Through `RunConfig`, which accepts former names of keys.
@@ -220,14 +230,12 @@ fn refuse_other_run(checkpoint: &Checkpoint, config: &RunConfig) -> Result<(), C
     // Keys that did not exist yet behaved like their defaults.
     let default = json!(RunConfig::default());
     let mut differences = Vec::new();
-    let sections =
-        ["data", "augment", "encoder", "head", "loss", "task", "distill", "moco", "optim", "train"];
-    for section in sections {
+    for section in FIXED_SECTIONS {
         let keys = now[section].as_object().into_iter().flat_map(|object| object.keys());
         for key in keys {
             let name = format!("{section}.{key}");
             let was = saved[section].get(key).unwrap_or(&default[section][key]);
-            if !RESUMABLE_CHANGES.contains(&name.as_str()) && *was != now[section][key] {
+            if !may_change(&name) && *was != now[section][key] {
                 differences.push(format!("{name} was {was}, is {}", now[section][key]));
             }
         }

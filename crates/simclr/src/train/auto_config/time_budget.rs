@@ -1,6 +1,6 @@
 //! `train.minutes`: as many steps as fit, from the measured duration of a step at every side of the views.
 
-use std::time::Instant;
+use std::{fmt::Write, time::Instant};
 
 use crate::{
     Plan, TrainError,
@@ -15,6 +15,8 @@ const WARM_UP_STEPS: u64 = 8;
 /// A side is measured for at least this long, and for at least [`MIN_STEPS`].
 const MIN_SECONDS: f64 = 2.0;
 const MIN_STEPS: u64 = 10;
+/// Share of a measured step spent waiting for data, from which it is measured again on the same images.
+const WAITING_SHARE: f64 = 0.05;
 /// Share of the time that is left for checkpoints and for the start of the loader.
 const RESERVE: f64 = 0.01;
 
@@ -30,20 +32,35 @@ pub(super) struct Affordable {
 /// # Errors
 /// Those of a training step.
 pub(super) fn affordable(trial: &mut Prepared, started: Instant) -> Result<Affordable, TrainError> {
-    let shares = shares(&trial.plan.config.train);
+    let sides = shares(&trial.plan.config.train);
     let mut measured = Vec::new();
-    for &(share, size) in &shares {
-        measured.push((share, size, seconds_per_step(trial, size)?));
+    for &(share, size) in &sides {
+        measured.push((share, size, step_seconds(trial, size)?));
     }
-    let mean: f64 = measured.iter().map(|(share, _, seconds)| share * seconds).sum();
     let minutes = trial.plan.config.train.minutes;
     let left = (60.0 * minutes * (1.0 - RESERVE) - started.elapsed().as_secs_f64()).max(0.0);
-    let steps = (left / mean).floor().max(1.0);
-    let each = measured.iter().map(|(_, size, seconds)| format!("{:.1} ms at {size} px", 1e3 * seconds));
+    let (_, _, at_start) = measured[0];
+    let mean = measured.iter().map(|(share, _, seconds)| share * seconds.later).sum();
+    let steps_per_epoch = trial.plan.steps_per_epoch as f64;
+    let epochs = affordable_steps(left, at_start.first, mean, steps_per_epoch) / steps_per_epoch;
+    let each =
+        measured.iter().map(|(_, size, seconds)| format!("{:.1} ms at {size} px", 1e3 * seconds.later));
     let each = each.collect::<Vec<_>>().join(", ");
-    let epochs = steps / trial.plan.steps_per_epoch as f64;
-    let text = format!("train.epochs = {epochs:.2}: what fits into {minutes} minutes with steps of {each}");
+    let mut text =
+        format!("train.epochs = {epochs:.2}: what fits into {minutes} minutes with steps of {each}");
+    if at_start.first > at_start.later {
+        let first = 1e3 * at_start.first;
+        let _ = write!(text, ", and of {first:.1} ms in the first epoch, which reads the images into memory");
+    }
     Ok(Affordable { epochs, text })
+}
+
+/// Number of steps in `left` seconds, if those of the first epoch take `first` seconds each and later ones `mean`.
+fn affordable_steps(left: f64, first: f64, mean: f64, steps_per_epoch: f64) -> f64 {
+    let after_first_epoch = left - first * steps_per_epoch;
+    let steps =
+        if after_first_epoch > 0.0 { steps_per_epoch + after_first_epoch / mean } else { left / first };
+    steps.floor().max(1.0)
 }
 
 /// Sides of the views with the share of the steps that have them.
@@ -56,8 +73,34 @@ fn shares(train: &TrainConfig) -> Vec<(f64, usize)> {
     starts.iter().zip(ends).map(|(&(start, size), end)| (end - start, size)).collect()
 }
 
-/// Mean over consecutive steps at learning rate 0, with the loader working ahead as in a run.
-fn seconds_per_step(trial: &mut Prepared, size: usize) -> Result<f64, TrainError> {
+/// Seconds per step at one side of the views.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct StepSeconds {
+    /// While images are read for the first time, from a disk or a network.
+    first: f64,
+    /// When the page cache holds them. Images that exceed the memory are slower: such a run takes longer than it was given.
+    later: f64,
+}
+
+fn step_seconds(trial: &mut Prepared, size: usize) -> Result<StepSeconds, TrainError> {
+    let first = measure(trial, size, u64::MAX)?;
+    if first.waiting < WAITING_SHARE {
+        return Ok(StepSeconds { first: first.seconds, later: first.seconds });
+    }
+    let later = measure(trial, size, first.steps)?.seconds.min(first.seconds);
+    Ok(StepSeconds { first: first.seconds, later })
+}
+
+struct Measured {
+    steps: u64,
+    /// Per step.
+    seconds: f64,
+    /// Share of the time spent waiting for data.
+    waiting: f64,
+}
+
+/// Mean over at most `max_steps` consecutive steps at learning rate 0, with the loader working ahead as in a run.
+fn measure(trial: &mut Prepared, size: usize, max_steps: u64) -> Result<Measured, TrainError> {
     let group = ProcessGroup::alone();
     let plan = Plan { view_sizes: vec![(0, size)], total_steps: u64::MAX, ..trial.plan.clone() };
     let device = trial.method.params().device();
@@ -67,15 +110,16 @@ fn seconds_per_step(trial: &mut Prepared, size: usize) -> Result<f64, TrainError
     let passes = plan.is_chunked().then_some(plan.view_passes);
     let first = step_context(&plan, &group, &*trial.method, &gradients);
     let mut executor = executor(&first, passes, plan.config.train.cuda_graph);
-    let mut start = Instant::now();
+    let (mut start, mut waited) = (Instant::now(), 0.0);
     for step in 0.. {
         if step == WARM_UP_STEPS {
-            start = Instant::now();
+            (start, waited) = (Instant::now(), batches.waited());
         }
         let elapsed = start.elapsed().as_secs_f64();
         let steps = step.saturating_sub(WARM_UP_STEPS);
-        if steps >= MIN_STEPS && elapsed >= MIN_SECONDS {
-            return Ok(elapsed / steps as f64);
+        if steps >= MIN_STEPS && (elapsed >= MIN_SECONDS || steps >= max_steps) {
+            let waiting = (batches.waited() - waited) / elapsed;
+            return Ok(Measured { steps, seconds: elapsed / steps as f64, waiting });
         }
         trial.method.before_step(step);
         let context = step_context(&plan, &group, &*trial.method, &gradients);
@@ -87,6 +131,14 @@ fn seconds_per_step(trial: &mut Prepared, size: usize) -> Result<f64, TrainError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_epoch_counts_with_its_own_duration() {
+        assert_eq!(affordable_steps(100.0, 0.5, 0.5, 20.0), 200.0);
+        assert_eq!(affordable_steps(100.0, 2.0, 0.5, 20.0), 20.0 + 120.0);
+        assert_eq!(affordable_steps(30.0, 2.0, 0.5, 20.0), 15.0);
+        assert_eq!(affordable_steps(0.0, 2.0, 0.5, 20.0), 1.0);
+    }
 
     #[test]
     fn shares_cover_the_run() {
