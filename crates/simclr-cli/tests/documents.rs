@@ -55,7 +55,7 @@ fn names_of_commands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// The flag that a line of a help starts the description of.
+/// Whether the description of a flag starts in this line of a help.
 fn is_option(line: &str) -> bool {
     line.len() - line.trim_start().len() < 8 && line.trim_start().starts_with('-')
 }
@@ -201,13 +201,16 @@ fn fault(
     keys: &BTreeSet<String>,
 ) -> Option<String> {
     let name = words.first()?;
-    let is_placeholder = |word: &str| word.starts_with(['$', '-', '.']) || word == &word.to_uppercase();
+    let is_placeholder = |word: &str| word.starts_with(['$', '-', '.']) || word == word.to_uppercase();
     if is_placeholder(name) {
         return None;
     }
     let Some(own) = flags.get(name) else { return Some(format!("no command `{name}`")) };
+    // The command that `launch` starts has flags of its own.
+    let started = words.iter().skip(1).position(|word| name == "launch" && flags.contains_key(word));
+    let end = started.map_or(words.len(), |at| at + 1);
     let mut setting = false;
-    for word in &words[1..] {
+    for word in &words[1..end] {
         let word = word.trim_matches(['[', ']', '(', ')']);
         let (flag, value) = word.split_once('=').map_or((word, None), |(flag, value)| (flag, Some(value)));
         if flag.starts_with("--") && flag.len() > 2 {
@@ -225,7 +228,12 @@ fn fault(
             setting &= value.is_some();
         }
     }
-    None
+    let recipe = words.iter().position(|word| word == "--recipe").and_then(|at| words.get(at + 1));
+    let file = |name: &String| root().join("configs").join(name.replace('-', "_") + ".toml");
+    if let Some(recipe) = recipe.filter(|name| !is_placeholder(name) && !file(name).exists()) {
+        return Some(format!("no recipe `{recipe}`"));
+    }
+    fault(&words[end..], flags, keys)
 }
 
 #[test]
@@ -291,5 +299,9 @@ fn commands_and_links_are_found_in_markdown() {
     assert_eq!(fault(&["doctor", "--set", "a.b=1", "c.d=2"]).unwrap(), "no key `c.d`");
     assert_eq!(fault(&["doctor", "--set=c.d=2"]).unwrap(), "no key `c.d`");
     assert_eq!(fault(&["doctor", "--sett"]).unwrap(), "`simclr doctor` has no flag `--sett`");
+    assert_eq!(
+        fault(&["doctor", "--set", "a.b=1", "--recipe", "x"]).unwrap(),
+        "`simclr doctor` has no flag `--recipe`"
+    );
     assert_eq!(fault(&["docter"]).unwrap(), "no command `docter`");
 }

@@ -94,9 +94,8 @@ fn scene(key: u32, class: usize) -> Vec<u8> {
     let mut samples = Vec::new();
     for (y, x) in (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (y, x))) {
         for band in 0..BANDS as u32 {
-            let spectrum =
-                [1600 - 100 * band, 400 + 30 * band + if band > 6 { 1200 } else { 0 }, 900 + 100 * band]
-                    [class];
+            let infrared = if band > 6 { 1200 } else { 0 };
+            let spectrum = [1600 - 100 * band, 400 + 30 * band + infrared, 900 + 100 * band][class];
             let texture = [0, 150 * ((x + key) / 2 % 2), 250 * ((x + y + key) / 4 % 2)][class];
             samples.push((spectrum + texture + noise(key * 65_536 + (y * SIDE + x) * 16 + band, 100)) as u16);
         }
