@@ -22,7 +22,7 @@ while [ "$kills" -lt "$count" ]; do
     pretrain killed & run=$!
     sleep "$(awk -v r=$RANDOM 'BEGIN { printf "%.3f", 0.15 + r / 32768 }')"
     if ! kill -KILL "$(pgrep -P "$run" || echo "$run")" 2>/dev/null; then wait "$run" || true; break; fi
-    wait "$run" 2>/dev/null || true
+    wait "$run" 2>/dev/null || true # the shell reports the kill
     kills=$((kills + 1))
     after=$(step "$work/killed" 2>/dev/null || echo 0)
     [ "${after:-0}" -ge "${before:-0}" ] || { echo "kill $kills: step $after after step $before"; exit 1; }
