@@ -96,7 +96,7 @@ impl Store {
         unsafe { simclr_store_port(self.store) }
     }
 
-    /// Sets the value of `key`.
+    /// Sets the value of `key`. Does not wait for the server: another connection may still read the former value.
     ///
     /// # Errors
     /// The connection is lost.

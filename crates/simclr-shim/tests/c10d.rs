@@ -34,8 +34,10 @@ fn values_are_shared_and_counted() {
     let client = Store::new(HOST, server.port(), false, TIMEOUT).unwrap();
     assert_eq!(server.get("key").unwrap(), None);
     client.set("key", &[0, 255, 7]).unwrap();
+    assert_eq!(client.get("key").unwrap(), Some(vec![0, 255, 7]));
     assert_eq!(server.get("key").unwrap(), Some(vec![0, 255, 7]));
     client.set("key", &[]).unwrap();
+    assert_eq!(client.get("key").unwrap(), Some(vec![]));
     assert_eq!(server.get("key").unwrap(), Some(vec![]));
     assert_eq!((client.add("ranks", 1).unwrap(), server.add("ranks", 2).unwrap()), (1, 3));
 }

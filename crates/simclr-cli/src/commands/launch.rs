@@ -10,6 +10,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::iterator::Signals;
 
+use simclr::dist::DEFAULT_PORT;
+
 use super::pretrain::ending_signals;
 use crate::{args::Launch, failure::Failure, terminal};
 
@@ -18,8 +20,6 @@ const POLL: Duration = Duration::from_millis(50);
 const REPORTED_GRACE: Duration = Duration::from_secs(2);
 /// After a process was killed, the others have this long to notice and name it: longer than the default heartbeat timeout.
 const KILLED_GRACE: Duration = Duration::from_secs(30);
-/// torch.distributed's default.
-const DEFAULT_PORT: u16 = 29500;
 
 /// Starts the processes, forwards signals to them and waits for their end. The exit code is that of the first failure.
 pub fn run(arguments: &Launch) -> Result<ExitCode, Failure> {

@@ -158,7 +158,10 @@ fn introduce(
 fn abort_all(store: &Arc<Store>, keys: &Keys, serve: bool, code: i32) {
     let (store, key) = (Arc::clone(store), keys.of("abort"));
     // The connection may be the reason of the failure: this process exits in any case.
-    let sent = std::thread::spawn(move || store.set(&key, code.to_string().as_bytes()).is_ok());
+    // `set` does not wait for the server; `get` does.
+    let sent = std::thread::spawn(move || {
+        store.set(&key, code.to_string().as_bytes()).and_then(|()| store.get(&key)).is_ok()
+    });
     let begin = Instant::now();
     while begin.elapsed() < ABORT_GRACE && (serve || !sent.is_finished()) {
         sleep(POLL);
@@ -303,6 +306,7 @@ mod tests {
         assert_eq!(first(2), [Heartbeat::Alive { rank: 1, progress: [8, 7] }]);
         assert_eq!(first(3), [], "no new heartbeat of rank 1");
         client.set(&keys.of("abort"), b"5").unwrap();
+        client.get(&keys.of("abort")).unwrap();
         assert_eq!(first(4), [Heartbeat::Aborted { code: 5 }]);
         assert_eq!(exchange_once(&server, &Keys { attempt: 4 }, 0, [1; 3], 1..2, &mut [0; 2]).unwrap(), []);
     }

@@ -46,8 +46,8 @@ const CONNECTED: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"];
 const COUNTS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", SLURM_COUNT];
 /// Tasks of this `srun`; not set in the enclosing batch script.
 const SLURM_COUNT: &str = "SLURM_STEP_NUM_TASKS";
-/// torch.distributed's default.
-const DEFAULT_PORT: u16 = 29500;
+/// Port of the store, as in torch.distributed.
+pub const DEFAULT_PORT: u16 = 29500;
 /// Ports for jobs of Slurm, chosen by job and step: below the usual range of ephemeral ports, which starts at 32768.
 const SLURM_PORTS: std::ops::Range<u64> = 20000..32000;
 
