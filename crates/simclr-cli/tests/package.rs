@@ -266,9 +266,7 @@ impl Trace {
             "open" | "openat" | "openat2" | "creat" if writes => self.written.extend(opened()),
             "open" | "openat" | "openat2" => self.read.extend(opened()),
             "execve" => self.executed.extend(quoted().next()),
-            _ if call.contains("sock") || call.contains("connect(") => {
-                drop(self.sockets.insert(line.to_owned()))
-            }
+            _ if call.contains("sock") || call.contains("connect(") => self.sockets.extend([line.to_owned()]),
             _ => self.written.extend(quoted()),
         }
     }
@@ -283,8 +281,8 @@ fn sampled(command: &mut Command) -> Trace {
         let Ok(open) = std::fs::read_dir(format!("/proc/{}/fd", child.id())) else { continue };
         for target in open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()) {
             match target.to_string_lossy() {
-                name if name.starts_with("socket:") => drop(trace.sockets.insert(name.into_owned())),
-                name if name.starts_with('/') => drop(trace.read.insert(target)),
+                name if name.starts_with("socket:") => trace.sockets.extend([name.into_owned()]),
+                name if name.starts_with('/') => trace.read.extend([target]),
                 _ => {}
             }
         }
