@@ -4,7 +4,7 @@ CARGO ?= cargo
 # MPI is enabled if mpicc and libclang are found; setup/mpi.sh prints what is missing.
 MPI = $(shell setup/mpi.sh)
 
-.PHONY: demo test build book lint msrv advisories bench setup clean-demo help
+.PHONY: demo test build dist book lint msrv advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,6 +14,9 @@ setup: ## Fetch libtorch (hash-pinned wheels; LIBTORCH or LIBTORCH_USE_PYTORCH w
 
 build: setup ## The release binary: target/release/simclr (with MPI where Open MPI and libclang are installed)
 	$(CARGO) build --release --locked $(MPI)
+
+dist: setup ## The release archive: dist/simclr-VERSION-x86_64-linux-cpu.tar.xz, with libraries, licences, SBOM; checked
+	@CARGO="$(CARGO)" setup/dist.sh
 
 demo: build ## Fashion-MNIST from images to a verified encoder, within ten minutes on two cores
 	@setup/fashion-mnist.sh

@@ -19,7 +19,7 @@ fn documents_name_only_paths_that_exist() {
         let text = fs::read_to_string(document).unwrap();
         let quoted = text.split('`').skip(1).step_by(2);
         let is_path = |word: &&str| {
-            ["crates/", "reference/", "configs/", "bench/", "setup/", "docs/"]
+            ["crates/", "reference/", "configs/", "bench/", "setup/", "docs/", "containers/"]
                 .iter()
                 .any(|start| word.starts_with(start))
                 && !word.contains(['<', '*', ' '])

@@ -102,7 +102,8 @@ fn suspended_rank_is_named_and_aborts_all() {
     let _turn = turn();
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
-    for (&launcher, lost) in LAUNCHERS.iter().flat_map(|by| [2, 0].map(|rank| (by, rank))) {
+    let cases = [(Launcher::Gloo, 2), (Launcher::Gloo, 0), (Launcher::Mpi, 2)];
+    for (launcher, lost) in cases.into_iter().filter(|(launcher, _)| LAUNCHERS.contains(launcher)) {
         let run = temp.path().join(format!("{launcher:?}-{lost}"));
         let child = started(launcher, 3, &data, &run, &["--set", "dist.heartbeat_timeout_s=8"]);
         signal("STOP", process_of(launcher, lost, &run));

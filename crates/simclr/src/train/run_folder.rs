@@ -187,7 +187,7 @@ impl RunFolder {
         self.path.join(PLAN)
     }
 
-    /// Versions, device and threads of the latest start.
+    /// Versions, host, device, threads and processes of the latest start.
     pub fn environment_file(&self) -> PathBuf {
         self.path.join(ENVIRONMENT)
     }

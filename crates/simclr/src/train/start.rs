@@ -36,7 +36,6 @@ pub(super) fn save(folder: &RunFolder, plan: &Plan, device: Device) -> Result<()
         "torch_threads": plan.torch_threads,
         "loader_threads": plan.data_threads,
         "host": fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
-        "command": std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>(),
         "nvidia_driver": fs_err::read_to_string("/proc/driver/nvidia/version").ok(),
         "processes": plan.ranks,
         "started_unix_seconds": started,
