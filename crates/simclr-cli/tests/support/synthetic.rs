@@ -27,30 +27,32 @@ pub fn make(kind: &str, folder: &Path, count: usize) {
             (true, 0) => ("test/", index / 3),
             (true, _) => ("train/", index / 3),
         };
+        // Not periodic in `index`, so that the evenly spaced images of `views` have several classes.
+        let varied = item + item / 8;
         let key = index as u32 + if labelled { 10_000 } else { 0 };
         let class = |names: &[&str]| {
-            if labelled { format!("{}/", names[item % names.len()]) } else { String::new() }
+            if labelled { format!("{}/", names[varied % names.len()]) } else { String::new() }
         };
         match kind {
             "tissue" => {
                 let slide = item / 3 % 4 + if split == "test/" { 4 } else { 0 };
                 let name = format!("{split}slide-{slide}/{index:04}.png");
-                table += &format!("{name},{}\n", ["stroma", "tumour", "fat"][item % 3]);
-                save(folder, &name, |path| tile(key, slide as u32, item % 3).save(path).unwrap());
+                table += &format!("{name},{}\n", ["stroma", "tumour", "fat"][varied % 3]);
+                save(folder, &name, |path| tile(key, slide as u32, varied % 3).save(path).unwrap());
             }
             "bands" => {
                 let name = format!("{split}{}{index:04}.tif", class(&["water", "forest", "field"]));
-                save(folder, &name, |path| fs_err::write(path, scene(key, item % 3)).unwrap());
+                save(folder, &name, |path| fs_err::write(path, scene(key, varied % 3)).unwrap());
             }
             "parts" => {
                 // One of ten parts of the unlabelled set has a scratch.
-                let scratch = if labelled { item % 2 == 1 } else { item % 10 == 9 };
+                let scratch = if labelled { varied % 2 == 1 } else { varied % 10 == 9 };
                 let name = format!("{split}{}{index:04}.png", class(&["good", "scratch"]));
                 save(folder, &name, |path| part(key, scratch).save(path).unwrap());
             }
             "textures" => {
                 let name = format!("{split}{}{index:04}.png", class(&["stripes", "dots", "plain"]));
-                save(folder, &name, |path| tile(key, noise(key, 8), item % 3).save(path).unwrap());
+                save(folder, &name, |path| tile(key, noise(key, 8), varied % 3).save(path).unwrap());
             }
             other => panic!("no kind of images `{other}`"),
         }
@@ -95,8 +97,9 @@ fn scene(key: u32, class: usize) -> Vec<u8> {
     for (y, x) in (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (y, x))) {
         for band in 0..BANDS as u32 {
             let infrared = if band > 6 { 1200 } else { 0 };
-            let spectrum = [1600 - 100 * band, 400 + 30 * band + infrared, 900 + 100 * band][class];
-            let texture = [0, 150 * ((x + key) / 2 % 2), 250 * ((x + y + key) / 4 % 2)][class];
+            let spectrum = [1500 - 90 * band, 400 + 30 * band + infrared, 900 + 100 * band][class];
+            let texture =
+                [100 * ((y + key) / 3 % 2), 150 * ((x + key) / 2 % 2), 250 * ((x + y + key) / 4 % 2)][class];
             samples.push((spectrum + texture + noise(key * 65_536 + (y * SIDE + x) * 16 + band, 100)) as u16);
         }
     }
