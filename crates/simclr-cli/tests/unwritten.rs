@@ -101,9 +101,9 @@ fn interrupted_runs_print_the_command_to_resume() {
         std::thread::sleep(Duration::from_millis(2));
     }
     let id = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+    assert!(std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
     let output = finished(child, Duration::from_secs(60));
-    assert_eq!(output.code, Some(130));
+    assert_eq!(output.code, Some(143));
     let command = output.err.lines().find_map(|line| line.strip_prefix("stopped; to resume: simclr "));
     let command = command.unwrap_or_else(|| panic!("no command in {}", output.err));
     // Executed by a shell.

@@ -230,6 +230,8 @@ impl Steps<'_> {
 
     fn accuracy(&self, set: &LabelledSet, run: &Path, labels: usize) -> Result<ClassifierResult, EvalError> {
         let folder = RunFolder::open(run).map_err(Box::new)?;
+        // Another process of a study that resumes this finished run would remove the temporary file of the result.
+        folder.hold().map_err(Box::new)?;
         let (accuracy, images) = accuracy(&folder, set)?;
         let result = ClassifierResult { run: run.to_owned(), accuracy, images, labels };
         write_atomically(&folder.classifier_file(), format!("{:#}\n", json!(result)).as_bytes())?;
