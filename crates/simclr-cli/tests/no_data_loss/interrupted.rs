@@ -72,9 +72,12 @@ fn killed_evaluations_resume_with_the_same_results() {
 /// Starts a run of 1200 steps that writes a checkpoint after each, and waits until some are there.
 fn started(data: &Path, run: &Path) -> Child {
     let run_command = pretrain(data, run, &[LONG, AUTO].concat());
-    // A shell without job control ignores SIGINT and SIGQUIT in what it starts in the background, such as these tests.
+    // These tests may run where signals are ignored: in the background of a shell without job control, or under nohup.
     let mut command = Command::new("env");
-    command.arg("--default-signal=INT,QUIT").arg(run_command.get_program()).args(run_command.get_args());
+    command
+        .arg("--default-signal=INT,TERM,HUP,QUIT,USR1,USR2")
+        .arg(run_command.get_program())
+        .args(run_command.get_args());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 10) {
