@@ -16,8 +16,8 @@ use super::pretrain::ending_signals;
 use crate::{args::Launch, failure::Failure, terminal};
 
 const POLL: Duration = Duration::from_millis(50);
-/// After a failure that a process has reported, the others are killed.
-const REPORTED_GRACE: Duration = Duration::from_secs(2);
+/// After a failure that a process has reported, the others are killed, before they report the loss of that process.
+const REPORTED_GRACE: Duration = Duration::from_millis(500);
 /// After a process was killed, the others have this long to notice and name it: longer than the default heartbeat timeout.
 const KILLED_GRACE: Duration = Duration::from_secs(30);
 
