@@ -99,6 +99,7 @@ impl Hosts {
     }
 
     /// Number of `simclr` processes on both machines.
+    #[cfg(feature = "mpi")]
     fn trainers(&self) -> usize {
         let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let all = self.processes(0).into_iter().chain(self.processes(1));
