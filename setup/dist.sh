@@ -111,7 +111,7 @@ check() {
     # Libraries that every Debian has: glibc's, and those of GCC that apt is linked against.
     base='(libc|libm|libdl|libpthread|librt|libutil|libgcc_s|libstdc\+\+)\.so\.[0-9]'
     for file in "$binary" "$fresh/$name"/lib/*; do
-        foreign=$(env -i ldd "$file" | grep '=>' | grep -v -F "=> $fresh/$name/lib/" | grep -v -E "^\s*$base => (/usr)?/lib") || true
+        foreign=$(env -i ldd "$file" | grep '=>' | grep -v -F -e "=> $fresh/$name/lib/" -e "=> $fresh/$name/bin/../lib/" | grep -v -E "^\s*$base => (/usr)?/lib") || true
         [ -z "$foreign" ] || fail "$(basename "$file") needs $foreign" "add_libraries() of $0"
     done
     for image in 1 2 3 4 5 6 7 8; do
