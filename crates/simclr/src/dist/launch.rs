@@ -166,8 +166,7 @@ fn first_host(list: &str) -> Option<String> {
 
 /// Host name of this machine.
 pub fn host() -> String {
-    let name = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// `host \t processors` of this process; equal for processes that share their processors.

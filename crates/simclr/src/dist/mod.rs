@@ -29,7 +29,7 @@ use crate::{DistError, encoder::AllReduce};
 
 pub use buckets::GradientBuckets;
 pub use collective_result::{abort_group_on_error, all_ok, all_ok_with};
-pub use launch::{DEFAULT_PORT, Launch, Rendezvous};
+pub use launch::{DEFAULT_PORT, Launch, Rendezvous, host};
 pub use shards::BatchShards;
 
 /// `[dist]`: timeouts of the watchdog.

@@ -5,7 +5,7 @@ use std::{fs::TryLockError, io::Write, path::Path, time::Duration};
 use fs_err::File;
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{TrainError, dist::host};
 
 /// The locked file. It stays in the folder: if it were removed while another process opens it, two processes could hold a lock.
 pub(super) const LOCK_FILE: &str = "run.lock";
@@ -63,8 +63,7 @@ impl RunLock {
     }
 
     fn write_holder(&self) -> Result<(), std::io::Error> {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let holder = Holder { pid: std::process::id(), host };
+        let holder = Holder { pid: std::process::id(), host: host() };
         self.file.set_len(0)?;
         let mut file = self.file.file();
         file.write_all(serde_json::to_string(&holder)?.as_bytes())
