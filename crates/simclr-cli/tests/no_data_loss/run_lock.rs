@@ -77,8 +77,10 @@ fn commands_that_write_to_a_run_folder_in_use_are_refused() {
     execute(simclr(&["export"]).arg(&run)).succeeds();
 }
 
+/// `PAIRS=100` tries as many.
 #[test]
 fn of_two_simultaneous_starts_exactly_one_runs() {
+    let pairs = std::env::var("PAIRS").map_or(4, |text| text.parse().unwrap());
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(&temp.path().join("images"), 40);
     let expected = temp.path().join("alone");
@@ -89,7 +91,7 @@ fn of_two_simultaneous_starts_exactly_one_runs() {
         let both = [(); 2].map(start).map(|child| finished(child, Duration::from_secs(60)));
         both.map(|output| (output.code, output))
     };
-    for number in 0..4 {
+    for number in 0..pairs {
         let run = temp.path().join(format!("run-{number}"));
         let fresh = pair(&|| pretrain(&data, &run, &STEPS));
         let lost = one_won(&fresh);

@@ -1,0 +1,5 @@
+#![no_main]
+
+use simclr_fuzz::{allow_guarded_panics, targets};
+
+libfuzzer_sys::fuzz_target!(init: allow_guarded_panics(), |bytes: &[u8]| targets::tar(bytes));
