@@ -55,7 +55,7 @@ fn mutated(seed: &[u8], other: &[u8], stream: &mut Stream) -> Vec<u8> {
 
 /// The files of a folder, by name.
 pub fn files(folder: &Path) -> Vec<Vec<u8>> {
-    let mut files: Vec<_> = fs_err::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(!files.is_empty(), "no files in {}", folder.display());
     files.iter().map(|file| fs_err::read(file).unwrap()).collect()

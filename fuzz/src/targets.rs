@@ -79,5 +79,6 @@ fn in_folder(work: impl FnOnce(&Path)) {
     thread_local! {
         static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
     }
-    FOLDER.with(|folder| work(folder.get_or_init(|| tempfile::tempdir().expect("a temporary folder")).path()));
+    FOLDER
+        .with(|folder| work(folder.get_or_init(|| tempfile::tempdir().expect("a temporary folder")).path()));
 }

@@ -42,7 +42,9 @@ fn checkpoints() {
     let path = folder.path().join("fuzz.safetensors");
     let whole = Checkpoint {
         tensors: [("a", &[2, 3][..]), ("b", &[]), ("c", &[0, 4])]
-            .map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, (simclr::tch::Kind::Float, simclr::tch::Device::Cpu))))
+            .map(|(name, shape)| {
+                (name.to_owned(), Tensor::zeros(shape, (simclr::tch::Kind::Float, simclr::tch::Device::Cpu)))
+            })
             .into(),
         sections: BTreeMap::from([("state".to_owned(), serde_json::json!({"step": 3, "loss": [1.5, null]}))]),
         ..Checkpoint::default()
@@ -70,7 +72,8 @@ fn checkpoints_of_tensorflow() {
     let golden = of_repository("crates/simclr/tests/golden/official_checkpoint");
     let folder = tempfile::tempdir().unwrap();
     let prefix = folder.path().join("ckpt-1");
-    fs_err::copy(golden.join("ckpt-1.data-00000-of-00001"), folder.path().join("ckpt-1.data-00000-of-00001")).unwrap();
+    fs_err::copy(golden.join("ckpt-1.data-00000-of-00001"), folder.path().join("ckpt-1.data-00000-of-00001"))
+        .unwrap();
     fuzz("bundle", &[fs_err::read(golden.join("ckpt-1.index")).unwrap()], 1000, |bytes| {
         fs_err::write(folder.path().join("ckpt-1.index"), bytes).unwrap();
         let Ok(bundle) = Bundle::open(&prefix) else { return };

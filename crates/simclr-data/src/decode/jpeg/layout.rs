@@ -75,6 +75,10 @@ impl Layout {
 
 /// The next marker: position of its first 0xff (including fill bytes), code, and end.
 fn next_marker(bytes: &[u8], mut at: usize) -> Option<(usize, u8, usize)> {
+    // Segments follow each other, and a search is not free at the size of thumbnails.
+    if let &[0xff, code @ 1..=0xfe] = bytes.get(at..at + 2)? {
+        return Some((at, code, at + 2));
+    }
     loop {
         at += memchr::memchr(0xff, bytes.get(at..)?)?;
         let fill = bytes[at..].iter().take_while(|&&byte| byte == 0xff).count();
