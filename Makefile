@@ -4,6 +4,9 @@ CARGO ?= cargo
 # MPI is enabled if mpicc and libclang are found; setup/mpi.sh prints what is missing.
 MPI = $(shell setup/mpi.sh)
 
+# Recorded in the run folders of the program that is built.
+export SIMCLR_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+
 .PHONY: demo test build dist book lint msrv advisories bench setup clean-demo help
 
 help: ## What can be run

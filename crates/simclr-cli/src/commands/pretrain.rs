@@ -14,8 +14,8 @@ use simclr::{
     RunConfig, TrainError,
     config::Written,
     data::dataset::canonical,
-    dist::ProcessGroup,
-    train::{Observer, Outcome, RunFolder, Silent, fit, may_change},
+    dist::{ProcessGroup, all_ok},
+    train::{Observer, Outcome, RunFolder, SessionEvent, Silent, fit, may_change},
 };
 
 use super::data_path;
@@ -42,10 +42,11 @@ pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failur
         (false, _) => Box::new(Silent),
     };
     observer.message(&format!("run folder     {}", folder.path().display()));
-    let outcome = fit(group, (&config, &written), &data, &folder, &mut *observer, &stop);
+    let outcome = start_session(group, &folder)
+        .and_then(|()| fit(group, (&config, &written), &data, &folder, &mut *observer, &stop));
     drop(observer);
-    if outcome.is_err() && group.is_first() {
-        folder.remove_if_unused();
+    if group.is_first() {
+        end_session(&folder, &outcome);
     }
     match outcome? {
         Outcome::Finished => {
@@ -62,6 +63,36 @@ pub fn run(arguments: Pretrain, group: &ProcessGroup) -> Result<ExitCode, Failur
             let signals = group.all_gather_bytes(&[signal.load(Ordering::Relaxed) as u8]);
             Ok(ExitCode::from(128 + signals.into_iter().flatten().max().unwrap_or_default()))
         }
+    }
+}
+
+/// Commit that the program was built from; empty where git or its folder is missing, `None` by `cargo build` alone.
+const COMMIT: Option<&str> = option_env!("SIMCLR_COMMIT");
+
+fn start_session(group: &ProcessGroup, folder: &RunFolder) -> Result<(), TrainError> {
+    let recorded = if group.is_first() {
+        let command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let (version, processes) = (env!("CARGO_PKG_VERSION"), group.count());
+        let commit = COMMIT.filter(|commit| !commit.is_empty());
+        folder.record_session(&SessionEvent::Start { command, version, commit, processes })
+    } else {
+        Ok(())
+    };
+    all_ok(group, recorded)
+}
+
+/// Records the end, or removes a folder in which no run was started.
+fn end_session(folder: &RunFolder, outcome: &Result<Outcome, TrainError>) {
+    if outcome.is_err() && !RunFolder::is_run(folder.path()) {
+        return folder.remove_if_unused();
+    }
+    let outcome = match outcome {
+        Ok(Outcome::Finished) => "finished".to_owned(),
+        Ok(Outcome::Stopped) => "stopped".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    if let Err(error) = folder.record_session(&SessionEvent::End { outcome: &outcome }) {
+        terminal::message(&format!("the end of the run is not recorded: {error}"));
     }
 }
 

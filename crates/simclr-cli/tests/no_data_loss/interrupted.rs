@@ -110,6 +110,20 @@ fn killed_runs_resume_with_the_same_weights() {
     resumed.succeeds();
     assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
     assert!(expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(), "weights differ");
+    assert_eq!(sessions(&run), ["start", "start", "finished"]);
+}
+
+/// Events of `sessions.jsonl`; of an end its outcome.
+fn sessions(run: &Path) -> Vec<String> {
+    let text = fs::read_to_string(run.join("sessions.jsonl")).unwrap();
+    let event = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["unix_seconds"].as_u64() > Some(1_700_000_000) && line["host"].is_string());
+        let is_start = line["event"] == "start";
+        assert!(!is_start || line["command"].as_array().unwrap().iter().any(|word| word == "pretrain"));
+        line[if is_start { "event" } else { "outcome" }].as_str().unwrap().to_owned()
+    };
+    text.lines().map(event).collect()
 }
 
 #[cfg(unix)]
@@ -135,6 +149,7 @@ fn interrupted_runs_write_a_checkpoint_and_exit_with_128_plus_signal() {
             expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(),
             "weights differ after {signal:?}"
         );
+        assert_eq!(sessions(&run), ["start", "stopped", "start", "finished"]);
     }
 }
 

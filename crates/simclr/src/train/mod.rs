@@ -18,6 +18,7 @@ mod online_knn;
 pub mod recorded; // metrics.jsonl -> values
 pub mod run_folder;
 mod run_lock;
+mod sessions;
 mod setup;
 mod start;
 pub mod state;
@@ -26,4 +27,5 @@ pub mod trained_classifier;
 pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};
 pub use run_folder::RunFolder;
+pub use sessions::SessionEvent;
 pub use state::may_change;

@@ -14,8 +14,8 @@ use crate::{
     config::Written,
 };
 
-/// Folder of a run: `config.toml`, `written.toml`, `plan.json`, `environment.json`, `metrics.jsonl`, `events.out.tfevents.*`,
-/// `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`, `classifier.json`.
+/// Folder of a run: `config.toml`, `written.toml`, `plan.json`, `environment.json`, `sessions.jsonl`, `metrics.jsonl`,
+/// `events.out.tfevents.*`, `checkpoints/step-<n>.safetensors`, `images.safetensors`, `bad_files.txt`, `results.json`, `results/`, `classifier.json`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -27,6 +27,7 @@ const CONFIG: &str = "config.toml";
 const WRITTEN: &str = "written.toml";
 const PLAN: &str = "plan.json";
 const ENVIRONMENT: &str = "environment.json";
+const SESSIONS: &str = "sessions.jsonl";
 const METRICS: &str = "metrics.jsonl";
 const BAD_FILES: &str = "bad_files.txt";
 const RESULTS: &str = "results.json";
@@ -37,11 +38,12 @@ const EVALUATION: &str = "evaluation";
 /// Subfolders reserved for the run.
 const RESERVED_FOLDERS: [&str; 2] = [CHECKPOINTS, EVALUATION];
 /// Files reserved for the run, by name or prefix.
-const RESERVED_FILES: [&str; 12] = [
+const RESERVED_FILES: [&str; 13] = [
     CONFIG,
     WRITTEN,
     PLAN,
     ENVIRONMENT,
+    SESSIONS,
     METRICS,
     BAD_FILES,
     RESULTS,
@@ -142,6 +144,7 @@ impl RunFolder {
     pub fn remove_if_unused(&self) {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if lock.is_some() && !self.config_file().exists() {
+            let _ = fs_err::remove_file(self.sessions_file());
             // `remove_dir` removes empty folders only.
             let _ = fs_err::remove_dir(self.checkpoints())
                 .and_then(|()| fs_err::remove_file(self.path.join(LOCK_FILE)))
@@ -190,6 +193,11 @@ impl RunFolder {
     /// Versions, host, device, threads and processes of the latest start.
     pub fn environment_file(&self) -> PathBuf {
         self.path.join(ENVIRONMENT)
+    }
+
+    /// Starts and ends of the processes that trained, see [`super::SessionEvent`].
+    pub fn sessions_file(&self) -> PathBuf {
+        self.path.join(SESSIONS)
     }
 
     /// Folder of cached figures and of the runs that evaluations train.
