@@ -164,6 +164,26 @@ fn muon_and_sides_of_the_views_match_those_of_one_process() {
     agrees_on_processes_and_in_chunks(temp.path(), &data, &settings, "encoder.", 1e-4);
 }
 
+/// The ranks measure steps together, which does not change the run that follows.
+#[test]
+fn a_time_budget_becomes_epochs_for_all_ranks() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let [planned, repeated] = ["planned", "repeated"].map(|name| temp.path().join(name));
+    trained(2, &data, &planned, &["--batch", "20", "--set", "train.minutes=0.1"]);
+    let config = simclr::RunConfig::load(Some(&planned.join("config.toml")), &[]).unwrap().train;
+    assert_eq!(config.minutes, 0.0);
+    let steps = losses(&planned).len() as f64;
+    assert!(
+        (2.0 * config.epochs - steps).abs() < 1.0 && steps >= 2.0,
+        "{steps} steps, {} epochs",
+        config.epochs
+    );
+    trained(2, &data, &repeated, &["--batch", "20", "--epochs", &config.epochs.to_string()]);
+    assert_eq!(losses(&planned), losses(&repeated));
+}
+
 #[test]
 fn twenty_steps_agree_for_any_number_of_processes() {
     let _turn = turn();

@@ -77,6 +77,7 @@ pub fn fit(
     let newest = all_ok(group, if group.is_first() { setup::hold(folder) } else { Ok(Default::default()) })?;
     opened.augment_on = setup::augment_on(group, newest.0.as_ref(), config);
     opened.resumed = group.broadcast_text(&newest.0.is_some().to_string()) == "true";
+    let transport = group.connect_gpus(opened.device);
     let AutoConfigured { config, facts } = auto_configure(group, &opened, written)?;
     let Prepared { dataset, plan, mut method, mut optimizer, initial } =
         all_ok(group, setup::prepare(group, &opened, &config))?;
@@ -92,7 +93,6 @@ pub fn fit(
     };
     let resumed = broadcast(group, &mut *method, &mut optimizer, all_ok(group, resumed)?);
 
-    let transport = group.connect_gpus(device);
     if group.is_first() {
         let own = start::facts(&plan, &dataset, &*method, &optimizer, device);
         let initial = initial.map(|text| ("initial weights".to_owned(), text));

@@ -7,9 +7,9 @@
 //!    free memory, else in chunks with global batch norm, else in chunks with batch norm over each.
 //! 4. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
 //!
-//! 5. `train.minutes` is replaced by the `train.epochs` that fit into it, from measured steps.
+//! 5. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
 //!
-//! Rank 0 chooses for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
+//! Rank 0 chooses the other keys for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
 
 mod choice;
 mod forecast;
@@ -28,7 +28,7 @@ use super::{
     setup::{OpenedData, Prepared, prepare},
 };
 use crate::{
-    ConfigError, Plan, RunConfig, TrainError,
+    Plan, RunConfig, TrainError,
     config::{KEPT_VIEWS, Written},
     device::trim_memory,
     dist::{ProcessGroup, all_ok},
@@ -70,11 +70,18 @@ pub(super) fn auto_configure(
         // Returns the memory of the measured model.
         trim_memory(opened.device);
     }
-    let (config, facts) = done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
-    if group.count() == 1 {
-        return Ok(AutoConfigured { config, facts });
+    let (mut config, mut facts) =
+        done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
+    if group.count() > 1 {
+        config = RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?;
     }
-    Ok(AutoConfigured { config: RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?, facts })
+    if config.train.minutes > 0.0 {
+        let found = time_budget::affordable(group, opened, &config)?;
+        (config.train.epochs, config.train.minutes) = (found.epochs, 0.0);
+        facts.push(("time".into(), found.text));
+        trim_memory(opened.device);
+    }
+    Ok(AutoConfigured { config, facts })
 }
 
 struct Selection<'a> {
@@ -113,10 +120,7 @@ impl<'a> Selection<'a> {
             match self.choose_mode(&trial.plan, &measured, &budget) {
                 Ok(mode) => {
                     self.report_memory(&trial.plan, &measured, mode, &budget);
-                    if self.has_time_budget() {
-                        drop(trial);
-                        self.choose_epochs()?;
-                    } else {
+                    if !self.has_time_budget() {
                         self.report_time(&trial.plan, &measured, mode);
                     }
                     return Ok(self.done());
@@ -212,19 +216,6 @@ impl<'a> Selection<'a> {
     /// Whether the number of epochs follows from `train.minutes`.
     fn has_time_budget(&self) -> bool {
         self.config.train.minutes > 0.0
-    }
-
-    fn choose_epochs(&mut self) -> Result<(), TrainError> {
-        if self.group.count() > 1 {
-            let minutes = self.config.train.minutes.to_string();
-            let expected = "0 with several processes: set train.epochs".into();
-            return Err(ConfigError::Value { key: "train.minutes".into(), value: minutes, expected }.into());
-        }
-        let mut trial = prepare(self.group, self.opened, &self.config)?;
-        let found = time_budget::affordable(&mut trial, self.opened.started)?;
-        (self.config.train.epochs, self.config.train.minutes) = (found.epochs, 0.0);
-        self.facts.push(("time".into(), found.text));
-        Ok(())
     }
 
     /// Whether the run is short and an upper bound on its memory fits.

@@ -2,12 +2,14 @@
 
 use std::{fmt::Write, time::Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    Plan, TrainError,
+    Plan, RunConfig, TrainError,
     config::TrainConfig,
-    dist::{GradientBuckets, ProcessGroup},
+    dist::{GradientBuckets, ProcessGroup, all_ok},
     exec::{StepId, executor},
-    train::setup::{self, Prepared, step_context},
+    train::setup::{self, OpenedData, Prepared, step_context},
 };
 
 /// Steps that load libraries, select algorithms, capture the CUDA graph and fill the loader's queue.
@@ -27,18 +29,25 @@ pub(super) struct Affordable {
     pub(super) text: String,
 }
 
-/// Measures steps of `trial`, which changes its weights, and plans for what remains of `train.minutes` since `started`.
+/// Measures steps of a model of its own, and plans for what remains of `train.minutes` since the data were opened. A collective
+/// operation; the result is that of rank 0.
 ///
 /// # Errors
 /// Those of a training step.
-pub(super) fn affordable(trial: &mut Prepared, started: Instant) -> Result<Affordable, TrainError> {
-    let sides = shares(&trial.plan.config.train);
+pub(super) fn affordable(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    config: &RunConfig,
+) -> Result<Affordable, TrainError> {
+    let mut trial = all_ok(group, setup::prepare(group, opened, config))?;
+    let sides = shares(&config.train);
     let mut measured = Vec::new();
     for &(share, size) in &sides {
-        measured.push((share, size, step_seconds(trial, size)?));
+        measured.push((share, size, step_seconds(group, &mut trial, size)?));
     }
-    let minutes = trial.plan.config.train.minutes;
-    let left = (60.0 * minutes * (1.0 - RESERVE) - started.elapsed().as_secs_f64()).max(0.0);
+    let minutes = config.train.minutes;
+    let elapsed = of_first_rank(group, &opened.started.elapsed().as_secs_f64());
+    let left = (60.0 * minutes * (1.0 - RESERVE) - elapsed).max(0.0);
     let (_, _, at_start) = measured[0];
     let mean = measured.iter().map(|(share, _, seconds)| share * seconds.later).sum();
     let steps_per_epoch = trial.plan.steps_per_epoch as f64;
@@ -82,15 +91,22 @@ struct StepSeconds {
     later: f64,
 }
 
-fn step_seconds(trial: &mut Prepared, size: usize) -> Result<StepSeconds, TrainError> {
-    let first = measure(trial, size, u64::MAX)?;
+/// `own` of rank 0, so that all ranks compute with the same numbers.
+fn of_first_rank<T: Serialize + for<'a> Deserialize<'a>>(group: &ProcessGroup, own: &T) -> T {
+    let text = group.broadcast_text(&serde_json::json!(own).to_string());
+    serde_json::from_str(&text).expect("rank 0 sends JSON of the same type")
+}
+
+fn step_seconds(group: &ProcessGroup, trial: &mut Prepared, size: usize) -> Result<StepSeconds, TrainError> {
+    let first = measure(group, trial, size, u64::MAX)?;
     if first.waiting < WAITING_SHARE {
         return Ok(StepSeconds { first: first.seconds, later: first.seconds });
     }
-    let later = measure(trial, size, first.steps)?.seconds.min(first.seconds);
+    let later = measure(group, trial, size, first.steps)?.seconds.min(first.seconds);
     Ok(StepSeconds { first: first.seconds, later })
 }
 
+#[derive(Serialize, Deserialize)]
 struct Measured {
     steps: u64,
     /// Per step.
@@ -100,15 +116,19 @@ struct Measured {
 }
 
 /// Mean over at most `max_steps` consecutive steps at learning rate 0, with the loader working ahead as in a run.
-fn measure(trial: &mut Prepared, size: usize, max_steps: u64) -> Result<Measured, TrainError> {
-    let group = ProcessGroup::alone();
+fn measure(
+    group: &ProcessGroup,
+    trial: &mut Prepared,
+    size: usize,
+    max_steps: u64,
+) -> Result<Measured, TrainError> {
     let plan = Plan { view_sizes: vec![(0, size)], total_steps: u64::MAX, ..trial.plan.clone() };
     let device = trial.method.params().device();
     let _stream = setup::stream(&plan, device)?;
-    let mut batches = setup::batches(&group, &plan, &trial.dataset, device, 0)?;
-    let gradients = GradientBuckets::new(trial.method.params(), &group);
+    let mut batches = all_ok(group, setup::batches(group, &plan, &trial.dataset, device, 0))?;
+    let gradients = GradientBuckets::new(trial.method.params(), group);
     let passes = plan.is_chunked().then_some(plan.view_passes);
-    let first = step_context(&plan, &group, &*trial.method, &gradients);
+    let first = step_context(&plan, group, &*trial.method, &gradients);
     let mut executor = executor(&first, passes, plan.config.train.cuda_graph);
     let (mut start, mut waited) = (Instant::now(), 0.0);
     for step in 0.. {
@@ -117,12 +137,14 @@ fn measure(trial: &mut Prepared, size: usize, max_steps: u64) -> Result<Measured
         }
         let elapsed = start.elapsed().as_secs_f64();
         let steps = step.saturating_sub(WARM_UP_STEPS);
-        if steps >= MIN_STEPS && (elapsed >= MIN_SECONDS || steps >= max_steps) {
+        // As a run does after each step, the ranks exchange a message.
+        let done = steps >= MIN_STEPS && (elapsed >= MIN_SECONDS || steps >= max_steps);
+        if of_first_rank(group, &done) {
             let waiting = (batches.waited() - waited) / elapsed;
-            return Ok(Measured { steps, seconds: elapsed / steps as f64, waiting });
+            return Ok(of_first_rank(group, &Measured { steps, seconds: elapsed / steps as f64, waiting }));
         }
         trial.method.before_step(step);
-        let context = step_context(&plan, &group, &*trial.method, &gradients);
+        let context = step_context(&plan, group, &*trial.method, &gradients);
         executor.step(&context, &mut trial.optimizer, StepId { step, lr: 0.0 }, &mut batches)?;
     }
     unreachable!("the loop returns")
