@@ -11,9 +11,12 @@ mod mutation;
 #[path = "../../../fuzz/src/targets.rs"]
 mod targets;
 
+fn corpus(target: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target)
+}
+
 fn fuzz(target: &str, default: u64, read: impl Fn(&[u8])) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    mutation::fuzz(target, &mutation::files(&folder), default, read);
+    mutation::fuzz(target, &mutation::files(&corpus(target)), default, read);
 }
 
 #[test]
@@ -49,8 +52,8 @@ fn label_tables() {
 /// Inputs on which a parser panicked.
 #[test]
 fn files_that_were_found_by_mutation_are_damaged() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/damaged");
-    let error = Dataset::open(&folder.join("division-by-zero.parquet"), Split::Train, Channels::Auto);
+    let file = corpus("parquet").join("division-by-zero.parquet");
+    let error = Dataset::open(&file, Split::Train, Channels::Auto);
     let error = error.and_then(|set| set.decode(0).map(drop)).unwrap_err().to_string();
     assert!(error.contains("its parser failed: attempt to divide by zero"), "{error}");
 }
