@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -44,10 +45,21 @@ torch::Tensor over(void* start, int64_t length, c10::ScalarType kind) {
     return torch::from_blob(start, {length}, torch::TensorOptions().dtype(kind));
 }
 
+// Submits a collective and waits for it. Submissions take turns: they enter the group in c10d's flight recorder, a map shared by all
+// groups of the process and changed without a lock in libtorch 2.11 (corrected in pytorch/pytorch#179449). The wait is concurrent.
+template <typename Submit>
+void collective(Submit submit) {
+    static std::mutex recorder;
+    std::unique_lock<std::mutex> turn(recorder);
+    const c10::intrusive_ptr<c10d::Work> work = submit();
+    turn.unlock();
+    work->wait();
+}
+
 void all_gather_equal(const Group& group, torch::Tensor all, torch::Tensor own) {
     std::vector<torch::Tensor> inputs{own};
     std::vector<std::vector<torch::Tensor>> outputs{all.view({group.count, -1}).unbind()};
-    group.gloo->allgather(outputs, inputs)->wait();
+    collective([&] { return group.gloo->allgather(outputs, inputs); });
 }
 
 }  // namespace
@@ -110,7 +122,7 @@ void simclr_gloo_free(Group* group) { delete group; }
 char* simclr_gloo_all_reduce(const Group* group, void* values, int64_t length, int wide) {
     return guarded([&] {
         std::vector<torch::Tensor> tensors{over(values, length, wide ? torch::kDouble : torch::kFloat)};
-        group->gloo->allreduce(tensors)->wait();
+        collective([&] { return group->gloo->allreduce(tensors); });
     });
 }
 
@@ -127,7 +139,7 @@ char* simclr_gloo_broadcast(const Group* group, int from, uint8_t* bytes, int64_
         std::vector<torch::Tensor> tensors{over(bytes, length, torch::kByte)};
         c10d::BroadcastOptions options;
         options.rootRank = from;
-        group->gloo->broadcast(tensors, options)->wait();
+        collective([&] { return group->gloo->broadcast(tensors, options); });
     });
 }
 

@@ -1,7 +1,7 @@
 //! Stores and Gloo groups between threads of one process, over the loopback interface.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{thread, time::Duration};
+use std::{sync::Barrier, thread, time::Duration};
 
 use simclr_shim::{
     Channel,
@@ -96,4 +96,25 @@ fn lost_peer_is_an_error() {
         Some(gloo.all_reduce(&mut [1.0]).unwrap_err().to_string())
     });
     assert!(results[0].as_ref().unwrap().contains("onnection"), "{results:?}");
+}
+
+/// A rank's groups (step, statistics, gradients) start on threads of their own; libtorch records new groups in one unlocked map.
+#[test]
+fn groups_of_one_process_start_at_the_same_time() {
+    const GROUPS: usize = 64;
+    let server = Store::new(HOST, 0, true, TIMEOUT).unwrap();
+    let groups: Vec<Gloo> = (0..GROUPS)
+        .map(|i| Gloo::new(&server, &format!("group {i}"), (0, 1), HOST, TIMEOUT).unwrap())
+        .collect();
+    let start = Barrier::new(GROUPS);
+    thread::scope(|scope| {
+        for gloo in &groups {
+            scope.spawn(|| {
+                start.wait();
+                let mut sum = [2.5];
+                gloo.all_reduce(&mut sum).unwrap();
+                assert_eq!(sum, [2.5]);
+            });
+        }
+    });
 }
