@@ -7,6 +7,10 @@ use std::{error::Error, hint::black_box, time::Instant};
 
 use simclr_data::decode::decode;
 
+/// As in the executable.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROUNDS: usize = 9;
 /// Decoded bytes per round; determines the number of repetitions.
 const ROUND_BYTES: usize = 200_000_000;

@@ -7,6 +7,10 @@ use std::{error::Error, path::Path, sync::Arc, time::Instant};
 
 use simclr_data::{AugmentConfig, Dataset, Loader, LoaderConfig, Split, dataset::Channels};
 
+/// As in the executable.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().ok_or("give an image set")?;

@@ -14,6 +14,10 @@ use simclr_data::{
     rng::Key,
 };
 
+/// As in the executable.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Duration of each measurement.
 const SECONDS: f64 = 3.0;
 
