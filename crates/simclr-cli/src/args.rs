@@ -328,6 +328,12 @@ pub struct Embed {
     /// norm and ReLU)
     #[arg(long, default_value = "h")]
     pub layer: Layer,
+    /// Add columns x and y to a .parquet table: the first two principal components of the rows
+    #[arg(long)]
+    pub map: bool,
+    /// Add a column image to a .parquet table: a JPEG of what the encoder sees
+    #[arg(long)]
+    pub images: bool,
 }
 
 /// `simclr export`.

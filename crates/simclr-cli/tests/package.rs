@@ -1,4 +1,5 @@
-//! The installed program: versions, container files, permissions of files that it writes, files and sockets that it opens.
+//! The installed program: versions, known vulnerabilities of its dependencies, container files, permissions of files that it writes, files
+//! and sockets that it opens.
 //! `setup/dist.sh` checks the archive itself, which takes a build of its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -47,6 +48,60 @@ fn versions_agree() {
         let wanted = manifest["workspace"]["dependencies"][name]["version"].as_str().unwrap();
         assert_eq!(wanted, version, "{name}");
     }
+}
+
+/// Whether an advisory that was patched in, or never concerned, these versions holds for `version`.
+fn affects(version: &semver::Version, patched: &[&str], unaffected: &[&str]) -> bool {
+    let matches = |range: &&str| semver::VersionReq::parse(range).unwrap().matches(version);
+    !patched.iter().chain(unaffected).any(matches)
+}
+
+#[test]
+fn advisories_hold_outside_the_patched_and_unaffected_versions() {
+    let of = |version: &str| affects(&version.parse().unwrap(), &[">= 0.4.16", "^0.3.9"], &["< 0.2.0"]);
+    assert_eq!(
+        ["0.1.9", "0.2.0", "0.3.8", "0.3.9", "0.4.15", "0.4.16"].map(of),
+        [false, true, true, false, true, false]
+    );
+    assert!(affects(&"1.0.0".parse().unwrap(), &[], &[]), "an advisory without a patched version");
+}
+
+/// `setup/advisories.toml` is RustSec's database of the date that it states, cut down to the packages of `Cargo.lock`.
+#[test]
+fn dependencies_have_no_known_vulnerability() {
+    let lock: toml::Table = text("Cargo.lock").parse().unwrap();
+    let known: toml::Table = text("setup/advisories.toml").parse().unwrap();
+    let field = |entry: &toml::Value, name: &str| entry[name].as_str().unwrap().to_owned();
+    let locked = lock["package"].as_array().unwrap().iter().filter(|package| package.get("source").is_some());
+    let locked: Vec<(String, semver::Version)> =
+        locked.map(|package| (field(package, "name"), field(package, "version").parse().unwrap())).collect();
+    let covered = known["packages"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+    let names: BTreeSet<&str> = locked.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        covered.collect(),
+        "run setup/advisories.py with a clone of github.com/rustsec/advisory-db"
+    );
+    let mut found = Vec::new();
+    for advisory in known["advisory"].as_array().unwrap() {
+        let ranges = |name: &str| -> Vec<&str> {
+            advisory[name].as_array().unwrap().iter().map(|range| range.as_str().unwrap()).collect()
+        };
+        let package = field(advisory, "package");
+        let versions = locked.iter().filter(|(name, _)| *name == package);
+        for (name, version) in
+            versions.filter(|(_, version)| affects(version, &ranges("patched"), &ranges("unaffected")))
+        {
+            found.push(format!("{name} {version}: {} ({})", field(advisory, "id"), field(advisory, "kind")));
+        }
+    }
+    let deny: toml::Table = text("deny.toml").parse().unwrap();
+    for ignored in deny["advisories"]["ignore"].as_array().unwrap() {
+        let (id, before) = (field(ignored, "id"), found.len());
+        found.retain(|advisory| !advisory.contains(&id));
+        assert!(found.len() < before, "deny.toml ignores {id}, which does not hold any more");
+    }
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 /// The bill of materials stops at a wheel without a licence.

@@ -109,6 +109,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "device",
             "encoder",
             "eval",
+            "explore",
             "head",
             "model",
             "params",

@@ -5,13 +5,9 @@
 mod support;
 
 use fs_err as fs;
-use std::{
-    path::Path,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{path::Path, process::Stdio, time::Duration};
 
-use support::{execute, finished, image_folder, newest_checkpoint, pretrain, simclr};
+use support::{execute, finished, image_folder, pretrain, simclr, wait_for_step};
 
 /// The value of a key in the `config.toml` of a run, as text.
 fn key(run: &Path, name: &str) -> String {
@@ -95,11 +91,7 @@ fn interrupted_runs_print_the_command_to_resume() {
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("my run's"));
     let mut command = pretrain(&data, &run, &["--epochs", "400", "--set", "train.checkpoint_minutes=0"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    while newest_checkpoint(&run).is_none() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_for_step(&run, 0);
     let id = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
     let output = finished(child, Duration::from_secs(60));

@@ -60,8 +60,8 @@ pub mod tensor_bundle; // TensorFlow checkpoint -> named tensors, object graph
 pub mod knn; // bank, queries -> labels by vote
 pub mod train; // the run
 pub mod eval; // frozen features -> kNN, linear probe; fine-tuning
-pub mod export; // encoder -> safetensors, features -> parquet / npy
 pub mod explore; // h of a set -> neighbours, map, findings
+pub mod export; // encoder -> safetensors, features -> parquet / npy
 pub mod report; // run, set -> one page
 pub mod study; // studies of the paper: jobs, figures, verdicts, pages
 

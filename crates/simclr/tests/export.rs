@@ -6,7 +6,7 @@ use std::path::Path;
 
 use parquet::{
     file::reader::{FileReader, SerializedFileReader},
-    record::RowAccessor,
+    record::{Row, RowAccessor},
 };
 use safetensors::SafeTensors;
 use simclr::{
@@ -23,7 +23,8 @@ use simclr::{
         features::{ReadOptions, features, load_encoder},
         layer::Layer,
     },
-    export::{EmbedOptions, embed, export_encoder, load_exported},
+    explore::map::principal,
+    export::{EmbedOptions, MoreColumns, embed, export_encoder, load_exported},
     train::RunFolder,
 };
 use tch::{Device, Kind, Tensor};
@@ -154,6 +155,7 @@ const OPTIONS: EmbedOptions = EmbedOptions {
     pixels: false,
     transform: TransformChange { crop: None, interpolation: None, antialias: None, jpeg: None },
     layer: Layer::H,
+    more: MoreColumns { map: false, images: false },
 };
 
 #[test]
@@ -185,6 +187,46 @@ fn parquet_holds_path_label_class_and_h() {
         assert_eq!(got.len(), want.len());
     }
     assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 3, "no temporary file stays");
+}
+
+/// Rows of a table, x and y of which follow from its h; the images decode to what the encoder saw.
+#[test]
+fn map_and_images_are_columns_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, names, h) = to_embed(folder.path());
+    let (data, out) = (folder.path().join("data"), folder.path().join("h.parquet"));
+    let write = |map, images| {
+        let options = EmbedOptions { more: MoreColumns { map, images }, ..OPTIONS };
+        embed(&run, &data, &out, &options, &mut |_, _| {}).unwrap();
+        let reader = SerializedFileReader::new(fs_err::File::open(&out).unwrap().into_file()).unwrap();
+        reader.get_row_iter(None).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let columns = |rows: &[Row]| rows[0].get_column_iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let map = write(true, false);
+    assert_eq!(columns(&map), ["path", "part", "label", "class", "x", "y", "h"]);
+    let expected = principal(&h).unwrap().points;
+    for (row, expected) in map.iter().zip(&expected) {
+        let place = [4, 5].map(|column| f64::from(row.get_float(column).unwrap()));
+        assert!(place.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{place:?} {expected:?}");
+    }
+    assert_eq!(columns(&write(false, true)), ["path", "part", "label", "class", "image", "h"]);
+    let both = write(true, true);
+    assert_eq!((columns(&both).len(), both.len()), (8, 6));
+    let side = load_encoder(&run).unwrap().image_size();
+    for (row, name) in both.iter().zip(&names) {
+        let image = row.get_group(6).unwrap();
+        assert_eq!(image.get_string(1).unwrap(), name);
+        let seen = image::load_from_memory(image.get_bytes(0).unwrap().data()).unwrap().to_rgb8();
+        let original = image::open(data.join(name)).unwrap().to_rgb8();
+        assert_eq!(seen.dimensions(), (side as u32, side as u32));
+        let mean = |image: &image::RgbImage| {
+            image.as_raw().iter().map(|&value| f64::from(value)).sum::<f64>() / image.as_raw().len() as f64
+        };
+        assert!((mean(&seen) - mean(&original)).abs() < 3.0, "{name}: {} {}", mean(&seen), mean(&original));
+    }
+    let options = EmbedOptions { more: MoreColumns { map: true, images: false }, ..OPTIONS };
+    let refused = embed(&run, &data, &folder.path().join("h.npy"), &options, &mut |_, _| {}).unwrap_err();
+    assert!(refused.to_string().contains(".parquet"), "{refused}");
 }
 
 #[test]

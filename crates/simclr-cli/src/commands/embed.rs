@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use simclr::{
     RunConfig,
     data::dataset::as_one_path,
-    export::{EmbedOptions, embed},
+    export::{EmbedOptions, MoreColumns, embed},
     train::RunFolder,
 };
 
@@ -23,6 +23,7 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
         split: arguments.split,
         pixels: arguments.pixels,
         layer: arguments.layer,
+        more: MoreColumns { map: arguments.map, images: arguments.images },
         transform: arguments.transform.change(),
         batch: arguments.compute.batch.unwrap_or(default.batch),
         threads: arguments.compute.threads.unwrap_or(default.threads),

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::{execute, image_folder, newest_checkpoint, pretrain, simclr, step_of};
+use super::support::{execute, image_folder, newest_checkpoint, pretrain, simclr, wait_for_step};
 
 /// Names and times of the cached results of an evaluation of `run`.
 fn figures(run: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
@@ -79,11 +79,7 @@ fn started(data: &Path, run: &Path) -> Child {
         .arg(run_command.get_program())
         .args(run_command.get_args());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let begin = Instant::now();
-    while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 10) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_for_step(run, 10);
     child
 }
 
@@ -187,10 +183,8 @@ fn a_run_that_ignores_hangups_goes_on() {
         shell.env(name, value.unwrap_or_default());
     }
     let mut child = shell.stderr(std::process::Stdio::null()).spawn().unwrap();
-    while newest_checkpoint(&run).is_none() {
-        assert!(child.try_wait().unwrap().is_none(), "it was running");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_for_step(&run, 0);
+    assert!(child.try_wait().unwrap().is_none(), "it was running");
     kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -9,7 +9,9 @@ use std::{
 
 use super::{
     STEPS, no_partial_file,
-    support::{Finished, execute, finished, image_folder, newest_checkpoint, pretrain, simclr, step_of},
+    support::{
+        Finished, execute, finished, image_folder, newest_checkpoint, pretrain, simclr, wait_for_step,
+    },
 };
 
 /// More steps than a test waits for.
@@ -22,11 +24,7 @@ impl Running {
     fn on(data: &Path, run: &Path) -> Self {
         let child =
             pretrain(data, run, &ENDLESS).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let begin = Instant::now();
-        while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 2) {
-            assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for_step(run, 2);
         Self(child)
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use fs_err as fs;
@@ -12,6 +11,7 @@ use crate::{
     WITHIN,
     support::{
         Finished, LAUNCHERS, Launcher, finished, image_folder, newest_checkpoint, pretrain, simclr, step_of,
+        wait_for_step,
     },
     turn,
 };
@@ -48,11 +48,7 @@ const LONG: &[&str] =
 fn started(launcher: Launcher, processes: usize, data: &Path, run: &Path, more: &[&str]) -> Child {
     let mut command = launcher.start(processes, &mut pretrain(data, run, &[LONG, more].concat()));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    while newest_checkpoint(run).is_none_or(|path| step_of(&path) < 5) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_step(run, 5);
     child
 }
 
@@ -69,11 +65,7 @@ fn resumed(launcher: Launcher, processes: usize, run: &Path) {
     let before = step_of(&newest_checkpoint(run).unwrap());
     let mut command = launcher.start(processes, simclr(&["pretrain", "--resume", "--run"]).arg(run));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    while step_of(&newest_checkpoint(run).unwrap()) < before + 5 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "no further checkpoint within a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_step(run, before + 5);
     signal("TERM", process_of(launcher, 0, run));
     let output = finished(child, WITHIN);
     assert_eq!(output.code, Some(143), "{}", output.err);

@@ -137,6 +137,15 @@ pub fn step_of(checkpoint: &Path) -> u64 {
     name.trim_start_matches("step-").parse().unwrap()
 }
 
+/// Waits, for at most a minute, until a run has a checkpoint of `step` or a later one.
+pub fn wait_for_step(run: &Path, step: u64) {
+    let begin = Instant::now();
+    while newest_checkpoint(run).is_none_or(|path| step_of(&path) < step) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint of step {step} within a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Waits for a process with piped outputs; kills it and panics after the time `within`.
 #[track_caller]
 pub fn finished(mut child: Child, within: Duration) -> Finished {

@@ -6,6 +6,7 @@ mod card; // run -> model card
 pub mod classifier; // encoder with classifier <-> file
 pub mod embed; // images -> table of h
 pub mod encoder; // run -> encoder file, verified
+pub mod feature_table; // rows of h -> parquet, .npy
 pub mod onnx; // encoder -> ONNX
 mod npy; // rows -> .npy
 pub mod predict; // images -> table of probabilities
@@ -15,6 +16,7 @@ pub use array::{is_safetensors_of_views, safetensors_of_views};
 pub use classifier::{load_classifier, write_classifier};
 pub use embed::{EmbedOptions, Embedded, embed};
 pub use encoder::{Exported, export_encoder, load_exported};
+pub use feature_table::MoreColumns;
 pub use npy::{NpyWriter, rows as npy_rows};
 pub use onnx::export_onnx;
 pub use predict::{PredictOptions, Predicted, predict};
