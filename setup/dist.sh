@@ -26,6 +26,9 @@ libtorch=$(cd "${LIBTORCH:-libtorch}" && pwd -P)
 export LIBTORCH="$libtorch"
 sysroot=$(rustc --print sysroot)
 
+# The time in the program and of the files in the archive; compilers of C put it where sources have __DATE__ and __TIME__ (mimalloc).
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}"
+
 # Panic messages and C++'s checks hold names of source files. A later map wins over an earlier one.
 build() {
     separator=$(printf '\037')
@@ -75,8 +78,7 @@ END
 
 # Sizes of blocks are fixed, so that the bytes do not depend on the number of processors.
 pack() {
-    seconds=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-    tar --create --directory "$work" --sort=name --format=gnu --mtime="@$seconds" --owner=0 --group=0 --numeric-owner \
+    tar --create --directory "$work" --sort=name --format=gnu --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
         --mode=u=rwX,go=rX "$name" |
         xz --threads=2 --block-size=100MiB --x86 --lzma2=preset=9,dict=64MiB >"$work/archive"
     mkdir -p dist
