@@ -13,23 +13,17 @@ use arrow_array::{
 };
 use arrow_schema::{ArrowError, DataType, Field, FieldRef, Fields, Schema};
 use parquet::{
-    arrow::{
-        ArrowWriter,
-        arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
-    },
-    basic::Compression,
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     errors::ParquetError,
-    file::properties::WriterProperties,
 };
-use simclr_data::{
-    DataError, Dataset,
-    atomic_file::{self, persist},
-    output,
-};
+use simclr_data::{DataError, Dataset, atomic_file::persist, output};
 use tch::Tensor;
 use tempfile::NamedTempFile;
 
-use super::npy::{self, NpyWriter};
+use super::{
+    npy::{self, NpyWriter},
+    parquet_file::{element, schema_of, temporary_file, writer},
+};
 use crate::{
     EvalError,
     explore::map::{Axes, Moments},
@@ -57,19 +51,17 @@ pub(super) struct Rows<'a> {
     pub(super) images: Vec<Vec<u8>>,
 }
 
-/// A parquet file with exactly the columns of [`embed`].
+/// A parquet file with exactly the columns of `embed`.
 const PARQUET: output::Kind = output::Kind { name: "a table of features", is_earlier: is_table };
-/// A `.npy` file of [`embed`] with a file of as many paths.
+/// A `.npy` file of `embed` with a file of as many paths.
 const NPY: output::Kind =
     output::Kind { name: "a table of features with its file of paths", is_earlier: is_array };
 /// That file of paths, which is replaced together with its array only.
 const PATHS: output::Kind = output::Kind { name: "the paths of a table of features", is_earlier: |_| false };
 
 fn is_table(path: &Path) -> bool {
-    let file = fs_err::File::open(path).map(|file| file.into_parts().0);
-    let found = file.ok().and_then(|file| ArrowReaderMetadata::load(&file, Default::default()).ok());
-    found.is_some_and(|found| {
-        let columns = found.schema().fields();
+    schema_of(path).is_some_and(|found| {
+        let columns = found.fields();
         let width = columns.last().and_then(|column| match column.data_type() {
             DataType::FixedSizeList(_, width) => Some(*width as usize),
             _ => None,
@@ -100,7 +92,7 @@ fn paths_file(out: &Path) -> PathBuf {
     name.into()
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(super) enum Format {
     Parquet,
     Npy,
@@ -119,24 +111,13 @@ impl Format {
     }
 
     pub(super) fn of(out: &Path, more: MoreColumns) -> Result<Self, EvalError> {
-        let format = Self::by_name(out)?;
-        if format == Self::Npy && more != MoreColumns::default() {
-            let reason =
-                "expected a name that ends in .parquet: an .npy file holds no map and no images".into();
-            return Err(EvalError::File { path: out.to_owned(), reason });
-        }
-        Ok(format)
-    }
-
-    fn by_name(out: &Path) -> Result<Self, EvalError> {
-        match out.extension().and_then(|ending| ending.to_str()) {
-            Some("parquet") => Ok(Self::Parquet),
-            Some("npy") => Ok(Self::Npy),
-            _ => {
-                let reason = "expected a name that ends in .parquet or .npy".into();
-                Err(EvalError::File { path: out.to_owned(), reason })
-            }
-        }
+        let reason = match out.extension().and_then(|ending| ending.to_str()) {
+            Some("parquet") => return Ok(Self::Parquet),
+            Some("npy") if more == MoreColumns::default() => return Ok(Self::Npy),
+            Some("npy") => "expected a name that ends in .parquet: an .npy file holds no map and no images",
+            _ => "expected a name that ends in .parquet or .npy",
+        };
+        Err(EvalError::File { path: out.to_owned(), reason: reason.into() })
     }
 }
 
@@ -197,21 +178,19 @@ impl Table {
 pub(super) struct ParquetTable {
     writer: ArrowWriter<NamedTempFile>,
     schema: Arc<Schema>,
-    more: MoreColumns,
-    width: usize,
-    /// Of the rows written, for a map.
-    moments: Option<Moments>,
+    /// For a map: of the rows written, and the schema with `x` and `y`.
+    map: Option<(Moments, Arc<Schema>)>,
 }
 
 impl ParquetTable {
     fn create(out: &Path, width: usize, more: MoreColumns) -> Result<Self, EvalError> {
+        let map = more.map.then(|| (Moments::new(width), Arc::new(schema(width, more))));
         let schema = Arc::new(schema(width, MoreColumns { map: false, ..more }));
-        let moments = more.map.then(|| Moments::new(width));
-        Ok(Self { writer: writer(out, &schema)?, schema, more, width, moments })
+        Ok(Self { writer: writer(out, &schema)?, schema, map })
     }
 
     fn push(&mut self, rows: Rows<'_>) -> Result<(), EvalError> {
-        if let Some(moments) = &mut self.moments {
+        if let Some((moments, _)) = &mut self.map {
             moments.add(rows.h);
         }
         let batch = record_batch(&self.schema, &rows)?;
@@ -220,9 +199,8 @@ impl ParquetTable {
 
     fn finish(self, out: &Path) -> Result<NamedTempFile, EvalError> {
         let written = self.writer.into_inner().map_err(|error| parquet_error(out, error))?;
-        match self.moments {
-            Some(moments) => {
-                let schema = Arc::new(schema(self.width, self.more));
+        match self.map {
+            Some((moments, schema)) => {
                 with_places(&written, &moments.axes()?, (writer(out, &schema)?, schema))
             }
             None => Ok(written),
@@ -237,6 +215,7 @@ fn with_places(
     (mut writer, schema): (ArrowWriter<NamedTempFile>, Arc<Schema>),
 ) -> Result<NamedTempFile, EvalError> {
     let path = writer.inner().path().to_owned();
+    let at = schema.index_of("x").map_err(|error| parquet_error(&path, error))?;
     let rows = ParquetRecordBatchReaderBuilder::try_new(table.reopen()?).and_then(|rows| rows.build());
     for batch in rows.map_err(|error| parquet_error(&path, error))? {
         let batch = batch.map_err(|error| parquet_error(&path, error))?;
@@ -248,16 +227,13 @@ fn with_places(
         let column = |axis: usize| -> ArrayRef {
             Arc::new(places.iter().map(|place| Some(place[axis] as f32)).collect::<Float32Array>())
         };
-        columns.splice(MAP_COLUMN..MAP_COLUMN, [column(0), column(1)]);
+        columns.splice(at..at, [column(0), column(1)]);
         let batch = RecordBatch::try_new(schema.clone(), columns);
         let written = batch.map_err(ParquetError::from).and_then(|batch| writer.write(&batch));
         written.map_err(|error| parquet_error(&path, error))?;
     }
     writer.into_inner().map_err(|error| parquet_error(&path, error))
 }
-
-/// Index of the column `x`.
-const MAP_COLUMN: usize = 4;
 
 fn schema(width: usize, more: MoreColumns) -> Schema {
     let mut columns = vec![
@@ -278,10 +254,6 @@ fn schema(width: usize, more: MoreColumns) -> Schema {
 
 fn image_fields() -> Fields {
     vec![Field::new("bytes", DataType::Binary, false), Field::new("path", DataType::Utf8, false)].into()
-}
-
-fn element() -> Arc<Field> {
-    Arc::new(Field::new("element", DataType::Float32, false))
 }
 
 fn values(h: &Tensor) -> Result<Vec<f32>, EvalError> {
@@ -308,20 +280,6 @@ fn record_batch(schema: &Arc<Schema>, of: &Rows<'_>) -> Result<RecordBatch, Eval
     let values = Arc::new(Float32Array::from(values(of.h)?));
     columns.push(Arc::new(FixedSizeListArray::try_new(element(), width, values, None).map_err(encoding)?));
     RecordBatch::try_new(schema.clone(), columns).map_err(encoding)
-}
-
-fn writer(out: &Path, schema: &Arc<Schema>) -> Result<ArrowWriter<NamedTempFile>, EvalError> {
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-    let writer = ArrowWriter::try_new(temporary_file(out)?, schema.clone(), Some(properties));
-    writer.map_err(|error| parquet_error(out, error))
-}
-
-/// In the folder of `out`, which is created.
-fn temporary_file(out: &Path) -> Result<NamedTempFile, std::io::Error> {
-    if let Some(folder) = out.parent() {
-        fs_err::create_dir_all(folder)?;
-    }
-    atomic_file::create(out)
 }
 
 fn parquet_error(path: &Path, error: impl std::fmt::Display) -> EvalError {

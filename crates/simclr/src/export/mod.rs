@@ -8,6 +8,7 @@ pub mod embed; // images -> table of h
 pub mod encoder; // run -> encoder file, verified
 pub mod feature_table; // rows of h -> parquet, .npy
 pub mod onnx; // encoder -> ONNX
+mod parquet_file; // schema -> writer of a table
 mod npy; // rows -> .npy
 pub mod predict; // images -> table of probabilities
 mod timm; // run -> folder of timm

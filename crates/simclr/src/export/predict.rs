@@ -7,21 +7,12 @@ use std::{
 
 use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
-use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ArrowReaderMetadata},
-    basic::Compression,
-    errors::ParquetError,
-    file::properties::WriterProperties,
-};
-use simclr_data::{
-    Dataset, Split,
-    atomic_file::{self, persist},
-    dataset::Labels,
-    output,
-};
+use parquet::{arrow::ArrowWriter, errors::ParquetError};
+use simclr_data::{Dataset, Split, atomic_file::persist, dataset::Labels, output};
 use tch::{Kind, Tensor};
 use tempfile::NamedTempFile;
 
+use super::parquet_file::{element, schema_of, writer};
 use crate::{
     EvalError,
     eval::{
@@ -148,14 +139,9 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     fn create(out: &Path, classes: &'a [String]) -> Result<Self, EvalError> {
-        if let Some(folder) = out.parent() {
-            fs_err::create_dir_all(folder)?;
-        }
         let names = (CLASSES.to_owned(), serde_json::json!(classes).to_string());
         let schema = Arc::new(schema(classes.len()).with_metadata(std::collections::HashMap::from([names])));
-        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-        let writer = ArrowWriter::try_new(atomic_file::create(out)?, schema.clone(), Some(properties));
-        let writer = Box::new(writer.map_err(|error| refused(out, &error))?);
+        let writer = Box::new(writer(out, &schema)?);
         Ok(Self { writer, schema, classes })
     }
 
@@ -196,15 +182,9 @@ fn schema(classes: usize) -> Schema {
     ])
 }
 
-fn element() -> Arc<Field> {
-    Arc::new(Field::new("element", DataType::Float32, false))
-}
-
 fn is_predictions(path: &Path) -> bool {
-    let file = fs_err::File::open(path).map(|file| file.into_parts().0);
-    let found = file.ok().and_then(|file| ArrowReaderMetadata::load(&file, Default::default()).ok());
-    found.is_some_and(|found| {
-        let names: Vec<&str> = found.schema().fields().iter().map(|field| &field.name()[..]).collect();
+    schema_of(path).is_some_and(|found| {
+        let names: Vec<&str> = found.fields().iter().map(|field| &field.name()[..]).collect();
         names == ["path", "part", "class", "probability", "probabilities"]
     })
 }
