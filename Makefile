@@ -7,7 +7,7 @@ MPI = $(shell setup/mpi.sh)
 # Recorded in the run folders of the program that is built.
 export SIMCLR_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-.PHONY: demo test build dist book lint msrv advisories bench setup clean-demo help
+.PHONY: demo test build dist wheel book lint msrv advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ build: setup ## The release binary: target/release/simclr (with MPI where Open M
 dist: setup ## The release archive: dist/simclr-VERSION-x86_64-linux-cpu.tar.xz, with libraries, licences, SBOM; checked
 	@CARGO="$(CARGO)" setup/dist.sh
 
+wheel: setup ## The Python package: dist/simclr-VERSION-*.whl, from the release archive; tested in a fresh environment
+	@CARGO="$(CARGO)" setup/wheel.sh
+
 demo: build ## Fashion-MNIST from images to a verified encoder, within ten minutes on two cores
 	@setup/fashion-mnist.sh
 	@setup/demo.sh
@@ -33,6 +36,7 @@ test: setup ## Every test
 	@if ip netns add simclr-probe 2>/dev/null && ip netns del simclr-probe; then \
 	  $(CARGO) test --release --locked --workspace $(MPI) --test two_hosts -- --ignored --test-threads 1; \
 	else echo "two machines (network namespaces): not tested, needs root and ip (Debian: iproute2)"; fi
+	@setup/python_test.sh target/release/simclr
 
 lint: setup ## Format, clippy, documentation links, licences of dependencies
 	$(CARGO) fmt --all --check

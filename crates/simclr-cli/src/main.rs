@@ -21,6 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     failure::install_panic_hook();
     limit_busy_waiting();
+    end_with_parent();
     let arguments = match Arguments::try_parse_from(args::several_settings(std::env::args_os())) {
         Ok(arguments) => arguments,
         Err(usage) => {
@@ -89,3 +90,18 @@ fn limit_busy_waiting() {
 
 #[cfg(not(unix))]
 fn limit_busy_waiting() {}
+
+/// SIGTERM when the parent process ends, if SIMCLR_PARENT is its number: so that no run outlives a killed Python. Children of this
+/// process have another parent and ignore the variable.
+#[cfg(target_os = "linux")]
+fn end_with_parent() {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    let given = std::env::var("SIMCLR_PARENT").ok().and_then(|text| text.parse::<i32>().ok());
+    if given.is_some() && given == getppid().map(|parent| parent.as_raw_nonzero().get()) {
+        // Fails for invalid signals only.
+        let _ = set_parent_process_death_signal(Some(Signal::TERM));
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent() {}

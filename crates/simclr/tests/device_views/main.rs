@@ -5,8 +5,11 @@
 #[path = "../../../simclr-data/tests/golden/cases.rs"]
 mod cases;
 mod filters;
+mod fuzz;
 mod gaussian_noise;
 mod loader;
+#[path = "../../../../fuzz/src/mutation.rs"]
+mod mutation;
 mod policy;
 mod run;
 
