@@ -286,6 +286,9 @@ pub struct Compare {
     /// Plot file
     #[arg(long, value_name = "FILE.svg", default_value = "compare.svg")]
     pub out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `compare --by`.
@@ -334,6 +337,9 @@ pub struct Embed {
     /// Add a column image to a .parquet table: a JPEG of what the encoder sees
     #[arg(long)]
     pub images: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr export`.
@@ -351,6 +357,9 @@ pub struct Export {
     /// Licence field of the model card
     #[arg(long, value_name = "ID")]
     pub license: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr export --format`.
@@ -374,6 +383,9 @@ pub struct Doctor {
     /// Keys of the configuration.
     #[command(flatten)]
     pub config: ConfigArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr completions`.

@@ -55,6 +55,41 @@ fn progress_as_json() {
     assert!(lines.iter().all(|line| line["time"].as_f64().unwrap() > 1.7e9));
 }
 
+/// Of the commands that print facts; `evaluate`, `predict`, `neighbours` and `config` are tested with their content.
+#[test]
+fn facts_as_json() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    fs::write(data.join("cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    execute(&mut pretrain(&data, &run, &[])).succeeds();
+    execute(simclr(&["evaluate"]).arg(&run)).succeeds();
+    let at = |name: &str| temp.path().join(name);
+    let facts = |command: &mut std::process::Command| -> serde_json::Value {
+        let output = execute(command.arg("--json"));
+        serde_json::from_str(&output.out).unwrap_or_else(|_| panic!("{} {}", output.out, output.err))
+    };
+    let inspected = facts(simclr(&["inspect", "--data"]).arg(&data));
+    assert_eq!((&inspected["train"]["images"], &inspected["train"]["channels"]), (&41.into(), &3.into()));
+    assert_eq!(inspected["train"]["kinds"], serde_json::json!({"uint8": 40}));
+    assert!(inspected["train"]["undecodable"][0].as_str().unwrap().contains("cut.png"), "{inspected}");
+    let embedded = facts(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(at("h.npy")));
+    assert_eq!((&embedded["rows"], &embedded["features"]), (&40.into(), &32.into()));
+    assert!(embedded["skipped"][0].as_str().unwrap().contains("cut.png"), "{embedded}");
+    let packed = facts(simclr(&["pack", "--data"]).arg(&data).arg("--out").arg(at("set.pack")));
+    assert_eq!(
+        (&packed["images"]["train"], &packed["undecodable"][0]["image"]),
+        (&41.into(), &"cut.png".into())
+    );
+    let exported = facts(simclr(&["export"]).arg(&run));
+    assert!(exported["difference"].as_f64().unwrap() <= 1e-6, "{exported}");
+    let compared = facts(simclr(&["compare"]).arg(&run).arg("--out").arg(at("plot.svg")));
+    assert!(compared["runs"][0]["results"]["rows"].is_array(), "{compared}");
+    let small = ["--set", "encoder.name=conv-c3", "--batch", "8", "--image-size", "16", "--data"];
+    let found = facts(simclr(&["doctor"]).args(small).arg(&data));
+    let verdicts: Vec<_> = found.as_array().unwrap().iter().map(|finding| &finding["verdict"]).collect();
+    assert!(verdicts.contains(&&"fine".into()) && !verdicts.contains(&&"wrong".into()), "{found}");
+}
+
 #[test]
 fn pretrain_evaluate_export_embed_and_views() {
     let temp = tempfile::tempdir().unwrap();

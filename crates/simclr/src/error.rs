@@ -239,7 +239,13 @@ pub enum TrainError {
         /// With unit and origin.
         limit: String,
     },
-    /// A run folder that holds another run, or no run.
+    /// A new run in the folder of another.
+    #[error("run folder `{path}`: it holds a run already")]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder without the run that a command needs.
     #[error("run folder `{path}`: {reason}")]
     RunFolder {
         /// The folder.

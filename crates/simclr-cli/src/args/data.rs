@@ -44,6 +44,9 @@ pub struct Inspect {
     /// How pages of TIFF files are read: auto (as channels if possible), channels, or images (data.pages)
     #[arg(long, value_name = "auto|channels|images", default_value = "auto", hide_default_value = true)]
     pub pages: Pages,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr pack`.
@@ -78,4 +81,7 @@ pub struct Pack {
     /// Decoding threads [default: all processors]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
 use simclr::{
     RunConfig,
     config::Written,
@@ -27,11 +28,23 @@ pub fn run(arguments: &Doctor, group: &ProcessGroup) -> Result<ExitCode, Failure
     };
     let findings = examine(group, (&config, &written), &data)?;
     let wrong = findings.iter().any(|finding| finding.verdict == Verdict::Wrong);
-    if group.is_first() {
+    if group.is_first() && arguments.json {
+        let all: Vec<Value> = findings.iter().map(object).collect();
+        terminal::result(&json!(all).to_string());
+    } else if group.is_first() {
         findings.iter().for_each(|finding| terminal::result(&line(finding)));
     }
     // A check fails if it fails on any process.
     Ok(if group.any(wrong) { ExitCode::from(WRONG) } else { ExitCode::SUCCESS })
+}
+
+fn object(finding: &Finding) -> Value {
+    let verdict = match finding.verdict {
+        Verdict::Fine => "fine",
+        Verdict::Note => "note",
+        Verdict::Wrong => "wrong",
+    };
+    json!({"name": finding.name, "verdict": verdict, "text": finding.text})
 }
 
 /// `verdict  name  text`.

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
 use simclr::{
     RunConfig,
     data::dataset::as_one_path,
-    export::{EmbedOptions, MoreColumns, embed},
+    export::{EmbedOptions, Embedded, MoreColumns, embed},
     train::RunFolder,
 };
 
@@ -38,6 +39,10 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
     for note in &embedded.notes {
         stages.show(&format!("note: {note}"));
     }
+    if arguments.json {
+        terminal::result(&facts(&embedded).to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
     let skipped = embedded.bad.len();
     terminal::result(&format!(
         "{}  {} rows of {} features, {skipped} images skipped; input: {}",
@@ -47,4 +52,17 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
         embedded.transform
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+fn facts(embedded: &Embedded) -> Value {
+    let skipped: Vec<&str> = embedded.bad.iter().map(|bad| &bad.reason[..]).collect();
+    json!({
+        "path": embedded.path,
+        "paths_file": embedded.paths_file,
+        "rows": embedded.images,
+        "features": embedded.feature_dim,
+        "transform": embedded.transform,
+        "skipped": skipped,
+        "notes": embedded.notes,
+    })
 }

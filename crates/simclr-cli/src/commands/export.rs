@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
+use serde_json::json;
 use simclr::{
     EvalError,
     device::DeviceChoice,
@@ -28,7 +29,7 @@ pub fn run(arguments: &Export) -> Result<ExitCode, Failure> {
         let out = arguments.out.clone().unwrap_or_else(|| arguments.run.with_extension("onnx"));
         let classifier = load_classifier(&arguments.run, Some(DeviceChoice::Cpu))?;
         let parts = Some((&classifier.weight, &classifier.bias));
-        return Ok(print(&export_onnx(&classifier.encoder, parts, None, &out)?));
+        return Ok(print(&export_onnx(&classifier.encoder, parts, None, &out)?, arguments.json));
     }
     let folder = RunFolder::open(&arguments.run)?;
     let exported = match arguments.format {
@@ -39,16 +40,19 @@ pub fn run(arguments: &Export) -> Result<ExitCode, Failure> {
             export_onnx(&encoder, None, Some(&folder), &out)?
         }
     };
-    Ok(print(&exported))
+    Ok(print(&exported, arguments.json))
 }
 
-fn print(exported: &Exported) -> ExitCode {
+fn print(exported: &Exported, as_json: bool) -> ExitCode {
+    let Exported { path, tensors, bytes, difference, metadata } = exported;
+    if as_json {
+        let facts = json!({"path": path, "tensors": tensors, "bytes": bytes, "difference": difference, "metadata": metadata});
+        terminal::result(&facts.to_string());
+        return ExitCode::SUCCESS;
+    }
     terminal::result(&format!(
-        "{}  {} tensors, {} bytes; read back, its features differ by at most {:.1e}",
-        exported.path.display(),
-        exported.tensors,
-        exported.bytes,
-        exported.difference
+        "{}  {tensors} tensors, {bytes} bytes; read back, its features differ by at most {difference:.1e}",
+        path.display()
     ));
     ExitCode::SUCCESS
 }

@@ -2,6 +2,7 @@
 
 use std::{process::ExitCode, sync::atomic::Ordering};
 
+use serde_json::json;
 use simclr::{
     data::{
         Dataset, Split, ValueRange,
@@ -36,14 +37,27 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     };
     let Packed { train, test, validation, unlabelled, bytes, failed, range, notes } = packed;
     notes.iter().for_each(|note| stages.show(&format!("note: {note}")));
-    let further = [("validation", validation), ("unlabelled", unlabelled)].into_iter();
-    let further = further.filter(|(_, images)| *images > 0);
-    let further: String = further.map(|(part, images)| format!(", {images} {part} images")).collect();
     for (name, reason) in &failed {
         stages.show(&format!("cannot decode `{name}`: {reason}"));
     }
-    let scaled = if range == ValueRange::Full { String::new() } else { format!(", values {range}") };
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
+    if arguments.json {
+        let facts = json!({
+            "path": arguments.out,
+            "images": {"train": train, "test": test, "validation": validation, "unlabelled": unlabelled},
+            "undecodable": failed.iter().map(|(name, reason)| json!({"image": name, "reason": reason})).collect::<Vec<_>>(),
+            "bytes": bytes,
+            "range": range.to_string(),
+            "fingerprint": fingerprint,
+            "notes": notes,
+        });
+        terminal::result(&facts.to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let further = [("validation", validation), ("unlabelled", unlabelled)].into_iter();
+    let further = further.filter(|(_, images)| *images > 0);
+    let further: String = further.map(|(part, images)| format!(", {images} {part} images")).collect();
+    let scaled = if range == ValueRange::Full { String::new() } else { format!(", values {range}") };
     terminal::result(&format!(
         "{}  {train} training and {test} test images{further}, {} undecodable, {:.1} MB{scaled}, fingerprint {fingerprint}",
         arguments.out.display(),

@@ -198,7 +198,7 @@ fn free_folder(data: &Path) -> Result<RunFolder, TrainError> {
     loop {
         let path = free.next().unwrap_or_default();
         match RunFolder::create(&path) {
-            Err(TrainError::InUse { .. } | TrainError::RunFolder { .. }) => {}
+            Err(TrainError::InUse { .. } | TrainError::RunExists { .. }) => {}
             created => return created,
         }
     }

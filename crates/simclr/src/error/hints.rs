@@ -123,9 +123,13 @@ impl TrainError {
                  skipped"
                     .into(),
             ),
-            Self::RunFolder { .. } => {
-                Some("a new run needs a new folder (--run); continue an old one with --resume".into())
+            Self::RunExists { .. } => {
+                Some("continue it with --resume, or choose another folder (--run)".into())
             }
+            Self::RunFolder { .. } => Some(
+                "expected the folder of a run, as `simclr pretrain --run DIR` writes it; --resume auto also starts one"
+                    .into(),
+            ),
             Self::InUse { .. } => {
                 Some("wait until it has ended or stop it, or choose another folder (--run, --out)".into())
             }

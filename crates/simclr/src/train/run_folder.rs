@@ -65,16 +65,13 @@ impl RunFolder {
     /// Creates a new run folder and locks it, see [`RunFolder::hold`].
     ///
     /// # Errors
-    /// [`TrainError::InUse`] if another process writes to it, [`TrainError::RunFolder`] if it has a run; a folder that cannot be
+    /// [`TrainError::InUse`] if another process writes to it, [`TrainError::RunExists`]; a folder that cannot be
     /// written.
     pub fn create(path: &Path) -> Result<Self, TrainError> {
         let folder = Self::at(path);
         match (folder.hold(), folder.config_file().exists()) {
             (Err(in_use @ TrainError::InUse { .. }), _) => Err(in_use),
-            (_, true) => {
-                let reason = "it holds a run already; resume it, or choose another folder";
-                Err(TrainError::RunFolder { path: path.to_owned(), reason: reason.into() })
-            }
+            (_, true) => Err(TrainError::RunExists { path: path.to_owned() }),
             (Err(error), false) => Err(error),
             (Ok(_), false) => {
                 fs_err::create_dir_all(folder.checkpoints())?;

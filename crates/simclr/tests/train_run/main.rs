@@ -261,7 +261,7 @@ fn run_folder_has_configuration_plan_and_versions() {
     let path = folder.path().to_owned();
     assert!(matches!(RunFolder::create(&path), Err(TrainError::InUse { .. })));
     drop(folder);
-    assert!(matches!(RunFolder::create(&path), Err(TrainError::RunFolder { .. })));
+    assert!(matches!(RunFolder::create(&path), Err(TrainError::RunExists { .. })));
 }
 
 fn metrics(folder: &RunFolder) -> Vec<serde_json::Value> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use simclr_data::output;
 
 use super::{
@@ -122,6 +122,13 @@ impl Comparison {
             results.notes.iter().for_each(|note| text.push_str(&format!("note: {run}: {note}\n")));
         }
         text
+    }
+
+    /// The results of each run, and [`Comparison::verdicts`].
+    pub fn facts(&self) -> Value {
+        let runs: Vec<_> =
+            self.runs.iter().map(|(run, results)| json!({"run": run, "results": results})).collect();
+        json!({"runs": runs, "verdicts": self.verdicts()})
     }
 
     /// For every kind of figure that several runs share: the best run, and whether the others are significantly worse.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use plotters::prelude::*;
+use serde::Serialize;
 use serde_json::Value;
 use simclr_data::output;
 
@@ -16,12 +17,12 @@ use crate::{EvalError, checkpoint::write_atomically, picture::COLORS, train::Run
 const LONGEST_STEP: f64 = 10.0;
 
 /// Curves of runs, in the order given.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Curves {
     runs: Vec<Curve>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Serialize)]
 struct Curve {
     run: String,
     /// Of all steps.
