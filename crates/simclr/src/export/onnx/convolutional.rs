@@ -4,7 +4,7 @@ use super::{
     Network,
     proto::Attribute::{Float, Int, Ints},
 };
-use crate::encoder::{EncoderName, Padding, layers::EPSILON};
+use crate::encoder::{EncoderName, Padding, ResnetD, layers::EPSILON};
 
 impl Network<'_> {
     /// A convolution without bias, with half of the kernel as padding.
@@ -62,20 +62,37 @@ impl Network<'_> {
 
     pub(super) fn resnet(&mut self, x: &str, side: i64) -> String {
         let imagenet = self.config.imagenet_stem(side);
-        let x = self.convolution_norm(("conv1", "bn1"), x, if imagenet { 2 } else { 1 });
-        let mut x = self.relu(&x);
-        if imagenet {
-            x = self.pool(&x, (side + 1) / 2);
-        }
+        let (mut x, mut side) = self.stem(x, imagenet, side);
         for group in 1..=4 {
-            let blocks =
-                (0..).take_while(|block| self.has(&format!("layer{group}.{block}.conv1.weight"))).count();
+            let name = |block: usize| format!("layer{group}.{block}");
+            let blocks = (0..).take_while(|&block| self.has_block(&name(block))).count();
             for block in 0..blocks {
                 let stride = if group > 1 && block == 0 { 2 } else { 1 };
-                x = self.block(&format!("layer{group}.{block}"), &x, stride);
+                x = self.block(&name(block), &x, (stride, side));
+                side = (side + stride - 1) / stride;
             }
         }
         self.mean_over_positions(&x)
+    }
+
+    /// One convolution or the three of ResNet-D, and with the ImageNet stem the pooling; also returns the side of the result.
+    fn stem(&mut self, x: &str, imagenet: bool, side: i64) -> (String, i64) {
+        let deep = [("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")];
+        let layers = if self.has("conv1.0.weight") { &deep[..] } else { &[("conv1", "bn1")] };
+        let mut x = x.to_owned();
+        for (at, &names) in layers.iter().enumerate() {
+            x = self.convolution_norm(names, &x, if imagenet && at == 0 { 2 } else { 1 });
+            x = self.relu(&x);
+        }
+        if !imagenet {
+            return (x, side);
+        }
+        let side = (side + 1) / 2;
+        (self.pool(&x, side), (side + 1) / 2)
+    }
+
+    fn has_block(&self, name: &str) -> bool {
+        self.has(&format!("{name}.conv1.weight")) || self.has(&format!("{name}.conv1.conv.weight"))
     }
 
     /// 3x3 with stride 2 on `side` positions, see [`crate::encoder::layers::max_pool`].
@@ -94,24 +111,88 @@ impl Network<'_> {
     }
 
     /// The stride is that of the first convolution of a basic block and of the second one of a bottleneck.
-    fn block(&mut self, name: &str, x: &str, stride: i64) -> String {
+    fn block(&mut self, name: &str, x: &str, (stride, side): (i64, i64)) -> String {
         let name = |part: &str| format!("{name}.{part}");
         let convolutions = if self.has(&name("conv3.weight")) { 3 } else { 2 };
         let mut branch = x.to_owned();
         for at in 1..=convolutions {
-            let own = if at == convolutions - 1 { stride } else { 1 };
-            let names = (name(&format!("conv{at}")), name(&format!("bn{at}")));
-            branch = self.convolution_norm((&names.0, &names.1), &branch, own);
+            let strided = at == convolutions - 1;
+            let conv = name(&format!("conv{at}"));
+            if self.has(&format!("{conv}.conv.weight")) {
+                branch = self.selective_kernel(&conv, &branch, (stride, (side + stride - 1) / stride));
+                continue;
+            }
+            let norm = name(&format!("bn{at}"));
+            branch = self.convolution_norm((&conv, &norm), &branch, if strided { stride } else { 1 });
             if at < convolutions {
                 branch = self.relu(&branch);
             }
         }
-        let shortcut = if self.has(&name("downsample.0.weight")) {
-            self.convolution_norm((&name("downsample.0"), &name("downsample.1")), x, stride)
-        } else {
-            x.to_owned()
-        };
+        let shortcut = self.shortcut(&name("downsample"), x, (stride, side));
         let sum = self.graph.node("Add", &[&branch, &shortcut], &[]);
         self.relu(&sum)
+    }
+
+    fn shortcut(&mut self, name: &str, x: &str, (stride, side): (i64, i64)) -> String {
+        let part = |index: usize| format!("{name}.{index}");
+        if self.has(&format!("{name}.0.weight")) {
+            return self.convolution_norm((&part(0), &part(1)), x, stride);
+        }
+        if self.has(&format!("{name}.2.weight")) {
+            let pooled = self.average_pool(x, (stride, side));
+            return self.convolution_norm((&part(1), &part(2)), &pooled, 1);
+        }
+        x.to_owned()
+    }
+
+    /// Of 2x2 positions, as [`crate::encoder::block`] does it.
+    fn average_pool(&mut self, x: &str, (stride, side): (i64, i64)) -> String {
+        let official = self.config.effective_resnet_d() == ResnetD::Official;
+        if stride == 1 && !official {
+            return x.to_owned();
+        }
+        let after = if stride == 1 { 1 } else { side % 2 };
+        let attributes = [
+            ("kernel_shape", Ints(vec![2, 2])),
+            ("strides", Ints(vec![stride; 2])),
+            ("pads", Ints(vec![0, 0, after, after])),
+            ("count_include_pad", Int(i64::from(official && stride > 1))),
+        ];
+        self.graph.node("AveragePool", &[x], &attributes)
+    }
+
+    /// [`crate::encoder::selective_kernel`], with a result of `side` positions.
+    fn selective_kernel(&mut self, name: &str, x: &str, (stride, side): (i64, i64)) -> String {
+        let part = |part: &str| format!("{name}.{part}");
+        let x = self.convolution_norm((&part("conv"), &part("bn")), x, stride);
+        let streams = self.relu(&x);
+        let channels = self.shape(&part("select.weight"))[0] / 2;
+        let mean = self.graph.node("GlobalAveragePool", &[&streams], &[]);
+        let sum = {
+            let by_stream = self.reshaped(&mean, &[0, 2, channels, 1, 1]);
+            let mean = self.graph.node("ReduceMean", &[&by_stream], &[("axes", Ints(vec![1]))]);
+            let two = self.graph.scalar(2.0);
+            let sum = self.graph.node("Mul", &[&mean, &two], &[]);
+            self.reshaped(&sum, &[0, channels, 1, 1])
+        };
+        let reduced = self.convolution_norm((&part("reduce"), &part("reduce_bn")), &sum, 1);
+        let reduced = self.relu(&reduced);
+        let logits = self.convolution(&part("select"), &reduced, 1);
+        let logits = self.reshaped(&logits, &[0, 2, channels, 1, 1]);
+        let shares = self.graph.node("Softmax", &[&logits], &[("axis", Int(1))]);
+        let streams = self.reshaped(&streams, &[0, 2, channels, side, side]);
+        let [one, other] = [0, 1].map(|index| {
+            let index = self.graph.scalar_index(index);
+            let [stream, share] =
+                [&streams, &shares].map(|x| self.graph.node("Gather", &[x, &index], &[("axis", Int(1))]));
+            self.graph.node("Mul", &[&stream, &share], &[])
+        });
+        self.graph.node("Add", &[&one, &other], &[])
+    }
+
+    /// A size of 0 keeps that of `x`.
+    fn reshaped(&mut self, x: &str, sizes: &[i64]) -> String {
+        let sizes = self.graph.integers(sizes);
+        self.graph.node("Reshape", &[x, &sizes], &[])
     }
 }

@@ -13,10 +13,7 @@ use tch::Tensor;
 
 use super::encoder::{self, Exported};
 use crate::{
-    EvalError,
-    checkpoint::write_atomically,
-    encoder::{EncoderConfig, ResnetD},
-    eval::features::FrozenEncoder,
+    EvalError, checkpoint::write_atomically, encoder::EncoderConfig, eval::features::FrozenEncoder,
     train::RunFolder,
 };
 
@@ -80,7 +77,7 @@ impl Network<'_> {
 /// Writes the encoder `frozen`, and with `classifier` (`[K, F]` and `[K]`) the probabilities of its classes, to `out` (atomically).
 ///
 /// # Errors
-/// An encoder without a conversion: a TorchScript module, selective kernels, ResNet-D; a file that must not be replaced.
+/// A TorchScript module, which has no conversion; a file that must not be replaced.
 pub fn export_onnx(
     frozen: &FrozenEncoder,
     classifier: Option<(&Tensor, &Tensor)>,
@@ -126,13 +123,7 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8]) -> Result<f64, String> {
 }
 
 fn unsupported(config: &EncoderConfig) -> Option<&'static str> {
-    let resnet_d = config.is_resnet() && config.effective_resnet_d() != ResnetD::Off;
-    match config {
-        _ if config.file.is_some() => Some("a TorchScript module has no conversion to ONNX here"),
-        _ if config.sk_ratio > 0.0 => Some("selective kernels have no conversion to ONNX here"),
-        _ if resnet_d => Some("ResNet-D has no conversion to ONNX here"),
-        _ => None,
-    }
+    config.file.is_some().then_some("a TorchScript module has no conversion to ONNX here")
 }
 
 fn model(

@@ -143,8 +143,24 @@ impl Node {
                 x.conv2d(weight, bias.first(), self.list("strides"), pads, [1, 1], 1)
             }
             ("MaxPool", [x]) => self.max_pool(x),
+            ("AveragePool", [x]) => self.average_pool(x),
             (other, inputs) => return Err(format!("operator `{other}` of {} inputs", inputs.len())),
         })
+    }
+
+    /// Zeros outside count with `count_include_pad` only.
+    fn average_pool(&self, x: &Tensor) -> Tensor {
+        let [top, left, bottom, right] = self.list("pads")[..] else { return x.shallow_clone() };
+        let sums = |x: &Tensor| {
+            let padded = x.constant_pad_nd([left, right, top, bottom]);
+            padded.avg_pool2d(self.list("kernel_shape"), self.list("strides"), [0, 0], false, false, 1)
+        };
+        let outside = if self.list("count_include_pad") == [1] {
+            sums(&x.ones_like()).max()
+        } else {
+            sums(&x.ones_like())
+        };
+        sums(x) / outside
     }
 
     /// Positions outside do not count.
