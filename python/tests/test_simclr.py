@@ -172,6 +172,7 @@ class Simclr(unittest.TestCase):
             f"simclr.pretrain({str(self.set)!r}, {str(run)!r}, settings={SETTINGS!r}, **{flags!r})"
         )
         child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        self.addCleanup(child.stderr.close)
         next(line for line in child.stderr if line.startswith("step "))
         return child, run
 
@@ -190,7 +191,6 @@ class Simclr(unittest.TestCase):
         while not list((run / "checkpoints").iterdir()):
             self.assertLess(time.monotonic(), until, "no checkpoint")
             time.sleep(0.05)
-        child.stderr.close()
 
     def test_the_command_is_that_of_the_program(self):
         shown = subprocess.run([sys.executable, "-m", "simclr", "--version"], capture_output=True, text=True, check=True)
