@@ -100,6 +100,7 @@ fn pretrain_evaluate_export_embed_and_views() {
     for fact in ["data ", "device", "encoder", "head", "loss", "learning rate", "groups", "step 10/10"] {
         assert!(trained.err.lines().any(|line| line.starts_with(fact)), "no `{fact}` in {}", trained.err);
     }
+    assert_eq!(sheet_of_events(&run), (9 * 16, 8 * 16));
     let evaluated = execute(simclr(&["evaluate"]).arg(&run));
     evaluated.succeeds();
     for row in ["trained h", "random-init h", "raw pixels", "chance"] {
@@ -137,6 +138,16 @@ fn pretrain_evaluate_export_embed_and_views() {
         serde_json::from_str(&fs::read_to_string(temp.path().join("views.png.json")).unwrap()).unwrap();
     assert_eq!(parameters["rows"].as_array().unwrap().len(), 8 * 9);
     views_are_written_as_arrays_with_parameters(&data, temp.path());
+}
+
+/// Width and height of the picture `views` in the TensorBoard events of a run.
+fn sheet_of_events(run: &Path) -> (u32, u32) {
+    let mut files = fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
+    let events = fs::read(files.find(|path| path.to_string_lossy().contains("tfevents")).unwrap()).unwrap();
+    let tag = events.windows(5).position(|bytes| bytes == b"views").unwrap();
+    let start = tag + events[tag..].windows(3).position(|bytes| bytes == [0xff, 0xd8, 0xff]).unwrap();
+    let sheet = image::load_from_memory(&events[start..]).unwrap();
+    (sheet.width(), sheet.height())
 }
 
 fn views_are_written_as_arrays_with_parameters(data: &Path, folder: &Path) {

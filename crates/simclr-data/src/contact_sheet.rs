@@ -19,9 +19,14 @@ pub struct ContactSheet {
 impl ContactSheet {
     /// Grey places for `count` tiles of about `side` pixels, at least one of each.
     pub fn new(count: usize, side: usize) -> Self {
-        let (count, side) = (count.max(1), side.max(1).next_multiple_of(BLOCK));
         let columns = ((count as f64).sqrt().ceil() as usize).max(1);
-        let [width, height] = [columns, count.div_ceil(columns)].map(|tiles| (tiles * side) as u32);
+        Self::with_columns(columns, count.div_ceil(columns), side)
+    }
+
+    /// Grey places in `columns` and `rows`, at least one.
+    pub fn with_columns(columns: usize, rows: usize, side: usize) -> Self {
+        let (columns, side) = (columns.max(1), side.max(1).next_multiple_of(BLOCK));
+        let [width, height] = [columns, rows.max(1)].map(|tiles| (tiles * side) as u32);
         Self { pixels: RgbImage::from_pixel(width, height, Rgb([200; 3])), side, columns }
     }
 

@@ -207,3 +207,19 @@ fn twenty_steps_agree_for_any_number_of_processes() {
         check(&name);
     }
 }
+
+/// Encoder and head have more gradients than a bucket holds.
+#[test]
+fn gradients_reduced_after_the_backward_pass_give_the_same_weights_to_the_bit() {
+    let _turn = turn();
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(&temp.path().join("images"), 40);
+    let weights = |name: &str, overlap: &str| {
+        let run = temp.path().join(name);
+        trained(2, &data, &run, &["--epochs", "2", "--set", "head.hidden=65536", "head.out=128", overlap]);
+        tensors(&run)
+    };
+    let during = weights("during", "dist.overlap=true");
+    assert!(during.values().map(Vec::len).sum::<usize>() > 25 * 1024 * 1024 / 4, "two buckets");
+    assert_eq!(weights("after", "dist.overlap=false"), during);
+}

@@ -77,7 +77,7 @@ fn trained_by(launcher: Launcher, processes: usize, data: &Path, run: &Path, mor
     let mut command = pretrain(data, run, more);
     let output = execute(&mut if processes == 0 { command } else { launcher.start(processes, &mut command) });
     output.succeeds();
-    assert_eq!(output.out.trim(), run.display().to_string(), "one process speaks");
+    assert_eq!(output.out.trim(), run.display().to_string(), "one process prints the folder");
     assert!(!output.err.contains("resumed"), "{}", output.err);
 }
 

@@ -50,11 +50,12 @@ struct Filling {
 }
 
 impl GradientBuckets {
-    /// Sets a hook on every parameter and starts the reducing thread.
+    /// Starts the reducing thread, and with `overlap` sets a hook on every parameter; without, all buckets are reduced in
+    /// [`GradientBuckets::finish`].
     ///
     /// # Panics
     /// If no thread can be started, or libtorch rejects a hook on a leaf.
-    pub fn new(params: &Params, group: &ProcessGroup) -> Self {
+    pub fn new(params: &Params, group: &ProcessGroup, overlap: bool) -> Self {
         if group.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
         }
@@ -68,7 +69,8 @@ impl GradientBuckets {
             Mutex::new(Filling { buckets, missing: Vec::new(), sent: 0, group: group.clone(), out });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
-        for (bucket, index) in places.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
+        let hooked = if overlap { &places[..] } else { &[] };
+        for (bucket, index) in hooked.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
             let state = Arc::downgrade(&state);
             let call = move || state.upgrade().into_iter().for_each(|state| state.ready(bucket));
             let leaf = &params.params()[*index].tensor;

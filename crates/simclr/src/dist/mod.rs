@@ -32,7 +32,7 @@ pub use collective_result::{abort_group_on_error, all_ok, all_ok_with};
 pub use launch::{DEFAULT_PORT, Launch, Rendezvous, host};
 pub use shards::BatchShards;
 
-/// `[dist]`: timeouts of the watchdog.
+/// `[dist]`: timeouts of the watchdog, and the all-reduce of the gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistConfig {
@@ -42,11 +42,14 @@ pub struct DistConfig {
     /// Minutes that a live rank may keep the others waiting (rank 0 evaluates and writes checkpoints meanwhile).
     #[serde(alias = "stall_minutes")]
     pub straggler_timeout_min: f64,
+    /// Whether gradients are all-reduced in buckets of 25 MB while the backward pass computes the next (DistributedDataParallel), or
+    /// after it. The sums are the same, to the bit.
+    pub overlap: bool,
 }
 
 impl Default for DistConfig {
     fn default() -> Self {
-        Self { heartbeat_timeout_s: 18.0, straggler_timeout_min: 30.0 }
+        Self { heartbeat_timeout_s: 18.0, straggler_timeout_min: 30.0, overlap: true }
     }
 }
 

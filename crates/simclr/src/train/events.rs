@@ -37,9 +37,25 @@ pub fn session_start(seconds: f64, step: u64) -> Vec<u8> {
 
 /// A scalar. Fields: wall_time = 1, step = 2, summary = 5 { value = 1 { tag = 1, simple_value = 2 } }.
 pub fn scalar(seconds: f64, step: u64, tag: &str, value: f32) -> Vec<u8> {
-    let mut inner = bytes_field(1, tag.as_bytes());
-    inner.push(2 << 3 | 5);
+    let mut inner = vec![2 << 3 | 5];
     inner.extend(value.to_le_bytes());
+    summary(seconds, step, tag, &inner)
+}
+
+/// An image in RGB, as JPEG or PNG. Fields of a value: image = 4 { height = 1, width = 2, colorspace = 3: RGB = 3, encoded = 4 }.
+pub fn image(seconds: f64, step: u64, tag: &str, [width, height]: [usize; 2], encoded: &[u8]) -> Vec<u8> {
+    let mut image = Vec::new();
+    for (number, value) in [(1, height), (2, width), (3, 3)] {
+        image.push(number << 3);
+        image.extend(varint(value as u64));
+    }
+    image.extend(bytes_field(4, encoded));
+    summary(seconds, step, tag, &bytes_field(4, &image))
+}
+
+fn summary(seconds: f64, step: u64, tag: &str, value: &[u8]) -> Vec<u8> {
+    let mut inner = bytes_field(1, tag.as_bytes());
+    inner.extend_from_slice(value);
     let mut event = double_field(1, seconds);
     event.push(2 << 3);
     event.extend(varint(step));
@@ -85,6 +101,13 @@ mod tests {
             0x3f, // summary { value { tag, simple_value } }
         ];
         assert_eq!(event, expected);
+        let event = image(0.0, 1, "a", [300, 2], b"JPEG");
+        let expected = [
+            0x2a, 20, 0x0a, 18, 0x0a, 1, b'a', // summary { value { tag
+            0x22, 13, 0x08, 2, 0x10, 0xac, 0x02, 0x18, 3, // image { height, width, colorspace
+            0x22, 4, b'J', b'P', b'E', b'G', // encoded } } }
+        ];
+        assert_eq!(event[11..], expected);
     }
 
     #[test]

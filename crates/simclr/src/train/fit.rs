@@ -102,13 +102,13 @@ pub fn fit(
             observer.message(text);
         }
     }
-    let journal = group.is_first().then(|| Journal::open(folder, &dataset, resumed.step)).transpose();
+    let journal = group.is_first().then(|| journal(folder, &plan, &dataset, resumed.step)).transpose();
     let run = Run {
         journal: all_ok(group, journal)?,
         knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
         clock: Clock::default(),
         failed: HashSet::new(),
-        gradients: GradientBuckets::new(method.params(), group),
+        gradients: GradientBuckets::new(method.params(), group, plan.config.dist.overlap),
         plan: &plan,
         dataset: &dataset,
         method,
@@ -116,6 +116,19 @@ pub fn fit(
         group,
     };
     run.steps(resumed.step, observer, stop)
+}
+
+fn journal<'a>(
+    folder: &'a RunFolder,
+    plan: &Plan,
+    dataset: &'a Dataset,
+    first_step: u64,
+) -> Result<Journal<'a>, TrainError> {
+    let mut journal = Journal::open(folder, dataset, first_step)?;
+    if first_step == 0 {
+        journal.views(plan)?;
+    }
+    Ok(journal)
 }
 
 /// Values that the ranks exchange after a step.

@@ -11,6 +11,7 @@ use super::{
     images::TrainedImages,
     metrics::Metrics,
     state::{capture, first_non_finite},
+    view_sheet::view_sheet,
 };
 use crate::{
     Plan, TrainError, checkpoint::write_atomically, health::Health, methods::Method, optim::Optimizer,
@@ -42,6 +43,11 @@ impl<'a> Journal<'a> {
             saved: (Instant::now(), (first_step > 0).then_some(first_step)),
             last_batch: (first_step, Vec::new()),
         })
+    }
+
+    /// The sheet of views of a new run.
+    pub fn views(&mut self, plan: &Plan) -> Result<(), TrainError> {
+        self.metrics.views(&view_sheet(plan, self.dataset)?)
     }
 
     pub fn step(

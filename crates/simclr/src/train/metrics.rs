@@ -7,12 +7,14 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use simclr_data::contact_sheet::ContactSheet;
 
 use super::{RunFolder, StepReport, events};
-use crate::health::Health;
+use crate::{TrainError, health::Health};
 
 /// Seconds between flushes; a killed run loses at most the metrics of this time.
 const FLUSH_SECONDS: u64 = 10;
+const JPEG_QUALITY: u8 = 90;
 
 pub(super) struct Metrics {
     lines: BufWriter<fs_err::File>,
@@ -62,6 +64,13 @@ impl Metrics {
     pub fn knn(&mut self, step: u64, accuracy: f64) -> Result<(), std::io::Error> {
         self.scalar(step, "eval/online_knn", accuracy)?;
         self.line(&json!({ "step": step, "online_knn": accuracy }))
+    }
+
+    /// For TensorBoard only.
+    pub fn views(&mut self, sheet: &ContactSheet) -> Result<(), TrainError> {
+        let size = sheet.tiles().map(|tiles| tiles * sheet.side());
+        let event = events::image(now(), 0, "views", size, &sheet.jpeg(JPEG_QUALITY)?);
+        Ok(self.events.write_all(&events::record(&event))?)
     }
 
     fn scalar(&mut self, step: u64, tag: &str, value: f64) -> Result<(), std::io::Error> {

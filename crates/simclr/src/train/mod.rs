@@ -23,6 +23,7 @@ mod setup;
 mod start;
 pub mod state;
 pub mod trained_classifier;
+mod view_sheet; // images and views, for TensorBoard
 
 pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};
