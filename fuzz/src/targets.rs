@@ -4,17 +4,21 @@
 use std::{cell::OnceCell, path::Path};
 
 use simclr_data::{
-    Dataset, Split,
+    Dataset, Image, Split,
     dataset::Channels,
     decode::{Decoding, Jpeg, decode},
 };
 
-/// An image file, decoded as colour and as grey, by both JPEG decoders.
+/// An image file, decoded as colour and as grey, by both JPEG decoders, the first also into memory with another content.
 pub fn image(bytes: &[u8]) {
-    for (channels, jpeg) in [(3, Jpeg::Zune), (1, Jpeg::Libjpeg)] {
-        let how = Decoding { jpeg, ..channels.into() };
-        if let Ok(image) = decode("fuzz", bytes, how) {
-            assert_eq!(image.data.len(), image.width * image.height * channels);
+    for (channels, jpeg, contents) in [(3, Jpeg::Zune, &[0x55, 0xaa][..]), (1, Jpeg::Libjpeg, &[])] {
+        let decoded = || decode("fuzz", bytes, Decoding { jpeg, ..channels.into() });
+        let Ok(image) = decoded() else { continue };
+        assert_eq!(image.data.len(), image.width * image.height * channels);
+        for &content in contents {
+            let len = image.data.len();
+            Image::new(len, 1, 1, vec![content; len]).recycle();
+            assert!(decoded().is_ok_and(|again| again == image), "memory of {content}");
         }
     }
 }

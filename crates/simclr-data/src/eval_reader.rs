@@ -62,6 +62,7 @@ impl<'a> EvalReader<'a> {
     fn read_into(&self, index: usize, out: &mut [f32]) -> Result<(), DataError> {
         let image = self.dataset.decode(index)?;
         AugmentBuffers::with_local(|buffers| self.transform.apply(&image, out, buffers));
+        image.recycle();
         Ok(())
     }
 }

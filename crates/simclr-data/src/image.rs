@@ -1,6 +1,9 @@
 //! A decoded image: 8 bits, interleaved.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    cell::Cell,
+    ops::{Deref, DerefMut},
+};
 
 use bytes::Bytes;
 
@@ -35,6 +38,28 @@ impl Image {
         assert_eq!(data.len(), width * height * channels, "pixels fill the image");
         Self { width, height, channels, data }
     }
+
+    /// Gives the memory to the next image that this thread decodes: the system zeroes new pages and the decoder new vectors.
+    pub fn recycle(self) {
+        if let Pixels::Own(data) = self.data {
+            SPARE.set(data);
+        }
+    }
+}
+
+thread_local! {
+    /// Memory of the last recycled image.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// `len` bytes of unspecified value, in the memory of a recycled image if that suffices.
+pub(crate) fn spare_bytes(len: usize) -> Vec<u8> {
+    let mut bytes = SPARE.take();
+    if bytes.capacity() < len {
+        return vec![0; len];
+    }
+    bytes.resize(len, 0);
+    bytes
 }
 
 /// Bytes of an image, owned or shared.

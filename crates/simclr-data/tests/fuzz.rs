@@ -56,4 +56,9 @@ fn files_that_were_found_by_mutation_are_damaged() {
     let error = Dataset::open(&file, Split::Train, Channels::Auto);
     let error = error.and_then(|set| set.decode(0).map(drop)).unwrap_err().to_string();
     assert!(error.contains("its parser failed: attempt to divide by zero"), "{error}");
+    for name in ["missing_in_first_of_two_scans.jpg", "two_frames.jpg"] {
+        let file = fs_err::read(corpus("image").join(name)).unwrap();
+        let error = simclr_data::decode::decode("x", &file, 3).unwrap_err().to_string();
+        assert!(error.contains("damaged JPEG"), "{name}: {error}");
+    }
 }

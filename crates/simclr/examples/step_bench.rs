@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)))?;
     let views = channels_last(&Tensor::randn([arguments.views, 3, size, size], (Kind::Float, device)));
     let group = ProcessGroup::alone();
-    let gradients = GradientBuckets::new(method.params(), &group, true);
+    let gradients = GradientBuckets::new(method.params(), &group);
     let norm = NormConfig { scope: BatchNormScope::Global, momentum: MOMENTUM, groups: 1 };
     let context = StepContext { method: &method, norm, group: &group, gradients: &gradients, seed: 0 };
     let mut executor = executor(&context, None, true);

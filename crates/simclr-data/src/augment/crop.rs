@@ -3,7 +3,11 @@
 //! With antialiasing, a crop that shrinks is averaged over all its source pixels, as by Pillow and torchvision. That resize
 //! runs on `u8` (`fast_image_resize`, SIMD) and rounds to half a level of 255. Without antialiasing see `sample`.
 
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
+use fast_image_resize::{
+    FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer,
+    images::{TypedImage, TypedImageRef},
+    pixels::{U8, U8x2, U8x3, U8x4},
+};
 use multiversion::multiversion;
 
 use super::{AugmentBuffers, Crop, Interpolation, sample};
@@ -85,29 +89,23 @@ impl Crop {
     }
 }
 
-fn pixel_type(channels: usize) -> Option<PixelType> {
-    match channels {
-        1 => Some(PixelType::U8),
-        2 => Some(PixelType::U8x2),
-        3 => Some(PixelType::U8x3),
-        4 => Some(PixelType::U8x4),
-        _ => None,
-    }
-}
-
 /// Filter, and width and height of the result.
 type Target = (Interpolation, (usize, usize));
 
 /// Resizes into `out`, interleaved.
 fn resize(image: &Image, crop: Crop, target: Target, out: &mut [u8], buffers: &mut AugmentBuffers) {
-    match pixel_type(image.channels) {
-        Some(kind) => resize_pixels(kind, image, &image.data, crop, target, out, &mut buffers.resizer),
-        None => resize_by_channel(image, crop, target, out, buffers),
-    }
+    let resize_as = match image.channels {
+        1 => resize_pixels::<U8>,
+        2 => resize_pixels::<U8x2>,
+        3 => resize_pixels::<U8x3>,
+        4 => resize_pixels::<U8x4>,
+        _ => return resize_by_channel(image, crop, target, out, buffers),
+    };
+    resize_as(image, &image.data, crop, target, out, &mut buffers.resizer);
 }
 
-fn resize_pixels(
-    kind: PixelType,
+/// Not [`Resizer::resize`], which compiles the filters of all types of pixels, and those of floats not to the same bytes each time.
+fn resize_pixels<P: PixelTrait>(
     image: &Image,
     data: &[u8],
     crop: Crop,
@@ -123,12 +121,12 @@ fn resize_pixels(
         .resize_alg(ResizeAlg::Convolution(filter))
         .crop(crop.x as f64, crop.y as f64, crop.width as f64, crop.height as f64)
         .use_alpha(false);
-    let source = images::ImageRef::new(image.width as u32, image.height as u32, data, kind);
-    let target = images::Image::from_slice_u8(width as u32, height as u32, out, kind);
+    let source = TypedImageRef::<P>::from_buffer(image.width as u32, image.height as u32, data);
+    let target = TypedImage::<P>::from_buffer(width as u32, height as u32, out);
     let (source, mut target) =
         source.ok().zip(target.ok()).expect("both buffers were sized for their images");
-    let resized = resizer.resize(&source, &mut target, &options);
-    resized.expect("the crop lies inside the image and both images have one pixel type");
+    let resized = resizer.resize_typed(&source, &mut target, &options);
+    resized.expect("the crop lies inside the image");
 }
 
 /// For more than four channels, which `fast_image_resize` does not support: one plane at a time.
@@ -146,7 +144,7 @@ fn resize_by_channel(
     for channel in 0..channels {
         plane.clear();
         plane.extend(image.data.iter().skip(channel).step_by(channels));
-        resize_pixels(PixelType::U8, image, plane, crop, target, &mut small, resizer);
+        resize_pixels::<U8>(image, plane, crop, target, &mut small, resizer);
         for (slot, &value) in out.iter_mut().skip(channel).step_by(channels).zip(&small) {
             *slot = value;
         }

@@ -9,13 +9,14 @@ use mozjpeg::{
     DctMethod,
 };
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
-use zune_jpeg::JpegDecoder;
+use zune_jpeg::{JpegDecoder, errors::DecodeErrors};
 
 use self::{layout::Layout, libjpeg::Failure};
 use super::{
     Jpeg, check_size,
     raster::{Raster, Values},
 };
+use crate::image::spare_bytes;
 
 pub(super) fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
@@ -68,8 +69,8 @@ fn options() -> DecoderOptions {
 }
 
 /// `zune-jpeg` silently fills in missing data. If [`Layout`] guards the data, its strict mode reports that as an error. Files that
-/// it refuses (including some valid ones) and files that end in zeros (which may hide restart markers) are checked by libjpeg,
-/// then decoded leniently.
+/// it refuses (including some valid ones), sequential ones of several scans, and files that end in zeros (which may hide restart
+/// markers) are checked by libjpeg, then decoded leniently.
 fn by_zune(
     decoder: &mut JpegDecoder<ZCursor<&[u8]>>,
     bytes: &[u8],
@@ -78,8 +79,9 @@ fn by_zune(
 ) -> Result<Vec<u8>, String> {
     let options = decoder.options().jpeg_set_out_colorspace(target);
     decoder.set_options(options.set_strict_mode(layout.is_some()));
-    let strict = decoder.decode();
-    if strict.is_ok() && layout.is_some_and(|layout| layout.zeros < 2) {
+    let is_guarded = layout.is_some_and(|layout| !layout.earlier_scans);
+    let strict = if is_guarded { whole(decoder) } else { decoder.decode() };
+    if strict.is_ok() && layout.is_some_and(|layout| is_guarded && layout.zeros < 2) {
         return strict.map_err(|error| error.to_string());
     }
     match libjpeg::check(bytes) {
@@ -91,6 +93,13 @@ fn by_zune(
     strict
         .or_else(|_| JpegDecoder::new_with_options(ZCursor::new(bytes), options).decode())
         .map_err(|error| error.to_string())
+}
+
+/// In strict mode, in which every pixel is written or an error is returned; the fuzz target `image` checks that.
+fn whole(decoder: &mut JpegDecoder<ZCursor<&[u8]>>) -> Result<Vec<u8>, DecodeErrors> {
+    let mut pixels = spare_bytes(decoder.output_buffer_size().unwrap_or_default());
+    decoder.decode_into(&mut pixels)?;
+    Ok(pixels)
 }
 
 fn by_libjpeg(bytes: &[u8], target: ColorSpace, method: DctMethod) -> Result<Vec<u8>, String> {

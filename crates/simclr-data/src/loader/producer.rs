@@ -202,6 +202,7 @@ impl Loader {
                 augment::apply(&image, &params, &self.augment[view as usize], size, out, buffers);
             });
         }
+        image.recycle();
         Ok(())
     }
 

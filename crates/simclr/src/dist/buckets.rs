@@ -15,7 +15,7 @@ use std::{
 use simclr_shim::hooks::GradientHook;
 use tch::{Device, Tensor};
 
-use super::{Communicator, ProcessGroup};
+use super::{Communicator, DistConfig, ProcessGroup};
 use crate::params::Params;
 
 /// Elements of a bucket: 25 MB, the default of DistributedDataParallel.
@@ -50,12 +50,17 @@ struct Filling {
 }
 
 impl GradientBuckets {
-    /// Starts the reducing thread, and with `overlap` sets a hook on every parameter; without, all buckets are reduced in
+    /// [`GradientBuckets::configured`] by the default, overlapped with the backward pass.
+    pub fn new(params: &Params, group: &ProcessGroup) -> Self {
+        Self::configured(&DistConfig::default(), params, group)
+    }
+
+    /// Starts the reducing thread, and with `dist.overlap` sets a hook on every parameter; without, all buckets are reduced in
     /// [`GradientBuckets::finish`].
     ///
     /// # Panics
     /// If no thread can be started, or libtorch rejects a hook on a leaf.
-    pub fn new(params: &Params, group: &ProcessGroup, overlap: bool) -> Self {
+    pub fn configured(config: &DistConfig, params: &Params, group: &ProcessGroup) -> Self {
         if group.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
         }
@@ -69,7 +74,7 @@ impl GradientBuckets {
             Mutex::new(Filling { buckets, missing: Vec::new(), sent: 0, group: group.clone(), out });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
-        let hooked = if overlap { &places[..] } else { &[] };
+        let hooked = if config.overlap { &places[..] } else { &[] };
         for (bucket, index) in hooked.iter().enumerate().flat_map(|(at, b)| b.iter().map(move |i| (at, i))) {
             let state = Arc::downgrade(&state);
             let call = move || state.upgrade().into_iter().for_each(|state| state.ready(bucket));

@@ -263,7 +263,7 @@ impl EqualityProbe {
         batches: &mut DeviceBatches<'_>,
     ) -> Result<StepGradients, TrainError> {
         let params = self.method.params();
-        let buckets = GradientBuckets::new(params, group, self.plan.config.dist.overlap);
+        let buckets = GradientBuckets::configured(&self.plan.config.dist, params, group);
         let context = step_context(&self.plan, group, &*self.method, &buckets);
         let output = executor(&context, chunk_passes, false).gradients(&context, 0, batches)?;
         Ok(StepGradients::take(&output, params))

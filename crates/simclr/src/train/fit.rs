@@ -108,7 +108,7 @@ pub fn fit(
         knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
         clock: Clock::default(),
         failed: HashSet::new(),
-        gradients: GradientBuckets::new(method.params(), group, plan.config.dist.overlap),
+        gradients: GradientBuckets::configured(&plan.config.dist, method.params(), group),
         plan: &plan,
         dataset: &dataset,
         method,

@@ -19,13 +19,16 @@ pub(super) struct Layout {
     pub zeros: usize,
     /// Whether a scan may end in raw bits (no Huffman codes) and has no restart markers.
     raw_end: bool,
+    /// Whether data missing from an earlier scan than the last would leave pixels without a value: a sequential image with several
+    /// scans.
+    pub earlier_scans: bool,
 }
 
 impl Layout {
     /// `None` where the markers are not those of one sequential or progressive image of up to four components.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let mut frame: Option<Frame> = None;
-        let (mut at, mut scan_start, mut end, mut restarts) = (2, 0, 0, false);
+        let (mut at, mut scan_start, mut end, mut restarts, mut scans) = (2, 0, 0, false, 0);
         loop {
             let (start, marker, after) = next_marker(bytes, at)?;
             if marker == END_OF_IMAGE[1] {
@@ -38,10 +41,12 @@ impl Layout {
             at = after + usize::from(length);
             let body = bytes.get(after + 2..at)?;
             match marker {
+                0xc0..=0xc2 if frame.is_some() => return None,
                 0xc0..=0xc2 => frame = Some(Frame::new(marker == 0xc2, body)?),
                 0xdd => restarts |= body != [0, 0],
                 0xda => {
                     frame.as_mut()?.add_scan(body)?;
+                    scans += 1;
                     scan_start = at;
                     end = scan_end(bytes, at)?;
                     at = end;
@@ -51,7 +56,8 @@ impl Layout {
         }
         let frame = frame.filter(|_| end > 0)?;
         let zeros = bytes[scan_start..end].iter().rev().take_while(|&&byte| byte == 0).count();
-        Some(Self { complete: frame.is_complete(), end, zeros, raw_end: frame.progressive && !restarts })
+        let (raw_end, earlier_scans) = (frame.progressive && !restarts, !frame.progressive && scans > 1);
+        Some(Self { complete: frame.is_complete(), end, zeros, raw_end, earlier_scans })
     }
 
     /// The image with one-bits between its pixel data and its end marker. A decoder that runs out of data finds an invalid code

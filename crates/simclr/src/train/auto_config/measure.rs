@@ -88,7 +88,7 @@ fn first_step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<(Opt
 /// Seconds of one step at learning rate 0.
 fn step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<f64, TrainError> {
     let alone = ProcessGroup::alone();
-    let gradients = GradientBuckets::new(ready.method.params(), &alone, true);
+    let gradients = GradientBuckets::new(ready.method.params(), &alone);
     let mut context = step_context(&ready.plan, &alone, &*ready.method, &gradients);
     context.norm.scope = BatchNormScope::Global;
     let channels = ready.plan.channels;

@@ -126,7 +126,7 @@ fn measure(
     let device = trial.method.params().device();
     let _stream = setup::stream(&plan, device)?;
     let mut batches = all_ok(group, setup::batches(group, &plan, &trial.dataset, device, 0))?;
-    let gradients = GradientBuckets::new(trial.method.params(), group, plan.config.dist.overlap);
+    let gradients = GradientBuckets::configured(&plan.config.dist, trial.method.params(), group);
     let passes = plan.is_chunked().then_some(plan.view_passes);
     let first = step_context(&plan, group, &*trial.method, &gradients);
     let mut executor = executor(&first, passes, plan.config.train.cuda_graph);
