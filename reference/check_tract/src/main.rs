@@ -1,6 +1,9 @@
 use ndarray::{Array2, s};
 use ndarray_npy::read_npy;
-use tract_onnx::prelude::*;
+use tract_onnx::{
+    prelude::*,
+    tract_hir::internal::{DimLike, Factoid},
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [model, views, h] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "expected MODEL.onnx VIEWS.npy H.npy")?;
