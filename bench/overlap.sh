@@ -49,7 +49,8 @@ arm() {
     wait
     python3 - "$run/metrics.jsonl" <<'END'
 import json, statistics, sys
-seconds = [128 / json.loads(line)["images_per_second"] for line in open(sys.argv[1])][3:]
+steps = [step for step in map(json.loads, open(sys.argv[1])) if "images_per_second" in step]
+seconds = [128 / step["images_per_second"] for step in steps[3:]]
 print(f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f}, {len(seconds)} steps)")
 END
 }
