@@ -216,10 +216,10 @@ fn gradients_reduced_after_the_backward_pass_give_the_same_weights_to_the_bit() 
     let data = image_folder(&temp.path().join("images"), 40);
     let weights = |name: &str, overlap: &str| {
         let run = temp.path().join(name);
-        trained(2, &data, &run, &["--epochs", "2", "--set", "head.hidden=65536", "head.out=128", overlap]);
+        trained(2, &data, &run, &["--epochs", "2", "--set", "head.hidden=16384", "head.out=128", overlap]);
         tensors(&run)
     };
     let during = weights("during", "dist.overlap=true");
-    assert!(during.values().map(Vec::len).sum::<usize>() > 25 * 1024 * 1024 / 4, "two buckets");
+    assert!(during.values().map(Vec::len).sum::<usize>() > 1024 * 1024, "two buckets");
     assert_eq!(weights("after", "dist.overlap=false"), during);
 }

@@ -18,8 +18,10 @@ use tch::{Device, Tensor};
 use super::{Communicator, DistConfig, ProcessGroup};
 use crate::params::Params;
 
-/// Elements of a bucket: 25 MB, the default of DistributedDataParallel.
-const BUCKET: usize = 25 * 1024 * 1024 / 4;
+/// Elements of a bucket on GPUs: 25 MiB, the default of DistributedDataParallel.
+const GPU_BUCKET: usize = 25 * 1024 * 1024 / 4;
+/// On CPUs: 4 MiB, because nothing overlaps with the last bucket, and networks are slower (bench/results/processes.txt).
+const CPU_BUCKET: usize = 1024 * 1024;
 
 /// All-reduces the gradients of a model; no-op in a group of one.
 #[derive(Debug)]
@@ -64,8 +66,8 @@ impl GradientBuckets {
         if group.count() == 1 {
             return Self { state: None, sums: None, thread: None, hooks: Vec::new() };
         }
-        let places =
-            in_buckets(&params.params().iter().map(|param| param.tensor.numel()).collect::<Vec<_>>());
+        let sizes: Vec<usize> = params.params().iter().map(|param| param.tensor.numel()).collect();
+        let places = in_buckets(&sizes, if params.device().is_cuda() { GPU_BUCKET } else { CPU_BUCKET });
         let tensor = |&index: &usize| params.params()[index].tensor.shallow_clone();
         let buckets: Vec<Vec<Tensor>> =
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
@@ -167,13 +169,13 @@ impl Filling {
 }
 
 /// Parameter indices by bucket, in the order in which gradients become ready: from the last to the first.
-fn in_buckets(sizes: &[usize]) -> Vec<Vec<usize>> {
+fn in_buckets(sizes: &[usize], most: usize) -> Vec<Vec<usize>> {
     let mut buckets: Vec<Vec<usize>> = Vec::new();
     let mut room = 0;
     for index in (0..sizes.len()).rev() {
         if sizes[index] > room {
             buckets.push(Vec::new());
-            room = BUCKET;
+            room = most;
         }
         room = room.saturating_sub(sizes[index]);
         buckets.last_mut().into_iter().for_each(|bucket| bucket.push(index));
@@ -204,10 +206,10 @@ mod tests {
 
     #[test]
     fn buckets_partition_parameters_from_the_last() {
-        let sizes = [10, BUCKET, 3, BUCKET - 2, 4];
-        assert_eq!(in_buckets(&sizes), [vec![4], vec![3], vec![2], vec![1], vec![0]]);
-        assert_eq!(in_buckets(&[10, 20, 30]), [vec![2, 1, 0]]);
-        assert_eq!(in_buckets(&[BUCKET + 5, 1]), [vec![1], vec![0]]);
-        assert!(in_buckets(&[]).is_empty());
+        let buckets = |sizes: &[usize]| in_buckets(sizes, 100);
+        assert_eq!(buckets(&[10, 100, 3, 98, 4]), [vec![4], vec![3], vec![2], vec![1], vec![0]]);
+        assert_eq!(buckets(&[10, 20, 30]), [vec![2, 1, 0]]);
+        assert_eq!(buckets(&[105, 1]), [vec![1], vec![0]]);
+        assert!(buckets(&[]).is_empty());
     }
 }

@@ -42,8 +42,8 @@ pub struct DistConfig {
     /// Minutes that a live rank may keep the others waiting (rank 0 evaluates and writes checkpoints meanwhile).
     #[serde(alias = "stall_minutes")]
     pub straggler_timeout_min: f64,
-    /// Whether gradients are all-reduced in buckets of 25 MB while the backward pass computes the next (DistributedDataParallel), or
-    /// after it. The sums are the same, to the bit.
+    /// Whether gradients are all-reduced in buckets (4 MiB, on GPUs 25) while the backward pass computes the next, as by
+    /// DistributedDataParallel, or after it. The sums are the same, to the bit.
     pub overlap: bool,
 }
 
