@@ -92,16 +92,25 @@ fn limit_busy_waiting() {
 fn limit_busy_waiting() {}
 
 /// SIGTERM when the parent process ends, if SIMCLR_PARENT is its number: so that no run outlives a killed Python. Children of this
-/// process have another parent and ignore the variable.
-#[cfg(target_os = "linux")]
+/// process have another parent and ignore the variable. (PR_SET_PDEATHSIG signals once for each thread of the parent, and a second
+/// signal ends a run without a checkpoint.)
+#[cfg(unix)]
 fn end_with_parent() {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-    let given = std::env::var("SIMCLR_PARENT").ok().and_then(|text| text.parse::<i32>().ok());
-    if given.is_some() && given == getppid().map(|parent| parent.as_raw_nonzero().get()) {
-        // Fails for invalid signals only.
-        let _ = set_parent_process_death_signal(Some(Signal::TERM));
+    use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
+    let given = std::env::var("SIMCLR_PARENT").ok().and_then(|text| Pid::from_raw(text.parse().ok()?));
+    if given.is_none() || given != getppid() {
+        return;
     }
+    let watch = move || {
+        while getppid() == given {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        // Fails for processes of others only.
+        let _ = kill_process(getpid(), Signal::TERM);
+    };
+    // Without a thread the run goes on, as it does without the variable.
+    let _ = std::thread::Builder::new().name("parent".into()).spawn(watch);
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(unix))]
 fn end_with_parent() {}
