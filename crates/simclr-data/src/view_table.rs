@@ -34,6 +34,13 @@ pub struct Cell<'a> {
     pub stored: (usize, usize),
 }
 
+/// At most `count` images across `set`, without those that cannot be decoded.
+pub fn spread(set: &Dataset, count: usize) -> Vec<usize> {
+    let rows = count.min(set.len());
+    let candidates = (0..rows).map(|row| row * set.len() / rows);
+    candidates.filter(|&index| set.decode(index).is_ok()).collect()
+}
+
 impl ViewTable<'_> {
     /// Passes all cells of the images `indices` to `receiver`, row by row.
     ///

@@ -20,7 +20,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
         let options = OpenOptions { channels: Channels::Auto, pages: arguments.pages };
         let set = Dataset::open(&data, split, options)?;
         let set = set.labelled(&arguments.labels_from, &data, &[split])?;
-        let mut text = Text { is_shown: !arguments.json };
+        let text = Text { is_shown: !arguments.json };
         text.describe(split, &set);
         let survey = set.survey();
         let (set, resolved) = set.with_range_of(&range, &survey)?;
@@ -28,7 +28,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
         if split == Split::Train {
             text.describe_values(&survey, &resolved);
         }
-        let contents = Contents::of(&set, &mut text);
+        let contents = Contents::of(&set, &text);
         failed += contents.damaged.len();
         parts.insert(split.name().into(), facts(&set, &survey, &resolved, contents));
         // As in a run, the other splits are scaled by the range of the training split.
@@ -54,13 +54,13 @@ struct Text {
 }
 
 impl Text {
-    fn show(&mut self, line: &str) {
+    fn show(&self, line: &str) {
         if self.is_shown {
             terminal::result(line);
         }
     }
 
-    fn describe(&mut self, split: Split, set: &Dataset) {
+    fn describe(&self, split: Split, set: &Dataset) {
         let labels = match labelled(set) {
             0 => "no labels".into(),
             some if some < set.len() => format!("{} classes of {some} images", set.classes().len()),
@@ -76,7 +76,7 @@ impl Text {
     }
 
     /// Quantiles of the values on a sample of the images, unless these have 8 bits.
-    fn describe_values(&mut self, survey: &Survey, range: &ValueRange) {
+    fn describe_values(&self, survey: &Survey, range: &ValueRange) {
         if is_8_bit(survey) {
             return;
         }
@@ -112,7 +112,7 @@ struct Contents {
 }
 
 impl Contents {
-    fn of(set: &Dataset, text: &mut Text) -> Self {
+    fn of(set: &Dataset, text: &Text) -> Self {
         let mut found = Self::default();
         for index in 0..set.len() {
             match set.examine(index, &mut found.missing) {
@@ -123,8 +123,9 @@ impl Contents {
                     }
                 }
                 Err(error) => {
-                    text.show(&error.to_string());
-                    found.damaged.push(error.to_string());
+                    let error = error.to_string();
+                    text.show(&error);
+                    found.damaged.push(error);
                 }
             }
         }

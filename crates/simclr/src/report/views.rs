@@ -3,7 +3,7 @@
 use simclr_data::{
     ViewParams,
     contact_sheet::ContactSheet,
-    view_table::{Cell, ViewTable},
+    view_table::{Cell, ViewTable, spread},
 };
 
 use super::{Analysis, thumbnails::encoded};
@@ -23,10 +23,7 @@ pub(super) fn section(analysis: &Analysis<'_>) -> Result<[String; 2], EvalError>
     let (encoder, set) = (&analysis.set.encoder, &analysis.set.parts[0].1);
     let config = encoder.config();
     let transform = encoder.transform();
-    let rows = IMAGES.min(set.len());
-    let candidates: Vec<usize> = (0..rows).map(|row| row * set.len() / rows).collect();
-    // Images that cannot be decoded are left out.
-    let indices: Vec<usize> = candidates.into_iter().filter(|index| set.decode(*index).is_ok()).collect();
+    let indices = spread(set, IMAGES);
     let size = transform.size;
     let mut sheet = ContactSheet::new(indices.len() * (VIEWS + 1), size.min(STORED));
     let mut captions = Vec::new();

@@ -3,7 +3,7 @@
 use simclr_data::{
     DataError, Dataset,
     contact_sheet::ContactSheet,
-    view_table::{Cell, ViewTable},
+    view_table::{Cell, ViewTable, spread},
 };
 
 use crate::Plan;
@@ -18,9 +18,7 @@ const SIDE: usize = 128;
 pub(super) fn view_sheet(plan: &Plan, set: &Dataset) -> Result<ContactSheet, DataError> {
     let transform = plan.transform();
     let size = transform.size;
-    let rows = IMAGES.min(set.len());
-    let spread = (0..rows).map(|row| row * set.len() / rows);
-    let indices: Vec<usize> = spread.filter(|&index| set.decode(index).is_ok()).collect();
+    let indices = spread(set, IMAGES);
     let mut sheet = ContactSheet::with_columns(VIEWS + 1, indices.len(), size.min(SIDE));
     let (augment, seed) = (&plan.config.augment, plan.config.train.seed);
     let table = ViewTable { set, transform, augment, seed, views: VIEWS };
