@@ -70,7 +70,7 @@ pub enum Command {
     Predict(Predict),
     /// Compare the results of several runs in a table and a plot
     Compare(Compare),
-    /// Write the feature h of every image of a set (.parquet or .npy)
+    /// Write the feature h of every image of a set (.parquet, .npy or .tsv)
     Embed(Embed),
     /// Write one HTML page on a run and a set: curves, views, map, neighbours, near-duplicates, possible label errors, facts
     Report(Report),
@@ -125,18 +125,9 @@ pub struct Pretrain {
     /// Architecture and input statistics are those of the weights, unless they are set
     #[arg(long, value_name = "FILE|RUN", conflicts_with = "resume")]
     pub init: Option<String>,
-    /// Epochs (train.epochs)
-    #[arg(long)]
-    pub epochs: Option<f64>,
-    /// Images per forward pass, for batches that do not fit into memory (train.chunk)
-    #[arg(long)]
-    pub chunk: Option<usize>,
     /// Scope of batch-norm statistics with chunks: global, chunk or chunk-shuffled (train.batch_norm)
     #[arg(long)]
     pub batch_norm: Option<String>,
-    /// Architecture, such as resnet18 or conv-c3 (encoder.name)
-    #[arg(long)]
-    pub encoder: Option<String>,
     /// TorchScript module to train as encoder (encoder.file); it runs code with your rights, so use files that you trust
     #[arg(long, value_name = "FILE.pt")]
     pub encoder_file: Option<String>,
@@ -182,10 +173,7 @@ impl Pretrain {
             ("--labels-from", "data.labels", quoted(self.labels_from.as_ref())),
             ("--split", "data.parts", parts),
             ("--init", "task.init_from", quoted(self.init.as_ref())),
-            ("--epochs", "train.epochs", text(self.epochs)),
-            ("--chunk", "train.chunk", text(self.chunk)),
             ("--batch-norm", "train.batch_norm", quoted(self.batch_norm.as_ref())),
-            ("--encoder", "encoder.name", quoted(self.encoder.as_ref())),
             ("--encoder-file", "encoder.file", quoted(self.encoder_file.as_ref())),
             ("--temperature", "loss.temperature", text(self.temperature)),
             ("--lr", "optim.lr", text(self.lr)),
@@ -312,7 +300,7 @@ pub struct Embed {
     /// data.labels on the run's own images, else auto]
     #[arg(long, value_name = "FILE|auto|none")]
     pub labels_from: Option<Labels>,
-    /// Output table, .parquet or .npy
+    /// Output table: .parquet, .npy, or .tsv for TensorBoard's projector (with a projector_config.pbtxt in its folder)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// A single split: train, test, validation or unlabelled [default: all splits]
@@ -334,7 +322,7 @@ pub struct Embed {
     /// Add columns x and y to a .parquet table: the first two principal components of the rows
     #[arg(long)]
     pub map: bool,
-    /// Add a column image to a .parquet table: a JPEG of what the encoder sees
+    /// Add what the encoder sees: to a .parquet table a column image of JPEGs, to a .tsv table a sheet of pictures
     #[arg(long)]
     pub images: bool,
     /// Print JSON

@@ -84,6 +84,15 @@ fn facts_as_json() {
     assert!(exported["difference"].as_f64().unwrap() <= 1e-6, "{exported}");
     let compared = facts(simclr(&["compare"]).arg(&run).arg("--out").arg(at("plot.svg")));
     assert!(compared["runs"][0]["results"]["rows"].is_array(), "{compared}");
+    let page =
+        facts(simclr(&["report"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(at("page.html")));
+    assert_eq!((&page["images"], &page["possible_label_errors"].is_u64()), (&40.into(), &true), "{page}");
+    let short = ["--finetune-epochs", "1", "--finetune-batch", "20"];
+    let tuned =
+        facts(simclr(&["finetune"]).args(short).arg(&run).arg("--data").arg(&data).arg("--out").arg(at("c")));
+    assert!(tuned["fine-tuned"]["accuracy"].is_f64() && tuned["fine-tuned"]["labels"].is_u64(), "{tuned}");
+    let plan = facts(&mut simclr(&["study", "head", "--quick", "--plan"]));
+    assert_eq!(plan["jobs"][0]["study"], "head");
     let small = ["--set", "encoder.name=conv-c3", "--batch", "8", "--image-size", "16", "--data"];
     let found = facts(simclr(&["doctor"]).args(small).arg(&data));
     let verdicts: Vec<_> = found.as_array().unwrap().iter().map(|finding| &finding["verdict"]).collect();

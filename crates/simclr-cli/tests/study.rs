@@ -56,7 +56,9 @@ fn a_plan_runs_nothing_and_several_processes_share_the_jobs() {
     plan.succeeds();
     assert!(plan.out.contains("fine-tuned, 1 %") && plan.out.contains("16 jobs,    0 done"), "{}", plan.out);
     assert!(!out.join("runs").exists());
-    execute(&mut study("few-labels", &out, &["--jobs", "2", "--seeds", "2"])).succeeds();
+    let found = execute(&mut study("few-labels", &out, &["--jobs", "2", "--seeds", "2", "--json"]));
+    let reports: serde_json::Value = serde_json::from_str(&found.succeeds().out).unwrap();
+    assert_eq!(reports[0]["verdict"], "open", "{reports}");
     let page = page(&out, "few-labels/report.html");
     assert!(page.contains("<svg") && page.contains("Verdict: not resolved") && page.contains("Seeds 1 to 2"));
     let plan = execute(&mut study("few-labels", &out, &["--plan", "--seeds", "2"]));

@@ -19,7 +19,7 @@ pub enum ConfigError {
     /// Not TOML, or a value of the wrong type.
     #[error("`{path}`: {message}")]
     Parse {
-        /// The configuration file, or `--set`.
+        /// The configuration file, `--set`, or `--set` with the setting.
         path: PathBuf,
         /// Message of the TOML parser, with the line if known.
         message: String,

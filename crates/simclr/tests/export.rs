@@ -229,6 +229,50 @@ fn map_and_images_are_columns_on_request() {
     assert!(refused.to_string().contains(".parquet"), "{refused}");
 }
 
+/// The layout that TensorBoard's projector reads; read back with its server by hand (docs/howto/look.md).
+#[test]
+fn a_table_for_the_projector() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, names, h) = to_embed(folder.path());
+    let (data, out) = (folder.path().join("data"), folder.path().join("p/h.tsv"));
+    let write = |map, images, out: &Path| {
+        let options = EmbedOptions { more: MoreColumns { map, images }, ..OPTIONS };
+        embed(&run, &data, out, &options, &mut |_, _| {})
+    };
+    let written = write(false, true, &out).unwrap();
+    let metadata = written.paths_file.unwrap();
+    let values = fs_err::read_to_string(&out).unwrap();
+    let rows: Vec<f32> = values.split_whitespace().map(|value| value.parse().unwrap()).collect();
+    let found = Tensor::from_slice(&rows).view([6, -1]);
+    assert_eq!(values.lines().count(), 6);
+    assert!(f64::try_from((found - &h).abs().max()).unwrap() < 1e-5);
+    let lines = fs_err::read_to_string(&metadata).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (7, "path\tpart\tclass"));
+    assert_eq!(lines[6], format!("{}\ttrain\tlow", names[5]));
+    let config = fs_err::read_to_string(folder.path().join("p/projector_config.pbtxt")).unwrap();
+    for line in [
+        "tensor_path: \"h.tsv\"",
+        "metadata_path: \"h.tsv.metadata.tsv\"",
+        "image_path: \"h.tsv.sprite.jpg\"",
+    ] {
+        assert!(config.contains(line), "{config}");
+    }
+    // Tiles for all seven images in rows of three; the projector computes the rows from the side of a tile.
+    let sprite = image::open(folder.path().join("p/h.tsv.sprite.jpg")).unwrap();
+    let side = load_encoder(&run).unwrap().image_size() as u32;
+    assert!(config.contains(&format!("single_image_dim: {side}")), "{config}");
+    assert_eq!((sprite.width(), sprite.height()), (3 * side, 3 * side));
+    write(false, false, &out).unwrap();
+    let error = write(true, false, &out).unwrap_err().to_string();
+    assert!(error.contains("computes its own maps"), "{error}");
+    fs_err::create_dir(folder.path().join("q")).unwrap();
+    fs_err::write(folder.path().join("q/projector_config.pbtxt"), "embeddings {}").unwrap();
+    let error = write(false, false, &folder.path().join("q/h.tsv")).unwrap_err().to_string();
+    assert!(error.contains("projector_config.pbtxt"), "{error}");
+    assert!(!folder.path().join("q/h.tsv").exists());
+}
+
 #[test]
 fn labels_are_those_of_a_given_table_or_none() {
     let folder = tempfile::tempdir().unwrap();
@@ -273,7 +317,7 @@ fn another_ending_is_refused_before_anything_is_read() {
     let (run, _) = fixtures::run(folder.path(), "conv-c3");
     let out = folder.path().join("h.csv");
     let error = embed(&run, Path::new("nowhere"), &out, &OPTIONS, &mut |_, _| {}).unwrap_err().to_string();
-    assert!(error.contains(".parquet or .npy"), "{error}");
+    assert!(error.contains(".parquet, .npy or .tsv"), "{error}");
 }
 
 #[test]

@@ -22,9 +22,18 @@ pub struct ConfigArguments {
     /// Override any key (`simclr config` lists them): one or several KEY=VALUE; may be given many times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Architecture, such as resnet18 or conv-c3 (encoder.name)
+    #[arg(long)]
+    pub encoder: Option<String>,
+    /// Epochs (train.epochs)
+    #[arg(long)]
+    pub epochs: Option<f64>,
     /// Images per step, N (train.batch)
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images per forward pass, for batches that do not fit into memory (train.chunk)
+    #[arg(long)]
+    pub chunk: Option<usize>,
     /// auto, cpu or cuda (train.device)
     #[arg(long)]
     pub device: Option<String>,
@@ -55,6 +64,9 @@ impl ConfigArguments {
 
     pub(super) fn flags(&self) -> Vec<Flag> {
         vec![
+            ("--encoder", "encoder.name", quoted(self.encoder.as_ref())),
+            ("--epochs", "train.epochs", text(self.epochs)),
+            ("--chunk", "train.chunk", text(self.chunk)),
             ("--image-size", "train.image_size", text(self.image_size)),
             ("--seed", "train.seed", text(self.seed)),
             ("--batch", "train.batch", text(self.batch)),
@@ -99,7 +111,7 @@ pub fn of_flag(error: ConfigError, flags: &[Flag]) -> Failure {
                 matches!(alone, Err(ConfigError::Parse { message: own, .. }) if own == *message)
             };
             if let Some((flag, _, value)) = given().find(causes) {
-                return Failure::user(format!("{flag} {}: {message}", value.trim_matches('"')), None);
+                return Failure::user(format!("{flag} {}: {message}", value.trim_matches('"')), error.hint());
             }
         }
         _ => {}

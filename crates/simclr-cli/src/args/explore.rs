@@ -71,6 +71,9 @@ pub struct Report {
     /// Least share of the neighbours that agree on another class than the label of a possible label error
     #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
     pub agreement: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr neighbours`.

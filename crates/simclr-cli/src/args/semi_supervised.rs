@@ -94,6 +94,9 @@ pub struct Finetune {
     /// Device, threads, batch.
     #[command(flatten)]
     pub compute: ComputeArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr distill`.
@@ -113,6 +116,9 @@ pub struct Distill {
     /// Loss.
     #[command(flatten)]
     pub distill: DistillArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `simclr self-train`.
@@ -139,4 +145,7 @@ pub struct SelfTrain {
     /// Epochs of the distillation [default: those of the pretraining]
     #[arg(long, value_name = "EPOCHS")]
     pub distill_epochs: Option<f64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

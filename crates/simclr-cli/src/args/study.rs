@@ -35,6 +35,9 @@ pub struct Study {
     /// Override any key of the configuration of every run; may be given many times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     /// Run jobs for the process that reports
     #[arg(long, hide = true)]
     pub worker: bool,

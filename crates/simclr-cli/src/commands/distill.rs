@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use simclr::{RunConfig, eval::semi_supervised::DistillOptions, train::RunFolder};
 
-use super::finetune::{line, with_steps};
-use crate::{args::Distill, failure::Failure, terminal};
+use super::finetune::{print, with_steps};
+use crate::{args::Distill, failure::Failure};
 
 /// Trains a student and prints its accuracy on the test part.
 pub fn run(arguments: &Distill) -> Result<ExitCode, Failure> {
@@ -19,6 +19,6 @@ pub fn run(arguments: &Distill) -> Result<ExitCode, Failure> {
     (options.temperature, options.label_weight) =
         (arguments.distill.temperature, arguments.distill.label_weight);
     let result = with_steps(&arguments.data, |steps| steps.distill(&teacher, &options, &arguments.out))?;
-    terminal::result(&line("distilled", &result));
+    print(&[("distilled", &result)], arguments.json);
     Ok(ExitCode::SUCCESS)
 }

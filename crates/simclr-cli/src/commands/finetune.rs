@@ -27,7 +27,7 @@ pub fn run(arguments: &Finetune) -> Result<ExitCode, Failure> {
     };
     let run = RunFolder::open(&arguments.run)?;
     let result = with_steps(&arguments.data, |steps| steps.finetune(&run, &options, &arguments.out))?;
-    terminal::result(&line("fine-tuned", &result));
+    print(&[("fine-tuned", &result)], arguments.json);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -52,8 +52,18 @@ pub fn with_steps<T>(
     Ok(work(&mut Steps { data, observer: &mut terminal, stop: &stop })?)
 }
 
-/// A classifier with its accuracy.
-pub fn line(name: &str, result: &ClassifierResult) -> String {
+/// Prints classifiers with their accuracies.
+pub fn print(classifiers: &[(&str, &ClassifierResult)], json: bool) {
+    let text = if json {
+        let named = classifiers.iter().map(|(name, result)| ((*name).to_owned(), serde_json::json!(result)));
+        serde_json::Value::Object(named.collect()).to_string()
+    } else {
+        classifiers.iter().map(|(name, result)| line(name, result)).collect::<Vec<_>>().join("\n")
+    };
+    terminal::result(&text);
+}
+
+fn line(name: &str, result: &ClassifierResult) -> String {
     let ClassifierResult { run, accuracy, images, labels } = result;
     format!("{name}  {:.2} % of {images} test images, {labels} labels  {}", 100.0 * accuracy, run.display())
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 use serde_json::{Map, Value, json};
 use simclr::data::{
     Dataset, RangeChoice, Split, ValueRange,
-    dataset::{ChannelValues, Channels, Missing, OpenOptions, Survey, as_one_path, list_counts},
+    dataset::{ChannelValues, Channels, Examined, Missing, OpenOptions, Survey, as_one_path, list_counts},
 };
 
 use crate::{args::Inspect, failure::Failure, terminal};
@@ -114,21 +114,20 @@ struct Contents {
 impl Contents {
     fn of(set: &Dataset, text: &Text) -> Self {
         let mut found = Self::default();
-        for index in 0..set.len() {
-            match set.examine(index, &mut found.missing) {
-                Ok((kind, note)) => {
-                    *found.kinds.entry(kind).or_default() += 1;
-                    if let Some(note) = note {
-                        *found.notes.entry(note).or_default() += 1;
-                    }
+        set.examine(&mut |image| match image {
+            Ok(Examined { kind, note, missing }) => {
+                *found.kinds.entry(kind).or_default() += 1;
+                if let Some(note) = note {
+                    *found.notes.entry(note).or_default() += 1;
                 }
-                Err(error) => {
-                    let error = error.to_string();
-                    text.show(&error);
-                    found.damaged.push(error);
-                }
+                found.missing.merge(missing);
             }
-        }
+            Err(error) => {
+                let error = error.to_string();
+                text.show(&error);
+                found.damaged.push(error);
+            }
+        });
         let whole = set.len() - found.damaged.len();
         for (note, images) in &found.notes {
             text.show(&format!("all images: {images} of {whole}: {note}"));

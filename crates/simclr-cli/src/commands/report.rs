@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
 use simclr::{
     ConfigError, RunConfig,
     data::{atomic_file, dataset::as_one_path, output},
@@ -41,6 +42,20 @@ pub fn run(arguments: &args::Report) -> Result<ExitCode, Failure> {
     drop(terminal);
     atomic_file::write(&arguments.out, found.html.as_bytes())?;
     let [images, total] = found.images;
+    if arguments.json {
+        let facts = json!({
+            "path": arguments.out,
+            "images": images,
+            "images_of_set": total,
+            "on_map": found.on_map,
+            "near_duplicates": found.duplicates,
+            "possible_label_errors": found.suspects,
+            "bytes": found.html.len(),
+            "skipped": found.bad.iter().map(|bad| &bad.reason).collect::<Vec<_>>(),
+        });
+        terminal::result(&facts.to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
     let suspects = found
         .suspects
         .map_or_else(|| "no labels".to_owned(), |suspects| format!("{suspects} possible label errors"));

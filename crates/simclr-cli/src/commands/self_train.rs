@@ -8,8 +8,8 @@ use simclr::{
     eval::semi_supervised::{SelfTraining, self_train},
 };
 
-use super::finetune::{line, with_steps};
-use crate::{args::SelfTrain, failure::Failure, terminal};
+use super::finetune::{print, with_steps};
+use crate::{args::SelfTrain, failure::Failure};
 
 /// Runs all steps and prints the accuracies of teacher, student and control.
 pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
@@ -23,8 +23,8 @@ pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
         label_weight: arguments.distill.label_weight,
     };
     let found = with_steps(&arguments.data, |steps| self_train(steps, &options, &arguments.out))?;
-    let lines = [("teacher", &found.teacher), ("student", &found.student), ("control", &found.supervised)];
-    terminal::result(&lines.map(|(name, result)| line(name, result)).join("\n"));
+    let all = [("teacher", &found.teacher), ("student", &found.student), ("control", &found.supervised)];
+    print(&all, arguments.json);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,10 +3,12 @@
 use std::{
     path::Path,
     process::{Child, Command, ExitCode},
-    sync::atomic::AtomicBool,
 };
 
-use simclr::study::{Plan, Report, Scale, Study, Workspace, catalogue, collect, conduct, overview, write};
+use serde_json::json;
+use simclr::study::{
+    Job, Plan, Report, Scale, Study, Workspace, catalogue, collect, conduct, overview, write,
+};
 
 use super::{data_path, pretrain::watch_signals};
 use crate::{args, failure::Failure, report::Terminal, terminal};
@@ -26,7 +28,7 @@ pub fn run(arguments: &args::Study) -> Result<ExitCode, Failure> {
     workspace.threads = processors().div_ceil(arguments.jobs);
     let plan = Plan::of(&workspace, &studies, arguments.seeds())?;
     if arguments.plan {
-        terminal::result(&plan_text(&plan));
+        terminal::result(&if arguments.json { plan_facts(&plan) } else { plan_text(&plan) });
         return Ok(ExitCode::SUCCESS);
     }
     let (stop, _) = watch_signals()?;
@@ -36,13 +38,17 @@ pub fn run(arguments: &args::Study) -> Result<ExitCode, Failure> {
     }
     terminal::message(&plan_text(&plan));
     let workers = Workers::start(arguments.jobs - 1)?;
-    let outcome = with_progress(&workspace, &plan, &stop);
-    drop(workers);
-    outcome?;
+    let mut reports = Vec::new();
     for study in &studies {
-        report(&workspace, study, arguments)?;
+        let jobs: Vec<Job> = plan.jobs.iter().filter(|job| job.study == study.name).cloned().collect();
+        conduct(&workspace, &jobs, &mut Terminal::new(), &stop)?;
+        reports.push(report(&workspace, study, arguments)?);
+        write_overview(workspace.out())?;
     }
-    write_overview(workspace.out())?;
+    drop(workers);
+    if arguments.json {
+        terminal::result(&json!(reports).to_string());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,18 +83,23 @@ fn plan_text(plan: &Plan) -> String {
     format!("{}about {hours:.2} h, estimated from steps timed on this machine{warning}", plan.text())
 }
 
-fn with_progress(workspace: &Workspace, plan: &Plan, stop: &AtomicBool) -> Result<(), Failure> {
-    let mut terminal = Terminal::new();
-    Ok(conduct(workspace, &plan.jobs, &mut terminal, stop)?)
+fn plan_facts(plan: &Plan) -> String {
+    let job = |job: &Job| json!({ "study": job.study, "arm": job.arm.name, "seed": job.seed, "seconds": job.seconds, "done": job.is_done });
+    json!({ "hours": plan.hours(), "jobs": plan.jobs.iter().map(job).collect::<Vec<_>>() }).to_string()
 }
 
 /// Writes the page of a study and prints its verdict.
-fn report(workspace: &Workspace, study: &Study, arguments: &args::Study) -> Result<(), Failure> {
+fn report(workspace: &Workspace, study: &Study, arguments: &args::Study) -> Result<Report, Failure> {
     let table = collect(workspace, study, arguments.seeds())?;
     let report = Report::of(workspace, study, table, arguments.seeds(), &arguments.command(study.name));
     let page = write(workspace, study, &report)?;
-    terminal::result(&format!("{:<26} {:<30} {}", study.name, report.verdict.text(), page.display()));
-    Ok(())
+    let line = format!("{:<26} {:<30} {}", study.name, report.verdict.text(), page.display());
+    if arguments.json {
+        terminal::message(&line)
+    } else {
+        terminal::result(&line)
+    }
+    Ok(report)
 }
 
 /// `README.md`: all studies, with their results where they have been run.

@@ -55,6 +55,8 @@ pub struct AugmentBuffers {
     source_plane: Vec<u8>,
     /// The resized crop, interleaved; the planes of the view, for operators on levels.
     resized: Vec<u8>,
+    /// The rows of a crop, resized.
+    filtered_rows: Vec<u8>,
     /// One or more planes of the view.
     planes: Vec<f32>,
 }
@@ -96,7 +98,11 @@ pub fn apply(
     buffers: &mut AugmentBuffers,
 ) {
     assert_eq!(out.len(), image.channels * size * size, "the view fills its slot");
-    let resampling = crop::Resampling { interpolation: config.interpolation, antialias: config.antialias };
+    let resampling = crop::Resampling {
+        interpolation: config.interpolation,
+        antialias: config.antialias,
+        rows_first: false,
+    };
     crop::crop_and_resize(image, params.crop, (resampling, size), out, buffers);
     let mut view = View { pixels: out, channels: image.channels, side: size };
     if params.flip {

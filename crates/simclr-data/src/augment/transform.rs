@@ -134,6 +134,9 @@ impl FromStr for EvalCrop {
 }
 
 impl EvalTransform {
+    /// Changes whenever the same transform gives other pixels; part of the keys of stored figures. 2: rows are filtered first.
+    pub const REVISION: u32 = 2;
+
     /// For images with stored values in `range`.
     #[must_use]
     pub fn of_range(self, range: ValueRange) -> Self {
@@ -146,7 +149,11 @@ impl EvalTransform {
     /// If `out` is not `C * S * S` long.
     pub fn apply(&self, image: &Image, out: &mut [f32], buffers: &mut AugmentBuffers) {
         assert_eq!(out.len(), image.channels * self.size * self.size, "the view fills its slot");
-        let resampling = crop::Resampling { interpolation: self.interpolation, antialias: self.antialias };
+        let resampling = crop::Resampling {
+            interpolation: self.interpolation,
+            antialias: self.antialias,
+            rows_first: true,
+        };
         crop::crop_and_resize(image, self.region(image), (resampling, self.size), out, buffers);
         if !self.antialias {
             // `preprocess_for_eval` clips the cubic's overshoot after the resize.

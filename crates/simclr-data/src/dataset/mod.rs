@@ -44,7 +44,7 @@ pub use several::{as_one_path, canonical, sources_of};
 use source::Opened;
 pub use source::Source;
 pub use splits::Split;
-pub use survey::{ChannelValues, Missing, Survey};
+pub use survey::{ChannelValues, Examined, Missing, Survey};
 
 use crate::{
     DataError, Image, RangeChoice, ValueRange,

@@ -53,7 +53,8 @@ impl Missing {
         self.merge(Self { images: usize::from(values > 0), values, of, first });
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Adds the counts of later images.
+    pub fn merge(&mut self, other: Self) {
         if self.images == 0 {
             self.first = other.first;
         }
@@ -74,6 +75,20 @@ impl Missing {
         })
     }
 }
+
+/// An image that was decoded for [`Dataset::examine`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// Type of its values, such as `uint8`.
+    pub kind: &'static str,
+    /// Of the decoder.
+    pub note: Option<String>,
+    /// Its invalid values.
+    pub missing: Missing,
+}
+
+/// Images between two reports of [`Dataset::examine`].
+const EXAMINED_AT_ONCE: usize = 1024;
 
 /// A sample of the values of a set.
 #[derive(Debug, Clone, Default)]
@@ -101,24 +116,26 @@ impl Dataset {
         if first.kinds.keys().all(|&kind| kind == "uint8") { first } else { self.survey_of(IMAGES[1]) }
     }
 
-    /// Decodes image `index` as for training and counts its invalid values in `missing`. Returns the type of its values and the
-    /// decoder's note.
-    ///
-    /// # Errors
-    /// Those of [`Dataset::decode`].
-    pub fn examine(
-        &self,
-        index: usize,
-        missing: &mut Missing,
-    ) -> Result<(&'static str, Option<String>), DataError> {
+    /// Decodes every image as for training, on all processors. `each` is called in the order of the set; errors are those of
+    /// [`Dataset::decode`].
+    pub fn examine(&self, each: &mut dyn FnMut(Result<Examined, DataError>)) {
+        let indices: Vec<usize> = (0..self.len()).collect();
+        for some in indices.chunks(EXAMINED_AT_ONCE) {
+            let found: Vec<_> = some.par_iter().map(|&index| self.examine_image(index)).collect();
+            found.into_iter().for_each(&mut *each);
+        }
+    }
+
+    fn examine_image(&self, index: usize) -> Result<Examined, DataError> {
         let raster = self.stored_values(index)?;
         let name = &self.samples()[index].name;
+        let mut missing = Missing::default();
         missing.add(name, &raster);
-        let found = (raster.kind(), raster.note().map(str::to_owned));
+        let (kind, note) = (raster.kind(), raster.note().map(str::to_owned));
         if self.source.recorded_range().is_none() {
             raster.into_image(name, self.channels(), &self.decoding().range)?;
         }
-        Ok(found)
+        Ok(Examined { kind, note, missing })
     }
 
     fn survey_of(&self, images: usize) -> Survey {

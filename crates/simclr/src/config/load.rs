@@ -87,7 +87,7 @@ impl RunConfig {
 
     fn of_table(table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
         let table = merged::<Self>(table, path, overrides, &known_keys())?;
-        let config: Self = typed(table)?;
+        let config: Self = typed(table, overrides)?;
         config.validate()?;
         Ok(config)
     }
@@ -128,11 +128,20 @@ pub(crate) fn merged<T: DeserializeOwned>(
     Ok(table)
 }
 
-pub(crate) fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
-    Value::Table(table).try_into().map_err(|error: toml::de::Error| ConfigError::Parse {
-        path: PathBuf::from("--set"),
-        message: error.message().to_owned(),
-    })
+/// Errors name the one of `overrides` that has them alone, too.
+pub(crate) fn typed<T: DeserializeOwned>(table: Table, overrides: &[String]) -> Result<T, ConfigError> {
+    let message = match Value::Table(table).try_into() {
+        Ok(value) => return Ok(value),
+        Err(error) => error.message().to_owned(),
+    };
+    let causes = |text: &&String| {
+        let mut alone = Table::new();
+        let error =
+            set(&mut alone, &rename_override(text).0).ok().and(Value::Table(alone).try_into::<T>().err());
+        error.is_some_and(|error| error.message() == message)
+    };
+    let path = overrides.iter().find(causes).map_or("--set".into(), |text| format!("--set {text}").into());
+    Err(ConfigError::Parse { path, message })
 }
 
 pub(crate) fn read(path: &Path) -> Result<Table, ConfigError> {
@@ -325,8 +334,14 @@ mod tests {
         let error = load("[train]\nseed = 1\nbatch = 'many'\n", &[]).unwrap_err();
         assert!(error.to_string().contains("line 3"), "{error}");
         assert!(load("[train\n", &[]).unwrap_err().to_string().contains("line 1"));
-        let error = load("", &["optim.kind=lasr"]).unwrap_err();
-        assert!(error.to_string().contains("lars"), "{error}");
+        let error = load("", &["optim.lr=1", "optim.kind=lasr"]).unwrap_err();
+        assert!(error.to_string().starts_with("`--set optim.kind=lasr`: unknown variant"), "{error}");
+        assert_eq!(error.hint().unwrap(), "did you mean `lars`?");
+        let error = load("[encoder]\nname = 'vit_small'\n", &[]).unwrap_err();
+        assert_eq!(error.hint().unwrap(), "did you mean `vit-small`?");
+        assert_eq!(load("", &["optim.kind=quick"]).unwrap_err().hint(), None);
+        let error = load("", &["augment.crop_scale=0.2,1.0"]).unwrap_err();
+        assert!(error.to_string().starts_with("`--set augment.crop_scale=0.2,1.0`: invalid type"), "{error}");
         assert!(load("", &["optim.lr"]).unwrap_err().to_string().contains("section.key=value"));
     }
 

@@ -27,6 +27,10 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "imagenet_resnet50_v2_memory",
     "imagenet_vit_small",
     "imagenet_vit_small_moco_v3",
+    "pathology",
+    "photos_cpu",
+    "photos_gpu",
+    "satellite",
     "small_images_fast",
 ];
 

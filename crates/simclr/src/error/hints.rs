@@ -11,6 +11,7 @@ impl ConfigError {
             Self::UnknownKey { near, .. } if !near.is_empty() => {
                 Some(format!("did you mean {}?", near.join(", ")))
             }
+            Self::Parse { message, .. } => Some(format!("did you mean `{}`?", near_variant(message)?)),
             Self::Value { key, .. } if key == "train.batch" => {
                 Some("set train.batch, or give more images".into())
             }
@@ -22,6 +23,15 @@ impl ConfigError {
             _ => None,
         }
     }
+}
+
+/// The accepted variant that is most similar to the refused one of an error of serde.
+fn near_variant(message: &str) -> Option<&str> {
+    let mut quoted = message.split_once("unknown variant ")?.1.split('`').skip(1).step_by(2);
+    let refused = quoted.next()?;
+    let scored = quoted.map(|variant| (strsim::jaro_winkler(refused, variant), variant));
+    let (score, variant) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score >= 0.8).then_some(variant)
 }
 
 impl ModelError {

@@ -105,7 +105,7 @@ impl EvalConfig {
         let keys: Vec<String> = KEYS.iter().map(|key| key.name.to_owned()).collect();
         let overrides: Vec<String> = overrides.iter().map(|text| as_list(text)).collect();
         let table = load::merged::<File>(table, path, &overrides, &keys)?;
-        let mut config = load::typed::<File>(table.clone())?.eval;
+        let mut config = load::typed::<File>(table.clone(), &overrides)?.eval;
         let written = |key: &str| table.get("eval").is_some_and(|eval| eval.get(key).is_some());
         if written("labels_per_class") && !written("label_fractions") {
             config.label_fractions = vec![1.0];

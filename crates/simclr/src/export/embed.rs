@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use simclr_data::{
     Dataset, Split,
     augment::{EvalTransform, TransformChange},
-    contact_sheet::ContactSheet,
     dataset::Labels,
     decode::Decoding,
 };
 use tch::Tensor;
 
-use super::feature_table::{Format, MoreColumns, Rows, Table};
+use super::{
+    feature_table::{Format, MoreColumns, Table},
+    rows::Rows,
+};
 use crate::{
     EvalError,
     device::DeviceChoice,
@@ -21,9 +23,6 @@ use crate::{
     },
     train::RunFolder,
 };
-
-/// Quality of the JPEGs in a table.
-const JPEG_QUALITY: u8 = 85;
 
 /// Options of [`embed`].
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +43,7 @@ pub struct EmbedOptions {
     pub transform: TransformChange,
     /// The output of the model; its parquet column is called `h` in any case.
     pub layer: Layer,
-    /// More columns of a parquet table.
+    /// What the table contains besides.
     pub more: MoreColumns,
 }
 
@@ -63,7 +62,7 @@ impl Default for EmbedOptions {
 pub struct Embedded {
     /// The table.
     pub path: PathBuf,
-    /// The file of paths of a `.npy`.
+    /// The file of paths of a `.npy` or `.tsv`.
     pub paths_file: Option<PathBuf>,
     /// Rows n.
     pub images: usize,
@@ -77,7 +76,7 @@ pub struct Embedded {
     pub bad: Vec<BadImage>,
 }
 
-/// Writes h of every image at `data` to `out`, `.parquet` or `.npy` by its name. Only an earlier table is replaced, once the
+/// Writes h of every image at `data` to `out`, `.parquet`, `.npy` or `.tsv` by its name. Only an earlier table is replaced, once the
 /// new one is whole.
 ///
 /// # Errors
@@ -99,15 +98,15 @@ pub fn embed(
     let total: usize = sets.iter().map(|(_, set)| set.len()).sum();
     let layer = frozen.layer_dim(options.layer)?;
     let width = if options.pixels { pixel_dim(&frozen) } else { layer } as usize;
-    let mut table = Table::create(format, out, width, options.more)?;
+    let side = frozen.image_size();
+    let mut table = Table::create(format, out, [total, width, side], options.more)?;
     let (mut before, mut bad) = (0, Vec::new());
     for (part, set) in &sets {
         let indices: Vec<usize> = (0..set.len()).collect();
         let mut each = |pixels: &Tensor, rows: &[usize]| {
             let values =
                 if options.pixels { flat_pixels(pixels) } else { frozen.layers(pixels, &[options.layer])? };
-            let images = if options.more.images { jpegs(pixels)? } else { Vec::new() };
-            table.push(Rows { set, part: part.name(), rows, h: &values, images })
+            table.push(Rows { set, part: part.name(), rows, h: &values, pixels })
         };
         let mut report = |done: usize, _: usize| progress(before + done, total);
         bad.extend(stream(set, &indices, &read, &mut each, &mut report)?);
@@ -128,16 +127,4 @@ fn open(data: &Path, options: &EmbedOptions, how: &Decoding) -> Result<Vec<(Spli
     let open =
         |split| Ok((split, Dataset::open_as(data, split, how)?.labelled(&options.labels, data, &[split])?));
     splits.into_iter().map(open).collect()
-}
-
-/// Of images `[n, C, S, S]` with values in `[0, 1]`.
-fn jpegs(pixels: &Tensor) -> Result<Vec<Vec<u8>>, EvalError> {
-    let (channels, side) = (pixels.size()[1] as usize, pixels.size()[2] as usize);
-    let values = Vec::<f32>::try_from(pixels.contiguous().view([-1]))?;
-    let jpeg = |planes: &[f32]| {
-        let mut sheet = ContactSheet::new(1, side);
-        sheet.put(0, planes, (channels, side));
-        Ok(sheet.jpeg(JPEG_QUALITY)?)
-    };
-    values.chunks_exact(channels * side * side).map(jpeg).collect()
 }

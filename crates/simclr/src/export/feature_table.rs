@@ -1,5 +1,5 @@
-//! Tables of features: parquet (columns `path`, `part`, `label`, `class`, on request `x`, `y` and `image`, then `h`), or `.npy` with a
-//! separate text file of paths, one a line.
+//! Tables of features: parquet (columns `path`, `part`, `label`, `class`, on request `x`, `y` and `image`, then `h`), `.npy` with a
+//! separate text file of paths, one a line, or `.tsv` for TensorBoard's projector.
 
 use std::{
     io::Write,
@@ -16,39 +16,29 @@ use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     errors::ParquetError,
 };
-use simclr_data::{DataError, Dataset, atomic_file::persist, output};
+use simclr_data::{DataError, atomic_file::persist, contact_sheet::ContactSheet, output};
 use tch::Tensor;
 use tempfile::NamedTempFile;
 
 use super::{
     npy::{self, NpyWriter},
     parquet_file::{element, schema_of, temporary_file, writer},
+    projector::{self, Projector},
+    rows::{JPEG_QUALITY, Rows, planes, values},
 };
 use crate::{
     EvalError,
     explore::map::{Axes, Moments},
 };
 
-/// Columns of a parquet table on request.
+/// What a table contains on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MoreColumns {
     /// `x` and `y`: the first two principal components of the rows, scaled to unit length.
     pub map: bool,
-    /// `image`: a JPEG of what the encoder sees, as `bytes` and `path`, the way Hugging Face tables hold images.
+    /// What the encoder sees: a column `image` of JPEGs as `bytes` and `path`, the way Hugging Face tables hold images; for `.tsv` a
+    /// sheet of pictures.
     pub images: bool,
-}
-
-/// Rows of a table.
-pub(super) struct Rows<'a> {
-    pub(super) set: &'a Dataset,
-    /// Name of the part that the set is.
-    pub(super) part: &'a str,
-    /// Indices into the set.
-    pub(super) rows: &'a [usize],
-    /// `[n, F]`.
-    pub(super) h: &'a Tensor,
-    /// JPEGs, where the table has a column of images.
-    pub(super) images: Vec<Vec<u8>>,
 }
 
 /// A parquet file with exactly the columns of `embed`.
@@ -96,6 +86,7 @@ fn paths_file(out: &Path) -> PathBuf {
 pub(super) enum Format {
     Parquet,
     Npy,
+    Tsv,
 }
 
 impl Format {
@@ -107,6 +98,7 @@ impl Format {
                 output::check(out, NPY, Some(data))?;
                 if out.exists() { Ok(()) } else { output::check(&paths_file(out), PATHS, Some(data)) }
             }
+            Self::Tsv => projector::check(out, data),
         }
     }
 
@@ -114,8 +106,12 @@ impl Format {
         let reason = match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => return Ok(Self::Parquet),
             Some("npy") if more == MoreColumns::default() => return Ok(Self::Npy),
+            Some("tsv") if !more.map => return Ok(Self::Tsv),
+            Some("tsv") => {
+                "expected a name that ends in .parquet: the projector computes its own maps of a .tsv file"
+            }
             Some("npy") => "expected a name that ends in .parquet: an .npy file holds no map and no images",
-            _ => "expected a name that ends in .parquet or .npy",
+            _ => "expected a name that ends in .parquet, .npy or .tsv",
         };
         Err(EvalError::File { path: out.to_owned(), reason: reason.into() })
     }
@@ -125,13 +121,15 @@ impl Format {
 pub(super) enum Table {
     Parquet(Box<ParquetTable>),
     Npy { writer: NpyWriter<NamedTempFile>, paths: NamedTempFile },
+    Tsv(Box<Projector>),
 }
 
 impl Table {
+    /// For at most `rows` rows of `width` values, of images of `side` pixels a side.
     pub(super) fn create(
         format: Format,
         out: &Path,
-        width: usize,
+        [rows, width, side]: [usize; 3],
         more: MoreColumns,
     ) -> Result<Self, EvalError> {
         Ok(match format {
@@ -140,12 +138,14 @@ impl Table {
                 writer: NpyWriter::new(temporary_file(out)?, width)?,
                 paths: temporary_file(out)?,
             },
+            Format::Tsv => Self::Tsv(Box::new(Projector::create(out, rows, more.images.then_some(side))?)),
         })
     }
 
     pub(super) fn push(&mut self, rows: Rows<'_>) -> Result<(), EvalError> {
         match self {
-            Self::Parquet(table) => table.push(rows),
+            Self::Parquet(table) => table.push(&rows),
+            Self::Tsv(table) => table.push(&rows),
             Self::Npy { writer, paths } => {
                 writer.push(&values(rows.h)?)?;
                 for &row in rows.rows {
@@ -157,13 +157,14 @@ impl Table {
         }
     }
 
-    /// Finishes the file and moves it to `out`; returns the file of paths of a `.npy`.
+    /// Finishes the file and moves it to `out`; returns the file of paths of a `.npy` or `.tsv`.
     pub(super) fn finish(self, out: &Path) -> Result<Option<PathBuf>, EvalError> {
         match self {
             Self::Parquet(table) => {
                 persist(table.finish(out)?, out)?;
                 Ok(None)
             }
+            Self::Tsv(table) => table.finish(out).map(Some),
             Self::Npy { writer, paths } => {
                 let paths_file = paths_file(out);
                 persist(paths, &paths_file)?;
@@ -189,11 +190,11 @@ impl ParquetTable {
         Ok(Self { writer: writer(out, &schema)?, schema, map })
     }
 
-    fn push(&mut self, rows: Rows<'_>) -> Result<(), EvalError> {
+    fn push(&mut self, rows: &Rows<'_>) -> Result<(), EvalError> {
         if let Some((moments, _)) = &mut self.map {
             moments.add(rows.h);
         }
-        let batch = record_batch(&self.schema, &rows)?;
+        let batch = record_batch(&self.schema, rows)?;
         self.writer.write(&batch).map_err(|error| parquet_error(self.writer.inner().path(), error))
     }
 
@@ -256,8 +257,14 @@ fn image_fields() -> Fields {
     vec![Field::new("bytes", DataType::Binary, false), Field::new("path", DataType::Utf8, false)].into()
 }
 
-fn values(h: &Tensor) -> Result<Vec<f32>, EvalError> {
-    Ok(Vec::<f32>::try_from(h.contiguous().view([-1]))?)
+fn jpegs(pixels: &Tensor) -> Result<Vec<Vec<u8>>, EvalError> {
+    let (values, (channels, side)) = planes(pixels)?;
+    let jpeg = |planes: &[f32]| {
+        let mut sheet = ContactSheet::new(1, side);
+        sheet.put(0, planes, (channels, side));
+        Ok(sheet.jpeg(JPEG_QUALITY)?)
+    };
+    values.chunks_exact(channels * side * side).map(jpeg).collect()
 }
 
 fn record_batch(schema: &Arc<Schema>, of: &Rows<'_>) -> Result<RecordBatch, EvalError> {
@@ -272,7 +279,7 @@ fn record_batch(schema: &Arc<Schema>, of: &Rows<'_>) -> Result<RecordBatch, Eval
     ];
     let encoding = |error: ArrowError| EvalError::encoding("table of features", error);
     if schema.column_with_name("image").is_some() {
-        let bytes: ArrayRef = Arc::new(of.images.iter().map(Some).collect::<BinaryArray>());
+        let bytes: ArrayRef = Arc::new(jpegs(of.pixels)?.iter().map(Some).collect::<BinaryArray>());
         let images = StructArray::try_new(image_fields(), vec![bytes, names()], None);
         columns.push(Arc::new(images.map_err(encoding)?));
     }

@@ -6,11 +6,13 @@ mod card; // run -> model card
 pub mod classifier; // encoder with classifier <-> file
 pub mod embed; // images -> table of h
 pub mod encoder; // run -> encoder file, verified
-pub mod feature_table; // rows of h -> parquet, .npy
+pub mod feature_table; // rows of h -> parquet, .npy, .tsv
 pub mod onnx; // encoder -> ONNX
 mod parquet_file; // schema -> writer of a table
 mod npy; // rows -> .npy
 pub mod predict; // images -> table of probabilities
+mod projector; // rows of h -> files of TensorBoard's projector
+mod rows; // features with images -> writers
 mod timm; // run -> folder of timm
 
 pub use array::{is_safetensors_of_views, safetensors_of_views};

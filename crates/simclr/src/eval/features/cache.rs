@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use simclr_data::Dataset;
+use simclr_data::{Dataset, augment::EvalTransform};
 use tch::{Kind, Tensor};
 
 use super::{
@@ -73,6 +73,7 @@ impl<'a> FeatureCache<'a> {
         let weights: Vec<String> = columns.encoders.iter().map(|encoder| encoder.fingerprint()).collect();
         let mut key = json!({
             "set": part.set.identity(), "encoders": weights, "transform": self.options.transform,
+            "revision": EvalTransform::REVISION,
         });
         key["layers"] = json!(columns.layers);
         let (mut pieces, mut before) = (Vec::new(), 0);

@@ -2,6 +2,7 @@
 //! encoder, random-init encoders and raw pixels, compared with chance. No encoder is trained.
 
 use serde_json::{Value, json};
+use simclr_data::augment::EvalTransform;
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -99,7 +100,7 @@ impl<'c, 'a> FrozenEvaluator<'c, 'a> {
 
     /// Dependencies of every figure: the images and their transform.
     fn data(&self) -> Value {
-        json!([self.set.identities(), self.context.encoder.transform()])
+        json!([self.set.identities(), self.context.encoder.transform(), EvalTransform::REVISION])
     }
 
     fn classes(&self) -> i64 {

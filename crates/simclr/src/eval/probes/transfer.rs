@@ -3,7 +3,7 @@
 //! of the training images), refitted on both.
 
 use serde_json::json;
-use simclr_data::{Dataset, dataset::Labels};
+use simclr_data::{Dataset, augment::EvalTransform, dataset::Labels};
 use tch::{Device, Tensor};
 
 use super::linear;
@@ -89,6 +89,7 @@ impl TransferProbe<'_, '_> {
                 "features": [Some(encoder.fingerprint()), control],
                 "data": [json!(set.identities()), json!(validation)],
                 "transform": encoder.transform().of_the_transfer_protocol(),
+                "revision": EvalTransform::REVISION,
                 "metric": transfer.metric,
                 "seed": self.context.config.seed,
             }),
