@@ -4,7 +4,7 @@
 Needs torch, timm, onnxruntime, pyarrow, pillow. IMAGES is a folder of images of the runs' kind. For each run it exports ONNX and, where timm has
 the network, the folder of timm, and prints the largest difference of h (absolute, and the smallest cosine)
 - of onnxruntime from `simclr export`'s safetensors in timm, on random images (batches of 1 and 5), and
-- of timm with its own transform from `simclr embed --jpeg libjpeg` (Pillow's decoder), on the files of IMAGES.
+- of timm with its own transform, which decodes by Pillow, from `simclr embed` with Pillow's decoder and with ours, on the files of IMAGES.
 """
 
 import json
@@ -74,13 +74,16 @@ def check(binary, images, run):
         if images == "-" or not (folder / "timm").exists():
             return
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        subprocess.run([binary, "embed", run, "--data", images, "--jpeg", "libjpeg", "--out", folder / "h.parquet"], check=True, capture_output=True)
-        table = pyarrow.parquet.read_table(folder / "h.parquet")
-        expected = numpy.array(table["h"].to_pylist(), dtype=numpy.float32)
-        paths = [pathlib.Path(images) / path for path in table["path"].to_pylist()]
-        with torch.no_grad():
-            found = numpy.concatenate([model(transform(PIL.Image.open(path).convert("RGB"))[None]).numpy() for path in paths])
-        print(f"{run}: timm's transform on {len(paths)} files: {compare(found, expected)}")
+        for decoder in ("libjpeg", "zune"):
+            table = folder / f"{decoder}.parquet"
+            command = [binary, "embed", run, "--data", images, "--jpeg", decoder, "--out", table]
+            subprocess.run(command, check=True, capture_output=True)
+            table = pyarrow.parquet.read_table(table)
+            expected = numpy.array(table["h"].to_pylist(), dtype=numpy.float32)
+            paths = [pathlib.Path(images) / path for path in table["path"].to_pylist()]
+            with torch.no_grad():
+                found = numpy.concatenate([model(transform(PIL.Image.open(path).convert("RGB"))[None]).numpy() for path in paths])
+            print(f"{run}: timm's transform on {len(paths)} files, {decoder}: {compare(found, expected)}")
 
 
 for run in sys.argv[3:]:
