@@ -23,6 +23,7 @@ use simclr::{
     },
     device::DeviceChoice,
     eval::layer::Layer,
+    explore::projection::Projection,
 };
 
 use crate::failure::Failure;
@@ -319,9 +320,9 @@ pub struct Embed {
     /// norm and ReLU)
     #[arg(long, default_value = "h")]
     pub layer: Layer,
-    /// Add columns x and y to a .parquet table: the first two principal components of the rows
-    #[arg(long)]
-    pub map: bool,
+    /// Add columns x and y to a .parquet table: two principal components of the rows (pca), or --map=umap, which needs memory for all of h
+    #[arg(long, value_name = "pca|umap", num_args = 0..=1, require_equals = true, default_missing_value = "pca")]
+    pub map: Option<Projection>,
     /// Add what the encoder sees: to a .parquet table a column image of JPEGs, to a .tsv table a sheet of pictures
     #[arg(long)]
     pub images: bool,

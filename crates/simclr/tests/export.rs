@@ -6,7 +6,7 @@ use std::path::Path;
 
 use parquet::{
     file::reader::{FileReader, SerializedFileReader},
-    record::{Row, RowAccessor},
+    record::{ListAccessor, Row, RowAccessor},
 };
 use safetensors::SafeTensors;
 use simclr::{
@@ -23,7 +23,7 @@ use simclr::{
         features::{ReadOptions, features, load_encoder},
         layer::Layer,
     },
-    explore::map::principal,
+    explore::{map::principal, projection::Projection, umap::umap},
     export::{EmbedOptions, MoreColumns, embed, export_encoder, load_exported},
     train::RunFolder,
 };
@@ -155,7 +155,7 @@ const OPTIONS: EmbedOptions = EmbedOptions {
     pixels: false,
     transform: TransformChange { crop: None, interpolation: None, antialias: None, jpeg: None },
     layer: Layer::H,
-    more: MoreColumns { map: false, images: false },
+    more: MoreColumns { map: None, images: false },
 };
 
 #[test]
@@ -202,15 +202,24 @@ fn map_and_images_are_columns_on_request() {
         reader.get_row_iter(None).unwrap().map(Result::unwrap).collect::<Vec<_>>()
     };
     let columns = |rows: &[Row]| rows[0].get_column_iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    let map = write(true, false);
+    let map = write(Some(Projection::Pca), false);
     assert_eq!(columns(&map), ["path", "part", "label", "class", "x", "y", "h"]);
     let expected = principal(&h).unwrap().points;
     for (row, expected) in map.iter().zip(&expected) {
         let place = [4, 5].map(|column| f64::from(row.get_float(column).unwrap()));
         assert!(place.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{place:?} {expected:?}");
     }
-    assert_eq!(columns(&write(false, true)), ["path", "part", "label", "class", "image", "h"]);
-    let both = write(true, true);
+    let rows = write(Some(Projection::Umap), false);
+    let values = |row: &Row| -> Vec<f32> {
+        let list = row.get_list(6).unwrap();
+        (0..list.len()).map(|at| list.get_float(at).unwrap()).collect()
+    };
+    let written = Tensor::from_slice(&rows.iter().flat_map(values).collect::<Vec<_>>()).view(&h.size()[..]);
+    for (row, expected) in rows.iter().zip(umap(&written, 0).unwrap()) {
+        assert_eq!([4, 5].map(|column| row.get_float(column).unwrap()), expected.map(|value| value as f32));
+    }
+    assert_eq!(columns(&write(None, true)), ["path", "part", "label", "class", "image", "h"]);
+    let both = write(Some(Projection::Pca), true);
     assert_eq!((columns(&both).len(), both.len()), (8, 6));
     let side = load_encoder(&run).unwrap().image_size();
     for (row, name) in both.iter().zip(&names) {
@@ -224,7 +233,7 @@ fn map_and_images_are_columns_on_request() {
         };
         assert!((mean(&seen) - mean(&original)).abs() < 3.0, "{name}: {} {}", mean(&seen), mean(&original));
     }
-    let options = EmbedOptions { more: MoreColumns { map: true, images: false }, ..OPTIONS };
+    let options = EmbedOptions { more: MoreColumns { map: Some(Projection::Pca), images: false }, ..OPTIONS };
     let refused = embed(&run, &data, &folder.path().join("h.npy"), &options, &mut |_, _| {}).unwrap_err();
     assert!(refused.to_string().contains(".parquet"), "{refused}");
 }
@@ -239,7 +248,7 @@ fn a_table_for_the_projector() {
         let options = EmbedOptions { more: MoreColumns { map, images }, ..OPTIONS };
         embed(&run, &data, out, &options, &mut |_, _| {})
     };
-    let written = write(false, true, &out).unwrap();
+    let written = write(None, true, &out).unwrap();
     let metadata = written.paths_file.unwrap();
     let values = fs_err::read_to_string(&out).unwrap();
     let rows: Vec<f32> = values.split_whitespace().map(|value| value.parse().unwrap()).collect();
@@ -263,12 +272,12 @@ fn a_table_for_the_projector() {
     let side = load_encoder(&run).unwrap().image_size() as u32;
     assert!(config.contains(&format!("single_image_dim: {side}")), "{config}");
     assert_eq!((sprite.width(), sprite.height()), (3 * side, 3 * side));
-    write(false, false, &out).unwrap();
-    let error = write(true, false, &out).unwrap_err().to_string();
+    write(None, false, &out).unwrap();
+    let error = write(Some(Projection::Pca), false, &out).unwrap_err().to_string();
     assert!(error.contains("computes its own maps"), "{error}");
     fs_err::create_dir(folder.path().join("q")).unwrap();
     fs_err::write(folder.path().join("q/projector_config.pbtxt"), "embeddings {}").unwrap();
-    let error = write(false, false, &folder.path().join("q/h.tsv")).unwrap_err().to_string();
+    let error = write(None, false, &folder.path().join("q/h.tsv")).unwrap_err().to_string();
     assert!(error.contains("projector_config.pbtxt"), "{error}");
     assert!(!folder.path().join("q/h.tsv").exists());
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use simclr::{
     RunConfig,
     data::{Split, dataset::Labels},
-    explore::ExploreOptions,
+    explore::{ExploreOptions, projection::Projection},
 };
 
 use super::ComputeArguments;
@@ -62,6 +62,9 @@ pub struct Report {
     /// Images on the map at most, chosen at random
     #[arg(long, value_name = "N", default_value_t = 5000)]
     pub points: usize,
+    /// Places on the map: pca, two principal components, or umap
+    #[arg(long, default_value = "pca")]
+    pub map: Projection,
     /// Neighbours of every image, for odd images and label errors
     #[arg(long, value_name = "K", default_value_t = 10)]
     pub k: usize,

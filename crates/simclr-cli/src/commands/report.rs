@@ -26,6 +26,7 @@ pub fn run(arguments: &args::Report) -> Result<ExitCode, Failure> {
         duplicates: arguments.duplicates,
         agreement: arguments.agreement,
         points: arguments.points,
+        map: arguments.map,
     };
     options.validate().map_err(|error| match error {
         ConfigError::Value { key, value, expected } => {

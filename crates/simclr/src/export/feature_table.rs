@@ -28,18 +28,21 @@ use super::{
 };
 use crate::{
     EvalError,
-    explore::map::{Axes, Moments},
+    explore::projection::{Places, Projected, Projection},
 };
 
 /// What a table contains on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MoreColumns {
-    /// `x` and `y`: the first two principal components of the rows, scaled to unit length.
-    pub map: bool,
+    /// `x` and `y`: places of the rows, scaled to unit length.
+    pub map: Option<Projection>,
     /// What the encoder sees: a column `image` of JPEGs as `bytes` and `path`, the way Hugging Face tables hold images; for `.tsv` a
     /// sheet of pictures.
     pub images: bool,
 }
+
+/// Of UMAP, as that of a report by default.
+const MAP_SEED: u64 = 0;
 
 /// A parquet file with exactly the columns of `embed`.
 const PARQUET: output::Kind = output::Kind { name: "a table of features", is_earlier: is_table };
@@ -57,7 +60,7 @@ fn is_table(path: &Path) -> bool {
             _ => None,
         });
         width.is_some_and(|width| {
-            let all = schema(width, MoreColumns { map: true, images: true });
+            let all = schema(width, MoreColumns { map: Some(Projection::Pca), images: true });
             let expected = all.fields().iter().filter(|column| {
                 // Earlier versions wrote no column of parts.
                 let may_lack = ["part", "x", "y", "image"].contains(&column.name().as_str());
@@ -106,7 +109,7 @@ impl Format {
         let reason = match out.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => return Ok(Self::Parquet),
             Some("npy") if more == MoreColumns::default() => return Ok(Self::Npy),
-            Some("tsv") if !more.map => return Ok(Self::Tsv),
+            Some("tsv") if more.map.is_none() => return Ok(Self::Tsv),
             Some("tsv") => {
                 "expected a name that ends in .parquet: the projector computes its own maps of a .tsv file"
             }
@@ -180,19 +183,19 @@ pub(super) struct ParquetTable {
     writer: ArrowWriter<NamedTempFile>,
     schema: Arc<Schema>,
     /// For a map: of the rows written, and the schema with `x` and `y`.
-    map: Option<(Moments, Arc<Schema>)>,
+    map: Option<(Projected, Arc<Schema>)>,
 }
 
 impl ParquetTable {
     fn create(out: &Path, width: usize, more: MoreColumns) -> Result<Self, EvalError> {
-        let map = more.map.then(|| (Moments::new(width), Arc::new(schema(width, more))));
-        let schema = Arc::new(schema(width, MoreColumns { map: false, ..more }));
+        let map = more.map.map(|map| (Projected::new(map, width), Arc::new(schema(width, more))));
+        let schema = Arc::new(schema(width, MoreColumns { map: None, ..more }));
         Ok(Self { writer: writer(out, &schema)?, schema, map })
     }
 
     fn push(&mut self, rows: &Rows<'_>) -> Result<(), EvalError> {
-        if let Some((moments, _)) = &mut self.map {
-            moments.add(rows.h);
+        if let Some((rows_so_far, _)) = &mut self.map {
+            rows_so_far.add(rows.h);
         }
         let batch = record_batch(&self.schema, rows)?;
         self.writer.write(&batch).map_err(|error| parquet_error(self.writer.inner().path(), error))
@@ -201,8 +204,8 @@ impl ParquetTable {
     fn finish(self, out: &Path) -> Result<NamedTempFile, EvalError> {
         let written = self.writer.into_inner().map_err(|error| parquet_error(out, error))?;
         match self.map {
-            Some((moments, schema)) => {
-                with_places(&written, &moments.axes()?, (writer(out, &schema)?, schema))
+            Some((rows, schema)) => {
+                with_places(&written, rows.places(MAP_SEED)?, (writer(out, &schema)?, schema))
             }
             None => Ok(written),
         }
@@ -212,7 +215,7 @@ impl ParquetTable {
 /// Copies a table to `writer` with the columns `x` and `y`, a batch of rows at a time.
 fn with_places(
     table: &NamedTempFile,
-    axes: &Axes,
+    mut places: Places,
     (mut writer, schema): (ArrowWriter<NamedTempFile>, Arc<Schema>),
 ) -> Result<NamedTempFile, EvalError> {
     let path = writer.inner().path().to_owned();
@@ -224,7 +227,7 @@ fn with_places(
         let h = batch.column(columns.len() - 1).as_fixed_size_list();
         let values = h.values().as_primitive::<Float32Type>().values();
         let h = Tensor::from_slice(values).view([batch.num_rows() as i64, i64::from(h.value_length())]);
-        let places = axes.places(&h)?;
+        let places = places.of_next(&h)?;
         let column = |axis: usize| -> ArrayRef {
             Arc::new(places.iter().map(|place| Some(place[axis] as f32)).collect::<Float32Array>())
         };
@@ -243,7 +246,7 @@ fn schema(width: usize, more: MoreColumns) -> Schema {
         Field::new("label", DataType::Int32, true),
         Field::new("class", DataType::Utf8, true),
     ];
-    if more.map {
+    if more.map.is_some() {
         columns.extend(["x", "y"].map(|name| Field::new(name, DataType::Float32, false)));
     }
     if more.images {

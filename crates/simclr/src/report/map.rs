@@ -38,15 +38,11 @@ pub(super) fn rows(analysis: &Analysis<'_>, points: usize) -> Vec<usize> {
 /// The section on `rows`; `thumbnails` may lack some of them.
 pub(super) fn section(analysis: &Analysis<'_>, rows: &[usize], thumbnails: &Thumbnails) -> String {
     let set = &analysis.set;
-    let variance = analysis.map.variance.map(|share| 100.0 * share);
     let mut text = format!(
-        "<p>{} of {} images by the first two principal components of h of unit length, which hold {:.1} % and {:.1} % of its variance. It is \
-         a linear view: points that are apart are different, points that lie together may differ in the other components. No t-SNE or \
-         UMAP is computed. {} of the points have a thumbnail: move the mouse over one. A click on a class shows it alone.</p>\n",
+        "<p>{} of {} images by {}. {} of the points have a thumbnail: move the mouse over one. A click on a class shows it alone.</p>\n",
         rows.len(),
         set.total,
-        variance[0],
-        variance[1],
+        projection(analysis.variance),
         thumbnails.len()
     );
     text.push_str(&legend(analysis));
@@ -68,6 +64,19 @@ pub(super) fn section(analysis: &Analysis<'_>, rows: &[usize], thumbnails: &Thum
     text + &format!(
         "</div></div>\n<div id=\"tip\"><i class=\"m\"></i> <span></span></div>\n<script>{data}{SCRIPT}</script>\n"
     )
+}
+
+/// What the places are, and how to read them.
+fn projection(variance: Option<[f64; 2]>) -> String {
+    match variance.map(|shares| shares.map(|share| 100.0 * share)) {
+        Some([x, y]) => format!(
+            "the first two principal components of h of unit length, which hold {x:.1} % and {y:.1} % of its variance. It is a linear view: \
+             points that are apart are different, points that lie together may differ in the other components"
+        ),
+        None => "UMAP (15 neighbours by the cosine of h). Neighbours of h mostly lie together; sizes of groups and distances between them \
+                 mean little"
+            .into(),
+    }
 }
 
 /// Numbers and names for the script. `<` is written as an escape, so that no name can end the script.
@@ -112,7 +121,7 @@ fn fill(label: Option<usize>, classes: usize) -> String {
 
 /// Pixels of the points, with the same scale on both axes.
 fn places(analysis: &Analysis<'_>, rows: &[usize]) -> Vec<[f64; 2]> {
-    let points: Vec<[f64; 2]> = rows.iter().map(|row| analysis.map.points[*row]).collect();
+    let points: Vec<[f64; 2]> = rows.iter().map(|row| analysis.places[*row]).collect();
     let range = |axis: usize| {
         let values = points.iter().map(|point| point[axis]);
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))

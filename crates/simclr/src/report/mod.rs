@@ -20,8 +20,10 @@ use crate::{
     explore::{
         EmbeddedSet, ExploreOptions,
         findings::{self as find, Pair, Suspect},
-        map::Map,
+        map::principal,
         nearest::{self, Near},
+        projection::Projection,
+        umap::umap,
     },
     train::{Observer, RunFolder},
 };
@@ -54,12 +56,14 @@ pub struct ReportOptions {
     pub agreement: f64,
     /// Images on the map at most.
     pub points: usize,
+    /// How h becomes places on the map.
+    pub map: Projection,
 }
 
 impl Default for ReportOptions {
     fn default() -> Self {
         let explore = ExploreOptions::default();
-        Self { explore, k: 10, duplicates: 0.99, agreement: 0.8, points: 5000 }
+        Self { explore, k: 10, duplicates: 0.99, agreement: 0.8, points: 5000, map: Projection::Pca }
     }
 }
 
@@ -110,7 +114,10 @@ struct Analysis<'a> {
     set: EmbeddedSet,
     /// Of each row.
     near: Vec<Vec<Near>>,
-    map: Map,
+    /// Of each row.
+    places: Vec<[f64; 2]>,
+    /// Shares of the variance of h along both axes of a linear map, in `[0, 1]`.
+    variance: Option<[f64; 2]>,
     examples: Vec<usize>,
     odd: Vec<Near>,
     pairs: Vec<Pair>,
@@ -140,7 +147,16 @@ pub fn report(
     let set = EmbeddedSet::open(run, data, &options.explore, observer, stop)?;
     observer.message(&format!("neighbours of {} images", set.members.len()));
     let near = nearest::of_each(&set.h, options.k);
-    let map = crate::explore::map::principal(&set.h)?;
+    let (places, variance) = match options.map {
+        Projection::Pca => {
+            let map = principal(&set.h)?;
+            (map.points, Some(map.variance))
+        }
+        Projection::Umap => {
+            observer.message("UMAP");
+            (umap(&set.h, options.explore.seed)?, None)
+        }
+    };
     let (labels, seed) = (&set.labels, options.explore.seed);
     let analysis = Analysis {
         examples: find::examples(labels, EXAMPLES, seed),
@@ -151,7 +167,8 @@ pub fn report(
         run,
         data,
         options,
-        map,
+        places,
+        variance,
         near,
         set,
     };
