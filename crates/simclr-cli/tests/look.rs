@@ -87,6 +87,12 @@ fn a_page_shows_a_run_and_needs_nothing_else() {
     let page = fs_err::read_to_string(&out).unwrap();
     assert!(text_of(&page).contains("7 of 81 images by the first"));
     assert_eq!(page.matches(" r=\"3\" fill=").count(), 7, "points of the map");
+    let maps = [(); 2].map(|()| {
+        report(&run, &data, &out, &["--map", "umap"]).succeeds();
+        fs_err::read_to_string(&out).unwrap()
+    });
+    assert!(text_of(&maps[0]).contains("81 of 81 images by UMAP") && maps[0] == maps[1]);
+    report(&run, &data, &out, &["--map", "tsne"]).refuses(&["--map", "pca or umap"]);
     fs_err::write(&out, "mine").unwrap();
     report(&run, &data, &out, &[]).refuses(&["report.html"]);
     report(&run, &data, &temp.path().join("x.html"), &["--duplicates", "2"])
