@@ -96,7 +96,7 @@ fn missing_runs_labels_and_checkpoints_and_unknown_table_formats() {
     let run = place.path("run");
     execute(&mut pretrain(&data, &run, &[])).succeeds();
     execute(simclr(&["embed"]).arg(&run).arg("--data").arg(&data).arg("--out").arg(place.path("h.csv")))
-        .refuses(&[".parquet or .npy"]);
+        .refuses(&[".parquet, .npy or .tsv"]);
     let flat = place.path("flat");
     fs::create_dir(&flat).unwrap();
     (0..20).for_each(|index| stripes(index, 0).save(flat.join(format!("{index}.png"))).unwrap());
