@@ -81,6 +81,14 @@ impl Projected {
 }
 
 impl Places {
+    /// Shares of the variance along both axes of a linear map, in `[0, 1]`.
+    pub fn variance(&self) -> Option<[f64; 2]> {
+        match self {
+            Self::Pca(axes) => Some(axes.variance),
+            Self::Umap(_) => None,
+        }
+    }
+
     /// Those of the next rows, `h` `[n, F]`.
     ///
     /// # Errors

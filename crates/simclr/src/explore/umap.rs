@@ -67,10 +67,11 @@ fn memberships(distances: &[f64], mean: f64) -> Vec<f64> {
     let sum = |sigma: f64| distances.iter().map(|distance| weight(distance, sigma)).sum::<f64>();
     let (mut low, mut high, mut sigma) = (0.0, f64::INFINITY, 1.0);
     for _ in 0..64 {
-        if (sum(sigma) - target).abs() < 1e-5 {
+        let excess = sum(sigma) - target;
+        if excess.abs() < 1e-5 {
             break;
         }
-        if sum(sigma) > target {
+        if excess > 0.0 {
             high = sigma;
         } else {
             low = sigma;

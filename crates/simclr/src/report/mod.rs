@@ -20,10 +20,8 @@ use crate::{
     explore::{
         EmbeddedSet, ExploreOptions,
         findings::{self as find, Pair, Suspect},
-        map::principal,
         nearest::{self, Near},
-        projection::Projection,
-        umap::umap,
+        projection::{Projected, Projection},
     },
     train::{Observer, RunFolder},
 };
@@ -147,16 +145,13 @@ pub fn report(
     let set = EmbeddedSet::open(run, data, &options.explore, observer, stop)?;
     observer.message(&format!("neighbours of {} images", set.members.len()));
     let near = nearest::of_each(&set.h, options.k);
-    let (places, variance) = match options.map {
-        Projection::Pca => {
-            let map = principal(&set.h)?;
-            (map.points, Some(map.variance))
-        }
-        Projection::Umap => {
-            observer.message("UMAP");
-            (umap(&set.h, options.explore.seed)?, None)
-        }
-    };
+    if options.map == Projection::Umap {
+        observer.message("UMAP");
+    }
+    let mut projected = Projected::new(options.map, set.h.size()[1] as usize);
+    projected.add(&set.h);
+    let mut places = projected.places(options.explore.seed)?;
+    let (places, variance) = (places.of_next(&set.h)?, places.variance());
     let (labels, seed) = (&set.labels, options.explore.seed);
     let analysis = Analysis {
         examples: find::examples(labels, EXAMPLES, seed),
