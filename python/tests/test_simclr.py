@@ -109,6 +109,25 @@ class Simclr(unittest.TestCase):
         with self.assertRaisesRegex(SimclrError, "63 labels of 64 images"):
             self.encoder.evaluate(self.images, labels[1:])
 
+    def test_a_classifier_of_images_in_memory_predicts_them(self):
+        labels = ["horizontal" if index % 2 else 'vertical, "1"' for index in range(64)]
+        out = self.root / "stripes.safetensors"
+        classifier = simclr.classify(self.encoder.run, self.images, labels, out=out, only="linear", progress=False)
+        self.assertEqual(classifier.report["chosen"], "linear")
+        found = simclr.Classifier(out, batch=5, threads=1).predict(self.images[10:20])
+        self.assertEqual((found.classes, found.probabilities.shape), (sorted(set(labels)), (10, 2)))
+        self.assertEqual(found.probabilities.dtype, np.float32)
+        np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+        best = [found.classes[column] for column in found.probabilities.argmax(axis=1)]
+        self.assertEqual((found.predicted, found.paths), (best, [str(index) for index in range(10)]))
+        right = sum(map(str.__eq__, found.predicted, labels[10:20]))
+        self.assertGreaterEqual(right, 9, found.predicted)
+        of_set = classifier.predict(self.set)
+        self.assertEqual(of_set.paths, self.paths)
+        np.testing.assert_allclose(of_set.probabilities[10:20], found.probabilities, atol=1e-6)
+        with self.assertRaisesRegex(SimclrError, "1 labels of 64 images"):
+            simclr.classify(self.encoder.run, self.images, ["a"], progress=False)
+
     def test_a_run_of_images_in_memory_resumes_with_the_same_images_only(self):
         run = self.root / "resumed"
         simclr.pretrain(self.images, run, settings=SETTINGS, progress=False, **FLAGS)

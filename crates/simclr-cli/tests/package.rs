@@ -254,6 +254,7 @@ fn files_and_folders_obey_the_umask() {
             (&["embed"], "h.npy"),
             (&["report"], "report.html"),
             (&["predict"], "p.parquet"),
+            (&["predict"], "p.csv"),
             (&["views", "--image-size", "16"], "views.png"),
             (&["pack"], "set.pack"),
         ] {

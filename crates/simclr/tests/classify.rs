@@ -140,21 +140,41 @@ fn the_better_classifier_is_chosen_and_predicts() {
     let tested = predicted.tested.unwrap();
     assert_eq!(tested.per_class, report.test.per_class);
     assert!((tested.nll - report.test.nll).abs() < 1e-6, "{} {}", tested.nll, report.test.nll);
+    let lines = out.with_extension("csv");
+    assert_eq!(predict(&classifier, &data, &lines, &options, &mut |_, _| {}).unwrap().tested.unwrap(), tested);
+    let mut lines_read = csv::Reader::from_path(&lines).unwrap();
+    let header = ["path", "part", "class", "probability", "probability:light", "probability:low"];
+    assert_eq!(lines_read.headers().unwrap(), &header[..]);
+    let mut lines_read = lines_read.records();
     let mut right = 0;
     for row in SerializedFileReader::new(fs_err::File::open(&out).unwrap().into_parts().0).unwrap() {
         let row = row.unwrap();
+        let line = lines_read.next().unwrap().unwrap();
+        let number = |column: usize| line[column].parse::<f32>().unwrap();
         let (path, class) = (row.get_string(0).unwrap(), row.get_string(2).unwrap());
         let p = row.get_list(4).unwrap();
         let p = [p.get_float(0).unwrap(), p.get_float(1).unwrap()];
         assert!((p[0] + p[1] - 1.0).abs() < 1e-6 && row.get_float(3).unwrap() == p[0].max(p[1]));
         assert_eq!(class, if p[0] > p[1] { "light" } else { "low" });
+        assert_eq!([&line[0], &line[1], &line[2]], [path, row.get_string(1).unwrap(), class]);
+        assert_eq!([number(3), number(4), number(5)], [row.get_float(3).unwrap(), p[0], p[1]]);
         right += usize::from(path.contains(&format!("{class}/")));
     }
+    assert!(lines_read.next().is_none());
     assert_eq!(right as f64 / 20.0, tested.accuracy);
     // Again: only an earlier table is replaced.
-    predict(&classifier, &data, &out, &options, &mut |_, _| {}).unwrap();
-    fs_err::write(&out, "notes").unwrap();
-    assert!(predict(&classifier, &data, &out, &options, &mut |_, _| {}).is_err());
+    for out in [out, lines] {
+        predict(&classifier, &data, &out, &options, &mut |_, _| {}).unwrap();
+        for other in ["notes", "path,part,class,probability\n", "path,part,class,probability,area\n"] {
+            fs_err::write(&out, other).unwrap();
+            assert!(predict(&classifier, &data, &out, &options, &mut |_, _| {}).is_err(), "{other}");
+            assert_eq!(fs_err::read_to_string(&out).unwrap(), other);
+            fs_err::remove_file(&out).unwrap();
+            predict(&classifier, &data, &out, &options, &mut |_, _| {}).unwrap();
+        }
+    }
+    let refused = predict(&classifier, &data, &file.with_extension("txt"), &options, &mut |_, _| {});
+    assert!(refused.unwrap_err().to_string().contains(".parquet or .csv"));
 }
 
 #[test]

@@ -4,9 +4,20 @@ Images are a path to a set (folder, tar shards, parquet, IDX, CIFAR), a list of 
 or of PIL images, or one array ``[N, H, W]`` or ``[N, H, W, C]``.
 """
 
+from ._classifier import Classifier, Predictions, classify
 from ._encoder import Encoder, embed, evaluate, pretrain
 from ._images import Images
 from ._program import SimclrError, version
 
-__all__ = ["Encoder", "Images", "SimclrError", "embed", "evaluate", "pretrain"]
+__all__ = [
+    "Classifier",
+    "Encoder",
+    "Images",
+    "Predictions",
+    "SimclrError",
+    "classify",
+    "embed",
+    "evaluate",
+    "pretrain",
+]
 __version__ = version()

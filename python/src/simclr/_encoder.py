@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import filecmp
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _images, _program
+from . import _program
 from ._images import Images
-from ._program import SimclrError
+from ._program import StrPath, flags_of, settings_of
+from ._sets import as_set, kept, labels_of, reject_skipped
 
-StrPath = Union[str, "os.PathLike[str]"]
 Features = npt.NDArray[np.float32]
 
 
@@ -56,13 +53,11 @@ class Encoder:
         ``layer`` is "h", "z" (the projection) or "head.K". An image that cannot be decoded is an error in a list or an array. In a
         set it has no row and there is a warning, up to the share of bad images that the run allows.
         """
-        with _as_set(images) as (data, given), tempfile.TemporaryDirectory(prefix="simclr-") as folder:
+        with as_set(images) as (data, given), tempfile.TemporaryDirectory(prefix="simclr-") as folder:
             table = Path(folder, "h.npy")
             arguments = ["embed", os.fspath(self.run), "--data", data, "--out", str(table), "--layer", layer]
             _, reports = _program.run([*arguments, *self._options()], progress=progress)
-            skipped = [report for report in reports if report.startswith("skipped: ")]
-            if skipped and given is not None:
-                raise SimclrError("\n".join([f"{len(skipped)} of {len(given)} images cannot be decoded", *skipped]))
+            skipped = reject_skipped(reports, given)
             h: Features = np.load(table)
             names = Path(f"{table}.paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
         for report in skipped:
@@ -86,19 +81,18 @@ class Encoder:
         """
         arguments = ["evaluate", os.fspath(self.run), "--json", *self._options()]
         arguments += [item for protocol in protocols for item in ("--protocols", protocol)]
-        arguments += _set(settings or {})
+        arguments += settings_of(settings)
         if data is None:
             output, _ = _program.run(arguments, progress=progress)
         else:
-            with _as_set(data, labels) as (path, _files):
-                table = ["--labels-from", os.path.join(path, LABELS)] if labels is not None else []
+            with as_set(data, labels) as (path, _):
+                table = labels_of(path, labels)
                 output, _ = _program.run([*arguments, "--data", path, *table], progress=progress)
         results: dict[str, Any] = json.loads(output)
         return results
 
     def _options(self) -> list[str]:
-        options = {"--device": self.device, "--batch": self.batch, "--threads": self.threads}
-        return [text for flag, value in options.items() if value is not None for text in (flag, str(value))]
+        return flags_of({"device": self.device, "batch": self.batch, "threads": self.threads})
 
 
 def pretrain(
@@ -119,12 +113,9 @@ def pretrain(
     ``image_size=96``, ``seed=1``, ``device="cpu"``, ``init="weights.safetensors"``. ``resume`` resumes the run if it exists.
     Images in memory are written to ``RUN.images`` first, and stay there: the run refers to them.
     """
-    arguments = ["pretrain", "--run", os.fspath(run)]
-    for flag, value in {"recipe": recipe, "config": config, **flags}.items():
-        if value is not None:
-            arguments += ["--" + flag.replace("_", "-"), str(value)]
+    arguments = ["pretrain", "--run", os.fspath(run), *flags_of({"recipe": recipe, "config": config, **flags})]
     arguments += ["--resume=auto"] if resume else []
-    arguments += ["--data", _kept(data, Path(f"{os.fspath(run)}.images"), resume), *_set(settings or {})]
+    arguments += ["--data", kept(data, Path(f"{os.fspath(run)}.images"), resume), *settings_of(settings)]
     _program.run(arguments, progress=progress)
     return Encoder(run)
 
@@ -143,62 +134,6 @@ def evaluate(
     return encoder.evaluate(data, labels, **options)
 
 
-# Table of labels next to images in memory.
-LABELS = "labels.csv"
-
-
 def _encoder(run: StrPath, options: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     own = {name: options.pop(name) for name in ("device", "batch", "threads") if name in options}
     return Encoder(run, **own), options
-
-
-def _set(settings: Mapping[str, object]) -> list[str]:
-    def text(value: object) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
-    return [item for key, value in settings.items() for item in ("--set", f"{key}={text(value)}")]
-
-
-@contextmanager
-def _as_set(
-    images: Images, labels: Sequence[object] | None = None
-) -> Iterator[tuple[str, list[str] | None]]:
-    """A path for ``--data``, and the names of images that are no set on disk: paths as given, or indices."""
-    if _images.is_path(images):
-        if labels is not None:
-            raise SimclrError("labels of a set on disk", "expected images and labels, or a set that has labels")
-        yield os.fspath(images), None  # type: ignore[arg-type]
-        return
-    with tempfile.TemporaryDirectory(prefix="simclr-") as folder:
-        files = _images.write(images, Path(folder))
-        names = _images.names(images, len(files))
-        if labels is not None:
-            _write_labels(files, labels, Path(folder, LABELS))
-        try:
-            yield folder, names
-        except SimclrError as error:
-            raise error.with_names(folder, names) from None
-
-
-def _write_labels(files: list[Path], labels: Sequence[object], table: Path) -> None:
-    if len(labels) != len(files):
-        raise SimclrError(f"{len(labels)} labels of {len(files)} images")
-    with table.open("w", encoding="utf-8", newline="") as out:
-        rows = csv.writer(out)
-        rows.writerow(["path", "label"])
-        rows.writerows((file.name, label) for file, label in zip(files, labels))
-
-
-def _kept(data: Images, folder: Path, resume: bool) -> str:
-    if _images.is_path(data):
-        return os.fspath(data)  # type: ignore[arg-type]
-    if resume and folder.exists():
-        with tempfile.TemporaryDirectory(prefix="simclr-") as fresh:
-            names = [file.name for file in _images.write(data, Path(fresh))]
-            same, _, _ = filecmp.cmpfiles(fresh, folder, names, shallow=False)
-        if len(same) != len(names) or len(same) != len(os.listdir(folder)):
-            raise SimclrError(f"{folder} holds other images", "resume a run with the images that it was started with")
-    else:
-        folder.mkdir(parents=True)
-        _images.write(data, folder)
-    return str(folder)

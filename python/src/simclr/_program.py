@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, Union
+
+StrPath = Union[str, "os.PathLike[str]"]
 
 # Lines of standard error that an error without a message of the program quotes.
 QUOTED = 20
@@ -48,6 +51,21 @@ def program() -> str:
 def main() -> NoReturn:
     """The command ``simclr``."""
     os.execv(program(), ["simclr", *sys.argv[1:]])
+
+
+def flags_of(options: Mapping[str, object]) -> list[str]:
+    """``--image-size 96`` for ``image_size=96``; nothing for ``None``."""
+    given = [(name, value) for name, value in options.items() if value is not None]
+    return [text for name, value in given for text in ("--" + name.replace("_", "-"), str(value))]
+
+
+def settings_of(settings: Mapping[str, object] | None) -> list[str]:
+    """``--set KEY=VALUE`` for each key of a configuration."""
+
+    def text(value: object) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return [item for key, value in (settings or {}).items() for item in ("--set", f"{key}={text(value)}")]
 
 
 def run(arguments: Sequence[str], *, progress: bool) -> tuple[str, list[str]]:

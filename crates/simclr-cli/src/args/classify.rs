@@ -54,7 +54,7 @@ pub struct Predict {
     #[arg(long, value_name = "PATH", required = true)]
     pub data: Vec<PathBuf>,
     /// Output table: path, part, class, probability, and the probabilities of all classes
-    #[arg(long, value_name = "FILE.parquet")]
+    #[arg(long, value_name = "FILE.parquet|csv")]
     pub out: PathBuf,
     /// A single split: train, test, validation or unlabelled [default: all splits]
     #[arg(long, value_name = "PART")]

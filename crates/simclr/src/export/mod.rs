@@ -11,6 +11,7 @@ pub mod onnx; // encoder -> ONNX
 mod parquet_file; // schema -> writer of a table
 mod npy; // rows -> .npy
 pub mod predict; // images -> table of probabilities
+mod prediction_table; // probabilities -> parquet, .csv
 mod projector; // rows of h -> files of TensorBoard's projector
 mod rows; // features with images -> writers
 mod timm; // run -> folder of timm

@@ -1,18 +1,11 @@
-//! Predictions of a classifier for every image of a set, as parquet.
+//! Predictions of a classifier for every image of a set, as a table.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
-use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
-use arrow_schema::{DataType, Field, Schema};
-use parquet::{arrow::ArrowWriter, errors::ParquetError};
-use simclr_data::{Dataset, Split, atomic_file::persist, dataset::Labels, output};
+use simclr_data::{Dataset, Split, dataset::Labels};
 use tch::{Kind, Tensor};
-use tempfile::NamedTempFile;
 
-use super::parquet_file::{element, schema_of, writer};
+use super::prediction_table::{Format, Rows, Table};
 use crate::{
     EvalError,
     eval::{
@@ -21,12 +14,6 @@ use crate::{
     },
     train::RunFolder,
 };
-
-/// Metadata of the table: names of the classes as JSON, in the order of `probabilities`.
-const CLASSES: &str = "classes";
-
-/// Output of [`predict`], and the only kind of file it replaces.
-const PREDICTIONS: output::Kind = output::Kind { name: "a table of predictions", is_earlier: is_predictions };
 
 /// Options of [`predict`].
 #[derive(Debug, Clone, PartialEq)]
@@ -54,11 +41,12 @@ pub struct Predicted {
     pub tested: Option<Tested>,
 }
 
-/// Writes class and probabilities of every image at `data` to `out`: columns `path`, `part`, `class`, `probability` and `probabilities`,
-/// the latter in the order of the classes, which the metadata of the file lists.
+/// Writes class and probabilities of every image at `data` to `out`: columns `path`, `part`, `class` and `probability`; in a `.parquet`
+/// file then the list `probabilities`, in the order of the classes that the metadata of the file holds; in a `.csv` file a column
+/// `probability:CLASS` for each class.
 ///
 /// # Errors
-/// A name that does not end in .parquet, more bad images than the run allows, a file that cannot be written or must not be replaced.
+/// A name that ends in neither .parquet nor .csv, more bad images than the run allows, a file that cannot be written or must not be replaced.
 pub fn predict(
     classifier: &Classifier,
     data: &Path,
@@ -66,12 +54,8 @@ pub fn predict(
     options: &PredictOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Predicted, EvalError> {
-    if out.extension().is_none_or(|ending| ending != "parquet") {
-        let reason = "expected a name that ends in .parquet".into();
-        return Err(EvalError::File { path: out.to_owned(), reason });
-    }
     let _held = RunFolder::around(out, None).map_err(Box::new)?;
-    output::check(out, PREDICTIONS, Some(data))?;
+    let format = Format::of(out, data)?;
     let decoding = classifier.encoder.decoding();
     let splits = options.split.map_or_else(|| Dataset::splits(data), |split| vec![split]);
     let open = |split| {
@@ -80,7 +64,7 @@ pub fn predict(
     let sets: Vec<(Split, Dataset)> = splits.into_iter().map(open).collect::<Result<_, EvalError>>()?;
     let total: usize = sets.iter().map(|(_, set)| set.len()).sum();
     let read = ReadOptions::of(&classifier.encoder, options.batch, options.threads);
-    let mut table = Table::create(out, &classifier.classes)?;
+    let mut table = Table::create(format, out, &classifier.classes)?;
     let mut compared = Compared::default();
     let (mut before, mut bad) = (0, Vec::new());
     for (part, set) in &sets {
@@ -90,7 +74,8 @@ pub fn predict(
             let logits = classifier.logits(pixels)?;
             compared
                 .push(&logits, rows.iter().map(|&row| outputs.as_ref()?[set.samples()[row].label? as usize]));
-            table.push((set, part.name()), rows, &logits.softmax(1, Kind::Float))
+            let probabilities = &logits.softmax(1, Kind::Float);
+            table.push(&Rows { set, part: part.name(), rows, probabilities })
         };
         bad.extend(stream(set, &indices, &read, &mut each, &mut |done, _| progress(before + done, total))?);
         before += set.len();
@@ -128,67 +113,4 @@ impl Compared {
         let labels = (!self.labels.is_empty()).then(|| Tensor::from_slice(&self.labels))?;
         Some(Tested::of(&Tensor::cat(&self.logits, 0), &labels, classes))
     }
-}
-
-/// A table written to a temporary file.
-struct Table<'a> {
-    writer: Box<ArrowWriter<NamedTempFile>>,
-    schema: Arc<Schema>,
-    classes: &'a [String],
-}
-
-impl<'a> Table<'a> {
-    fn create(out: &Path, classes: &'a [String]) -> Result<Self, EvalError> {
-        let names = (CLASSES.to_owned(), serde_json::json!(classes).to_string());
-        let schema = Arc::new(schema(classes.len()).with_metadata(std::collections::HashMap::from([names])));
-        let writer = Box::new(writer(out, &schema)?);
-        Ok(Self { writer, schema, classes })
-    }
-
-    fn push(&mut self, (set, part): (&Dataset, &str), rows: &[usize], p: &Tensor) -> Result<(), EvalError> {
-        let (best, class) = p.max_dim(1, false);
-        let class = Vec::<i64>::try_from(class)?;
-        let values = Vec::<f32>::try_from(p.contiguous().view([-1]))?;
-        let width = self.classes.len() as i32;
-        let columns = || {
-            let name = |&row: &usize| Some(&set.samples()[row].name);
-            let lists = Arc::new(Float32Array::from(values));
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(rows.iter().map(name).collect::<StringArray>()),
-                Arc::new(rows.iter().map(|_| Some(part)).collect::<StringArray>()),
-                Arc::new(class.iter().map(|&at| Some(&self.classes[at as usize])).collect::<StringArray>()),
-                Arc::new(Float32Array::from(Vec::<f32>::try_from(best).unwrap_or_default())),
-                Arc::new(FixedSizeListArray::try_new(element(), width, lists, None)?),
-            ];
-            RecordBatch::try_new(self.schema.clone(), columns)
-        };
-        let written = columns().map_err(ParquetError::from).and_then(|batch| self.writer.write(&batch));
-        written.map_err(|error| refused(self.writer.inner().path(), &error))
-    }
-
-    fn finish(self, out: &Path) -> Result<(), EvalError> {
-        let file = self.writer.into_inner().map_err(|error| refused(out, &error))?;
-        Ok(persist(file, out)?)
-    }
-}
-
-fn schema(classes: usize) -> Schema {
-    Schema::new(vec![
-        Field::new("path", DataType::Utf8, false),
-        Field::new("part", DataType::Utf8, false),
-        Field::new("class", DataType::Utf8, false),
-        Field::new("probability", DataType::Float32, false),
-        Field::new("probabilities", DataType::FixedSizeList(element(), classes as i32), false),
-    ])
-}
-
-fn is_predictions(path: &Path) -> bool {
-    schema_of(path).is_some_and(|found| {
-        let names: Vec<&str> = found.fields().iter().map(|field| &field.name()[..]).collect();
-        names == ["path", "part", "class", "probability", "probabilities"]
-    })
-}
-
-fn refused(path: &Path, error: &ParquetError) -> EvalError {
-    EvalError::File { path: path.to_owned(), reason: error.to_string() }
 }
