@@ -29,7 +29,7 @@ if [ "$split" = validation ]; then
         mv "$evaluated.partial" "$evaluated"
     fi
 fi
-[ "$arms" = all ] && arms="paper fast fast-adamw fast-c3 fast-batch fast-temperature fast-crop"
+[ "$arms" = all ] && arms="paper fast fast-adamw fast-c3 fast-width fast-temperature fast-crop"
 
 # What an arm changes in its recipe.
 arm() {
@@ -39,7 +39,7 @@ arm() {
     fast) sets="" ;;
     fast-adamw) sets="optim.kind=adamw optim.lr=3e-3" ;;
     fast-c3) sets="encoder.name=conv-c3" ;;
-    fast-batch) sets="train.batch=256" ;;
+    fast-width) sets="encoder.width=1 train.batch=64" ;;
     fast-temperature) sets="loss.temperature=0.5" ;;
     fast-crop) sets="augment.crop_scale=[0.08,1.0] augment.gray=0.2" ;;
     *) echo "error: no arm $1" >&2 && exit 2 ;;

@@ -141,7 +141,10 @@ fn the_better_classifier_is_chosen_and_predicts() {
     assert_eq!(tested.per_class, report.test.per_class);
     assert!((tested.nll - report.test.nll).abs() < 1e-6, "{} {}", tested.nll, report.test.nll);
     let lines = out.with_extension("csv");
-    assert_eq!(predict(&classifier, &data, &lines, &options, &mut |_, _| {}).unwrap().tested.unwrap(), tested);
+    assert_eq!(
+        predict(&classifier, &data, &lines, &options, &mut |_, _| {}).unwrap().tested.unwrap(),
+        tested
+    );
     let mut lines_read = csv::Reader::from_path(&lines).unwrap();
     let header = ["path", "part", "class", "probability", "probability:light", "probability:low"];
     assert_eq!(lines_read.headers().unwrap(), &header[..]);

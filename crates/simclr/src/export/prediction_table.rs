@@ -1,5 +1,5 @@
-//! Tables of predictions: parquet, with the probabilities as a list whose order of classes the metadata holds, or CSV, with a column
-//! for each class.
+//! Tables of predictions: parquet, with a list of the probabilities and, in the metadata, its order of classes; or CSV, with a column for
+//! each class.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
