@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from . import _program
 from ._images import Images
 from ._program import StrPath, flags_of
-from ._sets import as_set, labels_of, reject_skipped
+from ._sets import as_set, labels_of, report_skipped
 
 # Before the name of a class in the header of the program's table.
 PROBABILITY_OF = "probability:"
@@ -65,11 +64,9 @@ class Classifier:
             arguments = ["predict", os.fspath(self.model), "--data", data, "--out", table, "--labels-from", "none"]
             options = flags_of({"device": self.device, "batch": self.batch, "threads": self.threads})
             _, reports = _program.run([*arguments, *options], progress=progress)
-            skipped = reject_skipped(reports, given)
+            report_skipped(reports, given)
             with open(table, encoding="utf-8", newline="") as lines:
                 header, *rows = csv.reader(lines)
-        for report in skipped:
-            warnings.warn(report, stacklevel=2)
         return Predictions(
             paths=[row[0] for row in rows] if given is None else given,
             predicted=[row[2] for row in rows],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from . import _program
 from ._images import Images
 from ._program import StrPath, flags_of, settings_of
-from ._sets import as_set, kept, labels_of, reject_skipped
+from ._sets import as_set, kept, labels_of, report_skipped
 
 Features = npt.NDArray[np.float32]
 
@@ -57,11 +56,9 @@ class Encoder:
             table = Path(folder, "h.npy")
             arguments = ["embed", os.fspath(self.run), "--data", data, "--out", str(table), "--layer", layer]
             _, reports = _program.run([*arguments, *self._options()], progress=progress)
-            skipped = reject_skipped(reports, given)
+            report_skipped(reports, given)
             h: Features = np.load(table)
             names = Path(f"{table}.paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        for report in skipped:
-            warnings.warn(report, stacklevel=2)
         return (h, names if given is None else given) if paths else h
 
     __call__ = embed

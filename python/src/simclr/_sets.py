@@ -6,6 +6,7 @@ import csv
 import filecmp
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +45,13 @@ def labels_of(data: str, labels: Sequence[object] | None) -> list[str]:
     return [] if labels is None else ["--labels-from", os.path.join(data, LABELS)]
 
 
-def reject_skipped(reports: Sequence[str], given: list[str] | None) -> list[str]:
-    """The reports of images without a row; an error unless the images are a set on disk."""
+def report_skipped(reports: Sequence[str], given: list[str] | None) -> None:
+    """Images without a row are an error, and in a set on disk warnings in the code that called the caller."""
     skipped = [report for report in reports if report.startswith("skipped: ")]
     if skipped and given is not None:
         raise SimclrError("\n".join([f"{len(skipped)} of {len(given)} images cannot be decoded", *skipped]))
-    return skipped
+    for report in skipped:
+        warnings.warn(report, stacklevel=3)
 
 
 def _write_labels(files: list[Path], labels: Sequence[object], table: Path) -> None:
