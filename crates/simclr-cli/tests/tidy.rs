@@ -129,6 +129,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "dist",
             "encoder",
             "eval",
+            "explore",
             "health",
             "html",
             "knn",

@@ -1,7 +1,7 @@
 //! Tables of predictions: parquet, with a list of the probabilities and, in the metadata, its order of classes; or CSV, with a column for
 //! each class.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
 use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
@@ -22,6 +22,9 @@ const PROBABILITIES: &str = "probabilities";
 /// Before the name of a class in the header of a CSV table.
 const PROBABILITY_OF: &str = "probability:";
 
+/// For some hundred thousand classes.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
 /// The only kind of file that a table replaces.
 const KIND: output::Kind = output::Kind { name: "a table of predictions", is_earlier: is_predictions };
 
@@ -33,8 +36,10 @@ fn is_predictions(path: &Path) -> bool {
             .map(|field| &field.name()[..])
             .eq([&COLUMNS[..], &[PROBABILITIES]].concat());
     }
-    let header = csv::Reader::from_path(path).and_then(|mut table| table.headers().cloned());
-    header.is_ok_and(|header| {
+    // Bounded, since any file may be at `path`, also one of gigabytes without a line break.
+    let start = fs_err::File::open(path).map(|file| file.take(MAX_HEADER_BYTES));
+    let header = start.ok().and_then(|start| csv::Reader::from_reader(start).headers().cloned().ok());
+    header.is_some_and(|header| {
         let mut names = header.iter();
         names.by_ref().take(COLUMNS.len()).eq(COLUMNS)
             && header.len() > COLUMNS.len()

@@ -13,6 +13,8 @@ pub(super) struct Forecast {
     images_per_second: f64,
     /// Share of decoding and augmentation in a step.
     loader_share: f64,
+    /// Communication between ranks is not part of a measured step.
+    ranks: usize,
 }
 
 impl Forecast {
@@ -46,6 +48,7 @@ impl Forecast {
             epochs: plan.config.train.epochs,
             images_per_second: plan.config.train.batch as f64 / step,
             loader_share: time.loader * part as f64 / step,
+            ranks,
         }
     }
 }
@@ -59,6 +62,9 @@ impl std::fmt::Display for Forecast {
         write!(f, "about {} for {epochs} epochs at ", duration(hours))?;
         write!(f, "{rate:.*} images/s, ", usize::from(rate < 10.0))?;
         write!(f, "decoding and augmentation {percent:.0} % of a step")?;
+        if self.ranks > 1 {
+            write!(f, ", plus communication between {} processes", self.ranks)?;
+        }
         if hours > 24.0 {
             write!(f, "\nsmaller --epochs, --image-size or --encoder (conv-c3) shorten it")?;
         }
@@ -87,8 +93,13 @@ mod tests {
         assert_eq!(duration(5.26), "5.3 h");
         assert_eq!(duration(0.03), "1.8 min (0.03 h)");
         assert_eq!(duration(1234.4), "1234 h");
-        let forecast =
-            Forecast { seconds: 36_000.0, epochs: 100.0, images_per_second: 7.06, loader_share: 0.75 };
+        let forecast = Forecast {
+            seconds: 36_000.0,
+            epochs: 100.0,
+            images_per_second: 7.06,
+            loader_share: 0.75,
+            ranks: 1,
+        };
         let text = forecast.to_string();
         assert!(
             text.starts_with("about 10.0 h for 100 epochs at 7.1 images/s, decoding and augmentation 75 %"),
@@ -96,5 +107,9 @@ mod tests {
         );
         assert!(text.contains("simclr pack") && !text.contains("--epochs"), "{text}");
         assert!(Forecast { seconds: 1e6, ..forecast }.to_string().contains("--epochs"));
+        assert!(!text.contains("communication"), "{text}");
+        assert!(
+            Forecast { ranks: 4, ..forecast }.to_string().contains("plus communication between 4 processes")
+        );
     }
 }
