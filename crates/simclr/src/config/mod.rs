@@ -66,6 +66,15 @@ pub struct RunConfig {
     pub dist: DistConfig,
 }
 
+impl RunConfig {
+    /// Whether a loss below its value at chance shows learning. With a queue it does not: at first the queue holds random keys, which
+    /// are farther away than every view. For losses see [`LossConfig::chance_decides`].
+    pub fn chance_decides(&self) -> bool {
+        let objective = self.task.objective;
+        !objective.is_contrastive() || (self.loss.chance_decides() && !objective.has_queue())
+    }
+}
+
 /// `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -128,11 +128,6 @@ pub trait Method: Debug {
     /// Loss of a batch of `images` if all similarities, or all logits, were equal.
     fn chance_loss(&self, images: usize) -> f64;
 
-    /// Whether a loss below [`Method::chance_loss`] shows learning.
-    fn chance_decides(&self) -> bool {
-        true
-    }
-
     /// Ratio of the reported loss to the mean over anchors.
     fn loss_scale(&self) -> f64 {
         1.0

@@ -50,10 +50,6 @@ impl Method for SimClr {
         self.loss.chance(2 * images)
     }
 
-    fn chance_decides(&self) -> bool {
-        self.loss.chance_decides()
-    }
-
     fn loss_scale(&self) -> f64 {
         self.loss.reduction.factor()
     }

@@ -18,7 +18,7 @@ type Curve = Vec<(f64, f64, f64)>;
 
 pub(super) fn section(analysis: &Analysis<'_>, plan: &Value) -> Result<String, EvalError> {
     let config = analysis.set.encoder.config();
-    let (images, decides) = (config.train.batch as i64, config.loss.chance_decides());
+    let (images, decides) = (config.train.batch as i64, config.chance_decides());
     let metrics = RecordedMetrics::read(analysis.run, images, decides)?;
     if metrics.steps.is_empty() {
         return Ok(

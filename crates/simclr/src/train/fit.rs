@@ -318,7 +318,7 @@ impl Run<'_> {
         let losses = [output.loss, self.method.chance_loss(output.ids.len())];
         let per_anchor = losses.map(|loss| loss / self.method.loss_scale());
         let pairs = self.method.positive_pairs(&z);
-        Health::of(&h, &pairs, per_anchor, output.accuracy, self.method.chance_decides())
+        Health::of(&h, &pairs, per_anchor, output.accuracy, self.plan.config.chance_decides())
     }
 
     /// Writes the checkpoint of `step`, on rank 0.

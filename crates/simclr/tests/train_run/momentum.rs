@@ -78,6 +78,7 @@ fn reports_compare_with_the_loss_at_chance() {
         let folder = RunFolder::create(&temp.path().join(format!("{}", set.len() as f64 + chance))).unwrap();
         let stop = AtomicBool::new(false);
         let config = config(&[set, &["moco.queue=50", "train.epochs=2"]].concat());
+        assert_eq!(config.chance_decides(), set[0].ends_with("v3"), "a queue holds random keys at first");
         let (outcome, recorder) = run(&config, &data, &folder, None, &stop);
         assert_eq!(outcome.unwrap(), Outcome::Finished);
         assert!((recorder.reports[0].chance_loss - chance).abs() < 1e-9, "{set:?}");
