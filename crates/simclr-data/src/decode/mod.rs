@@ -185,6 +185,14 @@ fn luma(rgb: &[u8]) -> u8 {
     ((sum + (1 << 15)) >> 16) as u8
 }
 
+/// The note on an image whose alpha, the last of `bands`, is dropped.
+fn alpha_left_out(bands: usize) -> String {
+    format!(
+        "alpha is left out, so that transparent pixels have the colours that are stored for them; data.channels = {bands} keeps \
+         it as a channel"
+    )
+}
+
 /// Formats other than JPEG. Alpha is kept if `how.channels` is 4.
 fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, String> {
     if tiff::is_tiff(bytes) {
@@ -207,8 +215,20 @@ fn other(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Result<Raster, St
     check_size(width.into(), height.into())?;
     let orientation = decoder.orientation().ok();
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let color = decoded.color();
+    let pixel = usize::from(color.bytes_per_pixel());
+    let alpha = pixel - pixel / usize::from(color.channel_count());
+    let is_alpha_lost = color.has_alpha() && how.channels != 4 && varies(decoded.as_bytes(), pixel, alpha);
     let (kept, values, kind) = kept_channels(decoded, how.channels == 4);
-    Ok(Raster::new((width as usize, height as usize), kept, values, kind).upright(orientation))
+    let raster = Raster::new((width as usize, height as usize), kept, values, kind).upright(orientation);
+    Ok(raster.with_note(is_alpha_lost.then(|| alpha_left_out(4))))
+}
+
+/// Whether pixels of `size` values differ in those `from` on.
+fn varies<T: PartialEq>(data: &[T], size: usize, from: usize) -> bool {
+    let mut ends = data.chunks_exact(size).map(|pixel| &pixel[from..]);
+    let first = ends.next();
+    ends.any(|end| Some(end) != first)
 }
 
 /// Grey, RGB or, if the image has alpha and `alpha` is set, RGBA.

@@ -52,7 +52,7 @@ macro_rules! same_type {
         }
     };
 }
-pub(super) use same_type;
+pub(super) use {each_type, same_type};
 
 impl Values {
     pub(super) fn len(&self) -> usize {
@@ -75,6 +75,13 @@ impl Raster {
         kind: &'static str,
     ) -> Self {
         Self { width, height, channels, values, kind, no_data: None, note: None }
+    }
+
+    /// Adds a note to an earlier one.
+    pub(crate) fn with_note(self, note: Option<String>) -> Self {
+        let notes: Vec<String> = [self.note, note].into_iter().flatten().collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
+        Self { note, ..self }
     }
 
     /// The type that the file declares: `uint8`, `int16`, `float32`, ...

@@ -21,8 +21,9 @@ use tiff::{
 };
 
 use super::{
-    Decoding, MAX_BYTES, Pages, check_size,
-    raster::{Raster, Values, same_type},
+    Decoding, MAX_BYTES, Pages, alpha_left_out, check_size,
+    raster::{Raster, Values, each_type, same_type},
+    varies,
 };
 
 /// Maximal number of pages that are read.
@@ -96,7 +97,7 @@ pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Resul
     }
     let no_data = reader.get_tag_ascii_string(Tag::GdalNodata).ok();
     let no_data = no_data.and_then(|text| text.trim_matches(['\0', ' ']).parse().ok());
-    Ok(Raster { no_data, note: used.note, ..stacked(rasters)? }.upright(first.orientation))
+    Ok(Raster { no_data, ..stacked(rasters)? }.with_note(used.note).upright(first.orientation))
 }
 
 /// Raises the decoder's limits to the largest image; sizes are checked before decoding.
@@ -253,17 +254,16 @@ impl Page {
                 self.stored
             ));
         }
+        let is_alpha_lost =
+            self.kept < stored && each_type!(&values, data => varies(data, stored, stored - 1));
         let (values, kept) = match self.photometric {
             PALETTE => (through_palette(reader, &values)?, 3),
             YCBCR => (rgb_of_ycbcr(&values, stored)?, 3),
             _ => (first_bands(values, stored, self.kept), self.kept),
         };
-        Ok(Raster::new(
-            (width, height),
-            kept,
-            values,
-            if self.photometric == PALETTE { "uint8" } else { kind },
-        ))
+        let kind = if self.photometric == PALETTE { "uint8" } else { kind };
+        let raster = Raster::new((width, height), kept, values, kind);
+        Ok(raster.with_note(is_alpha_lost.then(|| alpha_left_out(self.stored))))
     }
 
     /// Unpacks values of fewer than 8 bits to bytes, grey ones scaled to 0 to 255.

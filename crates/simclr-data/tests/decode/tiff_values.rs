@@ -87,6 +87,42 @@ fn rgb_keeps_a_fourth_band_unless_it_is_alpha() {
     }
 }
 
+/// Alpha that is the same everywhere says nothing.
+#[test]
+fn alpha_that_differs_between_pixels_is_left_out_with_a_note() {
+    let tiff_of = |alpha: [f64; 2]| {
+        let values = vec![1.0, 2.0, 3.0, alpha[0], 5.0, 6.0, 7.0, alpha[1]];
+        let page = Page { photometric: 2, extra: vec![2], ..Page::grey((2, 1), 4, (8, UNSIGNED), values) };
+        tiff(&[page], false, false)
+    };
+    let png_of = |alpha: [f64; 2], deep: bool| {
+        let [first, second] = alpha.map(|value| value as u16 * 257);
+        let grey = image::ImageBuffer::from_raw(2, 1, vec![9, first, 9, second]).unwrap();
+        let grey = image::DynamicImage::ImageLumaA16(grey);
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let image = if deep { grey } else { grey.into_rgba8().into() };
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    for (alpha, is_noted) in [([255.0, 0.0], true), ([7.0, 7.0], false)] {
+        for (name, bytes) in
+            [("x.tif", tiff_of(alpha)), ("x.png", png_of(alpha, false)), ("x.png", png_of(alpha, true))]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            fs_err::write(folder.path().join(name), bytes).unwrap();
+            let notes = |channels: Channels| {
+                let set = Dataset::open(folder.path(), Split::Train, channels).unwrap();
+                set.with_range(&Default::default()).unwrap().0.notes().to_vec()
+            };
+            let found =
+                notes(Channels::Auto).iter().any(|note| note.contains("1 of 1 images: alpha is left out"));
+            assert_eq!(found, is_noted, "{name} {alpha:?}: {:?}", notes(Channels::Auto));
+            let kept = notes(Channels::Count(4));
+            assert!(!kept.iter().any(|note| note.contains("alpha")), "{name}: {kept:?}");
+        }
+    }
+}
+
 #[test]
 fn palettes_are_expanded() {
     for (bits, scale) in [(8u16, 257u16), (4, 257), (8, 1)] {

@@ -1,4 +1,5 @@
-//! Temperature scaling and calibration of class probabilities (Guo et al. 2017, arXiv 1706.04599).
+//! Temperature scaling and calibration of class probabilities (Guo et al. 2017, arXiv 1706.04599). Targets are smoothed as in Platt's
+//! scaling (1999), since a hold-out without an error has no best temperature: the likelihood grows until it is 0.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -16,11 +17,23 @@ pub(super) fn nll(logits: &Tensor, labels: &Tensor, temperature: f64) -> f64 {
     -log_probabilities.gather(1, &labels.unsqueeze(1), false).mean(Kind::Double).double_value(&[])
 }
 
-/// The temperature with the least [`nll`]: golden-section search over its logarithm, in which the loss has a single minimum because it is
-/// convex in 1 / T.
+/// [`nll`] of targets that give the label (n + 1) / (n + 2), by Laplace's rule of succession, and the other classes the rest.
+fn smoothed_nll(logits: &Tensor, labels: &Tensor, temperature: f64) -> f64 {
+    let (n, classes) = (logits.size()[0] as f64, logits.size()[1] as f64);
+    let wrong = 1.0 / (n + 2.0);
+    let log_probabilities = (logits.to_kind(Kind::Double) / temperature).log_softmax(1, Kind::Double);
+    let of_label =
+        log_probabilities.gather(1, &labels.unsqueeze(1), false).mean(Kind::Double).double_value(&[]);
+    let of_all = log_probabilities.sum(Kind::Double).double_value(&[]) / n;
+    let of_others = (of_all - of_label) / (classes - 1.0).max(1.0);
+    -(1.0 - wrong) * of_label - wrong * of_others
+}
+
+/// The temperature with the least [`smoothed_nll`]: golden-section search over its logarithm, in which the loss has a single minimum
+/// because it is convex in 1 / T.
 pub(super) fn temperature(logits: &Tensor, labels: &Tensor) -> f64 {
     let golden = (5f64.sqrt() - 1.0) / 2.0;
-    let loss = |log: f64| nll(logits, labels, log.exp());
+    let loss = |log: f64| smoothed_nll(logits, labels, log.exp());
     let (mut low, mut high) = LOG_RANGE;
     let mut inner = [high - golden * (high - low), low + golden * (high - low)];
     let mut losses = inner.map(loss);
@@ -96,9 +109,21 @@ mod tests {
         for scale in [0.5, 1.0, 3.0] {
             let found = temperature(&(&logits * scale), &labels);
             assert!((found / scale - 1.0).abs() < 0.03, "{scale}: {found}");
-            let near = [0.99, 1.01].map(|factor| nll(&(&logits * scale), &labels, found * factor));
+            let near = [0.97, 1.03].map(|factor| nll(&(&logits * scale), &labels, found * factor));
             let least = nll(&(&logits * scale), &labels, found);
             assert!(near.iter().all(|near| *near > least), "{scale}");
+        }
+    }
+
+    /// Two classes, logits (1, -1) for each label: the best confidence is the target, 1 / (1 + exp(-2 / T)) = (n + 1) / (n + 2).
+    #[test]
+    fn a_hold_out_without_errors_limits_the_confidence() {
+        for n in [2i64, 20, 1000] {
+            let labels = Tensor::arange(n, (Kind::Int64, tch::Device::Cpu)).remainder(2);
+            let sign: Tensor = 1.0 - labels.to_kind(Kind::Double) * 2.0;
+            let found = temperature(&Tensor::stack(&[&sign, &sign.neg()], 1), &labels);
+            let expected = 2.0 / (n as f64 + 1.0).ln();
+            assert!((found / expected - 1.0).abs() < 1e-4, "{n}: {found}, {expected}");
         }
     }
 
