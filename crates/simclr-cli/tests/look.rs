@@ -156,4 +156,9 @@ fn neighbours_of_members_and_of_other_files() {
     let mut command = simclr(&["neighbours", "--data"]);
     let missing = execute(command.arg(&data).args(["--query", "nothing.png", "--"]).arg(&run));
     missing.refuses(&["nothing.png", "no such file, and no image of the set has this name"]);
+    let text_file = temp.path().join("notes.txt");
+    fs_err::write(&text_file, "no image").unwrap();
+    let mut command = simclr(&["neighbours", "--data"]);
+    let damaged = execute(command.arg(&data).arg("--query").arg(&text_file).arg("--").arg(&run));
+    damaged.refuses(&["cannot decode `", "notes.txt`: not a JPEG"]);
 }

@@ -40,7 +40,7 @@ pub fn run(arguments: &Inspect) -> Result<ExitCode, Failure> {
     if failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    let hint = "training skips them: 5, up to a tenth of the set, or the share data.max_bad_share where that is more";
+    let hint = "training skips such images: up to the share data.max_bad_share of a set, in a small one up to 5, but at most a tenth of it";
     Err(Failure::user(format!("{failed} images cannot be decoded"), Some(hint.into())))
 }
 

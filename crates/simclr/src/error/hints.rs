@@ -70,7 +70,8 @@ impl CheckpointError {
         match self {
             Self::Damaged { .. } => Some("remove the damaged checkpoint to start from the beginning".into()),
             Self::Mismatch { .. } => Some(
-                "resume with the configuration of the run folder, or start in another folder with --run"
+                "resume with the configuration of the run folder, or start in another folder with --run, from these weights with \
+                 --init RUN"
                     .into(),
             ),
             Self::Images { .. } => {
