@@ -32,10 +32,21 @@ fn defaults_are_chosen_for_cpu_and_small_sets_and_kept_on_resume() {
         ("train.image_size", "16"),
         ("train.batch", "32"),
         ("train.chunk", "0"),
+        ("augment.color", "0.5"),
+        ("augment.blur", "0.0"),
+        ("loss.temperature", "0.5"),
+        ("optim.scaling", "\"sqrt\""),
+        ("optim.lr", "0.075"),
     ];
     let as_chosen = || chosen.iter().for_each(|(name, value)| assert_eq!(key(&run, name), *value, "{name}"));
     as_chosen();
-    for part in ["chosen ", "encoder.name = resnet18", "train.batch = 32: the set has 40 images"] {
+    for part in [
+        "chosen ",
+        "encoder.name = resnet18",
+        "train.batch = 32: the set has 40 images",
+        "(paper B.9)",
+        "(paper B.1)",
+    ] {
         assert!(trained.err.contains(part), "no `{part}` in {}", trained.err);
     }
     let warned = "note           warm-up is as long as the run or longer";
@@ -51,7 +62,8 @@ fn written_keys_are_kept_and_the_time_is_estimated() {
     let temp = tempfile::tempdir().unwrap();
     let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
     let written = ["--encoder", "conv-c4", "--image-size", "24", "--batch", "8", "--chunk", "4"];
-    let trained = execute(pretrain(&data, &run, &written).args(["--epochs", "60"]));
+    let for_large = ["--set", "augment.color=1", "augment.blur=0.5", "loss.temperature=0.1", "optim.lr=0.3"];
+    let trained = execute(pretrain(&data, &run, &written).args(["--epochs", "60"]).args(for_large));
     trained.succeeds();
     for (name, value) in [
         ("encoder.name", "\"conv-c4\""),
@@ -59,6 +71,8 @@ fn written_keys_are_kept_and_the_time_is_estimated() {
         ("train.batch", "8"),
         ("train.chunk", "4"),
         ("train.batch_norm", "\"global\""),
+        ("augment.blur", "0.5"),
+        ("optim.scaling", "\"linear\""),
     ] {
         assert_eq!(key(&run, name), value, "{name}");
     }

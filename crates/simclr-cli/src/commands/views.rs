@@ -20,7 +20,7 @@ use simclr::{
         view_table::{Cell, ViewTable},
     },
     export::{NpyWriter, is_safetensors_of_views, npy_rows, safetensors_of_views},
-    train::RunFolder,
+    train::{RunFolder, choose_views},
 };
 
 use self::sheet::Sheet;
@@ -55,13 +55,14 @@ impl Format {
 /// Writes one row per image: the original with the transform of an evaluation, then views.
 pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let data = as_one_path(&arguments.data)?;
-    let (config, _) = arguments.config.load()?;
+    let (config, written) = arguments.config.load()?;
     let _held = RunFolder::around(&arguments.out, None)?;
     let format = Format::of(&arguments.out);
     check(&arguments.out, format, &data)?;
     let set =
         Dataset::open(&data, Split::Train, config.data.open_options())?.decoded_by(config.transform.jpeg);
     let (set, range) = set.with_range(&config.data.range)?;
+    let config = choose_views(config, &written, &set)?;
     let table =
         Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, range, set, config };
     match format {

@@ -25,6 +25,7 @@ pub mod state;
 pub mod trained_classifier;
 mod view_sheet; // images and views, for TensorBoard
 
+pub use auto_config::choose_views;
 pub use fit::{Outcome, fit, pretrain};
 pub use observe::{Observer, Silent, StepReport};
 pub use run_folder::RunFolder;

@@ -3,27 +3,31 @@
 //! 1. `train.batch`: if the set has fewer images than a batch, the largest power of two that it holds.
 //! 2. Without a GPU, `encoder.name` is `resnet18` and `train.image_size` follows from the number of images over all epochs and from
 //!    their size ([`choice::image_size`]), unless `encoder.file` is set.
-//! 3. `train.chunk` and `train.batch_norm`: small steps are measured; the batch passes in one pass if that fits into 80 % of the
+//! 3. The paper's settings for small images and small batches ([`paper`]).
+//! 4. `train.chunk` and `train.batch_norm`: small steps are measured; the batch passes in one pass if that fits into 80 % of the
 //!    free memory, else in chunks with global batch norm, else in chunks with batch norm over each.
-//! 4. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
+//! 5. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
 //!
-//! 5. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
+//! 6. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
 //!
 //! Rank 0 chooses the other keys for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
 
 mod choice;
 mod forecast;
 pub(super) mod measure;
+mod paper;
 mod time_budget;
+mod unmeasured;
 
-use simclr_data::rng::Key;
+pub use unmeasured::choose_views;
+
 use tch::Device;
 
 use self::choice::{BatchMode, Constraints, MemoryModel, MemoryNeeds, StepTime, best_mode};
 use self::forecast::Forecast;
 use self::measure::{LoaderCosts, StepCosts};
+use self::unmeasured::Unmeasured;
 use super::{
-    init::{self, TakenOver},
     machine::{self, GIB, gib},
     setup::{OpenedData, Prepared, prepare},
 };
@@ -32,7 +36,7 @@ use crate::{
     config::{KEPT_VIEWS, Written},
     device::trim_memory,
     dist::{ProcessGroup, all_ok},
-    encoder::{BatchNormScope, EncoderName},
+    encoder::BatchNormScope,
 };
 
 /// Share of the free memory that a run may take.
@@ -41,8 +45,6 @@ const FREE_MEMORY_SHARE: f64 = 0.8;
 const MIN_MEASURED_IMAGES: f64 = 2000.0;
 /// Upper bound on the bytes kept for the backward pass per byte of input (ResNet-50 with the CIFAR stem: 2500).
 const MAX_ACTIVATION_RATIO: f64 = 4000.0;
-/// Images decoded to estimate the median size.
-const SIZE_SAMPLE: usize = 8;
 /// Copies of weights and optimizer state while a checkpoint is written.
 const CHECKPOINT_COPIES: f64 = 2.0;
 /// The linear model came out 5 to 8 % below the peak of whole runs (ResNet-18, 128 px, 256 images).
@@ -90,8 +92,7 @@ struct Selection<'a> {
     written: &'a Written,
     config: RunConfig,
     facts: Vec<(String, String)>,
-    /// Keys of the network at `task.init_from`.
-    taken_over: TakenOver,
+    unmeasured: Unmeasured,
 }
 
 impl<'a> Selection<'a> {
@@ -102,14 +103,16 @@ impl<'a> Selection<'a> {
             written,
             config: opened.config.clone(),
             facts: Vec::new(),
-            taken_over: TakenOver::default(),
+            unmeasured: Unmeasured::default(),
         }
     }
 
     fn run(mut self) -> Result<AutoConfigured, TrainError> {
-        self.take_over_initial_network()?;
-        self.choose_batch();
-        let size_is_chosen = self.choose_for_cpu();
+        let OpenedData { dataset, device, .. } = self.opened;
+        self.unmeasured =
+            Unmeasured::choose(&mut self.config, self.written, dataset, *device, self.group.count())?;
+        let text = self.unmeasured.taken_over.describe();
+        self.facts.extend(text.map(|text| ("taken over".to_owned(), text)));
         let budget = Budget::new(self.group, &self.config, self.opened.device);
         if self.is_trivial(&budget) {
             return Ok(self.done());
@@ -127,7 +130,9 @@ impl<'a> Selection<'a> {
                 }
                 Err(error) => {
                     let next = choice::smaller_size(self.config.train.image_size);
-                    self.config.train.image_size = next.filter(|_| size_is_chosen).ok_or(error)?;
+                    let next = next.filter(|_| self.unmeasured.size_is_chosen);
+                    self.config.train.image_size = next.ok_or(error)?;
+                    self.unmeasured.of_paper = paper::settings(&mut self.config, self.written);
                 }
             }
         }
@@ -143,7 +148,7 @@ impl<'a> Selection<'a> {
         let was = &self.opened.config;
         let is = &self.config;
         let mut texts = Vec::new();
-        let is_chosen = |key: &str| !self.taken_over.has(key);
+        let is_chosen = |key: &str| !self.unmeasured.taken_over.has(key);
         if was.encoder.name != is.encoder.name && is_chosen("encoder.name") {
             let was = was.encoder.name.as_str();
             let is = is.encoder.name.as_str();
@@ -164,53 +169,8 @@ impl<'a> Selection<'a> {
             let norm = is.train.batch_norm.as_str();
             texts.push(format!("train.batch_norm = {norm}: global batch norm does not fit into the memory"));
         }
+        texts.extend(self.unmeasured.of_paper.iter().cloned());
         (!texts.is_empty()).then(|| texts.join("\n") + "\nkeys that you set are never changed")
-    }
-
-    /// Encoder, and head and size of images of a run, by `task.init_from`.
-    fn take_over_initial_network(&mut self) -> Result<(), TrainError> {
-        let channels = self.opened.dataset.channels();
-        self.taken_over = init::take_over(&mut self.config, self.written, channels)?;
-        let text = self.taken_over.describe();
-        self.facts.extend(text.map(|text| ("taken over".to_owned(), text)));
-        Ok(())
-    }
-
-    fn choose_batch(&mut self) {
-        let images = self.opened.dataset.len();
-        let too_few = images >= 2 && images < self.config.train.batch;
-        let one_per_rank = choice::batch(images) >= self.group.count();
-        if too_few && one_per_rank && !self.written.has("train.batch") {
-            self.config.train.batch = choice::batch(images);
-        }
-    }
-
-    /// Encoder and image size for a CPU. Returns whether the image size was chosen.
-    fn choose_for_cpu(&mut self) -> bool {
-        let written = self.written;
-        if self.opened.device.is_cuda() || written.has("encoder.file") {
-            return false;
-        }
-        if !written.has("encoder.name") && self.config.task.init_from.is_none() {
-            self.config.encoder.name = EncoderName::Resnet18;
-        }
-        if written.has("train.image_size") || self.taken_over.has("train.image_size") {
-            return false;
-        }
-        let Some(shorter_side) = self.median_shorter_side() else { return false };
-        self.config.train.image_size =
-            choice::image_size(self.opened.dataset.len(), self.config.train.epochs, shorter_side);
-        true
-    }
-
-    /// In pixels, over the first images of the first epoch; `None` if none can be decoded.
-    fn median_shorter_side(&self) -> Option<usize> {
-        let dataset = &self.opened.dataset;
-        let order = Key::order(self.config.train.seed, 0).stream().permutation(dataset.len());
-        let images = order.into_iter().take(SIZE_SAMPLE).filter_map(|id| dataset.decode(id).ok());
-        let mut sides: Vec<_> = images.map(|image| image.width.min(image.height)).collect();
-        sides.sort_unstable();
-        sides.get(sides.len() / 2).copied()
     }
 
     /// Whether the number of epochs follows from `train.minutes`.

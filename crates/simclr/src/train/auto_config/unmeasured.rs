@@ -1,0 +1,96 @@
+//! Choices by the images and the device, which need no measurement.
+
+use simclr_data::{Dataset, rng::Key};
+use tch::Device;
+
+use super::{choice, paper};
+use crate::{
+    RunConfig, TrainError,
+    config::Written,
+    device::choose_device,
+    encoder::EncoderName,
+    train::init::{self, TakenOver},
+};
+
+/// Images decoded to estimate the median size.
+const SIZE_SAMPLE: usize = 8;
+
+/// The configuration of which [`crate::train::pretrain`] makes the views of `dataset` on this machine, unless memory forces smaller ones.
+///
+/// # Errors
+/// A device that is absent; a `task.init_from` that cannot be read.
+pub fn choose_views(
+    mut config: RunConfig,
+    written: &Written,
+    dataset: &Dataset,
+) -> Result<RunConfig, TrainError> {
+    let device = choose_device(config.train.device, 0)?;
+    Unmeasured::choose(&mut config, written, dataset, device, 1)?;
+    Ok(config)
+}
+
+/// What is chosen by the images and the device, without a measurement.
+#[derive(Default)]
+pub(super) struct Unmeasured {
+    /// Keys of the network at `task.init_from`.
+    pub(super) taken_over: TakenOver,
+    /// Whether `train.image_size` was chosen by the images.
+    pub(super) size_is_chosen: bool,
+    /// Choices of [`paper::settings`].
+    pub(super) of_paper: Vec<String>,
+}
+
+impl Unmeasured {
+    /// Sets keys of `config` that are not `written`.
+    pub(super) fn choose(
+        config: &mut RunConfig,
+        written: &Written,
+        dataset: &Dataset,
+        device: Device,
+        ranks: usize,
+    ) -> Result<Self, TrainError> {
+        let taken_over = init::take_over(config, written, dataset.channels())?;
+        choose_batch(config, written, dataset.len(), ranks);
+        let may_choose_size = !written.has("train.image_size") && !taken_over.has("train.image_size");
+        let size_is_chosen = choose_for_cpu(config, written, dataset, device, may_choose_size);
+        let of_paper = paper::settings(config, written);
+        Ok(Self { taken_over, size_is_chosen, of_paper })
+    }
+}
+
+fn choose_batch(config: &mut RunConfig, written: &Written, images: usize, ranks: usize) {
+    let too_few = images >= 2 && images < config.train.batch;
+    if too_few && choice::batch(images) >= ranks && !written.has("train.batch") {
+        config.train.batch = choice::batch(images);
+    }
+}
+
+/// Encoder and, if it may be chosen, image size for a CPU. Returns whether the image size was chosen.
+fn choose_for_cpu(
+    config: &mut RunConfig,
+    written: &Written,
+    dataset: &Dataset,
+    device: Device,
+    may_choose_size: bool,
+) -> bool {
+    if device.is_cuda() || written.has("encoder.file") {
+        return false;
+    }
+    if !written.has("encoder.name") && config.task.init_from.is_none() {
+        config.encoder.name = EncoderName::Resnet18;
+    }
+    let shorter_side = may_choose_size.then(|| median_shorter_side(dataset, config.train.seed)).flatten();
+    if let Some(side) = shorter_side {
+        config.train.image_size = choice::image_size(dataset.len(), config.train.epochs, side);
+    }
+    shorter_side.is_some()
+}
+
+/// In pixels, over the first images of the first epoch; `None` if none can be decoded.
+fn median_shorter_side(dataset: &Dataset, seed: u64) -> Option<usize> {
+    let order = Key::order(seed, 0).stream().permutation(dataset.len());
+    let images = order.into_iter().take(SIZE_SAMPLE).filter_map(|id| dataset.decode(id).ok());
+    let mut sides: Vec<_> = images.map(|image| image.width.min(image.height)).collect();
+    sides.sort_unstable();
+    sides.get(sides.len() / 2).copied()
+}
