@@ -107,6 +107,8 @@ fn killed_runs_resume_with_the_same_weights() {
     assert!(resumed.err.contains("resumed after step "), "{}", resumed.err);
     assert!(expected == fs::read(newest_checkpoint(&run).unwrap()).unwrap(), "weights differ");
     assert_eq!(sessions(&run), ["start", "start", "finished"]);
+    let again = execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
+    assert!(again.succeeds().err.contains(": the run is finished"), "{}", again.err);
 }
 
 /// Events of `sessions.jsonl`; of an end its outcome.

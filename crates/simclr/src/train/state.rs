@@ -125,7 +125,8 @@ pub fn restore(
     optimizer.load_state(&stored)?;
     method.load_state(&stored)?;
     load_weights(method.params().named(), stored)?;
-    let mut notes = vec![format!("resumed after step {} of {}", state.step, plan.total_steps)];
+    let finished = if state.step < plan.total_steps { "" } else { ": the run is finished" };
+    let mut notes = vec![format!("resumed after step {} of {}{finished}", state.step, plan.total_steps)];
     notes.extend(machine_changes(&state, &now));
     Ok(Resumed { step: state.step, notes })
 }

@@ -12,11 +12,14 @@ const MIN_SHUFFLED_CHUNK: usize = 32;
 /// Images per chunk under global batch norm. Memory does not depend on it, so it is the fastest size.
 const GLOBAL_NORM_CHUNK: usize = 64;
 
-/// Image size on a CPU: by the number of images over all epochs, at most `shorter_side`, the median of the images' shorter sides.
-pub fn image_size(images: usize, epochs: f64, shorter_side: usize) -> usize {
-    let total = images as f64 * epochs;
-    let by_work = IMAGE_SIZES.iter().find(|(max, _)| total <= *max).map_or(64, |(_, size)| *size);
-    by_work.min(shorter_side / 4 * 4).max(8)
+/// Largest image size on a CPU for a run over `total` images, summed over epochs.
+pub fn cpu_image_size(total: f64) -> usize {
+    IMAGE_SIZES.iter().find(|(max, _)| total <= *max).map_or(64, |(_, size)| *size)
+}
+
+/// Image size of at most `most`, and of at most `shorter_side`, the median of the images' shorter sides.
+pub fn image_size(most: usize, shorter_side: usize) -> usize {
+    most.min(shorter_side / 4 * 4).max(8)
 }
 
 /// The next smaller image size, if there is one.
@@ -197,13 +200,9 @@ mod tests {
 
     #[test]
     fn image_size_follows_the_work_and_the_images() {
-        assert_eq!(image_size(400, 100.0, 3000), 128);
-        assert_eq!(image_size(20_000, 100.0, 3000), 96);
-        assert_eq!(image_size(50_000, 100.0, 3000), 64);
-        assert_eq!(image_size(400, 100.0, 100), 100);
-        assert_eq!(image_size(60_000, 100.0, 28), 28);
-        assert_eq!(image_size(400, 100.0, 33), 32);
-        assert_eq!(image_size(400, 100.0, 1), 8);
+        assert_eq!([4e4, 2e6, 5e6].map(cpu_image_size), [128, 96, 64]);
+        assert_eq!([3000, 100, 33, 1].map(|side| image_size(128, side)), [128, 100, 32, 8]);
+        assert_eq!(image_size(cpu_image_size(6e6), 28), 28);
         assert_eq!(
             (smaller_size(128), smaller_size(96), smaller_size(28), smaller_size(16)),
             (Some(96), Some(64), Some(16), None)

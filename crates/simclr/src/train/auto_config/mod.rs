@@ -1,12 +1,12 @@
 //! Keys of a new run that the user did not set, chosen to fit this machine; memory and duration are reported before the first step.
 //!
 //! 1. `train.batch`: if the set has fewer images than a batch, the largest power of two that it holds.
-//! 2. Without a GPU, `encoder.name` is `resnet18` and `train.image_size` follows from the number of images over all epochs and from
-//!    their size ([`choice::image_size`]), unless `encoder.file` is set.
+//! 2. `train.image_size` is at most the size of the images; without a GPU it follows from the number of images over all epochs as well
+//!    ([`choice::cpu_image_size`]), and `encoder.name` is `resnet18`. Not if `encoder.file` is set.
 //! 3. The paper's settings for small images and small batches ([`paper`]).
 //! 4. `train.chunk` and `train.batch_norm`: small steps are measured; the batch passes in one pass if that fits into 80 % of the
 //!    free memory, else in chunks with global batch norm, else in chunks with batch norm over each.
-//! 5. If none of these fits, `train.image_size` is reduced if it was chosen here; finally the run is refused.
+//! 5. If none of these fits, `train.image_size` is reduced if it was chosen for a CPU; finally the run is refused.
 //!
 //! 6. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
 //!
@@ -155,7 +155,10 @@ impl<'a> Selection<'a> {
             texts.push(format!("encoder.name = {is}: {was} is very slow without a GPU"));
         }
         if was.train.image_size != is.train.image_size && is_chosen("train.image_size") {
-            let why = "for a CPU, by the size and the number of the images";
+            let why = match self.opened.device.is_cuda() {
+                true => "by the size of the images",
+                false => "for a CPU, by the size and the number of the images",
+            };
             texts.push(format!("train.image_size = {}: {why}", is.train.image_size));
         }
         if was.train.batch != is.train.batch {

@@ -34,7 +34,7 @@ pub fn choose_views(
 pub(super) struct Unmeasured {
     /// Keys of the network at `task.init_from`.
     pub(super) taken_over: TakenOver,
-    /// Whether `train.image_size` was chosen by the images.
+    /// Whether `train.image_size` may be chosen again, smaller.
     pub(super) size_is_chosen: bool,
     /// Choices of [`paper::settings`].
     pub(super) of_paper: Vec<String>,
@@ -52,7 +52,7 @@ impl Unmeasured {
         let taken_over = init::take_over(config, written, dataset.channels())?;
         choose_batch(config, written, dataset.len(), ranks);
         let may_choose_size = !written.has("train.image_size") && !taken_over.has("train.image_size");
-        let size_is_chosen = choose_for_cpu(config, written, dataset, device, may_choose_size);
+        let size_is_chosen = choose_network(config, written, dataset, device, may_choose_size);
         let of_paper = paper::settings(config, written);
         Ok(Self { taken_over, size_is_chosen, of_paper })
     }
@@ -65,25 +65,29 @@ fn choose_batch(config: &mut RunConfig, written: &Written, images: usize, ranks:
     }
 }
 
-/// Encoder and, if it may be chosen, image size for a CPU. Returns whether the image size was chosen.
-fn choose_for_cpu(
+/// Encoder for a CPU and, if it may be chosen, image size. Returns whether a smaller image size may be chosen if memory is short.
+fn choose_network(
     config: &mut RunConfig,
     written: &Written,
     dataset: &Dataset,
     device: Device,
     may_choose_size: bool,
 ) -> bool {
-    if device.is_cuda() || written.has("encoder.file") {
+    if written.has("encoder.file") {
         return false;
     }
-    if !written.has("encoder.name") && config.task.init_from.is_none() {
+    let is_cpu = !device.is_cuda();
+    if is_cpu && !written.has("encoder.name") && config.task.init_from.is_none() {
         config.encoder.name = EncoderName::Resnet18;
     }
     let shorter_side = may_choose_size.then(|| median_shorter_side(dataset, config.train.seed)).flatten();
-    if let Some(side) = shorter_side {
-        config.train.image_size = choice::image_size(dataset.len(), config.train.epochs, side);
-    }
-    shorter_side.is_some()
+    let Some(side) = shorter_side else { return false };
+    let most = match is_cpu {
+        true => choice::cpu_image_size(dataset.len() as f64 * config.train.epochs),
+        false => config.train.image_size,
+    };
+    config.train.image_size = choice::image_size(most, side);
+    is_cpu
 }
 
 /// In pixels, over the first images of the first epoch; `None` if none can be decoded.
