@@ -19,7 +19,9 @@ fn views_show_the_policy_of_each_view() {
     ];
     let mut command = simclr(&["views", "--image-size", "32", "--images", "4", "--data"]);
     command.arg(&data).arg("--out").arg(&out).args(settings.iter().flat_map(|text| ["--set", text]));
-    execute(&mut command).succeeds();
+    let shown = execute(&mut command);
+    let note = "note: as in a run, augment.color = 0.5, augment.blur = 0";
+    assert!(shown.succeeds().out.contains(note), "{}", shown.out);
     let text = fs::read_to_string(temp.path().join("views.png.json")).unwrap();
     let parameters: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(parameters["augment"]["second_view"]["vertical_flip"], 1.0);

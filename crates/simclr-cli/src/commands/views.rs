@@ -62,14 +62,16 @@ pub fn run(arguments: &Views) -> Result<ExitCode, Failure> {
     let set =
         Dataset::open(&data, Split::Train, config.data.open_options())?.decoded_by(config.transform.jpeg);
     let (set, range) = set.with_range(&config.data.range)?;
-    let config = choose_views(config, &written, &set)?;
+    let (config, chosen) = choose_views(config, &written, &set)?;
     let table =
         Table { rows: arguments.images.clamp(1, set.len()), views: arguments.views, range, set, config };
     match format {
         Format::Picture => table.draw(&arguments.out)?,
         Format::Npy | Format::Safetensors => table.write_array(&arguments.out, format)?,
     }
-    table.set.notes().iter().for_each(|note| terminal::result(&format!("note: {note}")));
+    let notes = chosen.iter().map(|choice| format!("as in a run, {choice}"));
+    let notes = notes.chain(table.set.notes().iter().cloned());
+    notes.for_each(|note| terminal::result(&format!("note: {note}")));
     terminal::result(&format!(
         "{}  {} images, {} views each; originals: {}",
         arguments.out.display(),

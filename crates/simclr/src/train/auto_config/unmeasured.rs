@@ -15,7 +15,8 @@ use crate::{
 /// Images decoded to estimate the median size.
 const SIZE_SAMPLE: usize = 8;
 
-/// The configuration of which [`crate::train::pretrain`] makes the views of `dataset` on this machine, unless memory forces smaller ones.
+/// The configuration of which [`crate::train::pretrain`] makes the views of `dataset` on this machine, unless memory forces smaller ones,
+/// and a line for each choice by the paper.
 ///
 /// # Errors
 /// A device that is absent; a `task.init_from` that cannot be read.
@@ -23,10 +24,10 @@ pub fn choose_views(
     mut config: RunConfig,
     written: &Written,
     dataset: &Dataset,
-) -> Result<RunConfig, TrainError> {
+) -> Result<(RunConfig, Vec<String>), TrainError> {
     let device = choose_device(config.train.device, 0)?;
-    Unmeasured::choose(&mut config, written, dataset, device, 1)?;
-    Ok(config)
+    let chosen = Unmeasured::choose(&mut config, written, dataset, device, 1)?;
+    Ok((config, chosen.of_paper))
 }
 
 /// What is chosen by the images and the device, without a measurement.
