@@ -107,8 +107,7 @@ fn arms_have_names_of_their_own_and_claims_refer_to_them() {
     }
 }
 
-/// Seconds on two cores of a machine on which the recipe trains 4,700 images/s: images passed, relative to the recipe's, and
-/// measurements of 6 s.
+/// Seconds on two cores of a machine on which the recipe trains 4,700 images/s: images passed, relative to the recipe's.
 fn nominal_seconds(scale: &Scale, run: &Run) -> f64 {
     let config = run.config(scale, 1).unwrap();
     let images = run.images.count as f64;
@@ -139,7 +138,9 @@ fn all_studies_with_three_seeds_fit_into_six_hours() {
         }
         for probe in &arm.probes {
             let key = format!("{} {probe:?}", arm.run.identity(&scale, 1).unwrap());
-            seconds += if probes.insert(key) { 6.0 } else { 0.0 };
+            // Measured: 1.7 s (median of 69) for frozen features, on one of two busy cores; others take at most 6 s.
+            let measurement = if *probe == Probe::Frozen { 2.0 } else { 6.0 };
+            seconds += if probes.insert(key) { measurement } else { 0.0 };
         }
     }
     let hours = 3.0 * seconds / 3600.0;
