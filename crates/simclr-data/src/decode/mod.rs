@@ -185,7 +185,7 @@ fn luma(rgb: &[u8]) -> u8 {
     ((sum + (1 << 15)) >> 16) as u8
 }
 
-/// The note on an image whose alpha, the last of `bands`, is dropped.
+/// The note on an image without its alpha, the last of `bands`.
 fn alpha_left_out(bands: usize) -> String {
     format!(
         "alpha is left out, so that transparent pixels have the colours that are stored for them; data.channels = {bands} keeps \
