@@ -159,8 +159,8 @@ fn resume_auto_refuses_other_settings() {
     let auto = |more: &[&str]| execute(&mut pretrain(&data, &run, &[AUTO, more].concat()));
     auto(&[]).succeeds();
     let weights = fs::read(newest_checkpoint(&run).unwrap()).unwrap();
-    let refused = auto(&["--set", "loss.temperature=0.7", "--set", "train.health_every=7"]);
-    refused.refuses(&["started with other settings: loss.temperature was not set, is 0.7"]);
+    let refused = auto(&["--set", "loss.decoupled=true", "--set", "train.health_every=7"]);
+    refused.refuses(&["started with other settings: loss.decoupled was not set, is true"]);
     refused.hints("--resume");
     auto(&["--set", "train.health_every=7"]).succeeds();
     assert!(weights == fs::read(newest_checkpoint(&run).unwrap()).unwrap());
