@@ -31,7 +31,7 @@ use crate::{
     views::AugmentDeviceChoice,
 };
 
-pub use plan::{KEPT_VIEWS, Plan};
+pub use plan::{KEPT_VIEWS, LINEAR_SCALING_BATCH, Plan, SMALL_IMAGE};
 pub use written::{Written, WrittenChange};
 
 /// A run as written. The default of every key is in the `Default` of its section; those of the loader's keys are

@@ -227,6 +227,11 @@ impl Plan {
 /// so that memory does not grow with the batch, at the cost of decoding twice.
 pub const KEPT_VIEWS: usize = 1 << 30;
 
+/// Largest side in pixels of views for which the paper's settings for CIFAR-10 (B.9) are meant.
+pub const SMALL_IMAGE: usize = 32;
+/// Images per step from which linear scaling trains as well as square-root scaling (paper, B.1).
+pub const LINEAR_SCALING_BATCH: usize = 512;
+
 impl RunConfig {
     fn view_passes(&self, channels: usize) -> usize {
         let train = &self.train;
@@ -241,7 +246,7 @@ impl RunConfig {
     pub fn cautions(&self) -> Vec<String> {
         let Self { augment, train, optim, .. } = self;
         let contrastive = self.task.objective.is_contrastive();
-        let small = train.image_size <= 32;
+        let small = train.image_size <= SMALL_IMAGE;
         let imagenet_stem = self.encoder.imagenet_stem(train.image_size as i64) && self.encoder.is_resnet();
         let adaptive = matches!(optim.kind, OptimKind::Lars | OptimKind::Lamb);
         let cautions = [
@@ -270,7 +275,9 @@ impl RunConfig {
                 "the official loss is twice the paper's, which doubles the effective learning rate of this optimizer",
             ),
             (
-                optim.kind == OptimKind::Lars && optim.scaling == Scaling::Linear && train.batch < 512,
+                optim.kind == OptimKind::Lars
+                    && optim.scaling == Scaling::Linear
+                    && train.batch < LINEAR_SCALING_BATCH,
                 "linear scaling with LARS at a small batch: square-root scaling trains better (paper B.1)",
             ),
             (

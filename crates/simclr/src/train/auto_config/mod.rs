@@ -130,7 +130,7 @@ impl<'a> Selection<'a> {
                 }
                 Err(error) => {
                     let next = choice::smaller_size(self.config.train.image_size);
-                    let next = next.filter(|_| self.unmeasured.size_is_chosen);
+                    let next = next.filter(|_| self.unmeasured.size_may_shrink);
                     self.config.train.image_size = next.ok_or(error)?;
                     self.unmeasured.of_paper = paper::settings(&mut self.config, self.written);
                 }

@@ -2,16 +2,11 @@
 
 use crate::{
     RunConfig,
-    config::Written,
+    config::{LINEAR_SCALING_BATCH, SMALL_IMAGE, Written},
     losses::LossKind,
     optim::{OptimKind, Scaling},
     task::MethodKind,
 };
-
-/// Largest side of small images.
-const SMALL: usize = 32;
-/// Smallest batch at which linear scaling is as good as square-root scaling.
-const LARGE_BATCH: usize = 512;
 
 /// Sets the keys that are not `written`; returns a line for each choice.
 pub(super) fn settings(config: &mut RunConfig, written: &Written) -> Vec<String> {
@@ -23,7 +18,7 @@ pub(super) fn settings(config: &mut RunConfig, written: &Written) -> Vec<String>
 
 /// Appendix B.9: half the colour distortion, no blur, temperature 0.5.
 fn for_small_images(config: &mut RunConfig, written: &Written) -> Option<String> {
-    if config.train.image_size > SMALL {
+    if config.train.image_size > SMALL_IMAGE {
         return None;
     }
     let (augment, loss) = (&mut config.augment, &mut config.loss);
@@ -41,18 +36,18 @@ fn for_small_images(config: &mut RunConfig, written: &Written) -> Option<String>
         chosen.push("loss.temperature = 0.5");
     }
     (!chosen.is_empty())
-        .then(|| format!("{}: for images of {SMALL} px or less (paper B.9)", chosen.join(", ")))
+        .then(|| format!("{}: for images of {SMALL_IMAGE} px or less (paper B.9)", chosen.join(", ")))
 }
 
 /// Appendix B.1, and the official README: 0.075 * sqrt(B), which is 0.3 * B / 256 at a batch of 4096.
 fn for_small_batches(config: &mut RunConfig, written: &Written) -> Option<String> {
     let is_free = ["optim.kind", "optim.scaling", "optim.lr"].iter().all(|key| !written.has(key));
-    if !is_free || config.optim.kind != OptimKind::Lars || config.train.batch >= LARGE_BATCH {
+    if !is_free || config.optim.kind != OptimKind::Lars || config.train.batch >= LINEAR_SCALING_BATCH {
         return None;
     }
     (config.optim.scaling, config.optim.lr) = (Scaling::Sqrt, 0.075);
     Some(format!(
-        "optim.scaling = sqrt, optim.lr = 0.075: for batches below {LARGE_BATCH} images (paper B.1)"
+        "optim.scaling = sqrt, optim.lr = 0.075: for batches below {LINEAR_SCALING_BATCH} images (paper B.1)"
     ))
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Unmeasured {
     /// Keys of the network at `task.init_from`.
     pub(super) taken_over: TakenOver,
     /// Whether `train.image_size` may be chosen again, smaller.
-    pub(super) size_is_chosen: bool,
+    pub(super) size_may_shrink: bool,
     /// Choices of [`paper::settings`].
     pub(super) of_paper: Vec<String>,
 }
@@ -53,9 +53,9 @@ impl Unmeasured {
         let taken_over = init::take_over(config, written, dataset.channels())?;
         choose_batch(config, written, dataset.len(), ranks);
         let may_choose_size = !written.has("train.image_size") && !taken_over.has("train.image_size");
-        let size_is_chosen = choose_network(config, written, dataset, device, may_choose_size);
+        let size_may_shrink = choose_network(config, written, dataset, device, may_choose_size);
         let of_paper = paper::settings(config, written);
-        Ok(Self { taken_over, size_is_chosen, of_paper })
+        Ok(Self { taken_over, size_may_shrink, of_paper })
     }
 }
 
