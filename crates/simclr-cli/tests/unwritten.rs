@@ -46,11 +46,10 @@ fn defaults_are_chosen_for_cpu_and_small_sets_and_kept_on_resume() {
         "train.batch = 32: the set has 40 images",
         "(paper B.9)",
         "(paper B.1)",
+        "warm-up        optim.warmup_epochs = 0.1: a tenth of the run",
     ] {
         assert!(trained.err.contains(part), "no `{part}` in {}", trained.err);
     }
-    let warned = "note           warm-up is as long as the run or longer";
-    assert!(trained.err.contains(warned), "{}", trained.err);
     // On resume, nothing is chosen again.
     let resumed = execute(simclr(&["pretrain", "--resume", "--run"]).arg(&run));
     assert!(!resumed.succeeds().err.contains("chosen "), "{}", resumed.err);
@@ -79,6 +78,17 @@ fn written_keys_are_kept_and_the_time_is_estimated() {
     let (time, first) = (line("time           about"), line("step 1/"));
     assert!(time.is_some() && time < first, "{}", trained.err);
     assert!(line("memory ").is_some() && line("chosen ").is_none(), "{}", trained.err);
+}
+
+#[test]
+fn keys_without_effect_are_listed() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, run) = (image_folder(&temp.path().join("images"), 40), temp.path().join("run"));
+    let trained =
+        execute(&mut pretrain(&data, &run, &["--set", "moco.queue=4096", "--set", "optim.beta1=0.9"]));
+    let expected = "without effect moco.queue = 4096 has no effect: it needs task.objective";
+    assert!(trained.succeeds().err.contains(expected), "{}", trained.err);
+    assert!(!trained.err.contains("optim.beta1"), "the default: {}", trained.err);
 }
 
 #[test]

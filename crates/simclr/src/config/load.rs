@@ -44,7 +44,8 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn load_written(path: Option<&Path>, overrides: &[String]) -> Result<(Self, Written), ConfigError> {
-        let table = path.map_or(Ok(Table::new()), read)?;
+        let mut table = path.map_or(Ok(Table::new()), read)?;
+        drop_other_duration(&mut table, overrides);
         let mut written = table.clone();
         let config = Self::of_table(table, path, overrides)?;
         let mut notices = rename_former_keys(&mut written);
@@ -53,7 +54,15 @@ impl RunConfig {
             set(&mut written, &text)?;
             notices.extend(notice);
         }
-        Ok((config, Written::new(written, notices)))
+        let written = Written::new(written, notices);
+        if config.train.minutes > 0.0 && written.has("train.epochs") {
+            return Err(ConfigError::Value {
+                key: "train.epochs".into(),
+                value: config.train.epochs.to_string(),
+                expected: format!("not set, as train.minutes = {} is", config.train.minutes),
+            });
+        }
+        Ok((config, written))
     }
 
     /// Reads the `config.toml` of a run. If it is from before runs recorded `[transform]` or `data.range`, the values of that time
@@ -105,6 +114,20 @@ impl RunConfig {
     /// With all defaults.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("TOML can represent every configuration")
+    }
+}
+
+/// Removes `train.minutes` from the `table` of a file if `overrides` set `train.epochs`, and the other way round: a recipe of ten minutes
+/// with `--epochs 4` has 4 epochs.
+fn drop_other_duration(table: &mut Table, overrides: &[String]) {
+    let sets = |key: &str| overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some(key));
+    let other = match (sets("train.epochs"), sets("train.minutes")) {
+        (true, false) => "minutes",
+        (false, true) => "epochs",
+        _ => return,
+    };
+    if let Some(Value::Table(train)) = table.get_mut("train") {
+        train.remove(other);
     }
 }
 
@@ -251,6 +274,24 @@ mod tests {
         let config = load("[loss]\ntemperature = 0.5\n", &["optim.lr=0.7", "encoder.name=resnet18"]).unwrap();
         assert_eq!((config.loss.temperature, config.optim.lr), (0.5, 0.7));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn the_duration_of_the_command_line_counts() {
+        let minutes = "[train]\nminutes = 10\n";
+        let durations = |text, overrides: &[&str]| {
+            let train = load(text, overrides).unwrap().train;
+            (train.epochs, train.minutes)
+        };
+        assert_eq!(durations(minutes, &["train.epochs=4"]), (4.0, 0.0));
+        assert_eq!(durations("[train]\nepochs = 4\n", &["train.minutes=10"]).1, 10.0);
+        assert_eq!(durations("[train]\nepochs = 4\nminutes = 0\n", &[]), (4.0, 0.0));
+        for (text, overrides) in
+            [("[train]\nminutes = 10\nepochs = 4\n", &[][..]), ("", &["train.minutes=10", "train.epochs=4"])]
+        {
+            let error = load(text, overrides).unwrap_err().to_string();
+            assert_eq!(error, "train.epochs = 4: expected not set, as train.minutes = 10 is");
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl RunConfig {
         let valid = |&(share, size): &(f64, usize)| (0.0..1.0).contains(&share) && (8..=2048).contains(&size);
         let expected = "pairs of a share of the steps, at least 0, below 1 and rising, and 8 to 2048 pixels";
         check(rises && view_sizes.iter().all(valid), "train.view_sizes", &value, expected)?;
-        let resizable = encoder.file.is_none() && !encoder.is_transformer();
+        let resizable = encoder.file.is_none() && !encoder.is_vit();
         let expected = "none with a vision transformer or encoder.file: their image size is fixed";
         check(view_sizes.is_empty() || resizable, "train.view_sizes", &value, expected)
     }

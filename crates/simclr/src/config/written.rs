@@ -48,7 +48,7 @@ impl Written {
     }
 
     /// A value that is no section.
-    fn value(&self, key: &str) -> Option<&Value> {
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
         let (last, path) = key.rsplit_once('.').map_or((key, None), |(path, last)| (last, Some(path)));
         let mut table = self.table.as_ref()?;
         for name in path.into_iter().flat_map(|path| path.split('.')) {

@@ -389,11 +389,6 @@ impl EncoderConfig {
     pub fn is_resnet(&self) -> bool {
         self.file.is_none() && self.name.as_str().starts_with("resnet")
     }
-
-    /// Whether the encoder is one of the vision transformers built here, for images of one size.
-    pub fn is_transformer(&self) -> bool {
-        self.file.is_none() && self.name.as_str().starts_with("vit")
-    }
 }
 
 impl EncoderName {

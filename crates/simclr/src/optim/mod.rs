@@ -54,7 +54,7 @@ pub struct OptimConfig {
     pub eps: Option<f64>,
     /// LAMB: bias correction of the moments (arXiv 1904.00962 v5; not in v3 and its public ports).
     pub lamb_bias_correction: bool,
-    /// Linear warm-up, in epochs.
+    /// Linear warm-up, in epochs. If it is not set, `pretrain` gives a run of fewer than 100 epochs a tenth of them.
     pub warmup_epochs: f64,
     /// Schedule after warm-up.
     pub schedule: ScheduleKind,

@@ -9,6 +9,7 @@
 //! 5. If none of these fits, `train.image_size` is reduced if it was chosen for a CPU; finally the run is refused.
 //!
 //! 6. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
+//! 7. `optim.warmup_epochs` is a tenth of a run of fewer than 100 epochs.
 //!
 //! Rank 0 chooses the other keys for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
 
@@ -74,16 +75,27 @@ pub(super) fn auto_configure(
     }
     let (mut config, mut facts) =
         done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
-    if group.count() > 1 {
-        config = RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?;
-    }
+    config = of_first_rank(group, config)?;
     if config.train.minutes > 0.0 {
         let found = time_budget::affordable(group, opened, &config)?;
         (config.train.epochs, config.train.minutes) = (found.epochs, 0.0);
         facts.push(("time".into(), found.text));
         trim_memory(opened.device);
     }
-    Ok(AutoConfigured { config, facts })
+    if group.is_first() {
+        let warm_up = paper::short_warm_up(&mut config, written);
+        facts.extend(warm_up.map(|text| ("warm-up".to_owned(), text)));
+        let without_effect = written.without_effect(&config).join("\n");
+        facts.extend((!without_effect.is_empty()).then(|| ("without effect".to_owned(), without_effect)));
+    }
+    Ok(AutoConfigured { config: of_first_rank(group, config)?, facts })
+}
+
+fn of_first_rank(group: &ProcessGroup, config: RunConfig) -> Result<RunConfig, TrainError> {
+    match group.count() {
+        1 => Ok(config),
+        _ => Ok(RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?),
+    }
 }
 
 struct Selection<'a> {

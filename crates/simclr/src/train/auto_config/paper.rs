@@ -1,4 +1,4 @@
-//! Settings that the paper recommends for small images and for small batches, in place of those for ImageNet that are the defaults.
+//! Settings that the paper recommends for small images, small batches and short runs, in place of those for ImageNet that are the defaults.
 
 use crate::{
     RunConfig,
@@ -51,6 +51,16 @@ fn for_small_batches(config: &mut RunConfig, written: &Written) -> Option<String
     ))
 }
 
+/// Section 2.2 has 10 epochs of warm-up in 100. Returns a line if the run has fewer than 100 and the key is not `written`.
+pub(super) fn short_warm_up(config: &mut RunConfig, written: &Written) -> Option<String> {
+    if config.train.epochs >= 100.0 || written.has("optim.warmup_epochs") {
+        return None;
+    }
+    let epochs = (config.train.epochs * 10.0).round() / 100.0;
+    config.optim.warmup_epochs = epochs;
+    Some(format!("optim.warmup_epochs = {epochs}: a tenth of the run (paper: 10 of 100 epochs)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +102,19 @@ mod tests {
         for other in ["task.objective=moco", "task.objective=supervised"] {
             assert!(chosen(&[&small[..], &[other]].concat()).1.is_empty(), "{other}");
         }
+    }
+
+    #[test]
+    fn warm_up_is_a_tenth_of_a_short_run() {
+        let warm_up = |overrides: &[&str]| {
+            let mut config = chosen(overrides).0;
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let written = RunConfig::load_written(None, &overrides).unwrap().1;
+            let line = short_warm_up(&mut config, &written);
+            (config.optim.warmup_epochs, line.is_some())
+        };
+        assert_eq!(warm_up(&["train.epochs=100"]), (10.0, false));
+        assert_eq!(warm_up(&["train.epochs=30"]), (3.0, true));
+        assert_eq!(warm_up(&["train.epochs=4", "optim.warmup_epochs=1"]), (1.0, false));
     }
 }
