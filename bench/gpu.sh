@@ -4,6 +4,8 @@
 # eager and compiled PyTorch, with the GPU's busy share. Our binaries may have been built elsewhere against a CPU libtorch of the
 # same version: here they run on that python's libtorch, CUDA half included.
 # usage: PEER_PYTHON=python PEERS=folder-of-peer-scripts bench/gpu.sh [SECTION ...]     about 12 minutes, 2 rounds
+# Sections: tests, account (where the time of a step goes), and those of bench.py; all by default. Steps alone, about 6 minutes (estimated):
+#   ROUNDS=1 bench/gpu.sh account gpu-step-resnet18 gpu-step-resnet50
 # before, here or where the binaries come from: cargo build --release --workspace --examples && cargo test --release --workspace --no-run
 # Figures of a run by hand on one H100: bench/results/gpu-h100.txt.
 set -eu
@@ -13,10 +15,31 @@ lib=$("$PEER_PYTHON" -c 'import pathlib, torch; assert torch.cuda.is_available()
 # torch's own CUDA libraries lie in packages next to it.
 LD_LIBRARY_PATH=$lib$(find "$lib/../../nvidia" -maxdepth 3 -type d -name lib -printf ':%p')${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH PEER_PYTHON
-for suite in gpu batch_norm nccl golden_optim recorded device_views; do
-    for check in target/release/deps/"$suite"-*; do
-        case $check in *.d) ;; *) [ ! -x "$check" ] || "$check" --ignored --test-threads 1 ;; esac
+
+run_tests() {
+    for suite in gpu batch_norm nccl golden_optim recorded device_views; do
+        for check in target/release/deps/"$suite"-*; do
+            case $check in *.d) ;; *) [ ! -x "$check" ] || "$check" --ignored --test-threads 1 ;; esac
+        done
     done
+}
+
+# As bench/results/step-account.txt, measured.
+account() {
+    for work in "resnet18-cifar --views 1024" "resnet50 --views 256"; do
+        # shellcheck disable=SC2086
+        target/release/examples/step_bench bf16 --encoder $work --runs 20 --account
+    done >bench/results/gpu-step-account.txt
+}
+
+[ $# -gt 0 ] || set -- tests account gpu-step-resnet18 gpu-step-resnet50 gpu-epoch-resnet18 gpu-epoch-resnet50
+peers=
+for section in "$@"; do
+    case $section in
+    tests) run_tests ;;
+    account) account ;;
+    *) peers="$peers $section" ;;
+    esac
 done
-[ $# -gt 0 ] || set -- gpu-step-resnet18 gpu-step-resnet50 gpu-epoch-resnet18 gpu-epoch-resnet50
-"$PEER_PYTHON" bench/bench.py "$@" --rounds "${ROUNDS:-2}" --out bench/results/gpu.json
+# shellcheck disable=SC2086
+[ -z "$peers" ] || "$PEER_PYTHON" bench/bench.py $peers --rounds "${ROUNDS:-2}" --out bench/results/gpu.json

@@ -34,6 +34,8 @@ fn glue(include: &Path) {
         .include(include)
         .include("src/gloo_declarations")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // As libtorch is built: classes such as at::RecordFunction have other members without it.
+        .define("NDEBUG", None)
         .files(
             [
                 "shim",
@@ -49,7 +51,7 @@ fn glue(include: &Path) {
                 "hooks",
                 "memory",
                 "nccl",
-                "operations",
+                "profile",
                 "optimizer",
                 "stream",
                 "upload",

@@ -12,7 +12,7 @@ pub mod hooks;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
-mod operations;
+pub mod profile;
 mod optimizer;
 pub mod stream;
 mod upload;
@@ -30,8 +30,8 @@ pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions}
 pub use channel::{Channel, exit_now};
 pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
 pub use gradient::{backward, drop_gradient};
-pub use operations::operations;
 pub use optimizer::{Parameter, Rule, Trust, gpu_gradient_norm, gpu_optimizer_step};
+pub use profile::operations;
 pub use upload::upload;
 
 /// First line of an error of libtorch, CUDA or NCCL.

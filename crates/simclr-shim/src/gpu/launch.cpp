@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../guard.h"
+#include "../record.h"
 #include "device.h"
 
 namespace simclr {
@@ -168,6 +169,7 @@ bool kernels_available(const at::Tensor& tensor) {
 
 void launch(const char* kernel, Grid grid, const void* arguments, const at::Tensor& like) {
     if (grid.x <= 0 || grid.y <= 0) return;
+    Recorded recorded(kernel, {});
     if (like.is_cpu()) return emulate(kernel, grid, arguments, emulation == 2);
     c10::Device device = like.device();
     c10::impl::VirtualGuardImpl guard(device.type());

@@ -146,7 +146,7 @@ pub fn executor(
 
 impl StepContext<'_> {
     /// Training mode for a batch that passes through the encoder at once.
-    fn train_mode(&self) -> Mode {
+    pub fn train_mode(&self) -> Mode {
         let global = self.norm.scope == BatchNormScope::Global;
         let all_reduce = if global { self.group.norm_all_reduce() } else { None };
         let NormConfig { momentum, groups, .. } = self.norm;

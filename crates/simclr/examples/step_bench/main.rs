@@ -1,9 +1,14 @@
 //! Seconds per SimCLR step (forward, NT-Xent, backward, SGD with momentum) on random views that lie on the device
-//! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared.
+//! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared. With `--account`, also where the
+//! time goes.
 //!
-//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3] [--views 256] [--runs 5]`
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3] [--views 256] [--runs 5] [--account]
+//! [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
+//! GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::print_stderr, reason = "a benchmark prints")]
+
+mod account;
 
 use std::{error::Error, time::Instant};
 
@@ -19,8 +24,13 @@ use simclr::{
     model::Model,
     optim::{OptimConfig, OptimKind, Optimizer},
 };
-use simclr_shim::stream::StreamGuard;
+use simclr_shim::{
+    gpu::{Order, emulated},
+    stream::StreamGuard,
+};
 use tch::{Device, Kind, Tensor};
+
+use account::Limits;
 
 /// The peer's learning rate and weight decay; neither changes the work.
 const LEARNING_RATE: f64 = 0.1;
@@ -31,6 +41,9 @@ struct Arguments {
     encoder: String,
     views: i64,
     runs: usize,
+    account: bool,
+    emulate_gpu: bool,
+    limits: Option<Limits>,
 }
 
 fn arguments() -> Result<Arguments, Box<dyn Error>> {
@@ -40,13 +53,24 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         Some("f32") => Precision::F32,
         other => return Err(format!("expected bf16 or f32, got {other:?}").into()),
     };
-    let mut found = Arguments { precision, encoder: "resnet18-cifar".into(), views: 256, runs: 5 };
+    let mut found = Arguments {
+        precision,
+        encoder: "resnet18-cifar".into(),
+        views: 256,
+        runs: 5,
+        account: false,
+        emulate_gpu: false,
+        limits: None,
+    };
     while let Some(flag) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        let mut value = || words.next().ok_or_else(|| format!("{flag} needs a value"));
         match flag.as_str() {
-            "--encoder" => found.encoder = value,
-            "--views" => found.views = value.parse()?,
-            "--runs" => found.runs = value.parse()?,
+            "--account" => found.account = true,
+            "--emulate-gpu" => found.emulate_gpu = true,
+            "--encoder" => found.encoder = value()?,
+            "--views" => found.views = value()?.parse()?,
+            "--runs" => found.runs = value()?.parse()?,
+            "--limits" => found.limits = Some(parse_limits(&value()?)?),
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
@@ -54,6 +78,11 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         return Err("views must be even and at least 2, runs at least 1".into());
     }
     Ok(found)
+}
+
+fn parse_limits(text: &str) -> Result<Limits, Box<dyn Error>> {
+    let (product, copy) = text.split_once(',').ok_or("--limits needs TFLOPS,GBPS")?;
+    Ok(Limits { tera_flop_per_second: product.parse()?, gigabytes_per_second: copy.parse()? })
 }
 
 /// torchvision's network (He initialisation, no zero gamma), as the peer script builds it, and the side of a view.
@@ -69,6 +98,13 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
+    match arguments.emulate_gpu {
+        true => emulated(Order::Rising, || measure(&arguments)),
+        false => measure(&arguments),
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let device = choose_device(DeviceChoice::Auto, 0)?;
     let (config, size) = encoder(&arguments.encoder)?;
     let model = Model::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
@@ -113,13 +149,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let mut seconds = (0..arguments.runs).map(|_| step()).collect::<Result<Vec<_>, _>>()?;
     seconds.sort_by(f64::total_cmp);
-    report(&arguments, device, &seconds);
+    report(arguments, device, &seconds);
+    if arguments.account {
+        account::print(&context, &method, &mut optimizer, &views, LEARNING_RATE, arguments.limits)?;
+    }
     Ok(())
 }
 
 /// The peer's line; `seconds` ascend.
 fn report(arguments: &Arguments, device: Device, seconds: &[f64]) {
-    let Arguments { precision, encoder, views, runs } = arguments;
+    let Arguments { precision, encoder, views, runs, .. } = arguments;
     let median = (seconds[(runs - 1) / 2] + seconds[runs / 2]) / 2.0;
     let (kind, place) = (if *precision == Precision::Bf16 { "bf16" } else { "f32" }, describe(device));
     println!(
