@@ -135,8 +135,8 @@ impl Health {
             ),
             Regime::AtChance => format!("not learning yet: loss {loss:.3} is at chance ({chance:.3})"),
             Regime::Diverged => format!(
-                "not learning: loss {loss:.3} is far above chance ({chance:.3}): training has diverged, or temperature or learning \
-                 rate are wrong"
+                "not learning: loss {loss:.3} is far above chance ({chance:.3}): usual in the first steps, later a sign of \
+                 divergence, of too low a temperature or of too high a learning rate"
             ),
             Regime::Learning => format!(
                 "learning: loss {loss:.3} (chance {chance:.3}), own view found for {:.0} % of images",

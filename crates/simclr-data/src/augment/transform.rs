@@ -182,23 +182,44 @@ impl EvalTransform {
         Self { crop, ..self }
     }
 
-    /// A warning if whole images of very different aspect ratios are squeezed to squares, judged by evenly spaced samples.
-    pub fn note_on_shapes(&self, set: &Dataset) -> Option<String> {
+    /// Warnings on images of very different aspect ratios that are squeezed to squares, and on images that lose most of their
+    /// resolution, judged by evenly spaced samples.
+    pub fn notes_on_images(&self, set: &Dataset) -> Vec<String> {
         const SAMPLES: usize = 24;
+        let count = SAMPLES.min(set.len());
+        let images = (0..count).filter_map(|at| set.decode(at * set.len() / count).ok());
+        let sizes: Vec<_> = images.map(|image| (image.width, image.height)).collect();
+        self.note_on_shapes(&sizes).into_iter().chain(self.note_on_sizes(&sizes)).collect()
+    }
+
+    fn note_on_shapes(&self, sizes: &[(usize, usize)]) -> Option<String> {
         /// Ratio of the widest to the narrowest aspect ratio, such as 3:2 to 1:1; common within sets of photographs.
         const DIFFERENT: f64 = 1.5;
         if self.crop != EvalCrop::Whole {
             return None;
         }
-        let count = SAMPLES.min(set.len());
-        let images = (0..count).filter_map(|at| set.decode(at * set.len() / count).ok());
-        let ratios = images.map(|image| image.width as f64 / image.height as f64);
+        let ratios = sizes.iter().map(|&(width, height)| width as f64 / height as f64);
         let (low, high) = ratios
             .fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), ratio| (low.min(ratio), high.max(ratio)));
         (high >= DIFFERENT * low).then(|| {
             format!(
                 "images of very different shapes (width / height from {low:.2} to {high:.2}) are squeezed to one square; \
                  transform.crop = 1 cuts out the central square of the shorter side instead"
+            )
+        })
+    }
+
+    fn note_on_sizes(&self, sizes: &[(usize, usize)]) -> Option<String> {
+        /// ImageNet's photographs have 1.7 times the 224 px of a view.
+        const MOST: usize = 8;
+        let mut shorter: Vec<usize> = sizes.iter().map(|&(width, height)| width.min(height)).collect();
+        shorter.sort_unstable();
+        let &median = shorter.get(shorter.len() / 2)?;
+        let (size, times) = (self.size, median / self.size);
+        (times >= MOST).then(|| {
+            format!(
+                "a shorter side of {median} px is reduced to {size} px: details of less than {times} px are lost \
+                 (train.image_size)"
             )
         })
     }
@@ -225,5 +246,27 @@ impl fmt::Display for EvalTransform {
             ValueRange::Full => Ok(()),
             range => write!(f, ", values {range}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_name_images_that_are_distorted_or_much_too_large() {
+        let whole = TransformConfig::default().to(32, 0);
+        let squares = [(32, 32), (300, 240), (640, 480)];
+        assert_eq!((whole.note_on_shapes(&squares), whole.note_on_sizes(&squares)), (None, None));
+        let note = whole.note_on_shapes(&[(100, 100), (150, 100)]).unwrap();
+        assert!(note.contains("from 1.00 to 1.50"), "{note}");
+        let cropped = EvalTransform { crop: EvalCrop::Share(1.0), ..whole.clone() };
+        assert_eq!(cropped.note_on_shapes(&[(100, 100), (150, 100)]), None);
+        let note = whole.note_on_sizes(&[(640, 480), (480, 640), (64, 64)]).unwrap();
+        assert!(
+            note.starts_with("a shorter side of 480 px is reduced to 32 px: details of less than 15 px"),
+            "{note}"
+        );
+        assert_eq!(whole.note_on_sizes(&[]), None);
     }
 }

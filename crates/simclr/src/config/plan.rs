@@ -68,6 +68,13 @@ impl RunConfig {
     ) -> Result<Plan, ConfigError> {
         let images = dataset.len();
         let batch = self.train.batch;
+        if images < 2 {
+            return Err(ConfigError::Value {
+                key: "data.path".into(),
+                value: format!("a set of {images} images"),
+                expected: "at least 2".into(),
+            });
+        }
         if images < batch {
             return Err(ConfigError::Value {
                 key: "train.batch".into(),

@@ -183,7 +183,7 @@ fn notes(encoder: &FrozenEncoder, set: &LabelledSet, images: &DecodableImages) -
     let origin = encoder.origin();
     let mut notes = [&origin.passed_over[..], &set.notes].concat();
     notes.extend(origin.assumed.clone());
-    notes.extend(encoder.transform().note_on_shapes(&set.train));
+    notes.extend(encoder.transform().notes_on_images(&set.train));
     if let Some(total) = origin.total_steps.filter(|&total| origin.step < total) {
         notes.push(format!("the run is unfinished: step {} of {total}", origin.step));
     }

@@ -115,9 +115,9 @@ pub fn embed(
     let images = total - bad.len();
     let paths_file = table.finish(out)?;
     let transform = read.transform;
-    let shapes = sets.first().and_then(|(_, set)| transform.note_on_shapes(set));
+    let of_images = sets.first().map_or(Vec::new(), |(_, set)| transform.notes_on_images(set));
     let of_sets = sets.iter().flat_map(|(_, set)| set.notes()).cloned();
-    let notes = frozen.origin().assumed.iter().cloned().chain(shapes).chain(of_sets).collect();
+    let notes = frozen.origin().assumed.iter().cloned().chain(of_images).chain(of_sets).collect();
     Ok(Embedded { path: out.to_owned(), paths_file, images, feature_dim: width, transform, notes, bad })
 }
 

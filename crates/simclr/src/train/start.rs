@@ -115,7 +115,7 @@ pub(super) fn facts(
     facts.extend(config.differs_from_official().map(|text| ("recipe", text)));
     let notes = config.augment.notes(plan.channels).into_iter();
     let notes = notes.chain(config.cautions()).chain(note_on_frozen_encoder(method.params()));
-    let notes = notes.chain(plan.transform().note_on_shapes(dataset)).chain(dataset.notes().iter().cloned());
+    let notes = notes.chain(plan.transform().notes_on_images(dataset)).chain(dataset.notes().iter().cloned());
     facts.extend(notes.map(|note| ("note", note)));
     facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
