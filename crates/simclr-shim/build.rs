@@ -49,6 +49,7 @@ fn glue(include: &Path) {
                 "gpu/launch",
                 "gradient",
                 "hooks",
+                "max_pool",
                 "memory",
                 "nccl",
                 "profile",

@@ -12,6 +12,7 @@ constexpr int64_t LANES = 16;
 typedef float F32x16 __attribute__((vector_size(64)));
 typedef uint32_t U32x16 __attribute__((vector_size(64)));
 typedef uint16_t U16x16 __attribute__((vector_size(32)));
+typedef uint8_t U8x16 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -270,9 +271,74 @@ void gradient(const Matrix& m, const void* x, const void* dy, const float* mean,
     else gradient_as<BF16>(m, x, dy, mean, factor, offset, p, q, r, dx);
 }
 
+INLINE void store_numbers(uint8_t* to, U32x16 numbers, int64_t lanes) {
+    U8x16 bytes = __builtin_convertvector(numbers, U8x16);
+    if (lanes == LANES) __builtin_memcpy(to, &bytes, sizeof bytes);
+    else for (int64_t i = 0; i < lanes; i++) to[i] = bytes[i];
+}
+
+INLINE U32x16 load_numbers(const uint8_t* from, int64_t lanes) {
+    U8x16 bytes = {};
+    if (lanes == LANES) __builtin_memcpy(&bytes, from, sizeof bytes);
+    else for (int64_t i = 0; i < lanes; i++) bytes[i] = from[i];
+    return __builtin_convertvector(bytes, U32x16);
+}
+
+template <class T>
+void max_pool_of(const Matrix& m, const void* top, const void* bottom, void* y, uint8_t* which) {
+    for (int64_t row = 0; row < m.rows; row++) {
+#define CALL(N, FULL, lanes)                                                                            \
+    {                                                                                                   \
+        int64_t left = 2 * row * m.channels + at, right = left + m.channels;                            \
+        F32x16 best = load<T, FULL>(top, left, lanes);                                                  \
+        U32x16 number = {};                                                                             \
+        F32x16 others[3] = {load<T, FULL>(top, right, lanes), load<T, FULL>(bottom, left, lanes),       \
+                            load<T, FULL>(bottom, right, lanes)};                                       \
+        for (uint32_t i = 0; i < 3; i++) {                                                              \
+            U32x16 better = (U32x16)(others[i] > best) | (U32x16)(others[i] != others[i]);              \
+            best = (F32x16)(((U32x16)others[i] & better) | ((U32x16)best & ~better));                   \
+            number = ((i + 1) & better) | (number & ~better);                                           \
+        }                                                                                               \
+        store<T, FULL>(y, row * m.channels + at, best, lanes);                                          \
+        if (which != nullptr) store_numbers(which + row * m.channels + at, number, FULL ? LANES : lanes); \
+    }
+        FOR_TILES(m.channels, 1, CALL)
+#undef CALL
+    }
+}
+
+template <class T>
+void max_pool_gradient_of(const Matrix& m, const void* dy, const uint8_t* which, void* top, void* bottom) {
+    for (int64_t row = 0; row < m.rows; row++) {
+#define CALL(N, FULL, lanes)                                                                                  \
+    {                                                                                                         \
+        int64_t here = row * m.channels + at, left = here + row * m.channels, right = left + m.channels;      \
+        U32x16 g = (U32x16)load<T, FULL>(dy, here, lanes);                                                    \
+        U32x16 number = load_numbers(which + here, FULL ? LANES : lanes);                                     \
+        store<T, FULL>(top, left, (F32x16)(g & (U32x16)(number == 0)), lanes);                                \
+        store<T, FULL>(top, right, (F32x16)(g & (U32x16)(number == 1)), lanes);                               \
+        store<T, FULL>(bottom, left, (F32x16)(g & (U32x16)(number == 2)), lanes);                             \
+        store<T, FULL>(bottom, right, (F32x16)(g & (U32x16)(number == 3)), lanes);                            \
+    }
+        FOR_TILES(m.channels, 1, CALL)
+#undef CALL
+    }
+}
+
+void max_pool(const Matrix& m, const void* top, const void* bottom, void* y, uint8_t* which) {
+    if (m.element == Element::F32) max_pool_of<F32>(m, top, bottom, y, which);
+    else max_pool_of<BF16>(m, top, bottom, y, which);
+}
+
+void max_pool_gradient(const Matrix& m, const void* dy, const uint8_t* which, void* top, void* bottom) {
+    if (m.element == Element::F32) max_pool_gradient_of<F32>(m, dy, which, top, bottom);
+    else max_pool_gradient_of<BF16>(m, dy, which, top, bottom);
+}
+
 }  // namespace
 
 extern const Kernels SIMCLR_KERNELS;
-const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments, normalise, gradient_sums, gradient};
+const Kernels SIMCLR_KERNELS = {SIMCLR_INSTRUCTIONS, moments,  normalise,        gradient_sums,
+                                gradient,            max_pool, max_pool_gradient};
 
 }  // namespace simclr

@@ -1,4 +1,4 @@
-// Inner loops of batch norm on the CPU: plain C++ on raw memory, compiled once per instruction set (kernels.cpp) and chosen at
+// Inner loops of batch norm and pooling on the CPU: plain C++ on raw memory, compiled once per instruction set (kernels.cpp) and chosen at
 // run time. Matrices are row-major `rows` x `channels`; a channels-last image has one row per position.
 #pragma once
 
@@ -34,6 +34,14 @@ struct Kernels {
     // dx = g * p + (x - mean) * q + r, with g as above without `y`. dx may be dy.
     void (*gradient)(const Matrix& matrix, const void* x, const void* dy, const float* mean, const float* factor,
                      const float* offset, const float* p, const float* q, const float* r, void* dx);
+
+    // One row of 2x2 pooling: `matrix` has the positions of the result; `top` and `bottom` are two rows of twice as many. y is the
+    // maximum of four, a NaN if there is one; `which` unless null its number, top left 0 to bottom right 3, of the first if several are
+    // equal.
+    void (*max_pool)(const Matrix& matrix, const void* top, const void* bottom, void* y, uint8_t* which);
+
+    // The gradient: dy at the position `which`, 0 at the other three.
+    void (*max_pool_gradient)(const Matrix& matrix, const void* dy, const uint8_t* which, void* top, void* bottom);
 };
 
 // The kernels in use.

@@ -1,5 +1,5 @@
 //! Parts of libtorch that `tch` 0.24 does not bind: TorchScript modules with their buffers, loading `libtorch_cuda` at run time,
-//! batch norm as an autograd node, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; c10d's
+//! batch norm and max-pooling as autograd nodes, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; c10d's
 //! store and Gloo; NCCL; and, with the feature `mpi`, MPI.
 
 mod batch_norm;
@@ -9,6 +9,7 @@ mod device_memory;
 pub mod gpu;
 mod gradient;
 pub mod hooks;
+mod max_pool;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
@@ -30,6 +31,7 @@ pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions}
 pub use channel::{Channel, exit_now};
 pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
 pub use gradient::{backward, drop_gradient};
+pub use max_pool::max_pool;
 pub use optimizer::{Parameter, Rule, Trust, gpu_gradient_norm, gpu_optimizer_step};
 pub use profile::operations;
 pub use upload::upload;

@@ -165,7 +165,7 @@ fn moving(operations: &[Operation]) -> Vec<bool> {
     let mut calls_moving = moving.clone();
     for (index, operation) in operations.iter().enumerate().rev() {
         let name = operation.name.as_str();
-        let is_kernel = is_batch_norm(name) || name.ends_with("convolution_backward");
+        let is_kernel = name.starts_with("Simclr") || name.ends_with("convolution_backward");
         let is_operation = name.starts_with("simclr::")
             || name.strip_prefix("aten::").is_some_and(|name| !WITHOUT_TRAFFIC.contains(&name));
         moving[index] = is_kernel || is_operation && !calls_moving[index];
@@ -190,7 +190,7 @@ fn kind(operations: &[Operation], index: usize) -> &'static str {
         "aten::conv2d" | "ConvolutionBackward0" => Some("convolution"),
         name if is_batch_norm(name) || name.starts_with("simclr::bn") => Some("batch norm, ReLU"),
         "aten::mm" | "aten::addmm" | "aten::linear" | "aten::bmm" | "aten::matmul" => Some("matrix product"),
-        name if name.contains("max_pool2d") || name.contains("MaxPool2D") => Some("pooling"),
+        name if name.to_lowercase().replace('_', "").contains("maxpool") => Some("pooling"),
         "aten::_to_copy" | "ToCopyBackward0" => Some("change of type"),
         "torch::autograd::AccumulateGrad" => Some("gradient accumulation"),
         _ => None,

@@ -2,7 +2,7 @@
 //! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared. With `--account`, also where the
 //! time goes.
 //!
-//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3] [--views 256] [--runs 5] [--account]
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4] [--width 1] [--views 256] [--runs 5] [--account]
 //! [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
 //! GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
@@ -39,6 +39,7 @@ const WEIGHT_DECAY: f64 = 1e-4;
 struct Arguments {
     precision: Precision,
     encoder: String,
+    width: f64,
     views: i64,
     runs: usize,
     account: bool,
@@ -56,6 +57,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
     let mut found = Arguments {
         precision,
         encoder: "resnet18-cifar".into(),
+        width: 1.0,
         views: 256,
         runs: 5,
         account: false,
@@ -68,6 +70,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             "--account" => found.account = true,
             "--emulate-gpu" => found.emulate_gpu = true,
             "--encoder" => found.encoder = value()?,
+            "--width" => found.width = value()?.parse()?,
             "--views" => found.views = value()?.parse()?,
             "--runs" => found.runs = value()?.parse()?,
             "--limits" => found.limits = Some(parse_limits(&value()?)?),
@@ -91,7 +94,10 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
         "resnet18-cifar" => (EncoderName::Resnet18, Stem::Cifar, 32),
         "resnet50" => (EncoderName::Resnet50, Stem::Imagenet, 224),
         "conv-c3" => (EncoderName::ConvC3, Stem::Auto, 32),
-        other => return Err(format!("expected resnet18-cifar, resnet50 or conv-c3, got {other}").into()),
+        "conv-c4" => (EncoderName::ConvC4, Stem::Auto, 32),
+        other => {
+            return Err(format!("expected resnet18-cifar, resnet50, conv-c3 or conv-c4, got {other}").into());
+        }
     };
     Ok((EncoderConfig { name, stem, zero_gamma: false, init: Init::He, ..EncoderConfig::default() }, size))
 }
@@ -106,7 +112,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let device = choose_device(DeviceChoice::Auto, 0)?;
-    let (config, size) = encoder(&arguments.encoder)?;
+    let (mut config, size) = encoder(&arguments.encoder)?;
+    config.width = arguments.width;
     let model = Model::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
     let sgd = OptimConfig {
         kind: OptimKind::Sgd,

@@ -64,7 +64,7 @@ impl SmallConv {
         let Some((conv, norm)) = self.layers.get(index) else { return Ok(global_mean(x)) };
         let x = norm.forward_relu(&conv.forward(x, precision), mode)?;
         let pools = self.pooled && index + 1 < self.layers.len();
-        Ok(if pools { x.max_pool2d([2], [2], [0], [1], false) } else { x })
+        Ok(if pools { simclr_shim::max_pool(&x)? } else { x })
     }
 
     /// F.
