@@ -45,11 +45,11 @@ impl RunConfig {
     /// As [`RunConfig::load`].
     pub fn load_written(path: Option<&Path>, overrides: &[String]) -> Result<(Self, Written), ConfigError> {
         let mut table = path.map_or(Ok(Table::new()), read)?;
-        drop_other_duration(&mut table, overrides);
+        let overrides = with_one_duration(&mut table, overrides);
         let mut written = table.clone();
-        let config = Self::of_table(table, path, overrides)?;
+        let config = Self::of_table(table, path, &overrides)?;
         let mut notices = rename_former_keys(&mut written);
-        for text in overrides {
+        for text in &overrides {
             let (text, notice) = rename_override(text);
             set(&mut written, &text)?;
             notices.extend(notice);
@@ -117,18 +117,20 @@ impl RunConfig {
     }
 }
 
-/// Removes `train.minutes` from the `table` of a file if `overrides` set `train.epochs`, and the other way round: a recipe of ten minutes
-/// with `--epochs 4` has 4 epochs.
-fn drop_other_duration(table: &mut Table, overrides: &[String]) {
-    let sets = |key: &str| overrides.iter().any(|text| text.split('=').next().map(str::trim) == Some(key));
-    let other = match (sets("train.epochs"), sets("train.minutes")) {
-        (true, false) => "minutes",
-        (false, true) => "epochs",
-        _ => return,
-    };
+/// Of `train.epochs` and `train.minutes`, the one that `overrides` set last counts: the other is removed from the `table` of the file and from
+/// the overrides, of which the rest is returned. So a recipe of ten minutes with `--epochs 4` has 4 epochs.
+fn with_one_duration(table: &mut Table, overrides: &[String]) -> Vec<String> {
+    let is_set = |text: &String, key: &str| text.split_once('=').is_some_and(|(name, _)| name.trim() == key);
+    let off = |text: &String| text.split_once('=').is_some_and(|(_, value)| value.trim().parse() == Ok(0.0));
+    let (epochs, minutes) = ("train.epochs", "train.minutes");
+    let last =
+        overrides.iter().rev().find(|text| is_set(text, epochs) || is_set(text, minutes) && !off(text));
+    let Some(last) = last else { return overrides.to_vec() };
+    let other = if is_set(last, epochs) { minutes } else { epochs };
     if let Some(Value::Table(train)) = table.get_mut("train") {
-        train.remove(other);
+        train.remove(&other["train.".len()..]);
     }
+    overrides.iter().filter(|text| !is_set(text, other)).cloned().collect()
 }
 
 /// `table`, read from the file `path`, with `overrides`; all keys must be `known`.
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_duration_of_the_command_line_counts() {
+    fn the_duration_that_is_set_last_counts() {
         let minutes = "[train]\nminutes = 10\n";
         let durations = |text, overrides: &[&str]| {
             let train = load(text, overrides).unwrap().train;
@@ -286,12 +288,11 @@ mod tests {
         assert_eq!(durations(minutes, &["train.epochs=4"]), (4.0, 0.0));
         assert_eq!(durations("[train]\nepochs = 4\n", &["train.minutes=10"]).1, 10.0);
         assert_eq!(durations("[train]\nepochs = 4\nminutes = 0\n", &[]), (4.0, 0.0));
-        for (text, overrides) in
-            [("[train]\nminutes = 10\nepochs = 4\n", &[][..]), ("", &["train.minutes=10", "train.epochs=4"])]
-        {
-            let error = load(text, overrides).unwrap_err().to_string();
-            assert_eq!(error, "train.epochs = 4: expected not set, as train.minutes = 10 is");
-        }
+        assert_eq!(durations("", &["train.minutes=10", "train.epochs=4"]), (4.0, 0.0));
+        assert_eq!(durations("", &["train.epochs=4", "train.minutes=10"]).1, 10.0);
+        assert_eq!(durations(minutes, &["train.epochs=4", "train.minutes=0"]), (4.0, 0.0));
+        let error = load("[train]\nminutes = 10\nepochs = 4\n", &[]).unwrap_err().to_string();
+        assert_eq!(error, "train.epochs = 4: expected not set, as train.minutes = 10 is");
     }
 
     #[test]

@@ -166,8 +166,9 @@ pub struct TrainConfig {
     /// Passes over the data.
     pub epochs: f64,
     /// Instead of `epochs`: the duration of the run in minutes, from its start to the last checkpoint; 0 = `epochs` counts. Of the two
-    /// keys, the one given on the command line counts over the one in a file. Steps are measured at the start, and the configuration
-    /// of the run folder has the epochs that fit in its place, so that resuming and repeating a run take the same steps.
+    /// keys, the one on the command line counts over the one in a file, and there the last one. Steps are measured at the start, and
+    /// the configuration of the run folder has the epochs that fit in its place, so that resuming and repeating a run take the same
+    /// steps.
     pub minutes: f64,
     /// How epochs are converted to steps.
     pub step_count: StepCount,
