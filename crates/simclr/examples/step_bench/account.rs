@@ -206,10 +206,12 @@ fn kind(operations: &[Operation], index: usize) -> &'static str {
 }
 
 fn defined(layouts: &[Layout]) -> Vec<&[i64]> {
-    let shape = |layout| match layout {
-        &Layout::Defined(_, ref shape) => Some(&shape[..]),
-        Layout::Undefined => None,
-    };
+    fn shape(layout: &Layout) -> Option<&[i64]> {
+        match layout {
+            Layout::Defined(_, shape) => Some(shape),
+            Layout::Undefined => None,
+        }
+    }
     layouts.iter().filter_map(shape).collect()
 }
 
