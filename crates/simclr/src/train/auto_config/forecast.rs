@@ -59,7 +59,7 @@ impl std::fmt::Display for Forecast {
         let epochs = self.epochs;
         let rate = self.images_per_second;
         let percent = 100.0 * self.loader_share.min(1.0);
-        write!(f, "about {} for {epochs} epochs at ", duration(hours))?;
+        write!(f, "about {} for {epochs} epochs at ", duration(self.seconds))?;
         write!(f, "{rate:.*} images/s, ", usize::from(rate < 10.0))?;
         write!(f, "decoding and augmentation {percent:.0} % of a step")?;
         if self.ranks > 1 {
@@ -75,12 +75,14 @@ impl std::fmt::Display for Forecast {
     }
 }
 
-/// Such as `5.3 h` or `2.1 min (0.04 h)`.
-fn duration(hours: f64) -> String {
-    match hours {
-        hours if hours >= 100.0 => format!("{hours:.0} h"),
-        hours if hours >= 1.0 => format!("{hours:.1} h"),
-        hours => format!("{:.1} min ({hours:.2} h)", 60.0 * hours),
+/// Such as `5.3 h`, `2.1 min` or `9 s`.
+fn duration(seconds: f64) -> String {
+    let hours = seconds / 3600.0;
+    match seconds {
+        _ if hours >= 100.0 => format!("{hours:.0} h"),
+        _ if hours >= 1.0 => format!("{hours:.1} h"),
+        _ if seconds >= 60.0 => format!("{:.1} min", seconds / 60.0),
+        _ => format!("{seconds:.0} s"),
     }
 }
 
@@ -90,9 +92,10 @@ mod tests {
 
     #[test]
     fn durations_are_human_readable() {
-        assert_eq!(duration(5.26), "5.3 h");
-        assert_eq!(duration(0.03), "1.8 min (0.03 h)");
-        assert_eq!(duration(1234.4), "1234 h");
+        assert_eq!(duration(18_936.0), "5.3 h");
+        assert_eq!(duration(108.0), "1.8 min");
+        assert_eq!(duration(4_443_840.0), "1234 h");
+        assert_eq!(duration(8.7), "9 s");
         let forecast = Forecast {
             seconds: 36_000.0,
             epochs: 100.0,
