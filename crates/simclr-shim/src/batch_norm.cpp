@@ -2,6 +2,7 @@
 
 #include "batch_norm.h"
 #include "gpu/launch.h"
+#include "record.h"
 
 namespace simclr {
 namespace {
@@ -86,6 +87,7 @@ void check_shapes(const Inputs& in) {
 
 Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce) {
     check_shapes(in);
+    Recorded recorded("batch_norm", {in.x, in.residual});
     bool has_kernels = options.via_aten == 0 &&
                        (in.x.scalar_type() == at::kFloat || in.x.scalar_type() == at::kBFloat16);
     if (has_kernels && options.batch != 0 && gpu::kernels_available(in.x)) {

@@ -6,7 +6,6 @@
 #include "batch_norm.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "record.h"
 
 namespace simclr {
 namespace {
@@ -259,7 +258,6 @@ void affine(const Inputs& in, const Floats& mean, const Floats& inverse, Floats&
 }  // namespace
 
 Tensor fused_batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllReduce> all_reduce) {
-    Recorded recorded("batch_norm", {in.x, in.residual});
     auto node = std::make_shared<FusedBackward>();
     Tensor out;
     {

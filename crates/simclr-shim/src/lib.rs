@@ -1,6 +1,6 @@
 //! Parts of libtorch that `tch` 0.24 does not bind: TorchScript modules with their buffers, loading `libtorch_cuda` at run time,
-//! batch norm and max-pooling as autograd nodes, gradient hooks, streams and CUDA graphs; GPU kernels of views, batch norm and optimizers; c10d's
-//! store and Gloo; NCCL; and, with the feature `mpi`, MPI.
+//! batch norm and max-pooling as autograd nodes, gradient hooks, recordings of operations, streams and CUDA graphs; GPU kernels of
+//! views, batch norm and optimizers; c10d's store and Gloo; NCCL; and, with the feature `mpi`, MPI.
 
 mod batch_norm;
 pub mod c10d;
@@ -13,8 +13,8 @@ mod max_pool;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
-pub mod profile;
 mod optimizer;
+pub mod profile;
 pub mod stream;
 mod upload;
 pub mod views;

@@ -40,6 +40,14 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// `None` if undefined.
+    pub fn shape(&self) -> Option<&[i64]> {
+        match self {
+            Self::Undefined => None,
+            Self::Defined(_, shape) => Some(shape),
+        }
+    }
+
     /// Bytes of all elements.
     pub fn bytes(&self) -> usize {
         match self {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
 
+#include <functional>
 #include <initializer_list>
 #include <string>
 #include <vector>

@@ -89,7 +89,7 @@ pub fn print(
     lr: f64,
     limits: Option<Limits>,
 ) -> Result<(), Box<dyn Error>> {
-    let limits = limits.unwrap_or_else(|| measured_limits(views));
+    let limits = limits.map_or_else(|| measured_limits(views), Ok)?;
     let mut table = Table::new();
     let mut convolutions = BTreeSet::new();
     for _ in 0..RECORDED_STEPS {
@@ -152,25 +152,31 @@ fn add(table: &mut Table, phase: &'static str, operations: &[Operation]) {
             table.push((key, Sums::default()));
             table.len() - 1
         });
-        let (flop, bytes) = if moving[index] { cost(operation) } else { (0.0, 0.0) };
+        let counts = moving[index] || is_batch_norm(&operation.name);
+        let (flop, bytes) = if counts { cost(operation) } else { (0.0, 0.0) };
         let milliseconds = own[index].max(0) as f64 / 1e6;
         table[row].1.add(Sums { launches: usize::from(moving[index]), milliseconds, flop, bytes });
     }
 }
 
-/// Which operations read or write values themselves: those that call no other that does. Convolutions and batch norms call operations of
-/// their own next to their kernels.
+/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution, which changes
+/// the type of its result besides. A batch norm or max-pooling is one, or the kernels that it calls.
 fn moving(operations: &[Operation]) -> Vec<bool> {
     let mut moving = vec![false; operations.len()];
+    let mut calls_kernels = vec![false; operations.len()];
     let mut calls_moving = moving.clone();
     for (index, operation) in operations.iter().enumerate().rev() {
         let name = operation.name.as_str();
-        let is_kernel = name.starts_with("Simclr") || name.ends_with("convolution_backward");
         let is_operation = name.starts_with("simclr::")
             || name.strip_prefix("aten::").is_some_and(|name| !WITHOUT_TRAFFIC.contains(&name));
-        moving[index] = is_kernel || is_operation && !calls_moving[index];
+        moving[index] = match name {
+            _ if name.ends_with("convolution_backward") => true,
+            _ if name.starts_with("Simclr") || is_batch_norm(name) => !calls_kernels[index],
+            _ => is_operation && !calls_moving[index],
+        };
         if let Some(parent) = operation.parent {
             calls_moving[parent] |= moving[index] || calls_moving[index];
+            calls_kernels[parent] |= name.starts_with("simclr::");
         }
     }
     moving
@@ -188,7 +194,7 @@ fn is_forward_convolution(operation: &Operation) -> bool {
 fn kind(operations: &[Operation], index: usize) -> &'static str {
     let of = |name: &str| match name {
         "aten::conv2d" | "ConvolutionBackward0" => Some("convolution"),
-        name if is_batch_norm(name) || name.starts_with("simclr::bn") => Some("batch norm, ReLU"),
+        name if is_batch_norm(name) => Some("batch norm, ReLU"),
         "aten::mm" | "aten::addmm" | "aten::linear" | "aten::bmm" | "aten::matmul" => Some("matrix product"),
         name if name.to_lowercase().replace('_', "").contains("maxpool") => Some("pooling"),
         "aten::_to_copy" | "ToCopyBackward0" => Some("change of type"),
@@ -206,13 +212,7 @@ fn kind(operations: &[Operation], index: usize) -> &'static str {
 }
 
 fn defined(layouts: &[Layout]) -> Vec<&[i64]> {
-    fn shape(layout: &Layout) -> Option<&[i64]> {
-        match layout {
-            Layout::Defined(_, shape) => Some(shape),
-            Layout::Undefined => None,
-        }
-    }
-    layouts.iter().filter_map(shape).collect()
+    layouts.iter().filter_map(Layout::shape).collect()
 }
 
 fn count(shape: &[i64]) -> f64 {
@@ -260,17 +260,18 @@ fn convolution_flop(y: &[i64], weight: &[i64]) -> f64 {
 fn print_table(table: &Table, views: i64, limits: Limits) {
     let Limits { tera_flop_per_second, gigabytes_per_second } = limits;
     let steps = f64::from(RECORDED_STEPS);
+    let per_step =
+        |sums: &Sums| [sums.milliseconds / steps, sums.flop / steps / 1e9, sums.bytes / steps / 1e9];
     let bound = |sums: &Sums| {
-        let (gflop, gb) = (sums.flop / steps / 1e9, sums.bytes / steps / 1e9);
+        let [_, gflop, gb] = per_step(sums);
         (gflop / tera_flop_per_second).max(1e3 * gb / gigabytes_per_second)
     };
     let line = |name: &str, sums: &Sums, total: f64, bound: f64| {
-        let Sums { launches, milliseconds, flop, bytes } = *sums;
-        let (ms, gflop, gb) = (milliseconds / steps, flop / steps / 1e9, bytes / steps / 1e9);
+        let [ms, gflop, gb] = per_step(sums);
         println!(
             "{name:<32} {:>8} {ms:>9.2} {:>6.1} {gflop:>8.1} {:>8.2} {gb:>7.2} {:>7.1} {bound:>9.2}",
-            launches / RECORDED_STEPS as usize,
-            100.0 * milliseconds / total,
+            sums.launches / RECORDED_STEPS as usize,
+            100.0 * sums.milliseconds / total,
             gflop / ms,
             1e3 * gb / ms,
         );
@@ -292,44 +293,48 @@ fn print_table(table: &Table, views: i64, limits: Limits) {
 }
 
 /// What one bf16 matrix product and one copy reach on the device of `like`.
-fn measured_limits(like: &Tensor) -> Limits {
+fn measured_limits(like: &Tensor) -> Result<Limits, Box<dyn Error>> {
     let side = if like.device().is_cuda() { 8192 } else { 2048 };
     let matrix = Tensor::randn([side, side], (Kind::Float, like.device())).to_kind(Kind::BFloat16);
     let values = Tensor::zeros([64 << 20], (Kind::Float, like.device()));
     let target = values.copy();
-    let fastest = |work: &dyn Fn() -> Tensor| {
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let (done, operations) = profile(like, work).expect("a recording of two operations");
-            drop(done);
-            best = best.min(operations[0].nanoseconds as f64);
-        }
-        best
-    };
-    let product = fastest(&|| matrix.mm(&matrix));
-    let copy = fastest(&|| {
+    let product = fastest(like, &|| {
+        drop(matrix.mm(&matrix));
+        Ok(())
+    })?;
+    let copy = fastest(like, &|| {
         target.shallow_clone().copy_(&values);
-        target.shallow_clone()
-    });
-    Limits {
-        tera_flop_per_second: 2.0 * (side as f64).powi(3) / product / 1e3,
-        gigabytes_per_second: 2.0 * 4.0 * values.numel() as f64 / copy,
-    }
+        Ok(())
+    })?;
+    Ok(Limits {
+        tera_flop_per_second: 2.0 * (side as f64).powi(3) / product / 1e12,
+        gigabytes_per_second: 2.0 * 4.0 * values.numel() as f64 / copy / 1e9,
+    })
 }
 
 /// Shapes of input, kernel and output of a convolution, with the bytes of an element.
 type Convolution = (usize, Vec<i64>, Vec<i64>, Vec<i64>);
 
 fn shapes(operation: &Operation) -> Convolution {
-    let shape = |layout: &Layout| match layout {
-        Layout::Defined(element, shape) => (*element, shape.clone()),
-        Layout::Undefined => (0, Vec::new()),
-    };
-    let (element, x) = shape(&operation.inputs[0]);
-    (element, x, shape(&operation.inputs[1]).1, shape(&operation.outputs[0]).1)
+    let (x, weight, y) = (&operation.inputs[0], &operation.inputs[1], &operation.outputs[0]);
+    let shape = |layout: &Layout| layout.shape().unwrap_or_default().to_vec();
+    let element = x.bytes() / count(&shape(x)) as usize;
+    (element, shape(x), shape(weight), shape(y))
 }
 
-/// The convolution and its two gradients, each alone, fastest of five.
+/// Seconds on the device of `like`, fastest of five.
+fn fastest(like: &Tensor, work: &dyn Fn() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let (done, operations) = profile(like, work)?;
+        done?;
+        let roots = operations.iter().filter(|operation| operation.parent.is_none());
+        best = best.min(roots.map(|operation| operation.nanoseconds).sum::<u64>() as f64 / 1e9);
+    }
+    Ok(best)
+}
+
+/// The convolution and its two gradients, each alone.
 fn print_convolution(
     (element, x_shape, weight_shape, y_shape): &Convolution,
     like: &Tensor,
@@ -343,24 +348,14 @@ fn print_convolution(
     let (stride, padding) = (x_shape[2] / y_shape[2], weight_shape[2] / 2);
     let convolve =
         |x: &Tensor, weight: &Tensor| x.conv2d(weight, None::<&Tensor>, [stride], [padding], [1], 1);
-    let seconds = |work: &dyn Fn() -> Result<(), Box<dyn Error>>| -> Result<f64, Box<dyn Error>> {
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let (done, operations) = profile(like, work)?;
-            done?;
-            let roots = operations.iter().filter(|operation| operation.parent.is_none());
-            best = best.min(roots.map(|operation| operation.nanoseconds).sum::<u64>() as f64 / 1e9);
-        }
-        Ok(best)
-    };
-    let forward = seconds(&|| {
+    let forward = fastest(like, &|| {
         let _no_grad = tch::no_grad_guard();
         drop(convolve(&x, &weight));
         Ok(())
     })?;
     let gradient = |of_data: bool| {
         let leaf = |tensor: &Tensor, wanted: bool| tensor.detach().set_requires_grad(wanted);
-        let backward = seconds(&|| {
+        let backward = fastest(like, &|| {
             let y = convolve(&leaf(&x, of_data), &leaf(&weight, !of_data));
             Ok(simclr_shim::backward(&y, &dy)?)
         })?;

@@ -89,9 +89,7 @@ impl RunConfig {
         if overrides.is_empty() {
             return Ok((config, note));
         }
-        let table = Value::try_from(&config).expect("TOML can represent every configuration");
-        let table = table.as_table().cloned().unwrap_or_default();
-        Ok((Self::of_table(table, None, overrides)?, note))
+        Ok((Self::of_table(config.to_table(), None, overrides)?, note))
     }
 
     fn of_table(table: Table, path: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
@@ -109,6 +107,11 @@ impl RunConfig {
         let config: Self = from_text(Path::new("rank 0"), text)?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// With all defaults.
+    pub(super) fn to_table(&self) -> Table {
+        Table::try_from(self).expect("TOML can represent every configuration")
     }
 
     /// With all defaults.
@@ -225,8 +228,7 @@ fn refuse_unknown(path: &Path, table: &Table, known: &[String]) -> Result<(), Co
 
 /// All keys with their sections, such as `train.batch`.
 fn known_keys() -> Vec<String> {
-    let default = Value::try_from(RunConfig::default()).expect("TOML can represent every configuration");
-    let mut keys = default.as_table().map(|table| leaves(table, "")).unwrap_or_default();
+    let mut keys = leaves(&RunConfig::default().to_table(), "");
     keys.extend(OPTIONAL_KEYS.map(str::to_owned));
     keys.extend(SecondView::KEYS.iter().map(|&key| key.to_owned()));
     keys

@@ -22,6 +22,7 @@ mod unmeasured;
 
 pub use unmeasured::choose_views;
 
+use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use self::choice::{BatchMode, Constraints, MemoryModel, MemoryNeeds, StepTime, best_mode};
@@ -75,7 +76,9 @@ pub(super) fn auto_configure(
     }
     let (mut config, mut facts) =
         done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
-    config = of_first_rank(group, config)?;
+    if group.count() > 1 {
+        config = RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?;
+    }
     if config.train.minutes > 0.0 {
         let found = time_budget::affordable(group, opened, &config)?;
         (config.train.epochs, config.train.minutes) = (found.epochs, 0.0);
@@ -88,14 +91,14 @@ pub(super) fn auto_configure(
         let without_effect = written.without_effect(&config).join("\n");
         facts.extend((!without_effect.is_empty()).then(|| ("without effect".to_owned(), without_effect)));
     }
-    Ok(AutoConfigured { config: of_first_rank(group, config)?, facts })
+    config.optim.warmup_epochs = of_first_rank(group, &config.optim.warmup_epochs);
+    Ok(AutoConfigured { config, facts })
 }
 
-fn of_first_rank(group: &ProcessGroup, config: RunConfig) -> Result<RunConfig, TrainError> {
-    match group.count() {
-        1 => Ok(config),
-        _ => Ok(RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?),
-    }
+/// `own` of rank 0, so that all ranks compute with the same numbers.
+fn of_first_rank<T: Serialize + for<'a> Deserialize<'a>>(group: &ProcessGroup, own: &T) -> T {
+    let text = group.broadcast_text(&serde_json::json!(own).to_string());
+    serde_json::from_str(&text).expect("rank 0 sends JSON of the same type")
 }
 
 struct Selection<'a> {

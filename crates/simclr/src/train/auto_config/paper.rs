@@ -107,9 +107,8 @@ mod tests {
     #[test]
     fn warm_up_is_a_tenth_of_a_short_run() {
         let warm_up = |overrides: &[&str]| {
-            let mut config = chosen(overrides).0;
             let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-            let written = RunConfig::load_written(None, &overrides).unwrap().1;
+            let (mut config, written) = RunConfig::load_written(None, &overrides).unwrap();
             let line = short_warm_up(&mut config, &written);
             (config.optim.warmup_epochs, line.is_some())
         };

@@ -4,6 +4,7 @@ use std::{fmt::Write, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::of_first_rank;
 use crate::{
     Plan, RunConfig, TrainError,
     config::TrainConfig,
@@ -89,12 +90,6 @@ struct StepSeconds {
     first: f64,
     /// When the page cache holds them. Images that exceed the memory are slower: such a run takes longer than it was given.
     later: f64,
-}
-
-/// `own` of rank 0, so that all ranks compute with the same numbers.
-fn of_first_rank<T: Serialize + for<'a> Deserialize<'a>>(group: &ProcessGroup, own: &T) -> T {
-    let text = group.broadcast_text(&serde_json::json!(own).to_string());
-    serde_json::from_str(&text).expect("rank 0 sends JSON of the same type")
 }
 
 fn step_seconds(group: &ProcessGroup, trial: &mut Prepared, size: usize) -> Result<StepSeconds, TrainError> {
