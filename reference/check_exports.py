@@ -28,19 +28,24 @@ def compare(found, expected):
 
 
 def small(path):
-    """conv-c3 and conv-c4 in PyTorch."""
+    """conv-c3, conv-c4 and conv-c7 in PyTorch."""
     from safetensors.torch import load_file
 
     weights = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("num_batches_tracked")}
     count = sum(name.startswith("conv") for name in weights)
 
+    def convolution(x, branch, layer, stride):
+        x = torch.nn.functional.conv2d(x, weights[f"{branch}conv{layer}.weight"], stride=stride, padding=1)
+        norm = [weights[f"{branch}bn{layer}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return torch.nn.functional.batch_norm(x, *norm)
+
     def h(x):
         for layer in range(1, count + 1):
-            x = torch.nn.functional.conv2d(x, weights[f"conv{layer}.weight"], stride=2 if count == 3 else 1, padding=1)
-            norm = [weights[f"bn{layer}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
-            x = torch.nn.functional.batch_norm(x, *norm).relu()
+            x = convolution(x, "", layer, 2 if count == 3 else 1).relu()
             if count == 4 and layer < count:
                 x = torch.nn.functional.max_pool2d(x, 2)
+            if f"residual_conv{layer}.weight" in weights:
+                x = (x + convolution(x, "residual_", layer, 1)).relu()
         return x.mean((2, 3))
 
     return h

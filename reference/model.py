@@ -48,13 +48,18 @@ class Small(nn.Module):
         for i, width in enumerate(widths, 1):
             setattr(self, f"conv{i}", nn.Conv2d(last, width, 3, 2 if kind == "conv-c3" else 1, 1, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(width))
+            if kind == "conv-c7" and i < self.count:
+                setattr(self, f"residual_conv{i}", nn.Conv2d(width, width, 3, 1, 1, bias=False))
+                setattr(self, f"residual_bn{i}", nn.BatchNorm2d(width))
             last = width
 
     def forward(self, x):
         for i in range(1, self.count + 1):
             x = torch.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
-            if self.kind == "conv-c4" and i < self.count:
+            if self.kind != "conv-c3" and i < self.count:
                 x = nn.functional.max_pool2d(x, 2)
+            if self.kind == "conv-c7" and i < self.count:
+                x = torch.relu(x + getattr(self, f"residual_bn{i}")(getattr(self, f"residual_conv{i}")(x)))
         return x.mean((2, 3))
 
 
@@ -86,6 +91,7 @@ class Both(nn.Module):
 result = {}
 cases = [
     ("conv-c3", Small("conv-c3", 3), 128, 3, 16, 6), ("conv-c4", Small("conv-c4", 1), 128, 1, 16, 6),
+    ("conv-c7", Small("conv-c7", 3), 128, 3, 18, 6),
     ("resnet18", resnet("resnet18", True), 512, 3, 16, 4), ("resnet50", resnet("resnet50", False), 2048, 3, 64, 12),
     ("resnet50-same", resnet("resnet50", False), 2048, 3, 64, 12),
 ]

@@ -119,6 +119,7 @@ fn onnx_models_as_read_back_have_the_features_of_the_encoder() {
         (2, &["encoder.name=resnet18", "train.image_size=64", "encoder.resnet_d=official", SMALL]),
         (1, &["encoder.name=conv-c3", "train.image_size=17"]),
         (13, &["encoder.name=conv-c4", "train.image_size=24"]),
+        (3, &["encoder.name=conv-c7", "train.image_size=20", "encoder.zero_gamma=false"]),
         (
             3,
             &[

@@ -83,6 +83,7 @@ fn cases() -> Vec<Case> {
     vec![
         case("conv-c3", encoder(EncoderName::ConvC3, Stem::Auto, Padding::Symmetric), [6, 3, 16, 16]),
         case("conv-c4", encoder(EncoderName::ConvC4, Stem::Auto, Padding::Symmetric), [6, 1, 16, 16]),
+        case("conv-c7", encoder(EncoderName::ConvC7, Stem::Auto, Padding::Symmetric), [6, 3, 18, 18]),
         case("resnet18", encoder(EncoderName::Resnet18, Stem::Cifar, Padding::Symmetric), [4, 3, 16, 16]),
         case("resnet50", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Symmetric), [12, 3, 64, 64]),
         case("resnet50-same", encoder(EncoderName::Resnet50, Stem::Imagenet, Padding::Same), [12, 3, 64, 64]),
@@ -159,11 +160,11 @@ fn forward_loss_every_gradient_and_running_statistics() {
 
 /// bf16 has 8 bits of mantissa: features agree to a few per cent, the loss to 2 %, and the gradient over all parameters in direction
 /// and norm. On these weights and images, PyTorch's autocast gradients have a cosine to its f32 gradients of .997 (conv-c3), .994
-/// (conv-c4) and .930 (resnet18), and relative norms of .991, .993 and .951. A cast outside the autograd graph would lose whole
-/// gradients.
+/// (conv-c4), .976 (conv-c7) and .930 (resnet18), and relative norms of .991, .993, .934 and .951. A cast outside the autograd graph
+/// would lose whole gradients.
 #[test]
 fn bf16_follows_f32() {
-    for Case { name, config, shape } in cases().into_iter().take(3) {
+    for Case { name, config, shape } in cases().into_iter().take(4) {
         let loss = |precision| {
             let model = build(&config, (shape[1], shape[2]), precision);
             let (h, z) = model.forward(&images(&shape, 0.3), &Mode::train()).unwrap();
@@ -179,7 +180,11 @@ fn bf16_follows_f32() {
         let ((h, exact, g), (h16, rounded, g16)) = (loss(Precision::F32), loss(Precision::Bf16));
         let cosine = (&g * &g16).sum(Kind::Double) / (g.norm() * g16.norm());
         let (cosine, length) = (cosine.double_value(&[]), (g16.norm() / g.norm()).double_value(&[]));
-        let least = if name == "resnet18" { 0.9 } else { 0.98 };
+        let least = match name {
+            "resnet18" => 0.9,
+            "conv-c7" => 0.95,
+            _ => 0.98,
+        };
         assert!(cosine > least && (length - 1.0).abs() < 1.0 - least, "{name}: gradients {cosine} {length}");
         assert!(relative(&h16, &h) < 0.05, "{name}: h {}", relative(&h16, &h));
         assert!((exact - rounded).abs() < 0.02 * exact.abs(), "{name}: {exact} {rounded}");

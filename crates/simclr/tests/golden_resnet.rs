@@ -108,14 +108,19 @@ fn the_projection_shortcut_of_basic_blocks_is_an_option() {
 /// With gamma 0 at the end of each branch, a fresh block is its shortcut; the option can be switched off.
 #[test]
 fn zero_gamma_is_the_last_norm_of_each_branch_only() {
-    for (name, last) in [(EncoderName::Resnet18, "bn2"), (EncoderName::Resnet50, "bn3")] {
+    let cases = [
+        (EncoderName::Resnet18, "layer", "bn2"),
+        (EncoderName::Resnet50, "layer", "bn3"),
+        (EncoderName::ConvC7, "residual", "bn"),
+    ];
+    for (name, branch, last) in cases {
         for zero_gamma in [true, false] {
             let config = EncoderConfig { name, zero_gamma, width: 0.125, ..EncoderConfig::default() };
             let (_, params) = build(&config, 3, 32);
             for (name, tensor) in
                 params.named().filter(|(name, tensor)| name.ends_with("weight") && tensor.dim() == 1)
             {
-                let zero = zero_gamma && name.contains(".layer") && name.contains(last);
+                let zero = zero_gamma && name.contains(&format!(".{branch}")) && name.contains(last);
                 let expected = if zero { 0.0 } else { tensor.numel() as f64 };
                 assert_eq!(
                     tensor.sum(Kind::Double).double_value(&[]),

@@ -2,7 +2,7 @@
 //! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared. With `--account`, also where the
 //! time goes.
 //!
-//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4] [--width 1] [--views 256] [--runs 5] [--account]
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4|conv-c7] [--width 1] [--views 256] [--runs 5] [--account]
 //! [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
 //! GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
@@ -95,8 +95,9 @@ fn encoder(name: &str) -> Result<(EncoderConfig, i64), Box<dyn Error>> {
         "resnet50" => (EncoderName::Resnet50, Stem::Imagenet, 224),
         "conv-c3" => (EncoderName::ConvC3, Stem::Auto, 32),
         "conv-c4" => (EncoderName::ConvC4, Stem::Auto, 32),
+        "conv-c7" => (EncoderName::ConvC7, Stem::Auto, 32),
         other => {
-            return Err(format!("expected resnet18-cifar, resnet50, conv-c3 or conv-c4, got {other}").into());
+            return Err(format!("expected resnet18-cifar, resnet50, conv-c3, -c4 or -c7, got {other}").into());
         }
     };
     Ok((EncoderConfig { name, stem, zero_gamma: false, init: Init::He, ..EncoderConfig::default() }, size))

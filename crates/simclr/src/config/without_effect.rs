@@ -19,7 +19,7 @@ struct Rule {
     needs: &'static str,
 }
 
-const RULES: [Rule; 28] = [
+const RULES: [Rule; 29] = [
     Rule {
         keys: &["moco.momentum", "moco.momentum_schedule"],
         acts: |config| config.task.objective.has_momentum_encoder(),
@@ -76,9 +76,17 @@ const RULES: [Rule; 28] = [
         needs: "encoder.file unset",
     },
     Rule {
-        keys: &["encoder.stem", "encoder.zero_gamma", "encoder.padding"],
-        acts: |config| config.encoder.file.is_none() && config.encoder.is_resnet(),
+        keys: &["encoder.stem", "encoder.padding"],
+        acts: |config| config.encoder.is_resnet(),
         needs: "a ResNet (encoder.name)",
+    },
+    Rule {
+        keys: &["encoder.zero_gamma"],
+        acts: |config| {
+            let encoder = &config.encoder;
+            encoder.is_resnet() || encoder.file.is_none() && encoder.name == EncoderName::ConvC7
+        },
+        needs: "a ResNet or conv-c7 (encoder.name)",
     },
     Rule {
         keys: &["encoder.shortcut"],
@@ -196,7 +204,7 @@ mod tests {
     }
 
     /// Settings, other settings with which they have no effect, and others with which they do.
-    const CASES: [(&[&str], &[&str], &[&str]); 27] = [
+    const CASES: [(&[&str], &[&str], &[&str]); 28] = [
         (&["moco.momentum=0.9", "moco.momentum_schedule=cosine"], &[], &["task.objective=moco-v3"]),
         (&["moco.queue=4096"], &["task.objective=moco-v3"], &["task.objective=simclr-momentum"]),
         (&["moco.symmetric=true", "moco.shuffle=false"], &[], &["task.objective=moco"]),
@@ -231,10 +239,11 @@ mod tests {
         (&["head.layers=3", "head.hidden=64"], &["head.kind=linear"], &[]),
         (&["encoder.name=resnet18", "encoder.width=2", "encoder.init=he"], &["encoder.file=m.pt"], &[]),
         (
-            &["encoder.stem=cifar", "encoder.zero_gamma=false", "encoder.padding=same"],
-            &["encoder.name=conv-c3"],
+            &["encoder.stem=cifar", "encoder.padding=same"],
+            &["encoder.name=conv-c7"],
             &["encoder.name=resnet50"],
         ),
+        (&["encoder.zero_gamma=false"], &["encoder.name=conv-c4"], &["encoder.name=conv-c7"]),
         (&["encoder.shortcut=projection"], &["encoder.name=resnet50"], &["encoder.name=resnet18"]),
         (
             &["encoder.patch=32", "encoder.positions=fixed", "encoder.freeze_patches=true"],

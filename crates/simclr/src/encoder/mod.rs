@@ -30,11 +30,12 @@ pub struct EncoderConfig {
     pub name: EncoderName,
     /// A TorchScript module (`.pt`) used instead of `name`: `[B, C, S, S]` -> `[B, F]` or `[B, F, h, w]`.
     pub file: Option<PathBuf>,
-    /// Width multiplier of a ResNet (paper: 1, 2, 4).
+    /// Width multiplier (ResNets of the paper: 1, 2, 4).
     pub width: f64,
     /// First layers of a ResNet.
     pub stem: Stem,
-    /// Start the last batch norm of each residual branch at gamma 0 (google-research/simclr `resnet.py` `init_zero`).
+    /// Start the last batch norm of each residual branch of a ResNet or of `conv-c7` at gamma 0 (google-research/simclr `resnet.py`
+    /// `init_zero`).
     pub zero_gamma: bool,
     /// Padding of the stem's max-pool.
     pub padding: Padding,
@@ -110,6 +111,8 @@ pub enum EncoderName {
     ConvC3,
     /// Four convolutions with pooling, 16-32-64-128.
     ConvC4,
+    /// Those of `conv-c4` and a residual convolution behind each pooling.
+    ConvC7,
 }
 
 /// `encoder.stem`.
@@ -406,6 +409,7 @@ impl EncoderName {
             Self::VitBase => "vit-base",
             Self::ConvC3 => "conv-c3",
             Self::ConvC4 => "conv-c4",
+            Self::ConvC7 => "conv-c7",
         }
     }
 }

@@ -109,7 +109,7 @@ fn config(frozen: &FrozenEncoder) -> Result<Value, String> {
 fn architecture(config: &EncoderConfig, side: i64) -> Result<String, String> {
     let name = match config.name {
         _ if config.file.is_some() => return Err("timm has no TorchScript modules".into()),
-        EncoderName::ConvC3 | EncoderName::ConvC4 => {
+        EncoderName::ConvC3 | EncoderName::ConvC4 | EncoderName::ConvC7 => {
             return Err(format!("timm has no {}", config.name.as_str()));
         }
         EncoderName::VitTiny => return Ok("vit_tiny_patch16_224".into()),

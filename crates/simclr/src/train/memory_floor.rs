@@ -60,6 +60,7 @@ fn weights_at_width_1(name: EncoderName) -> f64 {
         EncoderName::Resnet152 => 57.9e6,
         EncoderName::Resnet200 => 62.3e6,
         EncoderName::ConvC3 | EncoderName::ConvC4 => 0.09e6,
+        EncoderName::ConvC7 => 0.14e6,
         _ => 0.0,
     }
 }
@@ -75,7 +76,7 @@ mod tests {
     /// A lower bound, and at most a quarter below the truth at width 2.
     #[test]
     fn the_weights_of_an_encoder_are_bounded_from_below() {
-        for name in ["resnet18", "resnet34", "resnet50", "resnet101", "conv-c3", "conv-c4"] {
+        for name in ["resnet18", "resnet34", "resnet50", "resnet101", "conv-c3", "conv-c4", "conv-c7"] {
             let name: EncoderName = serde_json::from_value(name.into()).unwrap();
             let config = EncoderConfig { name, width: 2.0, ..EncoderConfig::default() };
             let mut params = Params::new(Device::Cpu, 0);

@@ -43,9 +43,9 @@ impl Network<'_> {
         self.graph.node("Flatten", &[&x], &[("axis", Int(1))])
     }
 
-    /// conv-c3: stride 2; conv-c4: stride 1 with pooling between the layers.
+    /// conv-c3: stride 2; conv-c4: stride 1 with pooling between the layers; conv-c7: also a residual convolution there.
     pub(super) fn small(&mut self, x: &str) -> String {
-        let pooled = self.config.name == EncoderName::ConvC4;
+        let pooled = self.config.name != EncoderName::ConvC3;
         let layers = (1..).take_while(|layer| self.has(&format!("conv{layer}.weight"))).count();
         let mut x = x.to_owned();
         for layer in 1..=layers {
@@ -55,6 +55,12 @@ impl Network<'_> {
             if pooled && layer < layers {
                 let attributes = [("kernel_shape", Ints(vec![2, 2])), ("strides", Ints(vec![2, 2]))];
                 x = self.graph.node("MaxPool", &[&x], &attributes);
+            }
+            if self.has(&format!("residual_conv{layer}.weight")) {
+                let names = (format!("residual_conv{layer}"), format!("residual_bn{layer}"));
+                let branch = self.convolution_norm((&names.0, &names.1), &x, 1);
+                x = self.graph.node("Add", &[&branch, &x], &[]);
+                x = self.relu(&x);
             }
         }
         self.mean_over_positions(&x)
