@@ -8,6 +8,9 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/types.h>
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -62,6 +65,27 @@ void all_gather_equal(const Group& group, torch::Tensor all, torch::Tensor own) 
     collective([&] { return group.gloo->allgather(outputs, inputs); });
 }
 
+// Threads started meanwhile inherit SCHED_BATCH: a woken one does not preempt a running one. Gloo's event loop polls as long as another
+// thread holds the lock of a connection; if its wake-up has preempted that thread, until the next timer tick (4 ms at 250 Hz).
+class BatchThreads {
+public:
+    BatchThreads() {
+        sched_param batch{};
+        changed_ = pthread_getschedparam(pthread_self(), &policy_, &parameters_) == 0 && policy_ == SCHED_OTHER
+            && pthread_setschedparam(pthread_self(), SCHED_BATCH, &batch) == 0;
+    }
+    ~BatchThreads() {
+        if (changed_) pthread_setschedparam(pthread_self(), policy_, &parameters_);
+    }
+    BatchThreads(const BatchThreads&) = delete;
+    BatchThreads& operator=(const BatchThreads&) = delete;
+
+private:
+    int policy_ = SCHED_OTHER;
+    sched_param parameters_{};
+    bool changed_ = false;
+};
+
 }  // namespace
 
 extern "C" {
@@ -107,6 +131,7 @@ char* simclr_store_add(Store* store, const char* key, int64_t by, int64_t* sum) 
 char* simclr_gloo_new(
     const Store* store, const char* prefix, int rank, int count, const char* address, double timeout, Group** out) {
     return guarded([&] {
+        const BatchThreads batch;
         auto options = c10d::ProcessGroupGloo::Options::create(seconds(timeout));
         options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
         options->threads = 1;  // one collective at a time, see the interface in Rust

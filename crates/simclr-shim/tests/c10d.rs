@@ -3,6 +3,7 @@
 
 use std::{sync::Barrier, thread, time::Duration};
 
+use fs_err as fs;
 use simclr_shim::{
     Channel,
     c10d::{Gloo, Store},
@@ -40,6 +41,37 @@ fn values_are_shared_and_counted() {
     assert_eq!(client.get("key").unwrap(), Some(vec![]));
     assert_eq!(server.get("key").unwrap(), Some(vec![]));
     assert_eq!((client.add("ranks", 1).unwrap(), server.add("ranks", 2).unwrap()), (1, 3));
+}
+
+/// Policies of the threads of this process by name: field 41 of `/proc/PID/task/TID/stat` (man proc_pid_stat).
+#[cfg(target_os = "linux")]
+fn policies(name: &str) -> Vec<i32> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let stat = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    let of = stat.filter_map(|stat| {
+        let (before, after) = stat.rsplit_once(')')?;
+        before.contains(name).then(|| after.split_whitespace().nth(38)?.parse().ok())?
+    });
+    of.collect()
+}
+
+/// SCHED_BATCH; otherwise two processes wait for the timer tick (bench/results/processes.txt).
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_of_gloo_do_not_preempt() {
+    const SCHED_BATCH: i32 = 3;
+    std::thread::Builder::new()
+        .name("caller".into())
+        .spawn(|| {
+            let store = Store::new(HOST, 0, true, TIMEOUT).unwrap();
+            let _gloo = Gloo::new(&store, "policy", (0, 1), HOST, TIMEOUT).unwrap();
+            let found = policies("gloo");
+            assert!(!found.is_empty() && found.iter().all(|&policy| policy == SCHED_BATCH), "{found:?}");
+            assert_eq!(policies("caller"), [0], "the thread that made the group keeps its policy");
+        })
+        .unwrap()
+        .join()
+        .unwrap();
 }
 
 #[test]

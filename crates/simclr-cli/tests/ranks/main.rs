@@ -117,6 +117,11 @@ fn doctor_checks_processes_and_chunks() {
         assert_eq!(verdict("memory"), "fine");
         assert_eq!(verdict("weight"), "fine");
         assert_eq!(verdict("processes"), if processes > 1 { "fine" } else { "-" });
+        if processes > 1 {
+            assert_eq!(verdict("communication"), "-");
+            let forecast = output.out.lines().last().unwrap();
+            assert!(["8 processes", "64", "512"].iter().all(|part| forecast.contains(part)), "{forecast}");
+        }
         assert!(["encoder", "learning", "batch", "groups"].iter().all(|name| verdict(name) == "-"));
     }
 }

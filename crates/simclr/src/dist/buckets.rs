@@ -10,12 +10,13 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use simclr_shim::hooks::GradientHook;
 use tch::{Device, Tensor};
 
-use super::{Communicator, DistConfig, ProcessGroup};
+use super::{Communicator, DistConfig, ProcessGroup, scaling::Bucket};
 use crate::params::Params;
 
 /// Elements of a bucket on GPUs: 25 MiB, the default of DistributedDataParallel.
@@ -47,6 +48,10 @@ struct Filling {
     missing: Vec<usize>,
     /// Number of buckets sent; they are sent in order, the same on every rank.
     sent: usize,
+    /// When each was, with its bytes.
+    sent_at: Vec<(Instant, usize)>,
+    /// End of the last backward pass.
+    end: Instant,
     group: ProcessGroup,
     out: Sender<Tensor>,
 }
@@ -72,8 +77,15 @@ impl GradientBuckets {
         let buckets: Vec<Vec<Tensor>> =
             places.iter().map(|bucket| bucket.iter().map(tensor).collect()).collect();
         let (out, full) = channel();
-        let filling =
-            Mutex::new(Filling { buckets, missing: Vec::new(), sent: 0, group: group.clone(), out });
+        let filling = Mutex::new(Filling {
+            buckets,
+            missing: Vec::new(),
+            sent: 0,
+            sent_at: Vec::new(),
+            end: Instant::now(),
+            group: group.clone(),
+            out,
+        });
         let state = Arc::new(State { armed: AtomicBool::new(false), filling });
         let mut hooks = Vec::new();
         let hooked = if config.overlap { &places[..] } else { &[] };
@@ -93,6 +105,7 @@ impl GradientBuckets {
         let mut filling = state.filling();
         filling.missing = filling.buckets.iter().map(Vec::len).collect();
         filling.sent = 0;
+        filling.sent_at.clear();
         state.armed.store(true, Ordering::Relaxed);
     }
 
@@ -104,6 +117,7 @@ impl GradientBuckets {
         let (Some(state), Some(sums)) = (&self.state, &self.sums) else { return };
         assert!(state.armed.swap(false, Ordering::Relaxed), "arm() comes before the backward pass");
         let mut filling = state.filling();
+        filling.end = Instant::now();
         while filling.sent < filling.buckets.len() {
             filling.send();
         }
@@ -119,6 +133,17 @@ impl GradientBuckets {
                 at += count;
             }
         }
+    }
+
+    /// Those of the last step, as the host sent them; none in a group of one.
+    pub fn last_step(&self) -> Vec<Bucket> {
+        let Some(state) = &self.state else { return Vec::new() };
+        let filling = state.filling();
+        let bucket = |&(sent, bytes): &(Instant, usize)| Bucket {
+            bytes,
+            ready_before_end: filling.end.saturating_duration_since(sent).as_secs_f64(),
+        };
+        filling.sent_at.iter().map(bucket).collect()
     }
 }
 
@@ -163,6 +188,7 @@ impl Filling {
             self.group.all_reduce_in_place(Communicator::Gradients, &full);
         }
         self.sent += 1;
+        self.sent_at.push((Instant::now(), 4 * full.numel()));
         // The receiver is dropped after this sender.
         let _ = self.out.send(full);
     }

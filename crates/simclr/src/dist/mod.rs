@@ -10,13 +10,14 @@ mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod nccl;
+pub mod scaling;
 mod shards;
 mod watchdog;
 mod watched;
 
 use std::{
     fmt::{Debug, Display},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +25,10 @@ use serde::{Deserialize, Serialize};
 use simclr_shim::{Channel, nccl::Nccl};
 use tch::{Device, Kind, Tensor};
 
-use self::watched::{Connected, WatchedTransport};
+use self::{
+    scaling::Traffic,
+    watched::{Connected, WatchedTransport},
+};
 use crate::{DistError, encoder::AllReduce};
 
 pub use buckets::GradientBuckets;
@@ -105,6 +109,8 @@ pub struct ProcessGroup {
     transport: Option<Arc<dyn Transport>>,
     /// See [`ProcessGroup::connect_gpus`].
     gpus: Arc<OnceLock<Mutex<Nccl>>>,
+    /// Since the last [`ProcessGroup::take_traffic`].
+    traffic: Arc<Mutex<Traffic>>,
 }
 
 /// The processes of this rank's machine.
@@ -137,7 +143,7 @@ impl ProcessGroup {
     /// A group of one process.
     pub fn alone() -> Self {
         let local = Local { rank: 0, count: 1, sharing: 1 };
-        Self { rank: 0, count: 1, local, transport: None, gpus: Arc::default() }
+        Self { rank: 0, count: 1, local, transport: None, gpus: Arc::default(), traffic: Arc::default() }
     }
 
     /// Joins the processes that the launcher started; a group of one without a launcher.
@@ -212,9 +218,19 @@ impl ProcessGroup {
         }
     }
 
+    /// Collectives since the last call.
+    pub fn take_traffic(&self) -> Traffic {
+        std::mem::take(&mut *self.traffic())
+    }
+
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sum over all ranks, in place.
     pub fn all_reduce_f64(&self, values: &mut [f64]) {
         if let Some(transport) = &self.transport {
+            self.traffic().count_sum(Communicator::Step, size_of_val(values));
             transport.all_reduce_f64(values);
         }
     }
@@ -228,6 +244,7 @@ impl ProcessGroup {
 
     fn all_reduce_in_place(&self, communicator: Communicator, values: &Tensor) {
         let Some(transport) = &self.transport else { return };
+        self.traffic().count_sum(communicator, values.numel() * values.kind().elt_size_in_bytes());
         if self.nccl_all_reduce(values) {
             return;
         }
@@ -243,7 +260,9 @@ impl ProcessGroup {
 
     /// The bytes of every rank, by rank; lengths may differ.
     pub fn all_gather_bytes(&self, own: &[u8]) -> Vec<Vec<u8>> {
-        self.transport.as_ref().map_or_else(|| vec![own.to_vec()], |transport| transport.all_gather(own))
+        let Some(transport) = &self.transport else { return vec![own.to_vec()] };
+        self.traffic().count_gathered(own.len());
+        transport.all_gather(own)
     }
 
     /// Concatenates the rows of all ranks: `own` is `[rows, D]`, f32; the number of rows may differ.

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     auto_config::{AutoConfigured, auto_configure, measure},
-    machine,
+    communication, machine,
     setup::{OpenedData, Prepared, loader_config, open, prepare, step_context},
     start,
 };
@@ -86,9 +86,16 @@ pub fn examine(
     findings.extend(transport);
     findings.push(parameter_groups(&own));
     let memory = all_ok(group, memory(group, &mut own));
+    let communication = communication::measure(group, &mut own)?;
     drop(own);
     findings.extend(equality(group, &opened, &config)?);
     findings.push(memory?);
+    let name = "communication".to_owned();
+    findings.extend(communication.map(|found| Finding {
+        name,
+        text: found.to_string(),
+        verdict: Verdict::Note,
+    }));
     Ok(findings)
 }
 

@@ -4,6 +4,7 @@ mod auto_config; // values of keys that the user did not set; memory and duratio
 mod bad_files;
 mod chance;
 mod clock;
+mod communication; // its share of a step
 pub mod doctor;
 mod events;
 mod fit;

@@ -3,12 +3,16 @@
 use std::{sync::Arc, time::Instant};
 
 use simclr_data::{Batch, Chunk, Chunking, Loader};
+use tch::Tensor;
 
 use super::choice::{MemoryModel, StepTime};
 use crate::{
     TrainError,
     device::{gpu_memory, trim_memory},
-    dist::{GradientBuckets, ProcessGroup},
+    dist::{
+        GradientBuckets, ProcessGroup,
+        scaling::{Bucket, Traffic},
+    },
     encoder::BatchNormScope,
     exec::{DeviceBatch, StepId, executor},
     train::{
@@ -85,20 +89,49 @@ fn first_step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<(Opt
     Ok((peak, seconds))
 }
 
-/// Seconds of one step at learning rate 0.
+/// Seconds of one step of this process alone at learning rate 0.
 fn step(ready: &mut Prepared, images: usize, chunks: usize) -> Result<f64, TrainError> {
-    let alone = ProcessGroup::alone();
-    let gradients = GradientBuckets::new(ready.method.params(), &alone);
-    let mut context = step_context(&ready.plan, &alone, &*ready.method, &gradients);
-    context.norm.scope = BatchNormScope::Global;
+    Ok(step_in(&ProcessGroup::alone(), ready, (images, chunks), BatchNormScope::Global)?.seconds)
+}
+
+/// A step with its messages.
+pub struct MeasuredStep {
+    pub seconds: f64,
+    pub traffic: Traffic,
+    pub buckets: Vec<Bucket>,
+    /// See [`crate::exec::StepOutput::z`].
+    pub z: Tensor,
+}
+
+/// One step of `group` at learning rate 0 with `images` in `chunks` on each rank.
+///
+/// # Errors
+/// Those of a training step.
+pub fn step_in(
+    group: &ProcessGroup,
+    ready: &mut Prepared,
+    (images, chunks): (usize, usize),
+    scope: BatchNormScope,
+) -> Result<MeasuredStep, TrainError> {
+    let gradients = GradientBuckets::configured(&ready.plan.config.dist, ready.method.params(), group);
+    let mut context = step_context(&ready.plan, group, &*ready.method, &gradients);
+    context.norm.scope = scope;
     let channels = ready.plan.channels;
     let device = ready.method.params().device();
     let batches = batches(ready, images, chunks);
+    group.take_traffic();
     let start = Instant::now();
     let mut batches = batches.into_iter().map(|batch| Ok(DeviceBatch::on_host(batch, channels, device)));
     let mut executor = executor(&context, (chunks > 1).then_some(1), false);
-    executor.step(&context, &mut ready.optimizer, StepId { step: 0, lr: 0.0 }, &mut batches)?;
-    Ok(start.elapsed().as_secs_f64())
+    let id = StepId { step: 0, lr: 0.0 };
+    let output = executor.step(&context, &mut ready.optimizer, id, &mut batches)?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(MeasuredStep {
+        seconds,
+        traffic: group.take_traffic(),
+        buckets: gradients.last_step(),
+        z: output.z.detach(),
+    })
 }
 
 /// A batch of noise in `count` chunks.
