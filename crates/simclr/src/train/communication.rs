@@ -46,8 +46,8 @@ pub(super) fn measure(group: &ProcessGroup, own: &mut Prepared) -> Result<Option
     let images = (own.plan.config.train.batch / ranks).clamp(2, MAX_IMAGES);
     let scope = own.plan.config.train.batch_norm;
     let whole = ProcessGroup::alone();
-    let (alone, _) = all_ok(group, median_step(group, &whole, own, (images, BatchNormScope::Global)))?;
-    let (together, step) = all_ok(group, median_step(group, group, own, (images, scope)))?;
+    let (alone, _) = all_ok(group, median_step(&whole, own, (images, BatchNormScope::Global)))?;
+    let (together, step) = all_ok(group, median_step(group, own, (images, scope)))?;
     let seconds = |ranks| loss_seconds(&*own.method, &step.z, images, ranks);
     let one = seconds(ranks);
     let loss = LARGER.map(|larger| if larger > ranks { (seconds(larger) - one).max(0.0) } else { 0.0 });
@@ -60,18 +60,17 @@ pub(super) fn measure(group: &ProcessGroup, own: &mut Prepared) -> Result<Option
     Ok(Some(Communication { ranks, images, link, parts, together, loss }))
 }
 
-/// The median of [`STEPS`] steps of `steps`, a group of this rank or of all, and the last of them. All ranks start together.
+/// The median of [`STEPS`] steps of `group`, with all ranks starting together, and the last of them.
 fn median_step(
     group: &ProcessGroup,
-    steps: &ProcessGroup,
     own: &mut Prepared,
     (images, scope): (usize, BatchNormScope),
 ) -> Result<(f64, MeasuredStep), TrainError> {
-    let mut last = measure::step_in(steps, own, (images, 1), scope)?;
+    let mut last = measure::step_in(group, own, (images, 1), scope)?;
     let mut seconds = Vec::new();
     for _ in 1..STEPS {
         group.all_gather_bytes(&[]);
-        last = measure::step_in(steps, own, (images, 1), scope)?;
+        last = measure::step_in(group, own, (images, 1), scope)?;
         seconds.push(last.seconds);
     }
     seconds.sort_by(f64::total_cmp);
