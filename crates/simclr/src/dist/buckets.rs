@@ -46,10 +46,8 @@ struct Filling {
     buckets: Vec<Vec<Tensor>>,
     /// Missing gradients by bucket.
     missing: Vec<usize>,
-    /// Number of buckets sent; they are sent in order, the same on every rank.
-    sent: usize,
-    /// When each was, with its bytes.
-    sent_at: Vec<(Instant, usize)>,
+    /// When each bucket of this step was sent, and its bytes; buckets are sent in order, the same on every rank.
+    sent: Vec<(Instant, usize)>,
     /// End of the last backward pass.
     end: Instant,
     group: ProcessGroup,
@@ -80,8 +78,7 @@ impl GradientBuckets {
         let filling = Mutex::new(Filling {
             buckets,
             missing: Vec::new(),
-            sent: 0,
-            sent_at: Vec::new(),
+            sent: Vec::new(),
             end: Instant::now(),
             group: group.clone(),
             out,
@@ -104,8 +101,7 @@ impl GradientBuckets {
         let Some(state) = &self.state else { return };
         let mut filling = state.filling();
         filling.missing = filling.buckets.iter().map(Vec::len).collect();
-        filling.sent = 0;
-        filling.sent_at.clear();
+        filling.sent.clear();
         state.armed.store(true, Ordering::Relaxed);
     }
 
@@ -118,7 +114,7 @@ impl GradientBuckets {
         assert!(state.armed.swap(false, Ordering::Relaxed), "arm() comes before the backward pass");
         let mut filling = state.filling();
         filling.end = Instant::now();
-        while filling.sent < filling.buckets.len() {
+        while filling.sent.len() < filling.buckets.len() {
             filling.send();
         }
         for bucket in &filling.buckets {
@@ -143,7 +139,7 @@ impl GradientBuckets {
             bytes,
             ready_before_end: filling.end.saturating_duration_since(sent).as_secs_f64(),
         };
-        filling.sent_at.iter().map(bucket).collect()
+        filling.sent.iter().map(bucket).collect()
     }
 }
 
@@ -168,7 +164,7 @@ impl State {
         }
         let mut filling = self.filling();
         filling.missing[bucket] = filling.missing[bucket].saturating_sub(1);
-        while filling.missing.get(filling.sent) == Some(&0) {
+        while filling.missing.get(filling.sent.len()) == Some(&0) {
             filling.send();
         }
     }
@@ -181,14 +177,13 @@ impl Filling {
             let gradient = leaf.grad();
             if gradient.defined() { gradient.reshape([-1]) } else { leaf.zeros_like().detach().reshape([-1]) }
         };
-        let bucket = &self.buckets[self.sent];
+        let bucket = &self.buckets[self.sent.len()];
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
         if full.device() != Device::Cpu {
             // Asynchronous; enqueued in the order of the pass, which is the same on every rank.
             self.group.all_reduce_in_place(Communicator::Gradients, &full);
         }
-        self.sent += 1;
-        self.sent_at.push((Instant::now(), 4 * full.numel()));
+        self.sent.push((Instant::now(), 4 * full.numel()));
         // The receiver is dropped after this sender.
         let _ = self.out.send(full);
     }

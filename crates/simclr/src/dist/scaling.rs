@@ -80,9 +80,7 @@ impl Link {
                 let _ = sum.get(0).double_value(&[]);
                 start.elapsed().as_secs_f64()
             };
-            let mut seconds: Vec<f64> = (0..runs).map(|_| run()).collect();
-            seconds.sort_by(f64::total_cmp);
-            seconds[runs / 2]
+            median((0..runs).map(|_| run()).collect())
         });
         let [hops, share] = ring(ranks);
         let bytes = share * 4.0 * TIMED[1].0 as f64;
@@ -101,6 +99,12 @@ impl Link {
         // Their lengths are gathered first.
         others * (2.0 * self.latency + bytes as f64 / self.rate)
     }
+}
+
+/// The upper one of an even number.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Of a ring all-reduce: messages one after the other, and bytes that a rank sends by the bytes of the sum (Thakur et al. 2005).

@@ -12,7 +12,7 @@ use crate::{
     TrainError,
     dist::{
         ProcessGroup, all_ok,
-        scaling::{Link, StepParts},
+        scaling::{Link, StepParts, median},
     },
     encoder::BatchNormScope,
     losses::AllGather,
@@ -73,8 +73,7 @@ fn median_step(
         last = measure::step_in(group, own, (images, 1), scope)?;
         seconds.push(last.seconds);
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok((seconds[seconds.len() / 2], last))
+    Ok((median(seconds), last))
 }
 
 /// Seconds of the loss of this rank's `z` and its gradient if `ranks` had the same rows each.
@@ -89,9 +88,7 @@ fn loss_seconds(method: &dyn Method, z: &Tensor, images: usize, ranks: usize) ->
         start.elapsed().as_secs_f64()
     };
     run();
-    let mut seconds = [(); 3].map(|()| run());
-    seconds.sort_by(f64::total_cmp);
-    seconds[1]
+    median(vec![run(), run(), run()])
 }
 
 /// An all-gather of ranks that hold the same rows.
@@ -139,19 +136,14 @@ impl std::fmt::Display for Communication {
             milli(link.latency),
             link.rate / 1e6
         )?;
-        write!(f, "the same images per process over a ring of such links:")?;
         let larger = LARGER.iter().zip(loss).filter(|(larger, _)| *larger > ranks);
-        for (at, (&larger, &loss)) in larger.enumerate() {
+        let forecasts = larger.map(|(&larger, &loss)| {
             let seconds = parts.seconds(link, larger, loss);
             let efficiency = 100.0 * parts.alone / seconds;
-            let comma = if at > 0 { "," } else { "" };
-            write!(
-                f,
-                "{comma} {larger} processes {:.1} ms ({efficiency:.0} % of the time computes)",
-                milli(seconds)
-            )?;
-        }
-        Ok(())
+            format!("{larger} processes {:.1} ms ({efficiency:.0} % of the time computes)", milli(seconds))
+        });
+        let forecasts = forecasts.collect::<Vec<_>>().join(", ");
+        write!(f, "the same images per process over a ring of such links: {forecasts}")
     }
 }
 

@@ -90,12 +90,12 @@ pub fn examine(
     drop(own);
     findings.extend(equality(group, &opened, &config)?);
     findings.push(memory?);
-    let name = "communication".to_owned();
-    findings.extend(communication.map(|found| Finding {
-        name,
+    let note = |found: communication::Communication| Finding {
+        name: "communication".into(),
         text: found.to_string(),
         verdict: Verdict::Note,
-    }));
+    };
+    findings.extend(communication.map(note));
     Ok(findings)
 }
 
