@@ -34,7 +34,7 @@ pub use gradient::{backward, drop_gradient};
 pub use max_pool::max_pool;
 pub use optimizer::{Parameter, Rule, Trust, gpu_gradient_norm, gpu_optimizer_step};
 pub use profile::operations;
-pub use upload::upload;
+pub use upload::{Download, upload};
 
 /// First line of an error of libtorch, CUDA or NCCL.
 #[derive(Debug, thiserror::Error)]

@@ -33,6 +33,10 @@ struct CudaEvent {
     void wait(c10::Device device) const {
         if (event) event->block(current(device));
     }
+
+    void synchronize() const {
+        if (event) event->synchronize();
+    }
 };
 
 // at::cuda::CUDAGraph; its header needs the CUDA toolkit. Its members are called by their symbols in libtorch_cuda 2.11; the
@@ -119,6 +123,11 @@ char* simclr_event_wait(const simclr::CudaEvent* event, const at::Tensor* tensor
         event->wait(tensor->device());
         if (event->event) tensor->record_stream(simclr::current(tensor->device()));
     });
+}
+
+// The host waits for the event.
+char* simclr_event_synchronize(const simclr::CudaEvent* event) {
+    return guarded([&] { event->synchronize(); });
 }
 
 void simclr_event_free(simclr::CudaEvent* event) { delete event; }

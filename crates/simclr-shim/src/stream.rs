@@ -22,6 +22,7 @@ unsafe extern "C" {
     fn simclr_stream_leave(previous: *const i64) -> *mut c_char;
     fn simclr_event_record(like: *const C_tensor, out: *mut *mut CEvent) -> *mut c_char;
     fn simclr_event_wait(event: *const CEvent, tensor: *const C_tensor) -> *mut c_char;
+    fn simclr_event_synchronize(event: *const CEvent) -> *mut c_char;
     fn simclr_event_free(event: *mut CEvent);
     fn simclr_graph_begin(out: *mut *mut CGraph) -> *mut c_char;
     fn simclr_graph_end(graph: *mut CGraph) -> *mut c_char;
@@ -85,6 +86,15 @@ impl CudaEvent {
     pub fn wait(&self, tensor: &Tensor) -> Result<(), ShimError> {
         // SAFETY: both live for the call.
         check(unsafe { simclr_event_wait(self.0, tensor.as_ptr()) })
+    }
+
+    /// Makes the host wait for the event.
+    ///
+    /// # Errors
+    /// CUDA errors, also those of earlier work on the stream.
+    pub fn synchronize(&self) -> Result<(), ShimError> {
+        // SAFETY: lives for the call.
+        check(unsafe { simclr_event_synchronize(self.0) })
     }
 }
 

@@ -1,4 +1,4 @@
-// Pinned host memory. tch calls Tensor::pin_memory and is_pinned with a device, which prints a deprecation warning each time.
+// Copies between pinned host memory and a device. tch calls Tensor::pin_memory and is_pinned with a device, which prints a deprecation warning each time.
 
 #include <ATen/ATen.h>
 
@@ -14,6 +14,17 @@ char* simclr_pinned(const at::Tensor* here, at::Tensor** out) {
         at::Tensor pinned = at::empty(here->sizes(), here->options().pinned_memory(true));
         if (here->nbytes() > 0) std::memcpy(pinned.mutable_data_ptr(), here->const_data_ptr(), here->nbytes());
         *out = new at::Tensor(std::move(pinned));
+    });
+}
+
+// A copy of `there` in host memory, which may not be read before the stream has passed this point: for a GPU an asynchronous copy to
+// pinned memory.
+char* simclr_download(const at::Tensor* there, at::Tensor** out) {
+    return simclr::guarded([&] {
+        auto options = there->options().device(at::kCPU).pinned_memory(there->is_cuda());
+        at::Tensor here = at::empty(there->sizes(), options);
+        here.copy_(there->detach(), /*non_blocking=*/true);
+        *out = new at::Tensor(std::move(here));
     });
 }
 

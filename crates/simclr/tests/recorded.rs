@@ -9,8 +9,8 @@ use simclr::{
     dist::{GradientBuckets, ProcessGroup},
     encoder::{BatchNormScope, MOMENTUM},
     exec::{
-        CudaGraphExecutor, DeviceBatch, Eager, Executor, NormConfig, StepContext, StepId, StepOutput,
-        executor, launch_step,
+        CudaGraphExecutor, DeviceBatch, Eager, Executor, LaunchedStep, NormConfig, StepContext, StepId,
+        StepOutput, executor, launch_step,
     },
     methods::{Method as _, SimClr},
     model::Model,
@@ -116,10 +116,14 @@ fn eager(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr
     step_by(&mut Eager, context, optimizer, (batch, lr))
 }
 
+fn read(launched: &LaunchedStep, batch: &Batch) -> StepOutput {
+    launched.download(batch.ids.clone()).unwrap().wait().unwrap()
+}
+
 fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
     optimizer.set_step_scalars(context.method.params(), lr);
     let views = on_device(context, batch).views().unwrap();
-    launch_step(context, optimizer, &views).unwrap().read(batch.ids.clone())
+    read(&launch_step(context, optimizer, &views).unwrap(), batch)
 }
 
 fn assert_same(found: &RunResult, expected: &RunResult) {
@@ -171,7 +175,7 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
             let (launched, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
             assert_eq!(syncs(&names), 0, "{names:?}");
             seen += names.len();
-            launched.read(batch.ids.clone())
+            read(&launched, batch)
         };
         let target = (Device::Cpu, Precision::Bf16);
         emulated(Order::Rising, || run(&config(optimizer), target, &[batch(0, IMAGES)], &mut step));

@@ -209,6 +209,10 @@ pub struct TrainConfig {
     /// On a GPU: capture the step in a CUDA graph if possible (one process, whole batches, no TorchScript module).
     #[serde(alias = "record_step")]
     pub cuda_graph: bool,
+    /// When loss, accuracy and gradient norm of a step are read from the device: `each-step` waits for it, `next-step` launches the
+    /// next one first, so that the device does not wait for the host, and `auto` does so for replays of a CUDA graph. The values are
+    /// the same. Steps with health metrics, online kNN or a checkpoint are always waited for. One process.
+    pub read_loss: ReadLoss,
     /// Threads of libtorch; 0 = all processors.
     pub threads: usize,
     /// Minutes between checkpoints; one is always written at the end and on SIGINT or SIGTERM.
@@ -232,6 +236,18 @@ pub enum StepCount {
     /// floor(n epochs / B) + 1 steps, floor(n warmup_epochs / B) of them warm-up (google-research/simclr tf2/model.py
     /// `get_train_steps`, `WarmUpAndCosineDecay`).
     Official,
+}
+
+/// `train.read_loss`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadLoss {
+    /// `NextStep` for replays of a CUDA graph, otherwise `EachStep`.
+    Auto,
+    /// Before the next step is launched.
+    EachStep,
+    /// After the next step has been launched.
+    NextStep,
 }
 
 impl TrainConfig {
@@ -261,6 +277,7 @@ impl Default for TrainConfig {
             precision: PrecisionChoice::Auto,
             deterministic: false,
             cuda_graph: true,
+            read_loss: ReadLoss::Auto,
             threads: 0,
             checkpoint_minutes: 10.0,
             keep_checkpoints: 2,

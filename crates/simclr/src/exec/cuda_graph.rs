@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use simclr_shim::stream::CudaGraph;
+use simclr_shim::{Download, ShimError, stream::CudaGraph};
 use tch::{Kind, Tensor};
 
-use super::{DeviceBatch, DeviceBatches, Eager, Executor, StepContext, StepId, StepOutput};
+use super::{DeviceBatch, DeviceBatches, Eager, Executor, Launched, StepContext, StepId, StepOutput};
 use crate::{
     TrainError,
     dist::all_ok,
@@ -126,18 +126,18 @@ impl Executor for CudaGraphExecutor {
         Eager.gradients(context, step, batches)
     }
 
-    fn step(
+    fn launch(
         &mut self,
         context: &StepContext<'_>,
         optimizer: &mut Optimizer,
         id: StepId,
         batches: &mut DeviceBatches<'_>,
-    ) -> Result<StepOutput, TrainError> {
+    ) -> Result<Launched, TrainError> {
         let mut batch = all_ok(context.group, DeviceBatch::next_of(batches, id.step))?;
         let views = batch.take_views()?;
         if !self.is_captured(context, optimizer, &views) {
             batch.views = views.into();
-            return Eager.step(context, optimizer, id, &mut std::iter::once(Ok(batch)));
+            return Eager.launch(context, optimizer, id, &mut std::iter::once(Ok(batch)));
         }
         let Some(State::Captured(captured)) = self.by_side.get(&side(&views)) else {
             unreachable!("checked by is_captured")
@@ -146,7 +146,7 @@ impl Executor for CudaGraphExecutor {
         optimizer.set_step_scalars(context.method.params(), id.lr);
         captured.graph.replay()?;
         self.replays += 1;
-        Ok(captured.output.read(batch.ids))
+        Ok(Launched::Unread(captured.output.download(batch.ids)?))
     }
 
     fn take_notice(&mut self) -> Option<String> {
@@ -180,21 +180,41 @@ pub fn launch_step(
 }
 
 impl LaunchedStep {
-    /// Waits for the step and reads its scalars.
+    /// Launches the copy of the scalars to the host.
     ///
-    /// # Panics
-    /// If the device fails.
-    pub fn read(&self, ids: Vec<usize>) -> StepOutput {
-        let scalars = Vec::<f64>::try_from(&self.scalars).expect("three f64 of the device");
-        let counts = vec![ids.len()];
-        StepOutput {
-            ids,
+    /// # Errors
+    /// CUDA errors.
+    pub fn download(&self, ids: Vec<usize>) -> Result<UnreadStep, TrainError> {
+        let [h, z] = [&self.h, &self.z].map(Tensor::shallow_clone);
+        Ok(UnreadStep { ids, scalars: Download::start(&self.scalars)?, h, z })
+    }
+}
+
+/// A launched step whose scalars are being copied to the host.
+#[derive(Debug)]
+pub struct UnreadStep {
+    pub(super) ids: Vec<usize>,
+    scalars: Download,
+    h: Tensor,
+    pub(super) z: Tensor,
+}
+
+impl UnreadStep {
+    /// Waits for the step. If it is a replay and the graph has been replayed since, `h` and `z` are those of the newest replay.
+    ///
+    /// # Errors
+    /// CUDA errors.
+    pub fn wait(self) -> Result<StepOutput, TrainError> {
+        let scalars = Vec::<f64>::try_from(&self.scalars.wait()?).map_err(ShimError::from)?;
+        let counts = vec![self.ids.len()];
+        Ok(StepOutput {
+            ids: self.ids,
             loss: scalars[0],
             accuracy: scalars[1],
             gradient_norm: scalars[2],
-            h: self.h.shallow_clone(),
-            z: self.z.shallow_clone(),
+            h: self.h,
+            z: self.z,
             counts,
-        }
+        })
     }
 }

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 pub use self::{
     chunk_sync::ChunkSync,
-    cuda_graph::{CudaGraphExecutor, LaunchedStep, launch_step},
+    cuda_graph::{CudaGraphExecutor, LaunchedStep, UnreadStep, launch_step},
     eager::Eager,
     grad_cache::GradCache,
     prefetch::{DeviceBatch, DevicePrefetcher},
@@ -89,6 +89,36 @@ impl StepOutput {
     }
 }
 
+/// A step whose work has been launched.
+#[derive(Debug)]
+pub enum Launched {
+    /// The host has its scalars.
+    Read(StepOutput),
+    /// The device may still be running it.
+    Unread(UnreadStep),
+}
+
+impl Launched {
+    /// See [`UnreadStep::wait`].
+    ///
+    /// # Errors
+    /// CUDA errors.
+    pub fn wait(self) -> Result<StepOutput, TrainError> {
+        match self {
+            Self::Read(output) => Ok(output),
+            Self::Unread(step) => step.wait(),
+        }
+    }
+
+    /// z of this rank and the number of images by rank, for work on the device; `None` after a step known to be non-finite.
+    pub fn embeddings(&self) -> Option<(&Tensor, Vec<usize>)> {
+        match self {
+            Self::Read(output) => output.non_finite().is_none().then(|| (&output.z, output.counts.clone())),
+            Self::Unread(step) => Some((&step.z, vec![step.ids.len()])),
+        }
+    }
+}
+
 /// Batches of a run: one per step, or one per chunk and pass.
 pub type DeviceBatches<'a> = dyn Iterator<Item = Result<DeviceBatch, TrainError>> + 'a;
 
@@ -105,7 +135,24 @@ pub trait Executor {
         batches: &mut DeviceBatches<'_>,
     ) -> Result<StepOutput, TrainError>;
 
-    /// [`Executor::gradients`] and the update. A non-finite loss or gradient leaves the weights unchanged.
+    /// [`Executor::gradients`] and the update, without waiting for a device. A non-finite loss or gradient leaves the weights
+    /// unchanged.
+    ///
+    /// # Errors
+    /// See [`Executor::gradients`].
+    fn launch(
+        &mut self,
+        context: &StepContext<'_>,
+        optimizer: &mut Optimizer,
+        id: StepId,
+        batches: &mut DeviceBatches<'_>,
+    ) -> Result<Launched, TrainError> {
+        let output = self.gradients(context, id.step, batches)?;
+        context.update(optimizer, &output, id.lr)?;
+        Ok(Launched::Read(output))
+    }
+
+    /// [`Executor::launch`], and waits for the step.
     ///
     /// # Errors
     /// See [`Executor::gradients`].
@@ -116,9 +163,7 @@ pub trait Executor {
         id: StepId,
         batches: &mut DeviceBatches<'_>,
     ) -> Result<StepOutput, TrainError> {
-        let output = self.gradients(context, id.step, batches)?;
-        context.update(optimizer, &output, id.lr)?;
-        Ok(output)
+        self.launch(context, optimizer, id, batches)?.wait()
     }
 
     /// Returns and clears a message for the user.

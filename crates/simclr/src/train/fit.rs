@@ -25,9 +25,9 @@ use super::{
 };
 use crate::{
     Plan, RunConfig, TrainError,
-    config::Written,
+    config::{ReadLoss, Written},
     dist::{BatchShards, GradientBuckets, ProcessGroup, all_ok, all_ok_with},
-    exec::{DevicePrefetcher, Executor, StepId, StepOutput, executor},
+    exec::{DevicePrefetcher, Executor, Launched, StepId, StepOutput, executor},
     health::Health,
     losses::AllGather,
     methods::Method,
@@ -98,7 +98,8 @@ pub fn fit(
         let initial = initial.map(|text| ("initial weights".to_owned(), text));
         observer.start(&[own, initial.into_iter().collect(), facts].concat());
         let transport = transport.map(|text| format!("tensors between processes: {text}"));
-        for text in transport.iter().chain(&resumed.notes).chain(written.notices()) {
+        let read_loss = read_at_once(group, &plan);
+        for text in transport.iter().chain(&read_loss).chain(&resumed.notes).chain(written.notices()) {
             observer.message(text);
         }
     }
@@ -108,6 +109,7 @@ pub fn fit(
         knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
         clock: Clock::default(),
         failed: HashSet::new(),
+        unrecorded: None,
         gradients: GradientBuckets::configured(&plan.config.dist, method.params(), group),
         plan: &plan,
         dataset: &dataset,
@@ -116,6 +118,13 @@ pub fn fit(
         group,
     };
     run.steps(resumed.step, observer, stop)
+}
+
+/// A notice where `train.read_loss` cannot have its effect.
+fn read_at_once(group: &ProcessGroup, plan: &Plan) -> Option<String> {
+    let ignored = group.count() > 1 && plan.config.train.read_loss == ReadLoss::NextStep;
+    ignored
+        .then(|| "train.read_loss: each step is waited for, because there are several processes".to_owned())
 }
 
 fn journal<'a>(
@@ -140,6 +149,14 @@ struct RankReport {
     waited: f64,
 }
 
+/// A step whose loss has not been recorded.
+struct Unrecorded {
+    step: u64,
+    launched: Launched,
+    /// Seconds that the slowest rank had waited for data.
+    waited: f64,
+}
+
 /// A run between its first and its last step.
 struct Run<'a> {
     plan: &'a Plan,
@@ -155,6 +172,8 @@ struct Run<'a> {
     clock: Clock,
     /// Images that failed to decode on any rank.
     failed: HashSet<usize>,
+    /// The previous step, by `train.read_loss`.
+    unrecorded: Option<Unrecorded>,
 }
 
 impl Run<'_> {
@@ -172,8 +191,12 @@ impl Run<'_> {
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
         let mut executor = executor(&context, passes, self.plan.config.train.cuda_graph);
         for step in first_step..total_steps {
-            let done = self.step(step, &mut *executor, &mut batches, observer)?;
+            let launched = self.update(step, &mut *executor, &mut batches, observer)?;
+            let mut done = self.record_or_leave(launched, observer)?;
             let stop_here = stop.load(Ordering::Relaxed);
+            if stop_here && done.is_ok() {
+                done = self.record_previous(observer)?;
+            }
             let (_, stops) = all_ok_with(self.group, done, |()| stop_here.to_string())?;
             if stops.iter().any(|stop| stop == "true") && step + 1 < total_steps {
                 all_ok(self.group, self.save(step + 1, observer))?;
@@ -184,42 +207,87 @@ impl Run<'_> {
         Ok(Outcome::Finished)
     }
 
-    /// One update with its records. The outer error is common to all ranks; the inner one is rank 0's own.
-    fn step(
+    /// Records the previous step if it was left, and this step unless its loss may be read after the next one has been launched.
+    /// The outer error is common to all ranks; the inner one is rank 0's own.
+    fn record_or_leave(
         &mut self,
-        step: u64,
-        executor: &mut dyn Executor,
-        batches: &mut DevicePrefetcher,
+        step: Unrecorded,
         observer: &mut dyn Observer,
     ) -> Result<Result<(), TrainError>, TrainError> {
-        let (output, waited) = self.update(step, executor, batches, observer)?;
+        let leaves = match self.plan.config.train.read_loss {
+            ReadLoss::Auto => matches!(step.launched, Launched::Unread(_)),
+            ReadLoss::EachStep => false,
+            ReadLoss::NextStep => true,
+        };
+        let leaves = leaves && self.group.count() == 1 && !self.is_due(step.step);
+        let previous = self.record_previous(observer)?;
+        if previous.is_err() {
+            return Ok(previous);
+        }
+        if leaves {
+            self.unrecorded = Some(step);
+            return Ok(Ok(()));
+        }
+        let steps_done = step.step + 1;
+        let recorded = self.record(step, observer)?;
+        Ok(recorded.and_then(|()| self.evaluate_and_save(steps_done, observer)))
+    }
+
+    fn record_previous(&mut self, observer: &mut dyn Observer) -> Result<Result<(), TrainError>, TrainError> {
+        self.unrecorded.take().map_or(Ok(Ok(())), |step| self.record(step, observer))
+    }
+
+    /// Whether health, online kNN, a checkpoint or the end needs the values of this step and the weights after it.
+    fn is_due(&self, step: u64) -> bool {
+        self.is_health_due(step) || self.due_knn(step + 1).is_some() || self.is_checkpoint_due()
+    }
+
+    fn is_health_due(&self, step: u64) -> bool {
+        let is_last = step + 1 == self.plan.total_steps;
+        is_last || (step + 1).is_multiple_of(self.plan.config.train.health_every)
+    }
+
+    /// The online kNN, if it is due after `steps_done` steps.
+    fn due_knn(&self, steps_done: u64) -> Option<&OnlineKnn> {
+        let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
+        self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done))
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let interval = Duration::from_secs_f64(60.0 * self.plan.config.train.checkpoint_minutes);
+        self.journal.as_ref().is_some_and(|journal| journal.since_checkpoint() >= interval)
+    }
+
+    /// Waits for a step and writes its records.
+    fn record(
+        &mut self,
+        Unrecorded { step, launched, waited }: Unrecorded,
+        observer: &mut dyn Observer,
+    ) -> Result<Result<(), TrainError>, TrainError> {
+        let output = all_ok(self.group, launched.wait())?;
         if let Some((what, value)) = output.non_finite() {
             return all_ok(self.group, Err(self.non_finite(what, value, step, &output.ids)));
         }
-        let train = &self.plan.config.train;
-        let is_last = step + 1 == self.plan.total_steps;
-        let health_due = is_last || (step + 1).is_multiple_of(train.health_every);
+        let health_due = self.is_health_due(step);
         let health = (health_due && self.method.traits().has_pairs).then(|| self.health(&output));
         let report = self.report(step, &output, waited, health_due);
-        if let Some(journal) = &mut self.journal {
-            journal.last_batch = (step, output.ids);
-        }
-        Ok(self.after_step(&report, health.as_ref(), observer))
+        let Some(journal) = &mut self.journal else { return Ok(Ok(())) };
+        journal.last_batch = (step, output.ids);
+        Ok(journal.step(&report, health.as_ref(), self.plan, observer))
     }
 
-    /// One update; lists the images of its batch that failed to decode. Also returns the seconds that the slowest rank has waited
-    /// for data so far.
+    /// Launches one update and lists the images of its batch that failed to decode.
     fn update(
         &mut self,
         step: u64,
         executor: &mut dyn Executor,
         batches: &mut DevicePrefetcher,
         observer: &mut dyn Observer,
-    ) -> Result<(StepOutput, f64), TrainError> {
+    ) -> Result<Unrecorded, TrainError> {
         let id = StepId { step, lr: self.plan.schedule.at(step) };
         self.method.before_step(step);
         let context = setup::step_context(self.plan, self.group, &*self.method, &self.gradients);
-        let output = executor.step(&context, &mut self.optimizer, id, batches);
+        let launched = executor.launch(&context, &mut self.optimizer, id, batches);
         if let Some(notice) = executor.take_notice() {
             observer.message(&notice);
         }
@@ -228,12 +296,15 @@ impl Run<'_> {
         let reports = self.all_gather(&own);
         let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
         self.record_failed(reports, observer)?;
-        let output = output.inspect_err(|_| drop(self.flush()))?;
-        if output.non_finite().is_none() {
-            let shards = BatchShards::new(self.group, output.counts.clone());
-            self.method.after_step(step, &output.z, &shards);
+        if launched.is_err() {
+            drop(self.record_previous(observer));
+            drop(self.flush());
         }
-        Ok((output, waited))
+        let launched = launched?;
+        if let Some((z, counts)) = launched.embeddings() {
+            self.method.after_step(step, z, &BatchShards::new(self.group, counts));
+        }
+        Ok(Unrecorded { step, launched, waited })
     }
 
     fn report(&mut self, step: u64, output: &StepOutput, waited: f64, health_due: bool) -> StepReport {
@@ -255,29 +326,17 @@ impl Run<'_> {
         }
     }
 
-    /// Records, online kNN and checkpoint, on rank 0. May fail on rank 0 alone, because the caller's next collective compares
-    /// results.
-    fn after_step(
-        &mut self,
-        report: &StepReport,
-        health: Option<&Health>,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        journal.step(report, health, self.plan, observer)?;
-        let steps_done = report.step + 1;
-        let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
-        if let Some(knn) = self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done)) {
-            if let Some(accuracy) = knn.accuracy(self.method.model(), self.dataset)? {
+    /// Online kNN and checkpoint after `steps_done` steps, on rank 0. May fail on rank 0 alone, because the caller's next
+    /// collective compares results.
+    fn evaluate_and_save(&mut self, steps_done: u64, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if let Some(knn) = self.due_knn(steps_done) {
+            let accuracy = knn.accuracy(self.method.model(), self.dataset)?;
+            if let (Some(journal), Some(accuracy)) = (&mut self.journal, accuracy) {
                 journal.online_knn(steps_done, accuracy, self.plan, observer)?;
             }
             self.clock.restart();
         }
-        let minutes = self.plan.config.train.checkpoint_minutes;
-        if journal.since_checkpoint() >= Duration::from_secs_f64(60.0 * minutes) {
-            self.save(steps_done, observer)?;
-        }
-        Ok(())
+        if self.is_checkpoint_due() { self.save(steps_done, observer) } else { Ok(()) }
     }
 
     fn all_gather(&self, own: &RankReport) -> Vec<RankReport> {

@@ -87,7 +87,7 @@ fn a_launched_step_equals_the_eager_step() {
                 let syncs =
                     names.iter().filter(|name| name.contains("item") || name.contains("_local_scalar"));
                 assert_eq!(syncs.count(), 0, "{set:?}");
-                let output = launched.read((0..12).collect());
+                let output = launched.download((0..12).collect()).unwrap().wait().unwrap();
                 method.after_step(step, &output.z, &BatchShards::new(&group, vec![12]));
                 losses.push((output.loss, output.accuracy, output.gradient_norm));
             }

@@ -5,6 +5,7 @@ mod initial;
 mod momentum;
 mod non_finite;
 mod progress;
+mod read_loss;
 mod resume;
 
 use std::{
