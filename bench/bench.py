@@ -183,7 +183,9 @@ class Busy:
 def gpu_epoch(folder, encoder, size, batch, label):
     """Whole epochs on the GPU against eager AMP and torch.compile, each with as many loader workers as there are cores."""
     with Busy() as busy:
-        rows = epoch(folder, encoder, size, batch, label, ("amp", "tuned"), lambda who, took: print(f"    {who}: GPU busy {busy.last(took):.0f} %", flush=True))
+        watch = lambda who, took: print(f"    {who}: GPU busy {busy.last(took):.0f} %", flush=True)
+        waiting = {"ours, each loss waited for": {"train.read_loss": "each-step"}}
+        rows = epoch(folder, encoder, size, batch, label, ("amp", "tuned"), watch, waiting)
     return rows
 
 
@@ -195,23 +197,25 @@ def gpu_epoch_resnet50(_):
     return gpu_epoch(photos(4096), "resnet50", 224, 256, "an image of an epoch on the GPU, ResNet-50, 224 px JPEG folder")
 
 
-def epoch(folder, encoder, size, batch, label, kinds=("default", "tuned"), watch=lambda who, took: None):
+def epoch(folder, encoder, size, batch, label, kinds=("default", "tuned"), watch=lambda who, took: None, variants={}):
+    """`variants`: names and further settings of runs of ours that count as peers."""
     seconds, memory = {}, {}
     run_folder = WORK / "run"
-    shutil.rmtree(run_folder, ignore_errors=True)
     small_side = size <= 32
     sets = {"encoder.name": encoder, "train.image_size": size, "train.batch": batch, "train.epochs": EPOCHS, "train.knn_every": 0,
             "augment.color": 0.5 if small_side else 1.0, "augment.blur": 0.0 if small_side else 0.5, "loss.temperature": 0.5,
             "optim.kind": "sgd", "optim.lr": 0.06, "optim.scaling": "none", "optim.weight_decay": 5e-4, "optim.warmup_epochs": 0,
             "train.checkpoint_minutes": 1000, "train.health_every": 1000000}
-    flags = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    _, memory["ours"] = run([ROOT / "target/release/simclr", "pretrain", "--data", folder, "--run", run_folder, *flags])
-    lines = [json.loads(line) for line in open(run_folder / "metrics.jsonl")]
-    times = [line["time"] for line in lines if "loss" in line]
-    per_epoch = len(times) // EPOCHS
-    ends = times[per_epoch - 1 :: per_epoch]
-    seconds["ours"] = statistics.median(b - a for a, b in zip(ends, ends[1:])) / (per_epoch * batch)
-    watch("ours", ends[-1] - ends[0])
+    for who, more in {"ours": {}, **variants}.items():
+        shutil.rmtree(run_folder, ignore_errors=True)
+        flags = [word for key, value in {**sets, **more}.items() for word in ("--set", f"{key}={value}")]
+        _, memory[who] = run([ROOT / "target/release/simclr", "pretrain", "--data", folder, "--run", run_folder, *flags])
+        lines = [json.loads(line) for line in open(run_folder / "metrics.jsonl")]
+        times = [line["time"] for line in lines if "loss" in line]
+        per_epoch = len(times) // EPOCHS
+        ends = times[per_epoch - 1 :: per_epoch]
+        seconds[who] = statistics.median(b - a for a, b in zip(ends, ends[1:])) / (per_epoch * batch)
+        watch(who, ends[-1] - ends[0])
     for kind in kinds:
         out, memory[kind] = run([PYTHON, HERE / "peers/epoch.py", kind, folder, "--encoder", encoder, "--size", size, "--batch", batch, "--epochs", EPOCHS])
         ran = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

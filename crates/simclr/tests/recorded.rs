@@ -217,6 +217,32 @@ fn the_cpu_runs_eagerly_without_a_notice() {
     assert_same(&result, &run(&config, (Device::Cpu, Precision::F32), &batches, &mut eager));
 }
 
+/// A replay overwrites the outputs of the one before, possibly before the host has read its scalars.
+#[test]
+fn scalars_on_their_way_to_the_host_keep_their_values() {
+    check_scalars_on_their_way(Device::Cpu);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn scalars_on_their_way_from_a_gpu_keep_their_values() {
+    check_scalars_on_their_way(choose_device(DeviceChoice::Cuda, 0).unwrap());
+}
+
+fn check_scalars_on_their_way(device: Device) {
+    let _stream = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device))).unwrap();
+    let mut scalars = Tensor::from_slice(&[1.5, 0.25, 3.0]).to_device(device);
+    let empty = || Tensor::empty([0], (Kind::Float, device));
+    let step = LaunchedStep { scalars: scalars.shallow_clone(), h: empty(), z: empty() };
+    let first = step.download(vec![7, 8]).unwrap();
+    let _ = scalars.fill_(9.0);
+    let second = step.download(vec![5]).unwrap();
+    let [first, second] = [first, second].map(|step| step.wait().unwrap());
+    assert_eq!((first.loss, first.accuracy, first.gradient_norm), (1.5, 0.25, 3.0));
+    assert_eq!((first.ids, first.counts), (vec![7, 8], vec![2]));
+    assert_eq!((second.loss, second.gradient_norm, second.ids), (9.0, 9.0, vec![5]));
+}
+
 /// Of eight steps the last five are replayed, except one with a smaller batch; all are bit-identical to eager steps.
 #[test]
 #[ignore = "needs a GPU"]

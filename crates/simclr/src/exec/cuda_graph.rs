@@ -190,7 +190,7 @@ impl LaunchedStep {
     }
 }
 
-/// A launched step whose scalars are being copied to the host.
+/// A launched step, while its scalars are copied to the host.
 #[derive(Debug)]
 pub struct UnreadStep {
     pub(super) ids: Vec<usize>,

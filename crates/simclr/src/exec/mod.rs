@@ -89,7 +89,7 @@ impl StepOutput {
     }
 }
 
-/// A step whose work has been launched.
+/// A step after its launch.
 #[derive(Debug)]
 pub enum Launched {
     /// The host has its scalars.

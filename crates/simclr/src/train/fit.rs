@@ -109,7 +109,7 @@ pub fn fit(
         knn: OnlineKnn::new(&plan, &dataset).filter(|_| group.is_first()),
         clock: Clock::default(),
         failed: HashSet::new(),
-        unrecorded: None,
+        deferred: None,
         gradients: GradientBuckets::configured(&plan.config.dist, method.params(), group),
         plan: &plan,
         dataset: &dataset,
@@ -149,7 +149,7 @@ struct RankReport {
     waited: f64,
 }
 
-/// A step whose loss has not been recorded.
+/// A launched step before its records are written.
 struct Unrecorded {
     step: u64,
     launched: Launched,
@@ -172,8 +172,8 @@ struct Run<'a> {
     clock: Clock,
     /// Images that failed to decode on any rank.
     failed: HashSet<usize>,
-    /// The previous step, by `train.read_loss`.
-    unrecorded: Option<Unrecorded>,
+    /// The previous step, if `train.read_loss` defers its record.
+    deferred: Option<Unrecorded>,
 }
 
 impl Run<'_> {
@@ -192,10 +192,10 @@ impl Run<'_> {
         let mut executor = executor(&context, passes, self.plan.config.train.cuda_graph);
         for step in first_step..total_steps {
             let launched = self.update(step, &mut *executor, &mut batches, observer)?;
-            let mut done = self.record_or_leave(launched, observer)?;
+            let mut done = self.record_or_defer(launched, observer)?;
             let stop_here = stop.load(Ordering::Relaxed);
             if stop_here && done.is_ok() {
-                done = self.record_previous(observer)?;
+                done = self.record_deferred(observer)?;
             }
             let (_, stops) = all_ok_with(self.group, done, |()| stop_here.to_string())?;
             if stops.iter().any(|stop| stop == "true") && step + 1 < total_steps {
@@ -207,25 +207,25 @@ impl Run<'_> {
         Ok(Outcome::Finished)
     }
 
-    /// Records the previous step if it was left, and this step unless its loss may be read after the next one has been launched.
+    /// Records the previous step if it was deferred, and this step unless it is deferred until the next one has been launched.
     /// The outer error is common to all ranks; the inner one is rank 0's own.
-    fn record_or_leave(
+    fn record_or_defer(
         &mut self,
         step: Unrecorded,
         observer: &mut dyn Observer,
     ) -> Result<Result<(), TrainError>, TrainError> {
-        let leaves = match self.plan.config.train.read_loss {
+        let defers = match self.plan.config.train.read_loss {
             ReadLoss::Auto => matches!(step.launched, Launched::Unread(_)),
             ReadLoss::EachStep => false,
             ReadLoss::NextStep => true,
         };
-        let leaves = leaves && self.group.count() == 1 && !self.is_due(step.step);
-        let previous = self.record_previous(observer)?;
+        let deferred = defers && self.group.count() == 1 && !self.is_due(step.step);
+        let previous = self.record_deferred(observer)?;
         if previous.is_err() {
             return Ok(previous);
         }
-        if leaves {
-            self.unrecorded = Some(step);
+        if deferred {
+            self.deferred = Some(step);
             return Ok(Ok(()));
         }
         let steps_done = step.step + 1;
@@ -233,8 +233,8 @@ impl Run<'_> {
         Ok(recorded.and_then(|()| self.evaluate_and_save(steps_done, observer)))
     }
 
-    fn record_previous(&mut self, observer: &mut dyn Observer) -> Result<Result<(), TrainError>, TrainError> {
-        self.unrecorded.take().map_or(Ok(Ok(())), |step| self.record(step, observer))
+    fn record_deferred(&mut self, observer: &mut dyn Observer) -> Result<Result<(), TrainError>, TrainError> {
+        self.deferred.take().map_or(Ok(Ok(())), |step| self.record(step, observer))
     }
 
     /// Whether health, online kNN, a checkpoint or the end needs the values of this step and the weights after it.
@@ -264,7 +264,8 @@ impl Run<'_> {
         Unrecorded { step, launched, waited }: Unrecorded,
         observer: &mut dyn Observer,
     ) -> Result<Result<(), TrainError>, TrainError> {
-        let output = all_ok(self.group, launched.wait())?;
+        // Only a replay has to be waited for, and can fail here; replays run in one process.
+        let output = launched.wait()?;
         if let Some((what, value)) = output.non_finite() {
             return all_ok(self.group, Err(self.non_finite(what, value, step, &output.ids)));
         }
@@ -297,7 +298,7 @@ impl Run<'_> {
         let waited = reports.iter().map(|report| report.waited).fold(0.0, f64::max);
         self.record_failed(reports, observer)?;
         if launched.is_err() {
-            drop(self.record_previous(observer));
+            drop(self.record_deferred(observer));
             drop(self.flush());
         }
         let launched = launched?;
