@@ -28,7 +28,7 @@ fn metrics(folder: &RunFolder) -> Vec<Value> {
 fn a_loss_read_a_step_later_changes_no_record_and_no_weight() {
     let temp = tempfile::tempdir().unwrap();
     let data = image_folder(temp.path(), 70, true);
-    // Online kNN every 4 steps, health every 5, a checkpoint in every step that is waited for.
+    // Steps with online kNN, every 4, and with health, every 5, are waited for; the others are deferred.
     let [each, next] = ["each-step", "next-step"].map(|when| {
         let folder = RunFolder::create(&temp.path().join(when)).unwrap();
         let read = format!("train.read_loss={when}");
