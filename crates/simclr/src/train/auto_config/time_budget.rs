@@ -18,10 +18,14 @@ const WARM_UP_STEPS: u64 = 8;
 /// A side is measured for at least this long, and for at least [`MIN_STEPS`].
 const MIN_SECONDS: f64 = 2.0;
 const MIN_STEPS: u64 = 10;
+/// Share of `train.minutes` spent on measuring, all sides together, where it exceeds [`MIN_SECONDS`]: the speed of a shared
+/// machine changes from one second to the next by more than over a run.
+const MEASURED_SHARE: f64 = 0.01;
+const MAX_SECONDS: f64 = 60.0;
 /// Share of a measured step spent waiting for data, from which it is measured again on the same images.
 const WAITING_SHARE: f64 = 0.05;
-/// Share of the time that is left for checkpoints and for the start of the loader.
-const RESERVE: f64 = 0.01;
+/// Share of the time that is left for checkpoints, for the start of the loader and for steps slower than the measured ones.
+const RESERVE: f64 = 0.02;
 
 /// Epochs that fit into `train.minutes`, and how they were found.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,12 +45,13 @@ pub(super) fn affordable(
     config: &RunConfig,
 ) -> Result<Affordable, TrainError> {
     let mut trial = all_ok(group, setup::prepare(group, opened, config))?;
+    let minutes = config.train.minutes;
     let sides = shares(&config.train);
+    let seconds = seconds_per_side(minutes, sides.len());
     let mut measured = Vec::new();
     for &(share, size) in &sides {
-        measured.push((share, size, step_seconds(group, &mut trial, size)?));
+        measured.push((share, size, step_seconds(group, &mut trial, size, seconds)?));
     }
-    let minutes = config.train.minutes;
     let elapsed = of_first_rank(group, &opened.started.elapsed().as_secs_f64());
     let left = (60.0 * minutes * (1.0 - RESERVE) - elapsed).max(0.0);
     let (_, _, at_start) = measured[0];
@@ -73,6 +78,10 @@ fn affordable_steps(left: f64, first: f64, mean: f64, steps_per_epoch: f64) -> f
     steps.floor().max(1.0)
 }
 
+fn seconds_per_side(minutes: f64, sides: usize) -> f64 {
+    (60.0 * minutes * MEASURED_SHARE / sides as f64).clamp(MIN_SECONDS, MAX_SECONDS)
+}
+
 /// Sides of the views with the share of the steps that have them.
 fn shares(train: &TrainConfig) -> Vec<(f64, usize)> {
     let mut starts = train.view_sizes.clone();
@@ -92,13 +101,27 @@ struct StepSeconds {
     later: f64,
 }
 
-fn step_seconds(group: &ProcessGroup, trial: &mut Prepared, size: usize) -> Result<StepSeconds, TrainError> {
-    let first = measure(group, trial, size, u64::MAX)?;
+/// `seconds`: for how long to measure.
+fn step_seconds(
+    group: &ProcessGroup,
+    trial: &mut Prepared,
+    size: usize,
+    seconds: f64,
+) -> Result<StepSeconds, TrainError> {
+    let first = measure(group, trial, size, Until { seconds, steps: u64::MAX })?;
     if first.waiting < WAITING_SHARE {
         return Ok(StepSeconds { first: first.seconds, later: first.seconds });
     }
-    let later = measure(group, trial, size, first.steps)?.seconds.min(first.seconds);
+    let later =
+        measure(group, trial, size, Until { seconds, steps: first.steps })?.seconds.min(first.seconds);
     Ok(StepSeconds { first: first.seconds, later })
+}
+
+/// A measurement ends with the first of the two that is reached, and not before [`MIN_STEPS`].
+#[derive(Clone, Copy)]
+struct Until {
+    seconds: f64,
+    steps: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,12 +133,12 @@ struct Measured {
     waiting: f64,
 }
 
-/// Mean over at most `max_steps` consecutive steps at learning rate 0, with the loader working ahead as in a run.
+/// Mean over consecutive steps at learning rate 0, with the loader working ahead as in a run.
 fn measure(
     group: &ProcessGroup,
     trial: &mut Prepared,
     size: usize,
-    max_steps: u64,
+    until: Until,
 ) -> Result<Measured, TrainError> {
     let plan = Plan { view_sizes: vec![(0, size)], total_steps: u64::MAX, ..trial.plan.clone() };
     let device = trial.method.params().device();
@@ -133,7 +156,7 @@ fn measure(
         let elapsed = start.elapsed().as_secs_f64();
         let steps = step.saturating_sub(WARM_UP_STEPS);
         // As a run does after each step, the ranks exchange a message.
-        let done = steps >= MIN_STEPS && (elapsed >= MIN_SECONDS || steps >= max_steps);
+        let done = steps >= MIN_STEPS && (elapsed >= until.seconds || steps >= until.steps);
         if of_first_rank(group, &done) {
             let waiting = (batches.waited() - waited) / elapsed;
             return Ok(of_first_rank(group, &Measured { steps, seconds: elapsed / steps as f64, waiting }));
@@ -155,6 +178,14 @@ mod tests {
         assert_eq!(affordable_steps(100.0, 2.0, 0.5, 20.0), 20.0 + 120.0);
         assert_eq!(affordable_steps(30.0, 2.0, 0.5, 20.0), 15.0);
         assert_eq!(affordable_steps(0.0, 2.0, 0.5, 20.0), 1.0);
+    }
+
+    #[test]
+    fn a_hundredth_of_the_time_is_measured() {
+        assert_eq!(seconds_per_side(0.1, 1), MIN_SECONDS);
+        assert_eq!(seconds_per_side(10.0, 1), 6.0);
+        assert_eq!(seconds_per_side(20.0, 2), 6.0);
+        assert_eq!(seconds_per_side(6000.0, 1), MAX_SECONDS);
     }
 
     #[test]
