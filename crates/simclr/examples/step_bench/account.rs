@@ -1,7 +1,10 @@
 //! Where the time of a step goes: its operations by phase and kind, with multiplications, memory traffic and launches, and its convolutions
 //! by shape. Eager execution, since a CUDA graph has no operations to record.
 
-use std::{collections::BTreeSet, error::Error};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+};
 
 use simclr::{
     exec::StepContext,
@@ -45,6 +48,9 @@ const WITHOUT_TRAFFIC: [&str; 29] = [
     "_unsafe_view",
 ];
 
+/// Operations that are listed by name for each phase.
+const LISTED: usize = 5;
+
 /// Recorded steps; the durations are their means.
 const RECORDED_STEPS: u32 = 3;
 
@@ -69,6 +75,9 @@ impl Sums {
     }
 }
 
+/// Number and milliseconds of operations by phase and name.
+type ByName = BTreeMap<(&'static str, String), (usize, f64)>;
+
 /// Phases and kinds in the order of their appearance.
 type Table = Vec<((&'static str, &'static str), Sums)>;
 
@@ -91,16 +100,17 @@ pub fn print(
 ) -> Result<(), Box<dyn Error>> {
     let limits = limits.map_or_else(|| measured_limits(views), Ok)?;
     let mut table = Table::new();
-    let mut convolutions = BTreeSet::new();
+    let (mut by_name, mut convolutions) = (ByName::new(), BTreeSet::new());
     for _ in 0..RECORDED_STEPS {
         for (phase, operations) in phases(context, method, optimizer, views, lr)? {
-            add(&mut table, phase, &operations);
+            add(&mut table, &mut by_name, phase, &operations);
             for operation in operations.iter().filter(|operation| is_forward_convolution(operation)) {
                 convolutions.insert(shapes(operation));
             }
         }
     }
     print_table(&table, views.size()[0], limits);
+    print_longest(&by_name);
     println!("\nconvolutions by shape, alone, TFLOP/s (ms): forward, gradient of the data, of the weights");
     for shapes in convolutions {
         print_convolution(&shapes, views)?;
@@ -138,7 +148,7 @@ fn phases(
     Ok(vec![("forward", forward), ("loss", loss), ("backward", backward), ("update", update)])
 }
 
-fn add(table: &mut Table, phase: &'static str, operations: &[Operation]) {
+fn add(table: &mut Table, by_name: &mut ByName, phase: &'static str, operations: &[Operation]) {
     let moving = moving(operations);
     let mut own: Vec<i64> = operations.iter().map(|operation| operation.nanoseconds as i64).collect();
     for operation in operations {
@@ -155,12 +165,14 @@ fn add(table: &mut Table, phase: &'static str, operations: &[Operation]) {
         let counts = moving[index] || is_batch_norm(&operation.name);
         let (flop, bytes) = if counts { cost(operation) } else { (0.0, 0.0) };
         let milliseconds = own[index].max(0) as f64 / 1e6;
+        let named = by_name.entry((phase, operation.name.clone())).or_default();
+        *named = (named.0 + 1, named.1 + milliseconds);
         table[row].1.add(Sums { launches: usize::from(moving[index]), milliseconds, flop, bytes });
     }
 }
 
-/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution, which changes
-/// the type of its result besides. A batch norm or max-pooling is one, or the kernels that it calls.
+/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution and `baddbmm`, which
+/// copy tensors besides. A batch norm or max-pooling is one, or the kernels that it calls.
 fn moving(operations: &[Operation]) -> Vec<bool> {
     let mut moving = vec![false; operations.len()];
     let mut calls_kernels = vec![false; operations.len()];
@@ -170,7 +182,7 @@ fn moving(operations: &[Operation]) -> Vec<bool> {
         let is_operation = name.starts_with("simclr::")
             || name.strip_prefix("aten::").is_some_and(|name| !WITHOUT_TRAFFIC.contains(&name));
         moving[index] = match name {
-            _ if name.ends_with("convolution_backward") => true,
+            _ if name.ends_with("convolution_backward") || name == "aten::baddbmm" => true,
             _ if name.starts_with("Simclr") || is_batch_norm(name) => !calls_kernels[index],
             _ => is_operation && !calls_moving[index],
         };
@@ -195,7 +207,9 @@ fn kind(operations: &[Operation], index: usize) -> &'static str {
     let of = |name: &str| match name {
         "aten::conv2d" | "ConvolutionBackward0" => Some("convolution"),
         name if is_batch_norm(name) => Some("batch norm, ReLU"),
-        "aten::mm" | "aten::addmm" | "aten::linear" | "aten::bmm" | "aten::matmul" => Some("matrix product"),
+        "aten::mm" | "aten::addmm" | "aten::linear" | "aten::bmm" | "aten::matmul" | "aten::baddbmm" => {
+            Some("matrix product")
+        }
         name if name.to_lowercase().replace('_', "").contains("maxpool") => Some("pooling"),
         "aten::_to_copy" | "ToCopyBackward0" => Some("change of type"),
         "torch::autograd::AccumulateGrad" => Some("gradient accumulation"),
@@ -245,6 +259,7 @@ fn cost(operation: &Operation) -> (f64, f64) {
         "aten::mm" => 2.0 * count(inputs[0]) * inputs[1][1] as f64,
         "aten::addmm" => 2.0 * count(inputs[1]) * inputs[2][1] as f64,
         "aten::bmm" => 2.0 * count(inputs[0]) * inputs[1][2] as f64,
+        "aten::baddbmm" => 2.0 * count(inputs[1]) * inputs[2][2] as f64,
         _ => 0.0,
     };
     // The target of a copy is an argument, too.
@@ -290,6 +305,21 @@ fn print_table(table: &Table, views: i64, limits: Limits) {
         line(&format!("{phase}: {kind}"), sums, total.milliseconds, bound(sums));
     }
     line("step", &total, total.milliseconds, table.iter().map(|(_, sums)| bound(sums)).sum());
+}
+
+/// The operations of each phase with the longest times of their own.
+fn print_longest(by_name: &ByName) {
+    let phases: BTreeSet<&str> = by_name.keys().map(|(phase, _)| *phase).collect();
+    for phase in phases {
+        let mut rows: Vec<_> = by_name.iter().filter(|((found, _), _)| *found == phase).collect();
+        rows.sort_by(|(_, a), (_, b)| b.1.total_cmp(&a.1));
+        let text = |((_, name), (calls, milliseconds)): &(&(&str, String), &(usize, f64))| {
+            let steps = f64::from(RECORDED_STEPS);
+            format!("{name} {:.2} ms ({})", milliseconds / steps, calls / RECORDED_STEPS as usize)
+        };
+        let longest: Vec<String> = rows.iter().take(LISTED).map(text).collect();
+        println!("{phase}, longest operations (calls): {}", longest.join(", "));
+    }
 }
 
 /// What one bf16 matrix product and one copy reach on the device of `like`.

@@ -1,9 +1,9 @@
-//! Seconds per SimCLR step (forward, NT-Xent, backward, SGD with momentum) on random views that lie on the device
+//! Seconds per SimCLR step (forward, NT-Xent, backward, SGD with momentum or Muon) on random views that lie on the device
 //! already, printed as the peer script `step.py` prints its own, so that the two lines can be compared. With `--account`, also where the
 //! time goes.
 //!
-//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4|conv-c7] [--width 1] [--views 256] [--runs 5] [--account]
-//! [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
+//! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4|conv-c7] [--width 1] [--size PX] [--views 256]
+//! [--muon] [--runs 5] [--account] [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
 //! GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::print_stderr, reason = "a benchmark prints")]
@@ -40,7 +40,9 @@ struct Arguments {
     precision: Precision,
     encoder: String,
     width: f64,
+    size: Option<i64>,
     views: i64,
+    optimizer: OptimKind,
     runs: usize,
     account: bool,
     emulate_gpu: bool,
@@ -58,7 +60,9 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         precision,
         encoder: "resnet18-cifar".into(),
         width: 1.0,
+        size: None,
         views: 256,
+        optimizer: OptimKind::Sgd,
         runs: 5,
         account: false,
         emulate_gpu: false,
@@ -71,6 +75,8 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             "--emulate-gpu" => found.emulate_gpu = true,
             "--encoder" => found.encoder = value()?,
             "--width" => found.width = value()?.parse()?,
+            "--size" => found.size = Some(value()?.parse()?),
+            "--muon" => found.optimizer = OptimKind::Muon,
             "--views" => found.views = value()?.parse()?,
             "--runs" => found.runs = value()?.parse()?,
             "--limits" => found.limits = Some(parse_limits(&value()?)?),
@@ -115,16 +121,17 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let device = choose_device(DeviceChoice::Auto, 0)?;
     let (mut config, size) = encoder(&arguments.encoder)?;
     config.width = arguments.width;
+    let size = arguments.size.unwrap_or(size);
     let model = Model::new(&config, &HeadConfig::default(), (3, size), 0, device, arguments.precision)?;
-    let sgd = OptimConfig {
-        kind: OptimKind::Sgd,
+    let optimizer = OptimConfig {
+        kind: arguments.optimizer,
         weight_decay: WEIGHT_DECAY,
         lr_in_momentum: false,
         ..OptimConfig::default()
     };
     let loss = LossConfig { temperature: 0.5, ..LossConfig::default() };
     let method = SimClr::new(model, loss);
-    let mut optimizer = Optimizer::new(&sgd, method.params());
+    let mut optimizer = Optimizer::new(&optimizer, method.params()).with_precision(arguments.precision);
     // As `train::fit` does on a GPU: a stream of our own, and the step captured as a CUDA graph.
     simclr_shim::stream::set_deterministic(false);
     let _own = StreamGuard::new(&Tensor::empty([0], (Kind::Float, device)))?;

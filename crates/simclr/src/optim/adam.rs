@@ -40,8 +40,8 @@ pub fn update(
     lr: f64,
     steps: i64,
 ) -> Option<Tensor> {
-    let _ = first.g_mul_scalar_(config.beta1).g_add_(&(g * (1.0 - config.beta1)));
-    let _ = second.g_mul_scalar_(config.beta2).g_add_(&(g * g * (1.0 - config.beta2)));
+    let _ = first.lerp_(g, 1.0 - config.beta1);
+    let _ = second.lerp_(&(g * g), 1.0 - config.beta2);
     let corrected = bias_correction(config);
     let unbiased = |beta: f64| if corrected { 1.0 - beta.powf(steps as f64) } else { 1.0 };
     let direction =

@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     CheckpointError, ModelError,
+    device::Precision,
     params::{Param, Params},
 };
 
@@ -152,6 +153,7 @@ pub enum ScheduleKind {
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimConfig,
+    precision: Precision,
     slots: Vec<Slot>,
     /// Updates done, for Adam's bias correction.
     steps: i64,
@@ -183,6 +185,7 @@ impl Optimizer {
         };
         Self {
             config: config.clone(),
+            precision: Precision::F32,
             slots: params.params().iter().map(slot).collect(),
             steps: 0,
             groups: groups::table(config, params),
@@ -192,6 +195,12 @@ impl Optimizer {
             }),
             step_scalars: None,
         }
+    }
+
+    /// Sets the precision of Muon's products on a CPU, which is f32 otherwise. On a GPU they are in bf16.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Updates `params` from their gradients, which are dropped. A parameter without a gradient is not changed.
@@ -236,7 +245,8 @@ impl Optimizer {
         for (param, slot) in params.params().iter().zip(&self.slots) {
             let gradient = param.tensor.grad();
             if muon::orthogonalizes(&self.config, param) && gradient.defined() {
-                muon::update(&self.config, param, &gradient, &slot.first, &lr, guard);
+                let rule = (&self.config, self.precision);
+                muon::update(rule, param, &gradient, &slot.first, &lr, guard);
                 simclr_shim::drop_gradient(&param.tensor)?;
             }
         }
@@ -283,7 +293,8 @@ impl Optimizer {
             }
             let ratio = match &mut slot.second {
                 None if self.config.kind == OptimKind::Muon => {
-                    muon::update(&self.config, param, &gradient, &slot.first, &Tensor::from(lr), None);
+                    let rule = (&self.config, self.precision);
+                    muon::update(rule, param, &gradient, &slot.first, &Tensor::from(lr), None);
                     None
                 }
                 None => momentum::update(&self.config, param, &gradient, &mut slot.first, lr),

@@ -7,7 +7,10 @@
 use tch::{Kind, Tensor};
 
 use super::{OptimConfig, OptimKind};
-use crate::params::{Param, Role};
+use crate::{
+    device::Precision,
+    params::{Param, Role},
+};
 
 /// Quintic Newton-Schulz iteration a X + b X Xt X + c (X Xt)^2 X, chosen for a steep slope at 0: singular values end between 0.7 and 1.2.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -24,9 +27,9 @@ pub fn orthogonalizes(config: &OptimConfig, param: &Param) -> bool {
 }
 
 /// Updates `param` and its momentum buffer in place, without host synchronisation, unless `guard` (f64 scalar) is not finite. `lr`:
-/// f64 scalar.
+/// f64 scalar. `precision`: of the products on a CPU.
 pub fn update(
-    config: &OptimConfig,
+    (config, precision): (&OptimConfig, Precision),
     param: &Param,
     gradient: &Tensor,
     velocity: &Tensor,
@@ -38,9 +41,9 @@ pub fn update(
     let rows = direction.size()[0];
     let matrix = direction.contiguous().view([rows, -1]);
     let longest = matrix.size().into_iter().max().unwrap_or(1) as f64;
-    let step = orthogonalize(&matrix).view_as(&param.tensor) * (ADAMW_RMS * longest.sqrt());
+    let step = orthogonalize(&matrix, precision).view_as(&param.tensor) * (lr * (ADAMW_RMS * longest.sqrt()));
     let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
-    let weight = &param.tensor * (lr * -decay + 1.0) - step * lr;
+    let weight = &param.tensor * (lr * -decay + 1.0) - step;
     assign(velocity, &momentum, guard);
     assign(&param.tensor, &weight, guard);
 }
@@ -52,16 +55,17 @@ fn assign(target: &Tensor, value: &Tensor, guard: Option<&Tensor>) {
     }
 }
 
-/// Approximately U Vt of the singular value decomposition U S Vt of `matrix` `[m, n]`. Computed in bf16 on a GPU, as by its authors.
-fn orthogonalize(matrix: &Tensor) -> Tensor {
-    let on_gpu = matrix.device().is_cuda();
-    let kind = if on_gpu { Kind::BFloat16 } else { matrix.kind() };
+/// Approximately U Vt of the singular value decomposition U S Vt of `matrix` `[m, n]`. Computed in bf16 on a GPU, as by its authors, and
+/// on a CPU for [`Precision::Bf16`].
+fn orthogonalize(matrix: &Tensor, precision: Precision) -> Tensor {
+    let in_bf16 = matrix.device().is_cuda() || precision == Precision::Bf16;
+    let kind = if in_bf16 { Kind::BFloat16 } else { matrix.kind() };
     let size = matrix.size();
     let is_tall = size[0] > size[1];
     let x = matrix / (matrix.norm() + 1e-7);
     let x = if is_tall { x.tr() } else { x }.to_kind(kind);
     // The Gram matrix squares the condition number, for which bf16 has too few digits.
-    let by_gram = !on_gpu && x.size()[1] >= 2 * x.size()[0];
+    let by_gram = !in_bf16 && x.size()[1] >= 2 * x.size()[0];
     let x = if by_gram { iterate_on_gram(&x) } else { iterate(x) };
     if is_tall { x.tr() } else { x }.to_kind(matrix.kind())
 }
@@ -70,7 +74,8 @@ fn orthogonalize(matrix: &Tensor) -> Tensor {
 fn iterate(mut x: Tensor) -> Tensor {
     let [a, ..] = COEFFICIENTS;
     for _ in 0..ITERATIONS {
-        x = &x * a + even_terms(&x.matmul(&x.tr())).matmul(&x);
+        let even = even_terms(&x.matmul(&x.tr()));
+        x = multiply_add((&x, a), (&even, &x), 1.0);
     }
     x
 }
@@ -94,7 +99,12 @@ fn iterate_on_gram(x: &Tensor) -> Tensor {
 /// b G + c G^2.
 fn even_terms(gram: &Tensor) -> Tensor {
     let [_, b, c] = COEFFICIENTS;
-    gram * b + gram.matmul(gram) * c
+    multiply_add((gram, b), (gram, gram), c)
+}
+
+/// beta S + alpha L R of matrices, in one operation; tch's `addmm` takes no factors.
+fn multiply_add((s, beta): (&Tensor, f64), (l, r): (&Tensor, &Tensor), alpha: f64) -> Tensor {
+    s.unsqueeze(0).baddbmm(&l.unsqueeze(0), &r.unsqueeze(0), beta, alpha).squeeze_dim(0)
 }
 
 #[cfg(test)]
@@ -117,7 +127,8 @@ mod tests {
                 scalar = &scalar * a + scalar.pow_tensor_scalar(3) * b + scalar.pow_tensor_scalar(5) * c;
             }
             let expected = u.matmul(&scalar.diag(0)).matmul(&v.tr());
-            let difference = (orthogonalize(&matrix) - expected).abs().max().double_value(&[]);
+            let difference =
+                (orthogonalize(&matrix, Precision::F32) - expected).abs().max().double_value(&[]);
             assert!(difference < 1e-10, "{rows} x {columns}: {difference}");
         }
     }
@@ -126,9 +137,11 @@ mod tests {
     fn singular_values_end_near_one() {
         let random =
             Tensor::from_slice(&(0..96).map(|i| f64::sin(1.7 * f64::from(i * i))).collect::<Vec<_>>());
-        let (_, s, _) = orthogonalize(&random.view([8, 12])).svd(true, false);
-        let range = [s.min(), s.max()].map(|value| value.double_value(&[]));
-        assert!(range[0] > 0.6 && range[1] < 1.25, "{range:?}");
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (_, s, _) = orthogonalize(&random.view([8, 12]), precision).svd(true, false);
+            let range = [s.min(), s.max()].map(|value| value.double_value(&[]));
+            assert!(range[0] > 0.6 && range[1] < 1.25, "{precision:?}: {range:?}");
+        }
     }
 
     #[test]
@@ -137,9 +150,10 @@ mod tests {
         let weight = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
         let param = Param { name: "w".into(), tensor: weight.copy(), role: Role::Weight };
         let (gradient, velocity, lr) = (weight.copy() * 0.5, weight.zeros_like(), Tensor::from(0.1));
-        update(&config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(f64::NAN)));
+        let config = (&config, Precision::F32);
+        update(config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(f64::NAN)));
         assert_eq!((param.tensor.copy(), velocity.copy()), (weight.copy(), weight.zeros_like()));
-        update(&config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(1.0)));
+        update(config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(1.0)));
         assert!(param.tensor != weight && velocity != weight.zeros_like());
     }
 }

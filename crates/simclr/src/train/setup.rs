@@ -90,7 +90,7 @@ pub(super) fn prepare(
     let contrastive = config.task.objective.is_contrastive();
     let initial = initial.map(|path| init::load(path, &online, contrastive)).transpose()?;
     let method = method(online, &plan, &dataset, teacher)?;
-    let optimizer = Optimizer::new(&config.optim, method.params());
+    let optimizer = Optimizer::new(&config.optim, method.params()).with_precision(plan.precision);
     Ok(Prepared { dataset, plan, method, optimizer, initial })
 }
 

@@ -13,20 +13,27 @@ const STEPS: usize = 30;
 
 /// Mean negative log likelihood of `labels` `[n]` under softmax(`logits` `[n, K]` / `temperature`).
 pub(super) fn nll(logits: &Tensor, labels: &Tensor, temperature: f64) -> f64 {
-    let log_probabilities = (logits.to_kind(Kind::Double) / temperature).log_softmax(1, Kind::Double);
-    -log_probabilities.gather(1, &labels.unsqueeze(1), false).mean(Kind::Double).double_value(&[])
+    -of_labels(&log_probabilities(logits, temperature), labels)
 }
 
 /// [`nll`] of targets that give the label (n + 1) / (n + 2), by Laplace's rule of succession, and the other classes the rest.
 fn smoothed_nll(logits: &Tensor, labels: &Tensor, temperature: f64) -> f64 {
     let (n, classes) = (logits.size()[0] as f64, logits.size()[1] as f64);
     let wrong = 1.0 / (n + 2.0);
-    let log_probabilities = (logits.to_kind(Kind::Double) / temperature).log_softmax(1, Kind::Double);
-    let of_label =
-        log_probabilities.gather(1, &labels.unsqueeze(1), false).mean(Kind::Double).double_value(&[]);
+    let log_probabilities = log_probabilities(logits, temperature);
+    let of_label = of_labels(&log_probabilities, labels);
     let of_all = log_probabilities.sum(Kind::Double).double_value(&[]) / n;
     let of_others = (of_all - of_label) / (classes - 1.0).max(1.0);
     -(1.0 - wrong) * of_label - wrong * of_others
+}
+
+fn log_probabilities(logits: &Tensor, temperature: f64) -> Tensor {
+    (logits.to_kind(Kind::Double) / temperature).log_softmax(1, Kind::Double)
+}
+
+/// Mean log probability of `labels`.
+fn of_labels(log_probabilities: &Tensor, labels: &Tensor) -> f64 {
+    log_probabilities.gather(1, &labels.unsqueeze(1), false).mean(Kind::Double).double_value(&[])
 }
 
 /// The temperature with the least [`smoothed_nll`]: golden-section search over its logarithm, in which the loss has a single minimum
