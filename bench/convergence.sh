@@ -29,7 +29,7 @@ if [ "$split" = validation ]; then
         mv "$evaluated.partial" "$evaluated"
     fi
 fi
-[ "$arms" = all ] && arms="paper fast fast-adamw fast-c3 fast-width fast-temperature fast-crop"
+[ "$arms" = all ] && arms="paper fast fast-adamw fast-c3 fast-width fast-temperature fast-crop fast-sides fast-decay"
 
 # What an arm changes in its recipe.
 arm() {
@@ -37,11 +37,13 @@ arm() {
     case $1 in
     paper) recipe=cifar10_conv_c3 sets="" ;;
     fast) sets="" ;;
-    fast-adamw) sets="optim.kind=adamw optim.lr=3e-3" ;;
+    fast-adamw) sets="optim.kind=adamw optim.lr=3e-3 optim.weight_decay=1e-6" ;;
     fast-c3) sets="encoder.name=conv-c3" ;;
     fast-width) sets="encoder.width=1 train.batch=64" ;;
     fast-temperature) sets="loss.temperature=0.5" ;;
     fast-crop) sets="augment.crop_scale=[0.08,1.0] augment.gray=0.2" ;;
+    fast-sides) sets="train.view_sizes=[[0.0,24],[0.75,32]]" ;;
+    fast-decay) sets="optim.weight_decay=1e-6" ;;
     *) echo "error: no arm $1" >&2 && exit 2 ;;
     esac
 }
