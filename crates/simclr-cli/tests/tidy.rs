@@ -52,7 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("losses", &[]),
     ("health", &["losses"]),
     ("dist", &["encoder", "losses", "params"]),
-    ("optim", &["params"]),
+    ("optim", &["device", "params"]),
     ("config", &["device", "encoder", "head", "losses", "task", "optim", "dist", "views"]),
     ("methods", &["encoder", "head", "losses", "model", "params", "task"]),
     ("exec", &["dist", "encoder", "methods", "model", "losses", "optim", "views"]),
