@@ -29,7 +29,8 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
-/// `train.precision` of convolutions, dense layers and the products of Muon. Master weights, batch-norm statistics and the loss are always `f32`.
+/// `train.precision` of convolutions, dense layers and the products of Muon. Master weights, batch-norm statistics and the loss are
+/// always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrecisionChoice {

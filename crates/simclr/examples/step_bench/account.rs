@@ -75,8 +75,8 @@ impl Sums {
     }
 }
 
-/// Number and milliseconds of operations by phase and name.
-type ByName = BTreeMap<(&'static str, String), (usize, f64)>;
+/// Number and milliseconds of operations by name, for each phase.
+type ByName = BTreeMap<&'static str, BTreeMap<String, (usize, f64)>>;
 
 /// Phases and kinds in the order of their appearance.
 type Table = Vec<((&'static str, &'static str), Sums)>;
@@ -156,6 +156,7 @@ fn add(table: &mut Table, by_name: &mut ByName, phase: &'static str, operations:
             own[parent] -= operation.nanoseconds as i64;
         }
     }
+    let by_name = by_name.entry(phase).or_default();
     for (index, operation) in operations.iter().enumerate() {
         let key = (phase, kind(operations, index));
         let row = table.iter().position(|(found, _)| *found == key).unwrap_or_else(|| {
@@ -165,14 +166,14 @@ fn add(table: &mut Table, by_name: &mut ByName, phase: &'static str, operations:
         let counts = moving[index] || is_batch_norm(&operation.name);
         let (flop, bytes) = if counts { cost(operation) } else { (0.0, 0.0) };
         let milliseconds = own[index].max(0) as f64 / 1e6;
-        let named = by_name.entry((phase, operation.name.clone())).or_default();
+        let named = by_name.entry(operation.name.clone()).or_default();
         *named = (named.0 + 1, named.1 + milliseconds);
         table[row].1.add(Sums { launches: usize::from(moving[index]), milliseconds, flop, bytes });
     }
 }
 
-/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution and `baddbmm`, which
-/// copy tensors besides. A batch norm or max-pooling is one, or the kernels that it calls.
+/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution and `baddbmm`,
+/// which copy tensors besides. A batch norm or max-pooling is one, or the kernels that it calls.
 fn moving(operations: &[Operation]) -> Vec<bool> {
     let mut moving = vec![false; operations.len()];
     let mut calls_kernels = vec![false; operations.len()];
@@ -309,16 +310,15 @@ fn print_table(table: &Table, views: i64, limits: Limits) {
 
 /// The operations of each phase with the longest times of their own.
 fn print_longest(by_name: &ByName) {
-    let phases: BTreeSet<&str> = by_name.keys().map(|(phase, _)| *phase).collect();
-    for phase in phases {
-        let mut rows: Vec<_> = by_name.iter().filter(|((found, _), _)| *found == phase).collect();
-        rows.sort_by(|(_, a), (_, b)| b.1.total_cmp(&a.1));
-        let text = |((_, name), (calls, milliseconds)): &(&(&str, String), &(usize, f64))| {
-            let steps = f64::from(RECORDED_STEPS);
-            format!("{name} {:.2} ms ({})", milliseconds / steps, calls / RECORDED_STEPS as usize)
-        };
-        let longest: Vec<String> = rows.iter().take(LISTED).map(text).collect();
-        println!("{phase}, longest operations (calls): {}", longest.join(", "));
+    for (phase, operations) in by_name {
+        let mut longest: Vec<_> = operations.iter().collect();
+        longest.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
+        let text = longest.iter().take(LISTED).map(|(name, (calls, milliseconds))| {
+            let (calls, milliseconds) =
+                (calls / RECORDED_STEPS as usize, milliseconds / f64::from(RECORDED_STEPS));
+            format!("{name} {milliseconds:.2} ms ({calls})")
+        });
+        println!("{phase}, longest operations (calls): {}", text.collect::<Vec<_>>().join(", "));
     }
 }
 

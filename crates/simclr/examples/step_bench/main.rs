@@ -3,8 +3,8 @@
 //! time goes.
 //!
 //! usage: `step_bench bf16|f32 [--encoder resnet18-cifar|resnet50|conv-c3|conv-c4|conv-c7] [--width 1] [--size PX] [--views 256]
-//! [--muon] [--runs 5] [--account] [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of the account. `--emulate-gpu` runs the
-//! GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
+//! [--muon] [--runs 5] [--account] [--limits TFLOPS,GBPS] [--emulate-gpu]`. `--limits` are those of another device for the bounds of
+//! the account. `--emulate-gpu` runs the GPU's kernels on the CPU: the account counts the launches of a GPU's step, its times mean nothing.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::print_stderr, reason = "a benchmark prints")]
 

@@ -18,8 +18,8 @@ const WARM_UP_STEPS: u64 = 8;
 /// A side is measured for at least this long, and for at least [`MIN_STEPS`].
 const MIN_SECONDS: f64 = 2.0;
 const MIN_STEPS: u64 = 10;
-/// Share of `train.minutes` spent on measuring, all sides together, where it exceeds [`MIN_SECONDS`]: the speed of a shared
-/// machine changes from one second to the next by more than over a run.
+/// Share of `train.minutes` for which all sides together are measured, within the bounds of [`MIN_SECONDS`] and [`MAX_SECONDS`] for
+/// each: the speed of a shared machine varies within seconds (docs/convergence.md, "Ten minutes on two cores").
 const MEASURED_SHARE: f64 = 0.01;
 const MAX_SECONDS: f64 = 60.0;
 /// Share of a measured step spent waiting for data, from which it is measured again on the same images.
