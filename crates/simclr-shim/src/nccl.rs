@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use libloading::os::unix::{Library, RTLD_NOW, Symbol};
+use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -42,6 +42,7 @@ type GetUniqueId = unsafe extern "C" fn(*mut UniqueId) -> c_int;
 type CommInitRank = unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int) -> c_int;
 type AllReduce =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> c_int;
+type AllGather = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, *mut c_void) -> c_int;
 type CommDestroy = unsafe extern "C" fn(Comm) -> c_int;
 type ErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
 
@@ -49,14 +50,15 @@ unsafe extern "C" {
     fn simclr_use_device_of(like: *const C_tensor, stream: *mut *mut c_void) -> *mut c_char;
 }
 
-/// The loaded functions of NCCL.
-#[derive(Debug)]
+/// The loaded functions of NCCL, which is never unloaded.
+#[derive(Debug, Clone, Copy)]
 pub struct Functions {
-    get_unique_id: Symbol<GetUniqueId>,
-    comm_init_rank: Symbol<CommInitRank>,
-    all_reduce: Symbol<AllReduce>,
-    comm_destroy: Symbol<CommDestroy>,
-    error_string: Symbol<ErrorString>,
+    get_unique_id: GetUniqueId,
+    comm_init_rank: CommInitRank,
+    all_reduce: AllReduce,
+    all_gather: AllGather,
+    comm_destroy: CommDestroy,
+    error_string: ErrorString,
 }
 
 impl Functions {
@@ -71,11 +73,12 @@ impl Functions {
         unsafe {
             let library = Library::open(Some(file), RTLD_NOW).map_err(failed)?;
             let loaded = Self {
-                get_unique_id: library.get(b"ncclGetUniqueId").map_err(failed)?,
-                comm_init_rank: library.get(b"ncclCommInitRank").map_err(failed)?,
-                all_reduce: library.get(b"ncclAllReduce").map_err(failed)?,
-                comm_destroy: library.get(b"ncclCommDestroy").map_err(failed)?,
-                error_string: library.get(b"ncclGetErrorString").map_err(failed)?,
+                get_unique_id: *library.get(b"ncclGetUniqueId").map_err(failed)?,
+                comm_init_rank: *library.get(b"ncclCommInitRank").map_err(failed)?,
+                all_reduce: *library.get(b"ncclAllReduce").map_err(failed)?,
+                all_gather: *library.get(b"ncclAllGather").map_err(failed)?,
+                comm_destroy: *library.get(b"ncclCommDestroy").map_err(failed)?,
+                error_string: *library.get(b"ncclGetErrorString").map_err(failed)?,
             };
             std::mem::forget(library);
             Ok(loaded)
@@ -108,14 +111,19 @@ impl Functions {
     ///
     /// # Errors
     /// NCCL errors: two ranks on one GPU, no connection between GPUs.
-    pub fn join(self, id: UniqueId, (rank, count): (usize, usize), like: &Tensor) -> Result<Nccl, ShimError> {
+    pub fn join(
+        &self,
+        id: UniqueId,
+        (rank, count): (usize, usize),
+        like: &Tensor,
+    ) -> Result<Nccl, ShimError> {
         let mut comm = std::ptr::null_mut();
         let number = |value: usize| c_int::try_from(value).map_err(|error| ShimError(error.to_string()));
         let (rank, count) = (number(rank)?, number(count)?);
         stream(like)?;
         // SAFETY: `comm` is written on success only, checked; the id is passed as C passes it.
         self.check(unsafe { (self.comm_init_rank)(&raw mut comm, count, id, rank) })?;
-        Ok(Nccl { library: self, comm })
+        Ok(Nccl { library: *self, comm })
     }
 }
 
@@ -129,7 +137,7 @@ fn stream(like: &Tensor) -> Result<*mut c_void, ShimError> {
 
 /// An NCCL communicator.
 ///
-/// Collectives are enqueued on libtorch's stream, so every rank must issue them in the same order.
+/// Collectives are enqueued on libtorch's current stream; every rank must issue those of one communicator in the same order.
 #[derive(Debug)]
 pub struct Nccl {
     library: Functions,
@@ -145,10 +153,7 @@ impl Nccl {
     /// # Errors
     /// A tensor of another dtype or layout; NCCL errors.
     pub fn all_reduce(&mut self, values: &Tensor) -> Result<(), ShimError> {
-        if values.kind() != Kind::Float || !values.is_contiguous() {
-            let (kind, shape) = (values.kind(), values.size());
-            return Err(ShimError(format!("expected a contiguous f32 tensor, got {kind:?} {shape:?}")));
-        }
+        contiguous_f32(values)?;
         let stream = stream(values)?;
         let (start, count) = (values.data_ptr(), values.numel());
         // SAFETY: `start` is the first of `count` f32 values, which stay allocated until the stream has passed this point:
@@ -156,6 +161,34 @@ impl Nccl {
         let done = unsafe { (self.library.all_reduce)(start, start, count, FLOAT32, SUM, self.comm, stream) };
         self.library.check(done)
     }
+
+    /// The values of all `ranks` ranks, by rank: `[ranks * rows, ..]` of `own` `[rows, ..]` (contiguous, f32, the same shape on every
+    /// rank). Asynchronous.
+    ///
+    /// # Errors
+    /// See [`Nccl::all_reduce`].
+    pub fn all_gather(&mut self, own: &Tensor, ranks: usize) -> Result<Tensor, ShimError> {
+        contiguous_f32(own)?;
+        let mut shape = own.size();
+        let rows = shape.first_mut().ok_or_else(|| ShimError("expected rows, got a scalar".into()))?;
+        *rows *= ranks as i64;
+        let all = Tensor::f_empty(&shape, (Kind::Float, own.device()))?;
+        let stream = stream(own)?;
+        let (from, count) = (own.data_ptr(), own.numel());
+        // SAFETY: `all` has room for `count` f32 values of every rank; see `all_reduce`.
+        let done =
+            unsafe { (self.library.all_gather)(from, all.data_ptr(), count, FLOAT32, self.comm, stream) };
+        self.library.check(done)?;
+        Ok(all)
+    }
+}
+
+fn contiguous_f32(values: &Tensor) -> Result<(), ShimError> {
+    if values.kind() == Kind::Float && values.is_contiguous() {
+        return Ok(());
+    }
+    let (kind, shape) = (values.kind(), values.size());
+    Err(ShimError(format!("expected a contiguous f32 tensor, got {kind:?} {shape:?}")))
 }
 
 impl Drop for Nccl {

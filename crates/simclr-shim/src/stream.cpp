@@ -18,6 +18,15 @@ namespace {
 
 using c10::impl::VirtualGuardImpl;
 
+void pack(const c10::Stream& stream, int64_t* out) {
+    const auto packed = stream.pack3();
+    out[0] = packed.stream_id, out[1] = packed.device_index, out[2] = static_cast<int64_t>(packed.device_type);
+}
+
+c10::Stream unpack(const int64_t* stream) {
+    return c10::Stream::unpack3(stream[0], static_cast<c10::DeviceIndex>(stream[1]), static_cast<c10::DeviceType>(stream[2]));
+}
+
 c10::Stream current(c10::Device device) { return VirtualGuardImpl(device.type()).getStream(device); }
 
 // An event recorded on the current stream; empty on the CPU.
@@ -76,38 +85,32 @@ struct CudaGraph {
 }  // namespace
 }  // namespace simclr
 
+using c10::impl::VirtualGuardImpl;
 using simclr::guarded;
 
 extern "C" {
 
-// Makes a stream of the pool of `like`'s device this thread's current one, ordered after the previous one. `previous` [3] is
-// the argument of simclr_stream_leave. No effect on the CPU.
-char* simclr_stream_enter(const at::Tensor* like, int64_t* previous) {
+// A stream of the pool of `like`'s device, packed: id, device index, device type; the type is -1 on the CPU.
+char* simclr_stream_of_pool(const at::Tensor* like, int64_t* stream) {
     return guarded([&] {
-        c10::Device device = like->device();
-        previous[2] = -1;
+        const c10::Device device = like->device();
+        stream[2] = -1;
         if (device.is_cpu()) return;
-        c10::impl::VirtualGuardImpl guard(device.type());
-        guard.setDevice(device);
-        c10::Stream old = guard.getStream(device), entered = guard.getStreamFromGlobalPool(device);
-        simclr::CudaEvent event(device);
-        event.event->block(entered);
-        guard.exchangeStream(entered);
-        auto packed = old.pack3();
-        previous[0] = packed.stream_id, previous[1] = packed.device_index;
-        previous[2] = static_cast<int64_t>(packed.device_type);
+        simclr::pack(VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device), stream);
     });
 }
 
-// Makes the previous stream current again, ordered after the one that is left.
-char* simclr_stream_leave(const int64_t* previous) {
+// Makes `stream` this thread's current one, if `ordered` after the work of the previous one, which is returned packed. No effect on
+// the CPU.
+char* simclr_stream_switch(const int64_t* stream, int ordered, int64_t* previous) {
     return guarded([&] {
-        if (previous[2] < 0) return;
-        c10::Stream old = c10::Stream::unpack3(previous[0], static_cast<c10::DeviceIndex>(previous[1]),
-                                               static_cast<c10::DeviceType>(previous[2]));
-        simclr::CudaEvent event(old.device());
-        event.event->block(old);
-        c10::impl::VirtualGuardImpl(old.device_type()).exchangeStream(old);
+        previous[2] = -1;
+        if (stream[2] < 0) return;
+        const c10::Stream next = simclr::unpack(stream);
+        const VirtualGuardImpl guard(next.device_type());
+        guard.setDevice(next.device());
+        if (ordered != 0) simclr::CudaEvent(next.device()).event->block(next);
+        simclr::pack(guard.exchangeStream(next), previous);
     });
 }
 

@@ -18,8 +18,8 @@ struct CGraph {
 }
 
 unsafe extern "C" {
-    fn simclr_stream_enter(like: *const C_tensor, previous: *mut i64) -> *mut c_char;
-    fn simclr_stream_leave(previous: *const i64) -> *mut c_char;
+    fn simclr_stream_of_pool(like: *const C_tensor, stream: *mut i64) -> *mut c_char;
+    fn simclr_stream_switch(stream: *const i64, ordered: c_int, previous: *mut i64) -> *mut c_char;
     fn simclr_event_record(like: *const C_tensor, out: *mut *mut CEvent) -> *mut c_char;
     fn simclr_event_wait(event: *const CEvent, tensor: *const C_tensor) -> *mut c_char;
     fn simclr_event_synchronize(event: *const CEvent) -> *mut c_char;
@@ -31,11 +31,32 @@ unsafe extern "C" {
     fn simclr_cudnn(deterministic: c_int);
 }
 
+/// A stream of libtorch's pool, as packed by `stream.cpp`; none on the CPU.
+#[derive(Debug, Clone, Copy)]
+struct Stream([i64; 3]);
+
+impl Stream {
+    fn of_pool(like: &Tensor) -> Result<Self, ShimError> {
+        let mut packed = [0; 3];
+        // SAFETY: the tensor is borrowed for the call; `packed` has three elements.
+        check(unsafe { simclr_stream_of_pool(like.as_ptr(), packed.as_mut_ptr()) })?;
+        Ok(Self(packed))
+    }
+
+    /// Makes this stream the current one of this thread, if `ordered` after the work of the previous one, which is returned.
+    fn enter(self, ordered: bool) -> Result<Self, ShimError> {
+        let mut previous = [0; 3];
+        // SAFETY: both have three elements; the first were written by `stream.cpp`.
+        check(unsafe { simclr_stream_switch(self.0.as_ptr(), c_int::from(ordered), previous.as_mut_ptr()) })?;
+        Ok(Self(previous))
+    }
+}
+
 /// Makes a stream from libtorch's pool current on this thread until it is dropped; the streams are ordered one after the other.
 /// Graph capture needs a non-default stream, and copies on a stream of their own overlap with computation. Not `Send`.
 #[derive(Debug)]
 pub struct StreamGuard {
-    previous: [i64; 3],
+    previous: Stream,
     _not_send: std::marker::PhantomData<*const ()>,
 }
 
@@ -45,17 +66,45 @@ impl StreamGuard {
     /// # Errors
     /// CUDA errors.
     pub fn new(like: &Tensor) -> Result<Self, ShimError> {
-        let mut previous = [0; 3];
-        // SAFETY: the tensor is borrowed for the call; `previous` has three elements.
-        check(unsafe { simclr_stream_enter(like.as_ptr(), previous.as_mut_ptr()) })?;
+        let previous = Stream::of_pool(like)?.enter(true)?;
         Ok(Self { previous, _not_send: std::marker::PhantomData })
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        // SAFETY: written by `simclr_stream_enter`. CUDA errors are sticky: the next call reports them.
-        let _ = check(unsafe { simclr_stream_leave(self.previous.as_ptr()) });
+        // CUDA errors are sticky: the next call reports them.
+        let _ = self.previous.enter(true);
+    }
+}
+
+/// A stream for work that runs concurrently with later work of the current stream.
+#[derive(Debug)]
+pub struct SideStream(Stream);
+
+impl SideStream {
+    /// On the device of `like`.
+    ///
+    /// # Errors
+    /// CUDA errors.
+    pub fn new(like: &Tensor) -> Result<Self, ShimError> {
+        Stream::of_pool(like).map(Self)
+    }
+
+    /// Launches `work` on this stream, after what the current stream of the device of `like` has been given so far. A reader of
+    /// its results on another stream waits for the event.
+    ///
+    /// # Errors
+    /// The error of `work`; CUDA errors.
+    pub fn launch(
+        &self,
+        like: &Tensor,
+        work: impl FnOnce() -> Result<(), ShimError>,
+    ) -> Result<CudaEvent, ShimError> {
+        let previous = self.0.enter(true)?;
+        let launched = work().and_then(|()| CudaEvent::new(like));
+        previous.enter(false)?;
+        launched
     }
 }
 

@@ -4,7 +4,11 @@
 
 use std::{path::Path, process::Command};
 
-use simclr_shim::nccl::{Functions, LIBRARY, UniqueId};
+use simclr_shim::{
+    ShimError,
+    nccl::{Functions, LIBRARY, Nccl, UniqueId},
+    stream::{CudaGraph, SideStream, StreamGuard},
+};
 use tch::{Cuda, Device, Kind, Tensor};
 
 /// Reduces as if every rank held the same values.
@@ -24,6 +28,12 @@ int ncclCommInitRank(comm_t** comm, int nranks, ncclUniqueId id, int rank) {
 int ncclAllReduce(const void* send, void* receive, size_t count, int type, int op, comm_t* comm, void* stream) {
     if (comm->alive != 42 || type != 7 || op != 0 || stream != 0) return 4;
     for (size_t i = 0; i < count; i++) ((float*)receive)[i] = ((const float*)send)[i] * (float)comm->ranks;
+    return 0;
+}
+int ncclAllGather(const void* send, void* receive, size_t count, int type, comm_t* comm, void* stream) {
+    if (comm->alive != 42 || type != 7 || stream != 0) return 4;
+    for (int rank = 0; rank < comm->ranks; rank++)
+        for (size_t i = 0; i < count; i++) ((float*)receive)[rank * count + i] = ((const float*)send)[i];
     return 0;
 }
 int ncclCommDestroy(comm_t* comm) { comm->alive = 0; free(comm); return 0; }
@@ -51,6 +61,8 @@ fn arguments_match_nccl_h() {
     nccl.all_reduce(&values).unwrap();
     assert_eq!(Vec::<f32>::try_from(&values).unwrap(), [3.0, -6.0, 1.5]);
     nccl.all_reduce(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap();
+    let gathered = nccl.all_gather(&values.view([1, 3]), 3).unwrap();
+    assert_eq!(gathered, values.repeat([3, 1]));
 }
 
 #[test]
@@ -76,17 +88,50 @@ fn errors_contain_nccls_message() {
     assert!(Functions::load(&folder.path().join("none.so")).unwrap_err().to_string().contains("none.so"));
 }
 
-/// One rank with the real library; run by `bench/gpu.sh`.
+/// The real library; needs a GPU.
+fn one_rank(like: &Tensor) -> Nccl {
+    let functions = Functions::load(Path::new(LIBRARY)).unwrap();
+    functions.join(functions.unique_id().unwrap(), (0, 1), like).unwrap()
+}
+
+fn on_gpu() -> Tensor {
+    assert_eq!(simclr_shim::load_cuda(), simclr_shim::Cuda::Loaded);
+    assert!(Cuda::is_available(), "no GPU available");
+    Tensor::arange(1 << 20, (Kind::Float, Device::Cuda(0)))
+}
+
+/// Run by `bench/gpu.sh`, as is the next.
 #[test]
 #[ignore = "needs a GPU and NCCL"]
 fn one_rank_on_a_gpu() {
-    assert_eq!(simclr_shim::load_cuda(), simclr_shim::Cuda::Loaded);
-    assert!(Cuda::is_available(), "no GPU available");
-    let values = Tensor::arange(1 << 20, (Kind::Float, Device::Cuda(0)));
-    let functions = Functions::load(Path::new(LIBRARY)).unwrap();
-    let id = functions.unique_id().unwrap();
-    let mut nccl = functions.join(id, (0, 1), &values).unwrap();
+    let values = on_gpu();
+    let mut nccl = one_rank(&values);
     let doubled = &values * 2.0;
     nccl.all_reduce(&doubled).unwrap();
-    assert_eq!(doubled / 2.0, values);
+    assert_eq!(&doubled / 2.0, values);
+    assert_eq!(nccl.all_gather(&doubled, 1).unwrap(), doubled);
+}
+
+/// Gradients on a side stream and the rest on the current one, as in a captured step of several ranks.
+#[test]
+#[ignore = "needs a GPU and NCCL"]
+fn collectives_are_captured_on_two_streams() {
+    let values = on_gpu();
+    let _stream = StreamGuard::new(&values).unwrap();
+    let (mut step, mut gradients) = (one_rank(&values), one_rank(&values));
+    let side = SideStream::new(&values).unwrap();
+    let mut work = || {
+        let doubled = &values * 2.0;
+        let reduced = side.launch(&doubled, || gradients.all_reduce(&doubled))?;
+        let tripled = &values * 3.0;
+        step.all_reduce(&tripled)?;
+        reduced.wait(&doubled)?;
+        Ok::<_, ShimError>(doubled + tripled)
+    };
+    // NCCL connects at the first collective.
+    assert_eq!(work().unwrap(), &values * 5.0);
+    let (graph, sum) = CudaGraph::capture(work).unwrap();
+    let _ = values.shallow_clone().fill_(7.0);
+    graph.replay().unwrap();
+    assert_eq!(sum, &values * 5.0);
 }

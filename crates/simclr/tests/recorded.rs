@@ -117,13 +117,13 @@ fn eager(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr
 }
 
 fn read(launched: &LaunchedStep, batch: &Batch) -> StepOutput {
-    launched.download(batch.ids.clone()).unwrap().wait().unwrap()
+    launched.download(batch.ids.clone(), vec![batch.ids.len()]).unwrap().wait().unwrap()
 }
 
 fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
     optimizer.set_step_scalars(context.method.params(), lr);
     let views = on_device(context, batch).views().unwrap();
-    read(&launch_step(context, optimizer, &views).unwrap(), batch)
+    read(&launch_step(context, optimizer, (&views, &[batch.ids.len()])).unwrap(), batch)
 }
 
 fn assert_same(found: &RunResult, expected: &RunResult) {
@@ -172,7 +172,9 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
         let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
             optimizer.set_step_scalars(context.method.params(), lr);
             let views = on_device(context, batch).views().unwrap();
-            let (launched, names) = operations(|| launch_step(context, optimizer, &views).unwrap()).unwrap();
+            let (launched, names) =
+                operations(|| launch_step(context, optimizer, (&views, &[batch.ids.len()])).unwrap())
+                    .unwrap();
             assert_eq!(syncs(&names), 0, "{names:?}");
             seen += names.len();
             read(&launched, batch)
@@ -234,9 +236,9 @@ fn check_scalars_on_their_way(device: Device) {
     let mut scalars = Tensor::from_slice(&[1.5, 0.25, 3.0]).to_device(device);
     let empty = || Tensor::empty([0], (Kind::Float, device));
     let step = LaunchedStep { scalars: scalars.shallow_clone(), h: empty(), z: empty() };
-    let first = step.download(vec![7, 8]).unwrap();
+    let first = step.download(vec![7, 8], vec![2]).unwrap();
     let _ = scalars.fill_(9.0);
-    let second = step.download(vec![5]).unwrap();
+    let second = step.download(vec![5], vec![1]).unwrap();
     let [first, second] = [first, second].map(|step| step.wait().unwrap());
     assert_eq!((first.loss, first.accuracy, first.gradient_norm), (1.5, 0.25, 3.0));
     assert_eq!((first.ids, first.counts), (vec![7, 8], vec![2]));

@@ -206,7 +206,8 @@ pub struct TrainConfig {
     /// On a GPU: use only algorithms with bit-identical results between runs; otherwise cuDNN benchmarks algorithms and uses the
     /// fastest. The CPU is always deterministic.
     pub deterministic: bool,
-    /// On a GPU: capture the step in a CUDA graph if possible (one process, whole batches, no TorchScript module).
+    /// On a GPU: capture the step in a CUDA graph if possible (whole batches, no TorchScript module; several processes if NCCL
+    /// connects them).
     #[serde(alias = "record_step")]
     pub cuda_graph: bool,
     /// When loss, accuracy and gradient norm of a step are read from the device: `each-step` waits for it, `next-step` launches the

@@ -1,7 +1,8 @@
 //! All-reduce of gradients, overlapped with the backward pass.
 //!
-//! Gradients become ready from the last layer to the first. They are grouped into buckets, and a thread reduces a full bucket
-//! while the backward pass fills the next, as in PyTorch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704).
+//! Gradients become ready from the last layer to the first. They are grouped into buckets, and a full bucket is reduced while the
+//! backward pass fills the next, as in PyTorch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): by NCCL on a stream of its
+//! own, or by a thread.
 
 use std::{
     sync::{
@@ -13,8 +14,8 @@ use std::{
     time::Instant,
 };
 
-use simclr_shim::hooks::GradientHook;
-use tch::{Device, Tensor};
+use simclr_shim::{hooks::GradientHook, stream::CudaEvent};
+use tch::Tensor;
 
 use super::{Communicator, DistConfig, ProcessGroup, scaling::Bucket};
 use crate::params::Params;
@@ -28,7 +29,7 @@ const CPU_BUCKET: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct GradientBuckets {
     state: Option<Arc<State>>,
-    sums: Option<Receiver<Tensor>>,
+    sums: Option<Receiver<SentBucket>>,
     thread: Option<JoinHandle<()>>,
     hooks: Vec<GradientHook>,
 }
@@ -51,7 +52,15 @@ struct Filling {
     /// End of the last backward pass.
     end: Instant,
     group: ProcessGroup,
-    out: Sender<Tensor>,
+    out: Sender<SentBucket>,
+}
+
+/// A full bucket, flat.
+#[derive(Debug)]
+struct SentBucket {
+    gradients: Tensor,
+    /// Recorded behind the reduction on a GPU; `None` if the thread reduces.
+    reduced: Option<CudaEvent>,
 }
 
 impl GradientBuckets {
@@ -118,7 +127,11 @@ impl GradientBuckets {
             filling.send();
         }
         for bucket in &filling.buckets {
-            let sum = sums.recv().expect("the reducing thread ends when this is dropped");
+            let SentBucket { gradients: sum, reduced } =
+                sums.recv().expect("the reducing thread ends when this is dropped");
+            if let Err(error) = reduced.map_or(Ok(()), |reduced| reduced.wait(&sum)) {
+                filling.group.abort(&error.to_string());
+            }
             let mut at = 0;
             for leaf in bucket {
                 let (count, mut gradient) = (leaf.numel() as i64, leaf.grad());
@@ -179,13 +192,10 @@ impl Filling {
         };
         let bucket = &self.buckets[self.sent.len()];
         let full = tch::no_grad(|| Tensor::cat(&bucket.iter().map(flat).collect::<Vec<_>>(), 0));
-        if full.device() != Device::Cpu {
-            // Asynchronous; enqueued in the order of the pass, which is the same on every rank.
-            self.group.all_reduce_in_place(Communicator::Gradients, &full);
-        }
+        let reduced = self.group.start_all_reduce(&full);
         self.sent.push((Instant::now(), 4 * full.numel()));
         // The receiver is dropped after this sender.
-        let _ = self.out.send(full);
+        let _ = self.out.send(SentBucket { gradients: full, reduced });
     }
 }
 
@@ -205,12 +215,12 @@ fn in_buckets(sizes: &[usize], most: usize) -> Vec<Vec<usize>> {
 }
 
 /// The reducing thread: full buckets in, sums out, in the same order. It ends when the sender is dropped.
-fn start_reducer(group: ProcessGroup, full: Receiver<Tensor>) -> (Receiver<Tensor>, JoinHandle<()>) {
+fn start_reducer(group: ProcessGroup, full: Receiver<SentBucket>) -> (Receiver<SentBucket>, JoinHandle<()>) {
     let (out, sums) = channel();
     let work = move || {
         for bucket in full {
-            if bucket.device() == Device::Cpu {
-                group.all_reduce_in_place(Communicator::Gradients, &bucket);
+            if bucket.reduced.is_none() {
+                group.all_reduce_in_place(Communicator::Gradients, &bucket.gradients);
             }
             if out.send(bucket).is_err() {
                 return;

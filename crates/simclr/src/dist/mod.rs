@@ -12,6 +12,8 @@ mod mpi;
 mod nccl;
 pub mod scaling;
 mod shards;
+#[cfg(test)]
+pub(crate) mod threads;
 mod watchdog;
 mod watched;
 
@@ -22,10 +24,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use simclr_shim::{Channel, nccl::Nccl};
+use simclr_shim::{Channel, stream::CudaEvent};
 use tch::{Device, Kind, Tensor};
 
 use self::{
+    nccl::GpuCommunicators,
     scaling::Traffic,
     watched::{Connected, WatchedTransport},
 };
@@ -108,7 +111,7 @@ pub struct ProcessGroup {
     local: Local,
     transport: Option<Arc<dyn Transport>>,
     /// See [`ProcessGroup::connect_gpus`].
-    gpus: Arc<OnceLock<Mutex<Nccl>>>,
+    gpus: Arc<OnceLock<GpuCommunicators>>,
     /// Since the last [`ProcessGroup::take_traffic`].
     traffic: Arc<Mutex<Traffic>>,
 }
@@ -242,9 +245,28 @@ impl ProcessGroup {
         sum
     }
 
+    /// Starts the sum of a bucket of gradients over all ranks, in place, and returns the event that its readers on the current stream
+    /// wait for; `None` on the CPU, where a thread has to call [`ProcessGroup::all_reduce_in_place`].
+    fn start_all_reduce(&self, bucket: &Tensor) -> Option<CudaEvent> {
+        if let Some(reduced) = self.nccl_start_all_reduce(bucket) {
+            self.count_all_reduce(Communicator::Gradients, bucket);
+            return Some(reduced);
+        }
+        if bucket.device() == Device::Cpu {
+            return None;
+        }
+        // Not on a thread: its stream would not be ordered after the backward pass.
+        self.all_reduce_in_place(Communicator::Gradients, bucket);
+        CudaEvent::new(bucket).map_err(|error| self.abort(&error.to_string())).ok()
+    }
+
+    fn count_all_reduce(&self, communicator: Communicator, values: &Tensor) {
+        self.traffic().count_sum(communicator, values.numel() * values.kind().elt_size_in_bytes());
+    }
+
     fn all_reduce_in_place(&self, communicator: Communicator, values: &Tensor) {
         let Some(transport) = &self.transport else { return };
-        self.traffic().count_sum(communicator, values.numel() * values.kind().elt_size_in_bytes());
+        self.count_all_reduce(communicator, values);
         if self.nccl_all_reduce(values) {
             return;
         }
@@ -267,10 +289,17 @@ impl ProcessGroup {
 
     /// Concatenates the rows of all ranks: `own` is `[rows, D]`, f32; the number of rows may differ.
     pub fn all_gather_rows(&self, own: &Tensor) -> Tensor {
+        // Only NCCL needs them.
+        let counts = self.has_nccl().then(|| self.all_gather_usize(&[own.size()[0] as usize]).concat());
+        self.all_gather_counted_rows(own, &counts.unwrap_or_default())
+    }
+
+    /// [`ProcessGroup::all_gather_rows`] where the numbers of rows by rank are known, so that NCCL needs nothing of the host.
+    pub fn all_gather_counted_rows(&self, own: &Tensor, counts: &[usize]) -> Tensor {
         if self.transport.is_none() {
             return own.detach();
         }
-        if let Some(rows) = self.nccl_all_gather_rows(own) {
+        if let Some(rows) = self.nccl_all_gather_rows(own, counts) {
             return rows;
         }
         let (width, device) = (own.size()[1], own.device());

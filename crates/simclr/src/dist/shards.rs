@@ -33,9 +33,9 @@ impl<'a> BatchShards<'a> {
         self.counts.iter().sum()
     }
 
-    /// See [`ProcessGroup::all_gather_rows`].
+    /// The rows of all ranks, by rank; `own` has one for each image of this rank, f32.
     pub fn all_gather_rows(&self, own: &Tensor) -> Tensor {
-        self.group.all_gather_rows(own)
+        self.group.all_gather_counted_rows(own, &self.counts)
     }
 
     /// Sum of every rank's share.
@@ -52,7 +52,8 @@ impl AllGather for BatchShards<'_> {
         }
         let width: i64 = own.size()[1..].iter().product();
         let rows = own.detach().to_kind(Kind::Float).reshape([own.size()[0], width]);
-        let all = self.group.all_gather_rows(&rows);
+        let views: Vec<usize> = self.counts.iter().map(|images| 2 * images).collect();
+        let all = self.group.all_gather_counted_rows(&rows, &views);
         // From first and second views by rank to all first views, then all second views.
         let mut halves = Vec::new();
         for view in 0..2 {

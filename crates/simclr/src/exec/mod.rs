@@ -114,7 +114,7 @@ impl Launched {
     pub fn embeddings(&self) -> Option<(&Tensor, Vec<usize>)> {
         match self {
             Self::Read(output) => output.non_finite().is_none().then(|| (&output.z, output.counts.clone())),
-            Self::Unread(step) => Some((&step.z, vec![step.ids.len()])),
+            Self::Unread(step) => Some((&step.z, step.counts.clone())),
         }
     }
 }
@@ -226,17 +226,21 @@ impl StepContext<'_> {
         abort_group_on_error(self.group, result)
     }
 
-    /// The update, if loss and gradient are finite. Without SyncBN the ranks' running statistics are averaged, so that all
-    /// ranks hold the same model.
+    /// The update, if loss and gradient are finite.
     fn update(&self, optimizer: &mut Optimizer, output: &StepOutput, lr: f64) -> Result<(), TrainError> {
         if output.gradient_norm.is_finite() {
             self.or_abort(optimizer.step(self.method.params(), lr).map_err(TrainError::from))?;
         }
+        self.average_statistics();
+        Ok(())
+    }
+
+    /// Without SyncBN the ranks' running statistics are averaged, so that all ranks hold the same model.
+    fn average_statistics(&self) {
         if self.norm.scope != BatchNormScope::Global && self.group.count() > 1 {
             for buffer in self.method.buffers().into_iter().filter(Tensor::is_floating_point) {
                 self.group.average(&buffer);
             }
         }
-        Ok(())
     }
 }

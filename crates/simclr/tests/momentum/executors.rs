@@ -83,11 +83,11 @@ fn a_launched_step_equals_the_eager_step() {
                 let context =
                     StepContext { method: &*method, norm, group: &group, gradients: &gradients, seed: 0 };
                 let (launched, names) =
-                    operations(|| launch_step(&context, &optimizer, &views).unwrap()).unwrap();
+                    operations(|| launch_step(&context, &optimizer, (&views, &[12])).unwrap()).unwrap();
                 let syncs =
                     names.iter().filter(|name| name.contains("item") || name.contains("_local_scalar"));
                 assert_eq!(syncs.count(), 0, "{set:?}");
-                let output = launched.download((0..12).collect()).unwrap().wait().unwrap();
+                let output = launched.download((0..12).collect(), vec![12]).unwrap().wait().unwrap();
                 method.after_step(step, &output.z, &BatchShards::new(&group, vec![12]));
                 losses.push((output.loss, output.accuracy, output.gradient_norm));
             }
