@@ -43,6 +43,7 @@ fn glue(include: &Path) {
                 "batch_norm_cpu",
                 "batch_norm_gpu",
                 "c10d",
+                "convolution",
                 "device_memory",
                 "dispatch",
                 "gpu/emulate",

@@ -1,10 +1,11 @@
 //! Parts of libtorch that `tch` 0.24 does not bind: TorchScript modules with their buffers, loading `libtorch_cuda` at run time,
-//! batch norm and max-pooling as autograd nodes, gradient hooks, recordings of operations, streams and CUDA graphs; GPU kernels of
+//! batch norm, convolutions and max-pooling as autograd nodes, gradient hooks, recordings of operations, streams and CUDA graphs; GPU kernels of
 //! views, batch norm and optimizers; c10d's store and Gloo; NCCL; and, with the feature `mpi`, MPI.
 
 mod batch_norm;
 pub mod c10d;
 mod channel;
+mod convolution;
 mod device_memory;
 pub mod gpu;
 mod gradient;
@@ -29,6 +30,7 @@ use torch_sys::C_tensor;
 
 pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
 pub use channel::{Channel, exit_now};
+pub use convolution::{KernelGradient, conv2d};
 pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
 pub use gradient::{backward, drop_gradient};
 pub use max_pool::max_pool;

@@ -203,8 +203,12 @@ fn is_forward_convolution(operation: &Operation) -> bool {
     operation.name == "aten::conv2d"
 }
 
-/// Of the operation or of the next caller that has one.
+/// Of the operation or of the next caller that has one; whatever the gradient of a convolution calls is convolution.
 fn kind(operations: &[Operation], index: usize) -> &'static str {
+    let mut callers = std::iter::successors(Some(index), |&index| operations[index].parent);
+    if callers.any(|index| operations[index].name == "SimclrConvolutionBackward") {
+        return "convolution";
+    }
     let of = |name: &str| match name {
         "aten::conv2d" | "ConvolutionBackward0" => Some("convolution"),
         name if is_batch_norm(name) => Some("batch norm, ReLU"),

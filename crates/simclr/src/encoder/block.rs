@@ -88,7 +88,7 @@ impl Block {
             y = layer.forward(&y, mode, precision)?;
         }
         let (conv, norm) = &self.last;
-        norm.forward_add_relu(&conv.forward(&y, precision), short.as_ref().unwrap_or(x), mode)
+        norm.forward_add_relu(&conv.forward(&y, precision)?, short.as_ref().unwrap_or(x), mode)
     }
 }
 
@@ -124,7 +124,7 @@ impl Layer {
 
     fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
         match self {
-            Self::Plain(conv, norm) => norm.forward_relu(&conv.forward(x, precision), mode),
+            Self::Plain(conv, norm) => norm.forward_relu(&conv.forward(x, precision)?, mode),
             Self::Selective(layer) => layer.forward(x, mode, precision),
         }
     }
@@ -156,7 +156,7 @@ impl Projection {
 
     fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
         let pooled = self.pool.map(|(kind, stride)| average_pool(x, kind, stride));
-        self.norm.forward(&self.conv.forward(pooled.as_ref().unwrap_or(x), precision), mode)
+        self.norm.forward(&self.conv.forward(pooled.as_ref().unwrap_or(x), precision)?, mode)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use simclr_data::rng::Stream;
-use simclr_shim::{Statistics, Sum};
+use simclr_shim::{KernelGradient, Statistics, Sum, conv2d};
 use tch::{Kind, Tensor};
 
 use super::{AllReduce, BatchStatistics, Init, Mode, Padding, group_rows, statistics::averaging_momenta};
@@ -47,16 +47,13 @@ impl Conv {
     }
 
     /// `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`, in the precision's type.
-    pub fn forward(&self, x: &Tensor, precision: Precision) -> Tensor {
+    ///
+    /// # Errors
+    /// libtorch errors.
+    pub fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor, ModelError> {
         let kind = precision.kind();
-        x.to_kind(kind).conv2d(
-            &self.weight.to_kind(kind),
-            None::<&Tensor>,
-            [self.stride],
-            [self.kernel / 2],
-            [1],
-            1,
-        )
+        let (x, weight) = (x.to_kind(kind), self.weight.to_kind(kind));
+        Ok(conv2d(&x, &weight, (self.stride, self.kernel / 2), KernelGradient::Fastest)?)
     }
 }
 

@@ -92,7 +92,7 @@ impl ResNet {
         }
         let mut x = x.shallow_clone();
         for (conv, norm) in &self.stem {
-            x = norm.forward_relu(&conv.forward(&x, precision), mode)?;
+            x = norm.forward_relu(&conv.forward(&x, precision)?, mode)?;
         }
         Ok(if self.pool { max_pool(&x, self.config.padding) } else { x })
     }

@@ -62,7 +62,7 @@ impl SelectiveKernel {
     /// # Errors
     /// See [`BatchNorm::forward`].
     pub fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let streams = self.norm.forward_relu(&self.conv.forward(x, precision), mode)?;
+        let streams = self.norm.forward_relu(&self.conv.forward(x, precision)?, mode)?;
         let shares = self.shares(&streams, mode, precision)?.to_kind(streams.kind());
         let stream = |index: i64| streams.narrow(1, index * self.channels, self.channels);
         let share = |index: i64| shares.select(1, index);
@@ -74,8 +74,8 @@ impl SelectiveKernel {
         let batch = streams.size()[0];
         let per_stream = |x: &Tensor| x.view([batch, 2, self.channels, 1, 1]);
         let sum = per_stream(&global_mean(streams)).sum_dim_intlist(1, false, Kind::Float);
-        let reduced = self.reduce_norm.forward_relu(&self.reduce.forward(&sum, precision), mode)?;
-        let logits = self.select.forward(&reduced, precision);
+        let reduced = self.reduce_norm.forward_relu(&self.reduce.forward(&sum, precision)?, mode)?;
+        let logits = self.select.forward(&reduced, precision)?;
         Ok(per_stream(&logits.contiguous()).softmax(1, Kind::Float))
     }
 }

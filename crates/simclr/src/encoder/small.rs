@@ -103,12 +103,12 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let mut x = self.norm.forward_relu(&self.conv.forward(x, precision), mode)?;
+        let mut x = self.norm.forward_relu(&self.conv.forward(x, precision)?, mode)?;
         if self.pools {
             x = simclr_shim::max_pool(&x)?;
         }
         match &self.residual {
-            Some((conv, norm)) => norm.forward_add_relu(&conv.forward(&x, precision), &x, mode),
+            Some((conv, norm)) => norm.forward_add_relu(&conv.forward(&x, precision)?, &x, mode),
             None => Ok(x),
         }
     }
