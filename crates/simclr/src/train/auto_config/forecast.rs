@@ -8,13 +8,18 @@ use crate::{Plan, train::online_knn};
 /// Duration and throughput of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Forecast {
-    seconds: f64,
+    steps: f64,
+    /// Seconds of one step.
+    step: f64,
+    /// Seconds of a step for decoding and augmentation, as a part of `step`.
+    loader: f64,
+    /// Seconds of the online kNN, over the run.
+    knn: f64,
     epochs: f64,
-    images_per_second: f64,
-    /// Share of decoding and augmentation in a step.
-    loader_share: f64,
-    /// Communication between ranks is not part of a measured step.
+    images_per_step: f64,
     ranks: usize,
+    /// Whether the step is one of all ranks, with their communication, or one of this rank alone.
+    together: bool,
 }
 
 impl Forecast {
@@ -37,38 +42,55 @@ impl Forecast {
                 time.loader *= plan.view_passes as f64;
             }
         }
-        let step = time.seconds(part);
-        let steps = step * plan.total_steps as f64;
         // The online kNN decodes its images and embeds one view of each.
         let knn = online_knn::images(plan, dataset) as f64;
         let views = plan.config.task.objective.views() as f64;
-        let knn = knn * (measured.time.loader + measured.time.per_image / (3.0 * views));
         Self {
-            seconds: steps + knn,
+            steps: plan.total_steps as f64,
+            step: time.seconds(part),
+            loader: time.loader * part as f64,
+            knn: knn * (measured.time.loader + measured.time.per_image / (3.0 * views)),
             epochs: plan.config.train.epochs,
-            images_per_second: plan.config.train.batch as f64 / step,
-            loader_share: time.loader * part as f64 / step,
+            images_per_step: plan.config.train.batch as f64,
             ranks,
+            together: ranks == 1,
         }
+    }
+
+    /// Whether measuring a step of all ranks takes no more than seconds.
+    pub(super) fn wants_measurement(&self) -> bool {
+        const SHORT_STEP: f64 = 0.5;
+        !self.together && self.step < SHORT_STEP
+    }
+
+    /// The forecast for steps of all ranks that take `step` seconds.
+    pub(super) fn of_all_ranks(self, step: f64) -> Self {
+        Self { step, together: true, ..self }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.steps * self.step + self.knn
     }
 }
 
 impl std::fmt::Display for Forecast {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let hours = self.seconds / 3600.0;
+        let hours = self.seconds() / 3600.0;
         let epochs = self.epochs;
-        let rate = self.images_per_second;
-        let percent = 100.0 * self.loader_share.min(1.0);
-        write!(f, "about {} for {epochs} epochs at ", duration(self.seconds))?;
+        let rate = self.images_per_step / self.step;
+        let loader_share = (self.loader / self.step).min(1.0);
+        write!(f, "about {} for {epochs} epochs at ", duration(self.seconds()))?;
         write!(f, "{rate:.*} images/s, ", usize::from(rate < 10.0))?;
-        write!(f, "decoding and augmentation {percent:.0} % of a step")?;
-        if self.ranks > 1 {
-            write!(f, ", plus communication between {} processes", self.ranks)?;
+        write!(f, "decoding and augmentation {:.0} % of a step", 100.0 * loader_share)?;
+        match (self.ranks, self.together) {
+            (1, _) => {}
+            (ranks, true) => write!(f, ", measured with {ranks} processes")?,
+            (ranks, false) => write!(f, ", plus communication between {ranks} processes")?,
         }
         if hours > 24.0 {
             write!(f, "\nsmaller --epochs, --image-size or --encoder (conv-c3) shorten it")?;
         }
-        if hours > 1.0 && self.loader_share > 0.5 {
+        if hours > 1.0 && loader_share > 0.5 {
             write!(f, "\n`simclr pack --size 256` makes decoding cheaper")?;
         }
         Ok(())
@@ -97,11 +119,14 @@ mod tests {
         assert_eq!(duration(4_443_840.0), "1234 h");
         assert_eq!(duration(8.7), "9 s");
         let forecast = Forecast {
-            seconds: 36_000.0,
+            steps: 3600.0,
+            step: 10.0,
+            loader: 7.5,
+            knn: 0.0,
             epochs: 100.0,
-            images_per_second: 7.06,
-            loader_share: 0.75,
+            images_per_step: 70.6,
             ranks: 1,
+            together: true,
         };
         let text = forecast.to_string();
         assert!(
@@ -109,10 +134,30 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("simclr pack") && !text.contains("--epochs"), "{text}");
-        assert!(Forecast { seconds: 1e6, ..forecast }.to_string().contains("--epochs"));
-        assert!(!text.contains("communication"), "{text}");
-        assert!(
-            Forecast { ranks: 4, ..forecast }.to_string().contains("plus communication between 4 processes")
-        );
+        assert!(Forecast { steps: 1e5, ..forecast }.to_string().contains("--epochs"));
+        assert!(!text.contains("processes"), "{text}");
+    }
+
+    #[test]
+    fn communication_is_named_or_measured() {
+        let alone = Forecast {
+            steps: 100.0,
+            step: 0.25,
+            loader: 0.025,
+            knn: 5.0,
+            epochs: 10.0,
+            images_per_step: 128.0,
+            ranks: 4,
+            together: false,
+        };
+        assert!(alone.wants_measurement());
+        let text = alone.to_string();
+        assert!(text.starts_with("about 30 s for 10 epochs at 512 images/s"), "{text}");
+        assert!(text.ends_with("10 % of a step, plus communication between 4 processes"), "{text}");
+        let together = alone.of_all_ranks(0.5);
+        assert!(!together.wants_measurement());
+        let text = together.to_string();
+        assert!(text.starts_with("about 55 s for 10 epochs at 256 images/s"), "{text}");
+        assert!(text.ends_with("5 % of a step, measured with 4 processes"), "{text}");
     }
 }

@@ -11,7 +11,8 @@
 //! 6. `train.minutes` is replaced by the `train.epochs` that fit into it, from steps that all ranks measure.
 //! 7. `optim.warmup_epochs` is a tenth of a run of fewer than 100 epochs.
 //!
-//! Rank 0 chooses the other keys for all ranks. The measurement uses a model of its own, so it does not change the results of the run.
+//! Rank 0 chooses the other keys for all ranks. The reported duration is that of steps of all ranks, if they are short. The measurement
+//! uses a model of its own, so it does not change the results of the run.
 
 mod choice;
 mod forecast;
@@ -74,8 +75,9 @@ pub(super) fn auto_configure(
         // Returns the memory of the measured model.
         trim_memory(opened.device);
     }
-    let (mut config, mut facts) =
-        done.map_or((opened.config.clone(), Vec::new()), |done| (done.config, done.facts));
+    let selected =
+        done.unwrap_or_else(|| Selected { config: opened.config.clone(), facts: Vec::new(), forecast: None });
+    let Selected { mut config, mut facts, forecast } = selected;
     if group.count() > 1 {
         config = RunConfig::of_toml(&group.broadcast_text(&config.to_toml()))?;
     }
@@ -84,6 +86,9 @@ pub(super) fn auto_configure(
         (config.train.epochs, config.train.minutes) = (found.epochs, 0.0);
         facts.push(("time".into(), found.text));
         trim_memory(opened.device);
+    } else {
+        let forecast = with_communication(group, opened, &config, forecast)?;
+        facts.extend(forecast.map(|forecast| ("time".to_owned(), forecast.to_string())));
     }
     if group.is_first() {
         let warm_up = paper::short_warm_up(&mut config, written);
@@ -95,10 +100,33 @@ pub(super) fn auto_configure(
     Ok(AutoConfigured { config, facts })
 }
 
+/// `forecast` of rank 0, from steps of all ranks if there are several and steps are short. A collective operation.
+fn with_communication(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    config: &RunConfig,
+    forecast: Option<Forecast>,
+) -> Result<Option<Forecast>, TrainError> {
+    if !of_first_rank(group, &forecast.is_some_and(|forecast| forecast.wants_measurement())) {
+        return Ok(forecast);
+    }
+    let step = time_budget::mean_step_seconds(group, opened, config)?;
+    trim_memory(opened.device);
+    Ok(forecast.map(|forecast| forecast.of_all_ranks(step)))
+}
+
 /// `own` of rank 0, so that all ranks compute with the same numbers.
 fn of_first_rank<T: Serialize + for<'a> Deserialize<'a>>(group: &ProcessGroup, own: &T) -> T {
     let text = group.broadcast_text(&serde_json::json!(own).to_string());
     serde_json::from_str(&text).expect("rank 0 sends JSON of the same type")
+}
+
+/// What [`Selection`] found.
+struct Selected {
+    config: RunConfig,
+    facts: Vec<(String, String)>,
+    /// `None` with `train.minutes`, and for a short run, which is not measured.
+    forecast: Option<Forecast>,
 }
 
 struct Selection<'a> {
@@ -108,6 +136,7 @@ struct Selection<'a> {
     config: RunConfig,
     facts: Vec<(String, String)>,
     unmeasured: Unmeasured,
+    forecast: Option<Forecast>,
 }
 
 impl<'a> Selection<'a> {
@@ -119,10 +148,11 @@ impl<'a> Selection<'a> {
             config: opened.config.clone(),
             facts: Vec::new(),
             unmeasured: Unmeasured::default(),
+            forecast: None,
         }
     }
 
-    fn run(mut self) -> Result<AutoConfigured, TrainError> {
+    fn run(mut self) -> Result<Selected, TrainError> {
         let OpenedData { dataset, device, .. } = self.opened;
         self.unmeasured =
             Unmeasured::choose(&mut self.config, self.written, dataset, *device, self.group.count())?;
@@ -139,7 +169,7 @@ impl<'a> Selection<'a> {
                 Ok(mode) => {
                     self.report_memory(&trial.plan, &measured, mode, &budget);
                     if !self.has_time_budget() {
-                        self.report_time(&trial.plan, &measured, mode);
+                        self.forecast = self.forecast_of(&trial.plan, &measured, mode);
                     }
                     return Ok(self.done());
                 }
@@ -153,9 +183,10 @@ impl<'a> Selection<'a> {
         }
     }
 
-    fn done(self) -> AutoConfigured {
+    fn done(self) -> Selected {
         let chosen = self.chosen().map(|text| ("chosen".to_owned(), text));
-        AutoConfigured { facts: chosen.into_iter().chain(self.facts).collect(), config: self.config }
+        let facts = chosen.into_iter().chain(self.facts).collect();
+        Selected { facts, config: self.config, forecast: self.forecast }
     }
 
     /// Chosen keys with reasons; `None` if all have their defaults.
@@ -256,11 +287,9 @@ impl<'a> Selection<'a> {
         self.facts.push(("memory".into(), text));
     }
 
-    fn report_time(&mut self, plan: &Plan, measured: &Measured, mode: BatchMode) {
-        let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.augment_device);
-        let Ok(resolved) = resolved else { return };
-        let forecast = Forecast::new(&resolved, plan.ranks, measured, mode, &self.opened.dataset);
-        self.facts.push(("time".into(), forecast.to_string()));
+    fn forecast_of(&self, plan: &Plan, measured: &Measured, mode: BatchMode) -> Option<Forecast> {
+        let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.augment_device).ok()?;
+        Some(Forecast::new(&resolved, plan.ranks, measured, mode, &self.opened.dataset))
     }
 }
 

@@ -46,16 +46,11 @@ pub(super) fn affordable(
 ) -> Result<Affordable, TrainError> {
     let mut trial = all_ok(group, setup::prepare(group, opened, config))?;
     let minutes = config.train.minutes;
-    let sides = shares(&config.train);
-    let seconds = seconds_per_side(minutes, sides.len());
-    let mut measured = Vec::new();
-    for &(share, size) in &sides {
-        measured.push((share, size, step_seconds(group, &mut trial, size, seconds)?));
-    }
+    let measured = by_side(group, &mut trial, seconds_per_side(minutes, shares(&config.train).len()))?;
     let elapsed = of_first_rank(group, &opened.started.elapsed().as_secs_f64());
     let left = (60.0 * minutes * (1.0 - RESERVE) - elapsed).max(0.0);
     let (_, _, at_start) = measured[0];
-    let mean = measured.iter().map(|(share, _, seconds)| share * seconds.later).sum();
+    let mean = mean(&measured);
     let steps_per_epoch = trial.plan.steps_per_epoch as f64;
     let epochs = affordable_steps(left, at_start.first, mean, steps_per_epoch) / steps_per_epoch;
     let each =
@@ -68,6 +63,32 @@ pub(super) fn affordable(
         let _ = write!(text, ", and of {first:.1} ms in the first epoch, which reads the images into memory");
     }
     Ok(Affordable { epochs, text })
+}
+
+/// Mean seconds of a step over the run, with loader and communication. Collective.
+///
+/// # Errors
+/// Those of a training step.
+pub(super) fn mean_step_seconds(
+    group: &ProcessGroup,
+    opened: &OpenedData,
+    config: &RunConfig,
+) -> Result<f64, TrainError> {
+    let mut trial = all_ok(group, setup::prepare(group, opened, config))?;
+    Ok(mean(&by_side(group, &mut trial, MIN_SECONDS)?))
+}
+
+/// A side of the views: share of the steps, pixels, seconds.
+type Side = (f64, usize, StepSeconds);
+
+/// `seconds`: for how long to measure each side.
+fn by_side(group: &ProcessGroup, trial: &mut Prepared, seconds: f64) -> Result<Vec<Side>, TrainError> {
+    let sides = shares(&trial.plan.config.train).into_iter();
+    sides.map(|(share, size)| Ok((share, size, step_seconds(group, trial, size, seconds)?))).collect()
+}
+
+fn mean(sides: &[Side]) -> f64 {
+    sides.iter().map(|(share, _, seconds)| share * seconds.later).sum()
 }
 
 /// Number of steps in `left` seconds, if those of the first epoch take `first` seconds each and later ones `mean`.
