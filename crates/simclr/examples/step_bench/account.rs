@@ -172,7 +172,7 @@ fn add(table: &mut Table, by_name: &mut ByName, phase: &'static str, operations:
     }
 }
 
-/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution and `baddbmm`,
+/// Which operations read or write values themselves: those that call no other that does, and the gradient of a convolution, `bmm` and `baddbmm`,
 /// which copy tensors besides. A batch norm or max-pooling is one, or the kernels that it calls.
 fn moving(operations: &[Operation]) -> Vec<bool> {
     let mut moving = vec![false; operations.len()];
@@ -183,7 +183,9 @@ fn moving(operations: &[Operation]) -> Vec<bool> {
         let is_operation = name.starts_with("simclr::")
             || name.strip_prefix("aten::").is_some_and(|name| !WITHOUT_TRAFFIC.contains(&name));
         moving[index] = match name {
-            _ if name.ends_with("convolution_backward") || name == "aten::baddbmm" => true,
+            _ if name.ends_with("convolution_backward") || matches!(name, "aten::baddbmm" | "aten::bmm") => {
+                true
+            }
             _ if name.starts_with("Simclr") || is_batch_norm(name) => !calls_kernels[index],
             _ => is_operation && !calls_moving[index],
         };

@@ -241,14 +241,26 @@ impl Optimizer {
         let (parameters, ratios) = (self.parameters(params), self.trust_ratios.as_ref());
         simclr_shim::gpu_optimizer_step(self.rule(), &parameters, scalars, guard, ratios)?;
         let _no_grad = tch::no_grad_guard();
-        let lr = scalars.get(0);
+        self.update_matrices(params, &scalars.get(0), guard)
+    }
+
+    /// Updates what [`muon::orthogonalizes`] and drops its gradients.
+    fn update_matrices(
+        &self,
+        params: &Params,
+        lr: &Tensor,
+        guard: Option<&Tensor>,
+    ) -> Result<(), ModelError> {
+        let mut weights = Vec::new();
         for (param, slot) in params.params().iter().zip(&self.slots) {
             let gradient = param.tensor.grad();
             if muon::orthogonalizes(&self.config, param) && gradient.defined() {
-                let rule = (&self.config, self.precision);
-                muon::update(rule, param, &gradient, &slot.first, &lr, guard);
-                simclr_shim::drop_gradient(&param.tensor)?;
+                weights.push(muon::Weight { param, gradient, velocity: &slot.first });
             }
+        }
+        muon::update((&self.config, self.precision), &weights, lr, guard);
+        for weight in &weights {
+            simclr_shim::drop_gradient(&weight.param.tensor)?;
         }
         Ok(())
     }
@@ -260,7 +272,7 @@ impl Optimizer {
         }
     }
 
-    /// What the GPU kernels update: all but what [`muon::update`] does.
+    /// What the GPU kernels update: all but [`Optimizer::update_matrices`].
     fn parameters<'a>(&'a self, params: &'a Params) -> Vec<simclr_shim::Parameter<'a>> {
         assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
         let pairs = params.params().iter().zip(&self.slots);
@@ -286,17 +298,13 @@ impl Optimizer {
         assert_eq!(params.params().len(), self.slots.len(), "one state per parameter");
         self.steps += 1;
         let _no_grad = tch::no_grad_guard();
+        self.update_matrices(params, &Tensor::from(lr), None)?;
         for (index, (param, slot)) in params.params().iter().zip(&mut self.slots).enumerate() {
             let gradient = param.tensor.grad();
             if !gradient.defined() {
                 continue;
             }
             let ratio = match &mut slot.second {
-                None if self.config.kind == OptimKind::Muon => {
-                    let rule = (&self.config, self.precision);
-                    muon::update(rule, param, &gradient, &slot.first, &Tensor::from(lr), None);
-                    None
-                }
                 None => momentum::update(&self.config, param, &gradient, &mut slot.first, lr),
                 Some(second) => {
                     let moments = (&mut slot.first, second);

@@ -1,7 +1,7 @@
 //! Muon (Jordan et al. 2024, github.com/KellerJordan/Muon): the momentum of a weight is replaced by the nearest semi-orthogonal matrix,
 //! approximately, so that all directions of a layer change at the same rate. The other parameters are updated by AdamW.
 //!
-//! A kernel `[out, in, k, k]` is the matrix `[out, in k k]`. The step is scaled to the root mean square of AdamW's steps, so that
+//! A kernel `[out, in, k, k]` is the matrix `[out, k k in]`. The step is scaled to the root mean square of AdamW's steps, so that
 //! learning rate and weight decay have AdamW's scale (arXiv 2502.16982, equation 4).
 
 use tch::{Kind, Tensor};
@@ -26,26 +26,64 @@ pub fn orthogonalizes(config: &OptimConfig, param: &Param) -> bool {
     config.kind == OptimKind::Muon && param.role == Role::Weight && param.tensor.dim() >= 2
 }
 
-/// Updates `param` and its momentum buffer in place, without host synchronisation, unless `guard` (f64 scalar) is not finite. `lr`:
-/// f64 scalar. `precision`: of the products on a CPU.
+/// A weight with its gradient and its momentum buffer.
+pub struct Weight<'a> {
+    pub param: &'a Param,
+    pub gradient: Tensor,
+    pub velocity: &'a Tensor,
+}
+
+/// Updates weights and momentum buffers in place, without host synchronisation, unless `guard` (f64 scalar) is not finite. `lr`: f64
+/// scalar. `precision`: of the products on a CPU. Matrices of one shape are orthogonalised together, in a fraction of the kernel launches.
 pub fn update(
     (config, precision): (&OptimConfig, Precision),
-    param: &Param,
-    gradient: &Tensor,
-    velocity: &Tensor,
+    weights: &[Weight<'_>],
     lr: &Tensor,
     guard: Option<&Tensor>,
 ) {
-    let momentum = velocity.lerp(gradient, 1.0 - config.momentum);
-    let direction = if config.nesterov { gradient.lerp(&momentum, config.momentum) } else { momentum.copy() };
-    let rows = direction.size()[0];
-    let matrix = direction.contiguous().view([rows, -1]);
-    let longest = matrix.size().into_iter().max().unwrap_or(1) as f64;
-    let step = orthogonalize(&matrix, precision).view_as(&param.tensor) * (lr * (ADAMW_RMS * longest.sqrt()));
-    let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
-    let weight = &param.tensor * (lr * -decay + 1.0) - step;
-    assign(velocity, &momentum, guard);
-    assign(&param.tensor, &weight, guard);
+    let mut by_shape: Vec<(Vec<i64>, Vec<(&Weight<'_>, Tensor)>)> = Vec::new();
+    for weight in weights {
+        let Weight { gradient, velocity, .. } = weight;
+        let momentum = velocity.lerp(gradient, 1.0 - config.momentum);
+        let direction = matrix(&if config.nesterov {
+            gradient.lerp(&momentum, config.momentum)
+        } else {
+            momentum.shallow_clone()
+        });
+        assign(velocity, &momentum, guard);
+        let shape = direction.size();
+        match by_shape.iter_mut().find(|(other, _)| *other == shape) {
+            Some((_, group)) => group.push((weight, direction)),
+            None => by_shape.push((shape, vec![(weight, direction)])),
+        }
+    }
+    for (shape, group) in by_shape {
+        let longest = shape.into_iter().max().unwrap_or(1) as f64;
+        let directions: Vec<&Tensor> = group.iter().map(|(_, direction)| direction).collect();
+        let steps = orthogonalize(&Tensor::stack(&directions, 0), precision);
+        let steps = steps * (lr * (ADAMW_RMS * longest.sqrt()));
+        for ((Weight { param, .. }, _), step) in group.iter().zip(steps.unbind(0)) {
+            let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
+            let weight = &param.tensor * (lr * -decay + 1.0) - of_matrix(&step, &param.tensor.size());
+            assign(&param.tensor, &weight, guard);
+        }
+    }
+}
+
+/// `[out, k k in]` of a kernel `[out, in, k, k]`, which is a view of one with the channels innermost; the order of the columns has no
+/// effect on the nearest semi-orthogonal matrix.
+fn matrix(kernel: &Tensor) -> Tensor {
+    let rows = kernel.size()[0];
+    let kernel = if kernel.dim() == 4 { kernel.permute([0, 2, 3, 1]) } else { kernel.shallow_clone() };
+    kernel.reshape([rows, -1])
+}
+
+/// The inverse of [`matrix`].
+fn of_matrix(matrix: &Tensor, size: &[i64]) -> Tensor {
+    match *size {
+        [output, input, height, width] => matrix.view([output, height, width, input]).permute([0, 3, 1, 2]),
+        _ => matrix.view(size),
+    }
 }
 
 fn assign(target: &Tensor, value: &Tensor, guard: Option<&Tensor>) {
@@ -55,27 +93,28 @@ fn assign(target: &Tensor, value: &Tensor, guard: Option<&Tensor>) {
     }
 }
 
-/// Approximately U Vt of the singular value decomposition U S Vt of `matrix` `[m, n]`. Computed in bf16 on a GPU, as by its authors, and
-/// on a CPU for [`Precision::Bf16`].
-fn orthogonalize(matrix: &Tensor, precision: Precision) -> Tensor {
-    let in_bf16 = matrix.device().is_cuda() || precision == Precision::Bf16;
-    let kind = if in_bf16 { Kind::BFloat16 } else { matrix.kind() };
-    let size = matrix.size();
-    let is_tall = size[0] > size[1];
-    let x = matrix / (matrix.norm() + 1e-7);
-    let x = if is_tall { x.tr() } else { x }.to_kind(kind);
+/// Approximately U Vt of the singular value decomposition U S Vt of each of the `matrices` `[count, m, n]`. Computed in bf16 on a GPU, as
+/// by its authors, and on a CPU for [`Precision::Bf16`].
+fn orthogonalize(matrices: &Tensor, precision: Precision) -> Tensor {
+    let in_bf16 = matrices.device().is_cuda() || precision == Precision::Bf16;
+    let kind = if in_bf16 { Kind::BFloat16 } else { matrices.kind() };
+    let size = matrices.size();
+    let is_tall = size[1] > size[2];
+    let norms = matrices.norm_scalaropt_dim(2.0, [1i64, 2].as_slice(), true);
+    let x = matrices / (norms + 1e-7);
+    let x = if is_tall { x.transpose(1, 2) } else { x }.to_kind(kind);
     // The Gram matrix squares the condition number, for which bf16 has too few digits.
-    let by_gram = !in_bf16 && x.size()[1] >= 2 * x.size()[0];
+    let by_gram = !in_bf16 && x.size()[2] >= 2 * x.size()[1];
     let x = if by_gram { iterate_on_gram(&x) } else { iterate(x) };
-    if is_tall { x.tr() } else { x }.to_kind(matrix.kind())
+    if is_tall { x.transpose(1, 2) } else { x }.to_kind(matrices.kind())
 }
 
-/// The iteration of [`COEFFICIENTS`] on `x` `[m, n]`.
+/// The iteration of [`COEFFICIENTS`] on `x` `[count, m, n]`.
 fn iterate(mut x: Tensor) -> Tensor {
     let [a, ..] = COEFFICIENTS;
     for _ in 0..ITERATIONS {
-        let even = even_terms(&x.matmul(&x.tr()));
-        x = multiply_add((&x, a), (&even, &x), 1.0);
+        let even = even_terms(&x.matmul(&x.transpose(1, 2)));
+        x = x.baddbmm(&even, &x, a, 1.0);
     }
     x
 }
@@ -84,8 +123,8 @@ fn iterate(mut x: Tensor) -> Tensor {
 /// the Gram matrix G of X: P and the Gram matrix P G P of the iterate are iterated, and P X is formed once.
 fn iterate_on_gram(x: &Tensor) -> Tensor {
     let [a, ..] = COEFFICIENTS;
-    let identity = Tensor::eye(x.size()[0], (x.kind(), x.device())) * a;
-    let mut gram = x.matmul(&x.tr());
+    let identity = Tensor::eye(x.size()[1], (x.kind(), x.device())) * a;
+    let mut gram = x.matmul(&x.transpose(1, 2));
     let mut factor = &identity + even_terms(&gram);
     let mut product = factor.shallow_clone();
     for _ in 1..ITERATIONS {
@@ -99,12 +138,7 @@ fn iterate_on_gram(x: &Tensor) -> Tensor {
 /// b G + c G^2.
 fn even_terms(gram: &Tensor) -> Tensor {
     let [_, b, c] = COEFFICIENTS;
-    multiply_add((gram, b), (gram, gram), c)
-}
-
-/// beta S + alpha L R of matrices, in one operation; tch's `addmm` takes no factors.
-fn multiply_add((s, beta): (&Tensor, f64), (l, r): (&Tensor, &Tensor), alpha: f64) -> Tensor {
-    s.unsqueeze(0).baddbmm(&l.unsqueeze(0), &r.unsqueeze(0), beta, alpha).squeeze_dim(0)
+    gram.baddbmm(gram, gram, b, c)
 }
 
 #[cfg(test)]
@@ -127,8 +161,8 @@ mod tests {
                 scalar = &scalar * a + scalar.pow_tensor_scalar(3) * b + scalar.pow_tensor_scalar(5) * c;
             }
             let expected = u.matmul(&scalar.diag(0)).matmul(&v.tr());
-            let difference =
-                (orthogonalize(&matrix, Precision::F32) - expected).abs().max().double_value(&[]);
+            let found = orthogonalize(&matrix.unsqueeze(0), Precision::F32).squeeze_dim(0);
+            let difference = (found - expected).abs().max().double_value(&[]);
             assert!(difference < 1e-10, "{rows} x {columns}: {difference}");
         }
     }
@@ -138,9 +172,52 @@ mod tests {
         let random =
             Tensor::from_slice(&(0..96).map(|i| f64::sin(1.7 * f64::from(i * i))).collect::<Vec<_>>());
         for precision in [Precision::F32, Precision::Bf16] {
-            let (_, s, _) = orthogonalize(&random.view([8, 12]), precision).svd(true, false);
+            let (_, s, _) = orthogonalize(&random.view([1, 8, 12]), precision).svd(true, false);
             let range = [s.min(), s.max()].map(|value| value.double_value(&[]));
             assert!(range[0] > 0.6 && range[1] < 1.25, "{precision:?}: {range:?}");
+        }
+    }
+
+    fn values(seed: i64, size: &[i64]) -> Tensor {
+        let value = |i: i64| f64::sin(1.7 * ((seed + 1) * i * i) as f64);
+        Tensor::from_slice(&(0..size.iter().product()).map(value).collect::<Vec<_>>()).view(size)
+    }
+
+    fn channels_innermost(kernel: &Tensor) -> Tensor {
+        kernel.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    }
+
+    /// Kernels with the channels innermost or outermost and dense layers, of equal and of different shapes as matrices.
+    #[test]
+    fn weights_of_one_shape_are_updated_as_each_alone() {
+        let config = OptimConfig { kind: OptimKind::Muon, nesterov: true, ..OptimConfig::default() };
+        let initial = [
+            values(0, &[4, 2, 3, 3]),
+            channels_innermost(&values(1, &[4, 2, 3, 3])),
+            values(2, &[4, 18]),
+            values(3, &[6, 3]),
+        ];
+        let run = |at_once: usize| {
+            let param =
+                |w: &Tensor| Param { name: "w".into(), role: Role::Weight, tensor: w.detach().copy() };
+            let params: Vec<Param> = initial.iter().map(param).collect();
+            let velocities: Vec<Tensor> = initial.iter().map(Tensor::zeros_like).collect();
+            let mut weights = Vec::new();
+            for (param, velocity) in params.iter().zip(&velocities) {
+                weights.push(Weight { param, gradient: &param.tensor * 0.5 + 0.1, velocity });
+            }
+            for weights in weights.chunks(at_once) {
+                update((&config, Precision::F32), weights, &Tensor::from(0.1), None);
+            }
+            params.into_iter().map(|param| param.tensor).chain(velocities).collect::<Vec<_>>()
+        };
+        let (together, alone) = (run(initial.len()), run(1));
+        for (found, expected) in together.iter().zip(&alone) {
+            assert!((found - expected).abs().max().double_value(&[]) < 1e-12);
+        }
+        for (found, initial) in together.iter().zip(&initial) {
+            assert_eq!(found.stride(), initial.stride());
+            assert!((found - initial).abs().min().double_value(&[]) > 0.0, "every value changes");
         }
     }
 
@@ -151,9 +228,10 @@ mod tests {
         let param = Param { name: "w".into(), tensor: weight.copy(), role: Role::Weight };
         let (gradient, velocity, lr) = (weight.copy() * 0.5, weight.zeros_like(), Tensor::from(0.1));
         let config = (&config, Precision::F32);
-        update(config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(f64::NAN)));
+        let weights = [Weight { param: &param, gradient, velocity: &velocity }];
+        update(config, &weights, &lr, Some(&Tensor::from(f64::NAN)));
         assert_eq!((param.tensor.copy(), velocity.copy()), (weight.copy(), weight.zeros_like()));
-        update(config, &param, &gradient, &velocity, &lr, Some(&Tensor::from(1.0)));
+        update(config, &weights, &lr, Some(&Tensor::from(1.0)));
         assert!(param.tensor != weight && velocity != weight.zeros_like());
     }
 }
