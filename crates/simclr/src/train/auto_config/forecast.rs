@@ -3,7 +3,7 @@
 use simclr_data::Dataset;
 
 use super::{Measured, choice::BatchMode};
-use crate::{Plan, train::online_knn};
+use crate::{Plan, config::SMALL_IMAGE, train::online_knn};
 
 /// Duration and throughput of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,6 +20,8 @@ pub(super) struct Forecast {
     ranks: usize,
     /// Whether the step is one of all ranks, with their communication, or one of this rank alone.
     together: bool,
+    /// A recipe with a time budget for such images on such a device.
+    recipe: Option<&'static str>,
 }
 
 impl Forecast {
@@ -54,7 +56,14 @@ impl Forecast {
             images_per_step: plan.config.train.batch as f64,
             ranks,
             together: ranks == 1,
+            recipe: None,
         }
+    }
+
+    /// Names the recipe for a CPU in the text of a run of more than an hour.
+    pub(super) fn with_recipe_for_cpus(self, image_size: usize) -> Self {
+        let recipe = if image_size <= SMALL_IMAGE { "small-images-fast" } else { "photos-cpu" };
+        Self { recipe: Some(recipe), ..self }
     }
 
     /// Whether measuring a step of all ranks takes no more than seconds.
@@ -86,6 +95,12 @@ impl std::fmt::Display for Forecast {
             (1, _) => {}
             (ranks, true) => write!(f, ", measured with {ranks} processes")?,
             (ranks, false) => write!(f, ", plus communication between {ranks} processes")?,
+        }
+        if let Some(recipe) = self.recipe.filter(|_| hours > 1.0) {
+            write!(
+                f,
+                "\n`--recipe {recipe}` is made for such images on a CPU and has a time budget (--set train.minutes)"
+            )?;
         }
         if hours > 24.0 {
             write!(f, "\nsmaller --epochs, --image-size or --encoder (conv-c3) shorten it")?;
@@ -127,6 +142,7 @@ mod tests {
             images_per_step: 70.6,
             ranks: 1,
             together: true,
+            recipe: None,
         };
         let text = forecast.to_string();
         assert!(
@@ -135,7 +151,11 @@ mod tests {
         );
         assert!(text.contains("simclr pack") && !text.contains("--epochs"), "{text}");
         assert!(Forecast { steps: 1e5, ..forecast }.to_string().contains("--epochs"));
-        assert!(!text.contains("processes"), "{text}");
+        assert!(!text.contains("processes") && !text.contains("--recipe"), "{text}");
+        let of = |image_size| forecast.with_recipe_for_cpus(image_size).to_string();
+        assert!(of(32).contains("`--recipe small-images-fast`") && of(96).contains("`--recipe photos-cpu`"));
+        let short = Forecast { steps: 100.0, ..forecast }.with_recipe_for_cpus(32).to_string();
+        assert!(!short.contains("--recipe"), "{short}");
     }
 
     #[test]
@@ -149,6 +169,7 @@ mod tests {
             images_per_step: 128.0,
             ranks: 4,
             together: false,
+            recipe: None,
         };
         assert!(alone.wants_measurement());
         let text = alone.to_string();

@@ -289,7 +289,9 @@ impl<'a> Selection<'a> {
 
     fn forecast_of(&self, plan: &Plan, measured: &Measured, mode: BatchMode) -> Option<Forecast> {
         let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.augment_device).ok()?;
-        Some(Forecast::new(&resolved, plan.ranks, measured, mode, &self.opened.dataset))
+        let forecast = Forecast::new(&resolved, plan.ranks, measured, mode, &self.opened.dataset);
+        let chosen = self.opened.device == Device::Cpu && !self.written.has("encoder.name");
+        Some(if chosen { forecast.with_recipe_for_cpus(self.config.train.image_size) } else { forecast })
     }
 }
 
