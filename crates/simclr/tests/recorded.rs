@@ -167,7 +167,7 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
     let syncs = |names: &[String]| names.iter().filter(|name| SYNCS.contains(&name.as_str())).count();
     let x = Tensor::ones([1], (Kind::Float, Device::Cpu));
     assert!(syncs(&operations(|| x.double_value(&[0])).unwrap().1) > 0, "a read is detected");
-    for optimizer in ["lars", "adamw"] {
+    for optimizer in ["lars", "adamw", "muon"] {
         let mut seen = 0;
         let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
             optimizer.set_step_scalars(context.method.params(), lr);

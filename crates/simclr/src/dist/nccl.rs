@@ -57,26 +57,30 @@ impl ProcessGroup {
     }
 
     pub(super) fn join_nccl(&self, library: &Path, device: Device) -> Result<(), String> {
-        let (functions, _) =
-            self.all_ok(Functions::load(library), |_| String::new()).map_err(|error| reason(&error))?;
+        let functions = self.on_all(Functions::load(library))?;
         let like = Tensor::zeros([1], (Kind::Float, device));
         let step = Mutex::new(self.join_communicator(functions, &like)?);
         let gradients = self.join_communicator(functions, &like)?;
-        let (side, _) =
-            self.all_ok(SideStream::new(&like), |_| String::new()).map_err(|error| reason(&error))?;
+        let side = self.on_all(SideStream::new(&like))?;
         let gradients = Mutex::new((gradients, side));
         let _ = self.gpus.set(GpuCommunicators { device, step, gradients });
         Ok(())
     }
 
     fn join_communicator(&self, functions: Functions, like: &Tensor) -> Result<Nccl, String> {
-        let id = if self.is_first() { functions.unique_id().map(Some) } else { Ok(None) };
-        let (id, _) = self.all_ok(id, |_| String::new()).map_err(|error| reason(&error))?;
+        let id = self.on_all(if self.is_first() { functions.unique_id().map(Some) } else { Ok(None) })?;
         let ids = self.all_gather_bytes(id.as_ref().map_or(&[], UniqueId::bytes));
         let id = UniqueId::from_bytes(&ids[0]).ok_or("rank 0 sent no id")?;
-        let joined = functions.join(id, (self.rank(), self.count()), like);
-        let (nccl, _) = self.all_ok(joined, |_| String::new()).map_err(|error| reason(&error))?;
-        Ok(nccl)
+        self.on_all(functions.join(id, (self.rank(), self.count()), like))
+    }
+
+    /// `own`, if every rank has succeeded.
+    fn on_all<T>(&self, own: Result<T, ShimError>) -> Result<T, String> {
+        match self.all_ok(own, |_| String::new()) {
+            Ok((value, _)) => Ok(value),
+            Err(RankError::Local(error)) => Err(error.to_string()),
+            Err(RankError::Remote { rank, message }) => Err(format!("rank {rank}: {message}")),
+        }
     }
 
     fn nccl(&self, values: &Tensor) -> Option<&GpuCommunicators> {
@@ -121,13 +125,6 @@ impl ProcessGroup {
     /// The other ranks wait in the collective that failed here.
     fn or_abort<T>(&self, done: Result<T, ShimError>) -> Option<T> {
         done.map_err(|error| self.abort(&error.to_string())).ok()
-    }
-}
-
-fn reason(error: &RankError<impl std::fmt::Display>) -> String {
-    match error {
-        RankError::Local(error) => format!("{error}"),
-        RankError::Remote { rank, message } => format!("rank {rank}: {message}"),
     }
 }
 
