@@ -1,5 +1,5 @@
 // Convolutions on the CPU with the gradient of the kernel as one matrix product where that is faster. oneDNN reaches 0.4 to 0.6 TFLOP/s
-// there in bf16 without AMX where its product of matrices has 0.9 (bench/results/step-account.txt).
+// there in bf16 without AMX where its product of matrices has 0.9 (bench/results/step-account.txt, kernel-gradient.txt).
 
 #include <ATen/ATen.h>
 #include <ATen/cpu/Utils.h>
