@@ -45,6 +45,8 @@ struct State {
 struct Filling {
     /// Parameters by bucket.
     buckets: Vec<Vec<Tensor>>,
+    /// Number of the backward pass, counted by [`GradientBuckets::arm`].
+    pass: u64,
     /// Missing gradients by bucket.
     missing: Vec<usize>,
     /// When each bucket of this step was sent, and its bytes; buckets are sent in order, the same on every rank.
@@ -58,6 +60,8 @@ struct Filling {
 /// A full bucket, flat.
 #[derive(Debug)]
 struct SentBucket {
+    /// See [`Filling`].
+    pass: u64,
     gradients: Tensor,
     /// Recorded behind the reduction on a GPU; `None` if the thread reduces.
     reduced: Option<CudaEvent>,
@@ -86,6 +90,7 @@ impl GradientBuckets {
         let (out, full) = channel();
         let filling = Mutex::new(Filling {
             buckets,
+            pass: 0,
             missing: Vec::new(),
             sent: Vec::new(),
             end: Instant::now(),
@@ -109,6 +114,7 @@ impl GradientBuckets {
     pub fn arm(&self) {
         let Some(state) = &self.state else { return };
         let mut filling = state.filling();
+        filling.pass += 1;
         filling.missing = filling.buckets.iter().map(Vec::len).collect();
         filling.sent.clear();
         state.armed.store(true, Ordering::Relaxed);
@@ -127,8 +133,10 @@ impl GradientBuckets {
             filling.send();
         }
         for bucket in &filling.buckets {
-            let SentBucket { gradients: sum, reduced } =
-                sums.recv().expect("the reducing thread ends when this is dropped");
+            // A pass that failed, such as in a capture, leaves buckets that were never received.
+            let of_this_pass = sums.iter().find(|sent| sent.pass == filling.pass);
+            let SentBucket { gradients: sum, reduced, .. } =
+                of_this_pass.expect("the reducing thread ends when this is dropped");
             if let Err(error) = reduced.map_or(Ok(()), |reduced| reduced.wait(&sum)) {
                 filling.group.abort(&error.to_string());
             }
@@ -195,7 +203,7 @@ impl Filling {
         let reduced = self.group.start_all_reduce(&full);
         self.sent.push((Instant::now(), 4 * full.numel()));
         // The receiver is dropped after this sender.
-        let _ = self.out.send(SentBucket { gradients: full, reduced });
+        let _ = self.out.send(SentBucket { pass: self.pass, gradients: full, reduced });
     }
 }
 

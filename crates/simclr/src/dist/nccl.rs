@@ -193,4 +193,28 @@ mod tests {
             assert_eq!(found, on_ranks(2, work(overlap)));
         }
     }
+
+    /// As after a failed capture.
+    #[test]
+    fn buckets_of_an_abandoned_pass_are_left_out() {
+        let work = |group: &ProcessGroup| {
+            let mut params = Params::new(Device::Cpu, 0);
+            let zeros = || Tensor::zeros([1024, 800], (Kind::Float, Device::Cpu));
+            let weights = ["a", "b"].map(|name| params.add(name, Role::Weight, zeros()));
+            let gradients = GradientBuckets::new(&params, group);
+            let backward = |factor: f64| {
+                gradients.arm();
+                ((&weights[0] + &weights[1] * 2.0).sum(Kind::Float) * factor).backward();
+            };
+            backward(100.0);
+            for weight in &weights {
+                simclr_shim::drop_gradient(weight).unwrap();
+            }
+            backward(1.0);
+            gradients.finish();
+            weights.map(|weight| weight.grad().double_value(&[0, 0]))
+        };
+        assert_eq!(on_ranks(2, work), [[2.0, 4.0]; 2]);
+        assert_eq!(on_ranks_with_nccl(2, work), [[2.0, 4.0]; 2]);
+    }
 }

@@ -298,7 +298,6 @@ mod tests {
         let mut optimizer = Optimizer::new(&config.optim, method.params());
         let norm = NormConfig { scope, momentum: MOMENTUM, groups: 1 };
         let context = StepContext { method: &method, norm, group, gradients: &gradients, seed: 0 };
-        // The first rank has twice the images of the others.
         let counts = if group.count() == 1 { vec![IMAGES] } else { vec![3, 2, 1] };
         let first = counts[..group.rank()].iter().sum();
         let own = first..first + counts[group.rank()];
