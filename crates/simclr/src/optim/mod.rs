@@ -252,9 +252,10 @@ impl Optimizer {
         guard: Option<&Tensor>,
     ) -> Result<(), ModelError> {
         let mut weights = Vec::new();
-        for (param, slot) in params.params().iter().zip(&self.slots) {
+        let pairs = params.params().iter().zip(&self.slots);
+        for (param, slot) in pairs.filter(|(param, _)| muon::orthogonalizes(&self.config, param)) {
             let gradient = param.tensor.grad();
-            if muon::orthogonalizes(&self.config, param) && gradient.defined() {
+            if gradient.defined() {
                 weights.push(muon::Weight { param, gradient, velocity: &slot.first });
             }
         }

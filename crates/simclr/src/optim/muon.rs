@@ -145,6 +145,7 @@ fn even_terms(gram: &Tensor) -> Tensor {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::device::channels_last;
     use tch::Device;
 
     /// Singular vectors are kept, and singular values follow the scalar iteration, in f64.
@@ -183,17 +184,13 @@ mod tests {
         Tensor::from_slice(&(0..size.iter().product()).map(value).collect::<Vec<_>>()).view(size)
     }
 
-    fn channels_innermost(kernel: &Tensor) -> Tensor {
-        kernel.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-    }
-
     /// Kernels with the channels innermost or outermost and dense layers, of equal and of different shapes as matrices.
     #[test]
     fn weights_of_one_shape_are_updated_as_each_alone() {
         let config = OptimConfig { kind: OptimKind::Muon, nesterov: true, ..OptimConfig::default() };
         let initial = [
             values(0, &[4, 2, 3, 3]),
-            channels_innermost(&values(1, &[4, 2, 3, 3])),
+            channels_last(&values(1, &[4, 2, 3, 3])),
             values(2, &[4, 18]),
             values(3, &[6, 3]),
         ];

@@ -136,7 +136,6 @@ struct Selection<'a> {
     config: RunConfig,
     facts: Vec<(String, String)>,
     unmeasured: Unmeasured,
-    forecast: Option<Forecast>,
 }
 
 impl<'a> Selection<'a> {
@@ -148,7 +147,6 @@ impl<'a> Selection<'a> {
             config: opened.config.clone(),
             facts: Vec::new(),
             unmeasured: Unmeasured::default(),
-            forecast: None,
         }
     }
 
@@ -160,7 +158,7 @@ impl<'a> Selection<'a> {
         self.facts.extend(text.map(|text| ("taken over".to_owned(), text)));
         let budget = Budget::new(self.group, &self.config, self.opened.device);
         if self.is_trivial(&budget) {
-            return Ok(self.done());
+            return Ok(self.done(None));
         }
         loop {
             let mut trial = prepare(self.group, self.opened, &self.config)?;
@@ -168,10 +166,8 @@ impl<'a> Selection<'a> {
             match self.choose_mode(&trial.plan, &measured, &budget) {
                 Ok(mode) => {
                     self.report_memory(&trial.plan, &measured, mode, &budget);
-                    if !self.has_time_budget() {
-                        self.forecast = self.forecast_of(&trial.plan, &measured, mode);
-                    }
-                    return Ok(self.done());
+                    let forecast = self.forecast_of(&trial.plan, &measured, mode);
+                    return Ok(self.done(forecast));
                 }
                 Err(error) => {
                     let next = choice::smaller_size(self.config.train.image_size);
@@ -183,10 +179,10 @@ impl<'a> Selection<'a> {
         }
     }
 
-    fn done(self) -> Selected {
+    fn done(self, forecast: Option<Forecast>) -> Selected {
         let chosen = self.chosen().map(|text| ("chosen".to_owned(), text));
         let facts = chosen.into_iter().chain(self.facts).collect();
-        Selected { facts, config: self.config, forecast: self.forecast }
+        Selected { facts, config: self.config, forecast }
     }
 
     /// Chosen keys with reasons; `None` if all have their defaults.
@@ -288,6 +284,9 @@ impl<'a> Selection<'a> {
     }
 
     fn forecast_of(&self, plan: &Plan, measured: &Measured, mode: BatchMode) -> Option<Forecast> {
+        if self.has_time_budget() {
+            return None;
+        }
         let resolved = self.config.resolve(&self.opened.dataset, plan.precision, plan.augment_device).ok()?;
         let forecast = Forecast::new(&resolved, plan.ranks, measured, mode, &self.opened.dataset);
         let chosen = self.opened.device == Device::Cpu && !self.written.has("encoder.name");
