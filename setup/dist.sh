@@ -65,7 +65,7 @@ assemble() {
     "$tree/bin/simclr" completions zsh >"$tree/share/zsh/site-functions/_simclr"
     "$tree/bin/simclr" completions fish >"$tree/share/fish/vendor_completions.d/simclr.fish"
     cp configs/*.toml "$tree/recipes/"
-    cp docs/*.md docs/views.png "$tree/docs/"
+    cp -r docs/. "$tree/docs/"
     cp README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE "$tree/"
     setup/libtorch.sh licences "$tree/licences"
     cat >"$tree/licences/libgomp.txt" <<END
