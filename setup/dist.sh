@@ -66,6 +66,7 @@ assemble() {
     "$tree/bin/simclr" completions fish >"$tree/share/fish/vendor_completions.d/simclr.fish"
     cp configs/*.toml "$tree/recipes/"
     cp -r docs/. "$tree/docs/"
+    rm -rf "$tree/docs/studies/runs" "$tree/docs/studies/figures" # of studies that ran here
     cp README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE "$tree/"
     setup/libtorch.sh licences "$tree/licences"
     cat >"$tree/licences/libgomp.txt" <<END
