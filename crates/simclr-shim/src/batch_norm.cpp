@@ -103,6 +103,17 @@ Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllR
     return aten_batch_norm(in, options, std::move(all_reduce));
 }
 
+// A second handle to `y` as a further result of its node, whose kernels sum the gradients of both; else `y`.
+Tensor branch(const Tensor& y) {
+    const std::shared_ptr<Node> node = y.grad_fn();
+    auto norm = dynamic_cast<KernelBackward*>(node.get());
+    constexpr size_t HANDLES = 2;
+    if (norm == nullptr || !norm->gated_by_output() || norm->num_inputs() == HANDLES) return y;
+    Tensor second = y.detach();
+    torch::autograd::set_history(second, node);
+    return second;
+}
+
 }  // namespace
 
 Common common_moments(const Tensor& mean, const Tensor& variance, int64_t rows, const AllReduce& all_reduce) {
@@ -172,6 +183,11 @@ char* simclr_batch_norm(const at::Tensor* x, const at::Tensor* residual, const a
         simclr::Inputs in{*x, residual == nullptr ? none : *residual, *scale, *shift, *running_mean, *running_var};
         *out = new at::Tensor(simclr::batch_norm(in, *options, std::move(all_reduce)));
     });
+}
+
+// See `branch` in batch_norm.rs.
+char* simclr_branch(const at::Tensor* y, at::Tensor** out) {
+    return simclr::guarded([&] { *out = new at::Tensor(simclr::branch(*y)); });
 }
 
 }  // extern "C"

@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "guard.h"
 
@@ -95,7 +96,8 @@ inline bool exclusive(const Tensor& tensor) {
 }
 
 // The autograd node of a batch norm by kernels, on any device. It saves the input, and the output only if a residual was added
-// (the next convolution saves it anyway); after a ReLU alone the sign of the output is recomputed.
+// (the next convolution saves it anyway); after a ReLU alone the sign of the output is recomputed. Its results are the output and, after
+// `branch`, a second handle to it.
 struct KernelBackward : Node {
     SavedVariable x, y;
     bool relu, residual;
@@ -107,6 +109,13 @@ struct KernelBackward : Node {
         std::lock_guard<std::mutex> lock(mutex_);
         x.reset_data();
         y.reset_data();
+    }
+
+    // The gradients of both handles. The second is undefined if only one of them was used, both if none was.
+    static std::pair<Tensor, Tensor> of_handles(variable_list&& grads) {
+        Tensor first = std::move(grads[0]), second = grads.size() > 1 ? std::move(grads[1]) : Tensor();
+        if (!first.defined()) std::swap(first, second);
+        return {std::move(first), std::move(second)};
     }
 
     // Makes `node` the gradient function of `out`, if gradients are needed.

@@ -71,6 +71,7 @@ unsafe extern "C" {
         drop: Option<CDrop>,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn simclr_branch(y: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn simclr_instructions() -> *mut c_char;
     fn simclr_use_instructions(name: *const c_char) -> *mut c_char;
 }
@@ -145,6 +146,21 @@ impl BatchNorm<'_> {
             ))?;
             Ok(Tensor::from_ptr(out))
         }
+    }
+}
+
+/// A second handle to a tensor that is used twice, such as the input of a residual block. For the result of [`BatchNorm::forward`] with a
+/// residual and a ReLU, by kernels, the gradients of both handles are summed where the backward pass reads them anyway, in `f32`; the sum
+/// by libtorch is a pass over memory of its own. Other tensors are returned as they are.
+///
+/// # Errors
+/// libtorch errors.
+pub fn branch(y: &Tensor) -> Result<Tensor, ShimError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: `y` lives for the call; `out` is an owned tensor on success.
+    unsafe {
+        check(simclr_branch(y.as_ptr(), &mut out))?;
+        Ok(Tensor::from_ptr(out))
     }
 }
 

@@ -176,11 +176,13 @@ struct FusedBackward : KernelBackward {
         reject_second_derivative();
         at::NoGradGuard no_grad;
         variable_list out(4);
-        if (!grads[0].defined()) return out;
+        auto [dy, of_branch] = of_handles(std::move(grads));
+        if (!dy.defined()) return out;
         Tensor saved = x.unpack();
         Rows input = rows(saved, saved.scalar_type());
-        Rows g = rows(std::move(grads[0]), saved.scalar_type());
-        Doubles sums = gated_by_output() ? sums_through_output(input, g) : sums_of(input, g);
+        Rows g = rows(std::move(dy), saved.scalar_type()), branch{};
+        if (of_branch.defined()) branch = rows(std::move(of_branch), saved.scalar_type());
+        Doubles sums = gated_by_output() ? sums_through_output(input, branch, g) : sums_of(input, g);
         if (task_should_compute_output(2)) out[2] = to_tensor(sums.data() + mean.size());
         if (task_should_compute_output(3)) out[3] = to_tensor(sums.data());
         if (all_reduce) reduce(sums, *all_reduce);
@@ -194,15 +196,16 @@ struct FusedBackward : KernelBackward {
     }
 
    private:
-    // sum g and sum g * normalised x. `dy` becomes g, the gradient at the input of the ReLU.
-    Doubles sums_through_output(const Rows& input, Rows& dy) {
+    // sum g and sum g * normalised x. `dy` becomes g, the gradient at the input of the ReLU; `branch` may be undefined.
+    Doubles sums_through_output(const Rows& input, const Rows& branch, Rows& dy) {
         Tensor output = y.unpack(shared_from_this());
         Rows above = rows(output, output.scalar_type()), g = exclusive(dy.tensor) ? std::move(dy) : empty_like(dy);
         const Rows& from = dy.tensor.defined() ? dy : g;
         g.tensor.mutable_data_ptr();
         Doubles sums = two_sums(input.matrix, [&](int64_t first, const Matrix& m, double* sum, double* products) {
-            kernels().gradient_sums(m, input.data(first), from.data(first), above.data(first), mean.data(), nullptr,
-                                    nullptr, g.out(first), sum, products);
+            const void* added = branch.tensor.defined() ? branch.data(first) : nullptr;
+            kernels().gradient_sums(m, input.data(first), from.data(first), added, above.data(first), mean.data(),
+                                    nullptr, nullptr, g.out(first), sum, products);
         });
         dy = std::move(g);
         return normalised(std::move(sums));
@@ -211,7 +214,7 @@ struct FusedBackward : KernelBackward {
     // The same if the sign of the output follows from the input; `dy` is not modified.
     Doubles sums_of(const Rows& input, const Rows& dy) const {
         return normalised(two_sums(input.matrix, [&](int64_t first, const Matrix& m, double* sum, double* products) {
-            kernels().gradient_sums(m, input.data(first), dy.data(first), nullptr, mean.data(),
+            kernels().gradient_sums(m, input.data(first), dy.data(first), nullptr, nullptr, mean.data(),
                                     relu ? factor.data() : nullptr, offset.data(), nullptr, sum, products);
         }));
     }

@@ -110,11 +110,13 @@ struct GpuBackward : KernelBackward {
         reject_second_derivative();
         at::NoGradGuard no_grad;
         variable_list out(4);
-        if (!grads[0].defined()) return out;
+        auto [dy, of_branch] = of_handles(std::move(grads));
+        if (!dy.defined()) return out;
         Tensor saved = x.unpack();
-        Rows input = rows(saved, saved.scalar_type()), g = rows(std::move(grads[0]), saved.scalar_type());
+        Rows input = rows(saved, saved.scalar_type()), g = rows(std::move(dy), saved.scalar_type()), branch{};
+        if (of_branch.defined()) branch = rows(std::move(of_branch), saved.scalar_type());
         Tensor parameters = at::empty_like(used.narrow(0, 0, 2)), coefficients = at::empty_like(parameters);
-        sum(input, g, parameters, coefficients);
+        sum(input, branch, g, parameters, coefficients);
         if (task_should_compute_output(2)) out[2] = parameters[0];
         if (task_should_compute_output(3)) out[3] = parameters[1];
         if (all_reduce) coefficients = common_coefficients(parameters);
@@ -135,8 +137,8 @@ struct GpuBackward : KernelBackward {
 
    private:
     // Gradients of scale and shift, and q and r of this participant's rows. If gated by the output, `g` becomes the gradient
-    // at the input of the ReLU.
-    void sum(const Rows& input, Rows& g, const Tensor& parameters, const Tensor& coefficients) {
+    // at the input of the ReLU, with that of `branch` unless undefined.
+    void sum(const Rows& input, const Rows& branch, Rows& g, const Tensor& parameters, const Tensor& coefficients) {
         int64_t channels = input.cover.channels;
         gpu::Grid grid = input.grid(ROWS_EACH);
         Tensor partial = at::empty({grid.y, 2, channels}, parameters.options()), output;
@@ -146,7 +148,8 @@ struct GpuBackward : KernelBackward {
             above = rows(output, output.scalar_type());
             passed = exclusive(g.tensor) ? g : empty_like(g);
         }
-        gpu::GradientSums sums{input.cover, input.data(), g.data(), gated_by_output() ? above.data() : nullptr,
+        gpu::GradientSums sums{input.cover, input.data(), g.data(), branch.tensor.defined() ? branch.data() : nullptr,
+                               gated_by_output() ? above.data() : nullptr,
                                vector(used, 0, channels), vector(used, 2, channels), vector(used, 3, channels), relu,
                                gated_by_output() ? passed.data() : nullptr, partial.mutable_data_ptr<float>()};
         gpu::launch(input.kernel("norm_gradient_sums").c_str(), grid, &sums, input.tensor);

@@ -9,7 +9,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{BatchNorm, ShimError, Statistics, check, libtorch_folder, text};
+use crate::{BatchNorm, ShimError, Statistics, branch, check, libtorch_folder, text};
 
 /// The library next to `libtorch_cuda.so` that depends on NVRTC and the CUDA driver.
 pub const LIBRARY: &str = "libcaffe2_nvrtc.so";
@@ -113,7 +113,7 @@ pub fn self_test(like: &Tensor) -> Result<(), ShimError> {
     Ok(())
 }
 
-/// y and the gradients of x and scale of a batch norm with addition and ReLU, on deterministic inputs.
+/// y and the gradients of x and scale of a batch norm with addition and ReLU that is used twice, on deterministic inputs.
 fn small_batch_norm(device: Device, kind: Kind, via_aten: bool) -> Result<[Tensor; 3], ShimError> {
     let wave = |shape: &[i64], phase: f64| {
         let count: i64 = shape.iter().product();
@@ -133,8 +133,9 @@ fn small_batch_norm(device: Device, kind: Kind, via_aten: bool) -> Result<[Tenso
     let statistics = Statistics::Batch { momentum: 0.1, all_reduce: None };
     let forward = if via_aten { BatchNorm::forward_via_aten } else { BatchNorm::forward };
     let y = forward(&norm, &x, Some(&residual), true, statistics)?;
-    let loss = (y.to_kind(Kind::Float) * image(4.0).to_kind(Kind::Float)).sum(Kind::Float);
-    loss.f_backward()?;
+    let weighted =
+        |y: &Tensor, phase| (y.to_kind(Kind::Float) * image(phase).to_kind(Kind::Float)).sum(Kind::Float);
+    (weighted(&branch(&y)?, 4.0) + weighted(&y, 5.0)).f_backward()?;
     Ok([y.detach(), x.grad(), scale.grad()].map(|t| t.to_kind(Kind::Double)))
 }
 

@@ -155,10 +155,10 @@ void normalise_of(const Matrix& m, const void* x, const void* residual, const fl
 // What determines where the gradient passes the ReLU.
 enum class Gate { OPEN, BY_INPUT, BY_OUTPUT };
 
-template <class T, Gate GATE, int N, bool FULL>
-INLINE void gradient_sums_tile(int64_t rows, int64_t stride, const void* x, const void* dy, const void* y, int64_t at,
-                               const float* mean, const float* factor, const float* offset, void* g_out, double* sum,
-                               double* products, int64_t lanes) {
+template <class T, Gate GATE, bool BRANCH, int N, bool FULL>
+INLINE void gradient_sums_tile(int64_t rows, int64_t stride, const void* x, const void* dy, const void* branch,
+                               const void* y, int64_t at, const float* mean, const float* factor, const float* offset,
+                               void* g_out, double* sum, double* products, int64_t lanes) {
     F32x16 centre[N], slope[N], start[N], sums[N] = {}, product_sums[N] = {};
     for (int i = 0; i < N; i++) {
         centre[i] = vector<FULL>(mean, at + i * LANES, lanes);
@@ -172,6 +172,7 @@ INLINE void gradient_sums_tile(int64_t rows, int64_t stride, const void* x, cons
         for (int i = 0; i < N; i++) {
             int64_t here = row * stride + at + i * LANES;
             F32x16 value = load<T, FULL>(x, here, lanes), g = load<T, FULL>(dy, here, lanes);
+            if constexpr (BRANCH) g += load<T, FULL>(branch, here, lanes);
             if constexpr (GATE == Gate::BY_INPUT) g = where(value * slope[i] + start[i], g);
             if constexpr (GATE == Gate::BY_OUTPUT) {
                 g = where(load<T, FULL>(y, here, lanes), g);
@@ -187,19 +188,21 @@ INLINE void gradient_sums_tile(int64_t rows, int64_t stride, const void* x, cons
     }
 }
 
-template <class T, Gate GATE>
-void gradient_sums_of(const Matrix& m, const void* x, const void* dy, const void* y, const float* mean,
-                      const float* factor, const float* offset, void* g_out, double* sum, double* products) {
+template <class T, Gate GATE, bool BRANCH>
+void gradient_sums_of(const Matrix& m, const void* x, const void* dy, const void* branch, const void* y,
+                      const float* mean, const float* factor, const float* offset, void* g_out, double* sum,
+                      double* products) {
     using Memory = typename T::Memory;
     int64_t block = block_rows(m.channels);
     for (int64_t row = 0; row < m.rows; row += block) {
         int64_t rows = m.rows - row < block ? m.rows - row : block, first = row * m.channels;
         auto from = static_cast<const Memory*>(x) + first, above = static_cast<const Memory*>(dy) + first;
+        auto added = BRANCH ? static_cast<const Memory*>(branch) + first : nullptr;
         auto gate = GATE == Gate::BY_OUTPUT ? static_cast<const Memory*>(y) + first : nullptr;
         auto out = GATE == Gate::BY_OUTPUT ? static_cast<Memory*>(g_out) + first : nullptr;
 #define CALL(N, FULL, lanes)                                                                                       \
-    gradient_sums_tile<T, GATE, N, FULL>(rows, m.channels, from, above, gate, at, mean, factor, offset, out, sum, \
-                                         products, lanes)
+    gradient_sums_tile<T, GATE, BRANCH, N, FULL>(rows, m.channels, from, above, added, gate, at, mean, factor, offset, \
+                                                 out, sum, products, lanes)
         FOR_TILES(m.channels, ((SIMCLR_TILE + 1) / 2), CALL)
 #undef CALL
     }
@@ -244,18 +247,21 @@ void normalise(const Matrix& m, const void* x, const void* residual, const float
 }
 
 template <class T>
-void gradient_sums_as(const Matrix& m, const void* x, const void* dy, const void* y, const float* mean,
-                      const float* factor, const float* offset, void* g_out, double* sum, double* products) {
-    auto call = y != nullptr        ? gradient_sums_of<T, Gate::BY_OUTPUT>
-                : factor != nullptr ? gradient_sums_of<T, Gate::BY_INPUT>
-                                    : gradient_sums_of<T, Gate::OPEN>;
-    call(m, x, dy, y, mean, factor, offset, g_out, sum, products);
+void gradient_sums_as(const Matrix& m, const void* x, const void* dy, const void* branch, const void* y,
+                      const float* mean, const float* factor, const float* offset, void* g_out, double* sum,
+                      double* products) {
+    auto call = y != nullptr && branch != nullptr ? gradient_sums_of<T, Gate::BY_OUTPUT, true>
+                : y != nullptr                    ? gradient_sums_of<T, Gate::BY_OUTPUT, false>
+                : factor != nullptr               ? gradient_sums_of<T, Gate::BY_INPUT, false>
+                                                  : gradient_sums_of<T, Gate::OPEN, false>;
+    call(m, x, dy, branch, y, mean, factor, offset, g_out, sum, products);
 }
 
-void gradient_sums(const Matrix& m, const void* x, const void* dy, const void* y, const float* mean,
-                   const float* factor, const float* offset, void* g_out, double* sum, double* products) {
-    if (m.element == Element::F32) gradient_sums_as<F32>(m, x, dy, y, mean, factor, offset, g_out, sum, products);
-    else gradient_sums_as<BF16>(m, x, dy, y, mean, factor, offset, g_out, sum, products);
+void gradient_sums(const Matrix& m, const void* x, const void* dy, const void* branch, const void* y,
+                   const float* mean, const float* factor, const float* offset, void* g_out, double* sum,
+                   double* products) {
+    auto call = m.element == Element::F32 ? gradient_sums_as<F32> : gradient_sums_as<BF16>;
+    call(m, x, dy, branch, y, mean, factor, offset, g_out, sum, products);
 }
 
 template <class T>

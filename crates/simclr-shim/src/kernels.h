@@ -26,10 +26,11 @@ struct Kernels {
                       const float* offset, bool relu, void* y);
 
     // Adds sum g and sum g (x - mean) of every channel to `sum` and `products`, where g is the gradient at the input of the
-    // ReLU. With `y`, g = dy where y > 0, and g is written to `g_out`, which may be dy; else, with `factor`, g = dy where
-    // x * factor + offset > 0; else g = dy.
-    void (*gradient_sums)(const Matrix& matrix, const void* x, const void* dy, const void* y, const float* mean,
-                          const float* factor, const float* offset, void* g_out, double* sum, double* products);
+    // ReLU. With `y`, g = dy (+ branch unless null) where y > 0, and g is written to `g_out`, which may be dy; else, with `factor`,
+    // g = dy where x * factor + offset > 0; else g = dy.
+    void (*gradient_sums)(const Matrix& matrix, const void* x, const void* dy, const void* branch, const void* y,
+                          const float* mean, const float* factor, const float* offset, void* g_out, double* sum,
+                          double* products);
 
     // dx = g * p + (x - mean) * q + r, with g as above without `y`. dx may be dy.
     void (*gradient)(const Matrix& matrix, const void* x, const void* dy, const float* mean, const float* factor,

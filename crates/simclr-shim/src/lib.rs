@@ -28,7 +28,7 @@ use std::{
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-pub use batch_norm::{BatchNorm, Statistics, Sum, instructions, use_instructions};
+pub use batch_norm::{BatchNorm, Statistics, Sum, branch, instructions, use_instructions};
 pub use channel::{Channel, exit_now};
 pub use convolution::{KernelGradient, conv2d};
 pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};

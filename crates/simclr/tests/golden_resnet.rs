@@ -9,6 +9,7 @@ use simclr::{
     encoder::{Encoder, EncoderConfig, EncoderName, Mode, Shortcut, Stem},
     params::Params,
 };
+use simclr_shim::operations;
 use tch::{Device, Kind, Tensor};
 
 const RESNETS: [(&str, EncoderName); 5] = [
@@ -102,6 +103,20 @@ fn the_projection_shortcut_of_basic_blocks_is_an_option() {
     {
         let (identity, projection) = (count(name, Shortcut::Identity), count(name, Shortcut::Projection));
         assert_eq!(projection - identity, more, "{name:?}");
+    }
+}
+
+/// The input of a block has two consumers. The batch norm that it comes from sums their gradients; the stem has no such batch norm.
+#[test]
+fn gradients_at_the_inputs_of_blocks_are_summed_by_batch_norm() {
+    for name in [EncoderName::Resnet18, EncoderName::Resnet50] {
+        let (encoder, _params) =
+            build(&EncoderConfig { name, width: 0.125, ..EncoderConfig::default() }, 3, 32);
+        let images = Tensor::rand([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let loss = encoder.forward(&images, &Mode::train(), Precision::F32).unwrap().sum(Kind::Float);
+        let (_, backward) = operations(|| loss.backward()).unwrap();
+        let sums = backward.iter().filter(|name| ["aten::add", "aten::add_"].contains(&&name[..]));
+        assert_eq!(sums.count(), 1, "{name:?}");
     }
 }
 

@@ -177,11 +177,13 @@ DEVICE void gradient_sums(const GradientSums& a) {
     for (int i = 0; i < V; i++) sum[i] = products[i] = 0;
     for (int64_t row = at.row; at.inside && row < a.cover.rows; row += at.step) {
         int64_t place = row * a.cover.channels + at.channel;
-        float x[V], g[V], y[V];
+        float x[V], g[V], branch[V], y[V];
         load<T, V>(a.x, place, x);
         load<T, V>(a.dy, place, g);
+        if (a.branch != nullptr) load<T, V>(a.branch, place, branch);
         if (a.y != nullptr) load<T, V>(a.y, place, y);
         for (int i = 0; i < V; i++) {
+            if (a.branch != nullptr) g[i] += branch[i];
             bool open = a.y != nullptr ? y[i] > 0 : !a.relu || x[i] * factor[i] + offset[i] > 0;
             if (!open) g[i] = 0;
             sum[i] += g[i];

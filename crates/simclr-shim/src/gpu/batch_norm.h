@@ -48,11 +48,11 @@ struct Normalise {
     void* y;
 };
 
-// sum g and sum g (x - mean) of every block's rows, to `partial` as above. With `y`, g = dy where y > 0, and g is written to
-// `g_out`, which may be dy; else, if `relu`, g = dy where x * factor + offset > 0; else g = dy.
+// sum g and sum g (x - mean) of every block's rows, to `partial` as above. With `y`, g = dy (+ branch unless null) where y > 0, and g is
+// written to `g_out`, which may be dy; else, if `relu`, g = dy where x * factor + offset > 0; else g = dy.
 struct GradientSums {
     Cover cover;
-    const void *x, *dy, *y;
+    const void *x, *dy, *branch, *y;
     const float *mean, *factor, *offset;
     int relu;
     void* g_out;

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use simclr_shim::{
-    BatchNorm, Statistics, Sum,
+    BatchNorm, Statistics, Sum, branch,
     gpu::{Order, emulated},
 };
 use tch::{Device, Kind, Tensor};
@@ -58,6 +58,8 @@ pub struct Case {
     pub shift: Tensor,
     /// Gradient of the loss with respect to the output.
     pub weights: Tensor,
+    /// That with respect to a second handle to the output.
+    pub of_branch: Option<Tensor>,
     pub kind: Kind,
     pub relu: bool,
 }
@@ -98,9 +100,20 @@ impl Case {
             scale: f32_exact(draw(&channels) * 0.5 + 1.0),
             shift: f32_exact(draw(&channels)),
             weights: exact(draw(shape)),
+            of_branch: None,
             kind,
             relu,
         }
+    }
+
+    /// The output has two consumers.
+    pub fn with_branch(self) -> Self {
+        let of_branch = Some(self.weights.flip([0]) * 0.5);
+        Self { of_branch, ..self }
+    }
+
+    fn all_weights(&self) -> Tensor {
+        self.of_branch.as_ref().map_or_else(|| self.weights.shallow_clone(), |more| &self.weights + more)
     }
 
     /// The formula; statistics over all dimensions but channels.
@@ -117,7 +130,7 @@ impl Case {
     }
 
     fn loss(&self, x: &Tensor, residual: Option<&Tensor>, scale: &Tensor, shift: &Tensor) -> f64 {
-        (self.formula(x, residual, scale, shift) * &self.weights).sum(Kind::Double).double_value(&[])
+        (self.formula(x, residual, scale, shift) * self.all_weights()).sum(Kind::Double).double_value(&[])
     }
 
     /// Directional derivatives of the loss by central differences in f64: along x, residual, scale, shift.
@@ -146,7 +159,7 @@ impl Case {
         let (x, residual) = (leaf(&self.x), self.residual.as_ref().map(leaf));
         let (scale, shift) = (leaf(&self.scale), leaf(&self.shift));
         let y = self.formula(&x, residual.as_ref(), &scale, &shift);
-        (&y * &self.weights).sum(Kind::Double).backward();
+        (&y * self.all_weights()).sum(Kind::Double).backward();
         let channels = self.x.size()[1];
         let by_channel = self.x.transpose(0, 1).reshape([channels, -1]);
         Found {
@@ -185,7 +198,10 @@ impl Case {
         let statistics = Statistics::Batch { momentum, all_reduce };
         let y = way.forward(&norm, &x, residual.as_ref(), self.relu, statistics);
         assert_eq!((y.kind(), y.size(), y.stride()), (self.kind, x.size(), x.stride()));
-        y.f_mul(&part(&self.weights, self.kind)).unwrap().sum(Kind::Float).backward();
+        let weighted = |y: &Tensor, weights| y.f_mul(&part(weights, self.kind)).unwrap().sum(Kind::Float);
+        let of_branch = self.of_branch.as_ref().map(|weights| weighted(&branch(&y).unwrap(), weights));
+        let loss = weighted(&y, &self.weights);
+        of_branch.map_or_else(|| loss.shallow_clone(), |more| &loss + more).backward();
         let f64 = |t: Tensor| t.detach().to_kind(Kind::Double).to_device(Device::Cpu);
         Found {
             y: f64(y),

@@ -25,6 +25,21 @@ fn every_variant_matches_the_formula_in_f64() {
     }
 }
 
+/// Kernels sum the gradients of two consumers of an output in f32, libtorch in the dtype of the output.
+#[test]
+fn an_output_may_have_two_consumers() {
+    for case in variants().into_iter().map(Case::with_branch) {
+        for way in WAYS {
+            let by_kernels = case.relu && case.residual.is_some() && !matches!(way, Way::ViaAten);
+            let (values, vectors) = case.tolerances();
+            let rounded = case.kind == Kind::BFloat16 && !by_kernels;
+            let tolerances = if rounded { (6e-3, 6e-3) } else { (values, vectors) };
+            let found = case.run(way, (0, case.rows()), MOMENTUM, None);
+            compare(&format!("{} {way:?}", case.name()), &found, &case.oracle(), tolerances);
+        }
+    }
+}
+
 /// The kernels on a GPU; without all-reduce, and with one over a single participant.
 #[test]
 #[ignore = "needs a GPU"]

@@ -55,6 +55,7 @@ pub fn run_parts(case: &Case, way: Way, parts: &[i64]) -> (Vec<Found>, usize) {
                 scale: case.scale.copy(),
                 shift: case.shift.copy(),
                 weights: case.weights.copy(),
+                of_branch: case.of_branch.as_ref().map(Tensor::copy),
                 ..*case
             };
             from += count;

@@ -252,8 +252,10 @@ fn cost(operation: &Operation) -> (f64, f64) {
         return (0.0, read + 2.0 * x);
     }
     if is_batch_norm(name) {
-        // Both passes read x and dy (and y after a residual, not counted); the second writes dx.
-        return (0.0, 5.0 * read);
+        // Both passes read x and dy (and y after a residual, not counted); the second writes dx. The first reads the gradient of a
+        // branch, too.
+        let dy = operation.inputs.iter().map(Layout::bytes).max().unwrap_or_default() as f64;
+        return (0.0, 4.0 * dy + read);
     }
     let flop = match name {
         _ if name.ends_with("convolution_backward") => {

@@ -1,5 +1,6 @@
 //! Residual blocks: two 3x3 convolutions (basic) or 1x1, 3x3, 1x1 (bottleneck), each with batch norm, plus a shortcut.
 
+use simclr_shim::branch;
 use tch::Tensor;
 
 use super::{
@@ -81,14 +82,16 @@ impl Block {
     /// # Errors
     /// See [`BatchNorm::forward`].
     pub fn forward(&self, x: &Tensor, mode: &Mode, precision: Precision) -> Result<Tensor, ModelError> {
-        let project = |shortcut: &Projection| shortcut.forward(x, mode, precision);
-        let short = self.shortcut.as_ref().map(project).transpose()?;
+        let mut short = branch(x)?;
+        if let Some(projection) = &self.shortcut {
+            short = projection.forward(&short, mode, precision)?;
+        }
         let mut y = x.shallow_clone();
         for layer in &self.layers {
             y = layer.forward(&y, mode, precision)?;
         }
         let (conv, norm) = &self.last;
-        norm.forward_add_relu(&conv.forward(&y, precision)?, short.as_ref().unwrap_or(x), mode)
+        norm.forward_add_relu(&conv.forward(&y, precision)?, &short, mode)
     }
 }
 
