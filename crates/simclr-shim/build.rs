@@ -54,6 +54,7 @@ fn glue(include: &Path) {
                 "memory",
                 "nccl",
                 "optimizer",
+                "parallel",
                 "profile",
                 "stream",
                 "upload",

@@ -15,6 +15,7 @@ mod max_pool;
 pub mod mpi;
 pub mod nccl;
 mod optimizer;
+mod parallel;
 pub mod profile;
 pub mod stream;
 mod upload;
@@ -35,6 +36,7 @@ pub use device_memory::{DeviceMemory, device_memory, reset_device_peak};
 pub use gradient::{backward, drop_gradient};
 pub use max_pool::max_pool;
 pub use optimizer::{Parameter, Rule, Trust, gpu_gradient_norm, gpu_optimizer_step};
+pub use parallel::in_parallel;
 pub use profile::operations;
 pub use upload::{Download, upload};
 

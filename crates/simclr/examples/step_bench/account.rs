@@ -1,5 +1,6 @@
 //! Where the time of a step goes: its operations by phase and kind, with multiplications, memory traffic and launches, and its convolutions
-//! by shape. Eager execution, since a CUDA graph has no operations to record.
+//! by shape. Eager execution, since a CUDA graph has no operations to record. Operations of other threads (`in_parallel`) are not recorded; their time
+//! is that of `simclr::in_parallel`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -256,14 +256,23 @@ impl Optimizer {
         for (param, slot) in pairs.filter(|(param, _)| muon::orthogonalizes(&self.config, param)) {
             let gradient = param.tensor.grad();
             if gradient.defined() {
-                weights.push(muon::Weight { param, gradient, velocity: &slot.first });
+                simclr_shim::drop_gradient(&param.tensor)?;
+                weights.push(muon::Weight {
+                    value: param.tensor.shallow_clone(),
+                    gradient,
+                    velocity: slot.first.shallow_clone(),
+                    decay: if self.config.decays(param.role) { self.config.weight_decay } else { 0.0 },
+                });
             }
         }
-        muon::update((&self.config, self.precision), &weights, lr, guard);
-        for weight in &weights {
-            simclr_shim::drop_gradient(&weight.param.tensor)?;
-        }
-        Ok(())
+        let step = muon::Step {
+            momentum: self.config.momentum,
+            nesterov: self.config.nesterov,
+            precision: self.precision,
+            lr: lr.shallow_clone(),
+            guard: guard.map(Tensor::shallow_clone),
+        };
+        Ok(muon::update(&step, weights)?)
     }
 
     fn rule(&self) -> Rule {
