@@ -103,7 +103,7 @@ Tensor batch_norm(const Inputs& in, const Options& options, std::shared_ptr<AllR
     return aten_batch_norm(in, options, std::move(all_reduce));
 }
 
-// A second handle to `y` as a further result of its node, whose kernels sum the gradients of both; else `y`.
+// A second handle to `y` as a further result of its node, which sums the gradients of both in its kernel; else `y`.
 Tensor branch(const Tensor& y) {
     const std::shared_ptr<Node> node = y.grad_fn();
     auto norm = dynamic_cast<KernelBackward*>(node.get());
