@@ -7,7 +7,7 @@ MPI = $(shell setup/mpi.sh)
 # Recorded in the run folders of the program that is built.
 export SIMCLR_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-.PHONY: demo test build dist wheel book lint msrv advisories bench setup clean-demo help
+.PHONY: demo test build dist wheel book lint kernels msrv advisories bench setup clean-demo help
 
 help: ## What can be run
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ lint: setup ## Format, clippy, documentation links, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
+
+kernels: setup ## Compile the GPU kernels with NVRTC, without a GPU (fetches it: 90 MB, hash-pinned)
+	@CARGO="$(CARGO)" setup/kernels.sh
 
 msrv: setup ## Compile with the oldest Rust that Cargo.toml declares (rustup installs it)
 	$(CARGO) +$(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) check --release --locked --workspace --target-dir target/msrv

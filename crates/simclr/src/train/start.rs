@@ -172,15 +172,21 @@ fn steps(plan: &Plan) -> String {
     }
 }
 
+/// Rounded to four significant digits; the plan of the run has all of them.
+fn four_digits(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
 /// Such as `lars, 0.3 x 512 / 256 = 0.6 after 976 steps of warm-up, then cosine to 0`.
 fn learning_rate(plan: &Plan) -> String {
     let optim = &plan.config.optim;
     let batch = plan.config.train.batch;
     let schedule = &plan.schedule;
+    let peak = four_digits(schedule.peak);
     let scaled = match optim.scaling {
-        Scaling::Linear => format!("{} x {batch} / 256 = {}", optim.lr, schedule.peak),
-        Scaling::Sqrt => format!("{} x sqrt({batch}) = {}", optim.lr, schedule.peak),
-        Scaling::SqrtOf256 => format!("{} x sqrt({batch} / 256) = {}", optim.lr, schedule.peak),
+        Scaling::Linear => format!("{} x {batch} / 256 = {peak}", optim.lr),
+        Scaling::Sqrt => format!("{} x sqrt({batch}) = {peak}", optim.lr),
+        Scaling::SqrtOf256 => format!("{} x sqrt({batch} / 256) = {peak}", optim.lr),
         Scaling::None => format!("{}", schedule.peak),
     };
     let after = match schedule.kind {
