@@ -2,8 +2,8 @@
 
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
-#include <string>
 
 #include "guard.h"
 #include "record.h"

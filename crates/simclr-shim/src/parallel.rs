@@ -10,7 +10,7 @@ use std::{
 use crate::{ShimError, check};
 
 type Panic = Box<dyn Any + Send>;
-type Task<'a> = dyn Fn(usize) -> Result<(), Panic> + 'a;
+type Task<'a> = dyn Fn(usize) -> Result<(), Panic> + Sync + 'a;
 
 unsafe extern "C" {
     fn simclr_in_parallel(
@@ -42,8 +42,7 @@ pub fn in_parallel<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) -> Result<()
     };
     let context = Context { task: &task, panic: Mutex::new(None) };
     let address: *const Context<'_> = &raw const context;
-    // SAFETY: `context` outlives the call, which returns when all tasks have ended. Threads share `slots`, of mutexes, and `work`, which
-    // is `Sync`.
+    // SAFETY: `context` outlives the call, which returns when all tasks have ended, and may be shared: `Task` is `Sync`.
     unsafe { check(simclr_in_parallel(slots.len() as i64, call, address.cast_mut().cast()))? };
     match context.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(panic) => resume_unwind(panic),
@@ -53,7 +52,7 @@ pub fn in_parallel<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) -> Result<()
 
 /// Panics must not unwind through C++ frames.
 extern "C" fn call(context: *mut c_void, index: i64) {
-    // SAFETY: the context of `in_parallel`, which is alive.
+    // SAFETY: the context of `in_parallel`, which waits for this call.
     let context = unsafe { &*context.cast::<Context<'_>>() };
     if let Err(panic) = (context.task)(index as usize) {
         context.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
