@@ -7,7 +7,8 @@
 
 namespace simclr {
 
-// Calls `task(i)` for i in 0 .. tasks on libtorch's threads. `task` must neither throw nor use tensors.
+// Calls `task(i)` for i in 0 .. tasks on libtorch's threads. `task` must not throw. Operations on tensors within it run on its thread alone,
+// in the grad mode of that thread.
 //
 // at::parallel_for is a template that would link this crate with a second OpenMP runtime and thread pool. A TensorIterator
 // runs the instance inside libtorch; its tensor is only an index range.
