@@ -46,7 +46,7 @@ pub fn update(
     let unbiased = |beta: f64| if corrected { 1.0 - beta.powf(steps as f64) } else { 1.0 };
     let direction =
         &*first / unbiased(config.beta1) / ((&*second / unbiased(config.beta2)).sqrt() + eps(config));
-    let decay = if config.decays(param.role) { config.weight_decay } else { 0.0 };
+    let decay = config.decay_of(param.role);
     let mut w = param.tensor.shallow_clone();
     if config.kind != OptimKind::Lamb {
         let _ = w.g_mul_scalar_(1.0 - lr * decay).g_sub_(&(direction * lr));

@@ -32,6 +32,11 @@ impl OptimConfig {
         }
     }
 
+    /// Weight decay of parameters of `role`.
+    pub fn decay_of(&self, role: Role) -> f64 {
+        if self.decays(role) { self.weight_decay } else { 0.0 }
+    }
+
     /// Whether the trust ratio of LARS or LAMB scales the step of parameters of this role.
     pub fn adapts(&self, role: Role) -> bool {
         matches!(self.kind, OptimKind::Lars | OptimKind::Lamb) && role == Role::Weight
@@ -56,7 +61,7 @@ pub fn table(config: &OptimConfig, params: &Params) -> String {
             continue;
         }
         let count: usize = selected.iter().map(|param| param.tensor.numel()).sum();
-        let decay = if config.decays(roles[0]) { config.weight_decay } else { 0.0 };
+        let decay = config.decay_of(roles[0]);
         let adaptation = match config.kind {
             _ if config.adapts(roles[0]) => "layer-wise",
             OptimKind::Muon if roles[0] == Role::Weight => "orthogonal",

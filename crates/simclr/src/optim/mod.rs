@@ -261,7 +261,7 @@ impl Optimizer {
                     value: param.tensor.shallow_clone(),
                     gradient,
                     velocity: slot.first.shallow_clone(),
-                    decay: if self.config.decays(param.role) { self.config.weight_decay } else { 0.0 },
+                    decay: self.config.decay_of(param.role),
                 });
             }
         }
