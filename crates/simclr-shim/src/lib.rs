@@ -141,7 +141,8 @@ pub fn cpu_capability() -> String {
     take(unsafe { simclr_cpu_capability() }).unwrap_or_default()
 }
 
-/// Installs a caching allocator of huge pages for CPU tensors of a megabyte or more. Idempotent.
+/// Installs a caching allocator of huge pages for CPU tensors of a megabyte or more, and has glibc's malloc keep blocks that are freed.
+/// Idempotent.
 ///
 /// # Errors
 /// libtorch errors.

@@ -130,14 +130,26 @@ struct CachingAllocator final : c10::Allocator {
     void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 };
 
+// Smaller tensors and the scratch buffers of oneDNN come from malloc, which by default returns them to the kernel in every step
+// (bench/results/malloc.txt). Both thresholds have to be set: one of them alone turns off glibc's own adjustment of the other.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+    constexpr int MMAP_THRESHOLD = 32 << 20;  // glibc's largest
+    constexpr int TRIM_THRESHOLD = 1 << 30;
+    mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
+    mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD);
+#endif
+}
+
 }  // namespace
 }  // namespace simclr
 
 extern "C" {
 
-// Installs the allocator.
+// Installs the allocator, and has malloc keep what is freed.
 char* simclr_cache_memory() {
     return simclr::guarded([] {
+        simclr::keep_freed_memory();
         static simclr::CachingAllocator* allocator = new simclr::CachingAllocator;
         c10::SetCPUAllocator(allocator, 1);
     });
