@@ -200,7 +200,7 @@ fn equality(
         let what = format!("{} processes", group.count());
         findings.push(all_ok(group, probe.whole(group))?.finding(&plain, noise, "processes", &what));
     } else {
-        let text = "one; `mpirun -n N simclr doctor ...` checks N processes".to_owned();
+        let text = "one; `simclr launch -n N doctor ...` checks N processes".to_owned();
         findings.push(Finding { name: "processes".into(), text, verdict: Verdict::Note });
     }
     if !config.task.frozen {
