@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use config::{Flag, overrides, quoted, text};
 
 pub use classify::{Classify, Predict};
-pub use config::{ConfigArguments, of_flag, several_settings};
+pub use config::{ConfigArguments, of_flag, several_settings, toml_string};
 pub use data::{Inspect, Pack, Views};
 pub use evaluate::{Evaluate, Normalize, replaced_flag};
 pub use explore::{Neighbours, Report};

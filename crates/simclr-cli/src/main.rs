@@ -21,6 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     failure::install_panic_hook();
     limit_busy_waiting();
+    raise_file_limit();
     end_with_parent();
     let arguments = match Arguments::try_parse_from(args::several_settings(std::env::args_os())) {
         Ok(arguments) => arguments,
@@ -90,6 +91,19 @@ fn limit_busy_waiting() {
 
 #[cfg(not(unix))]
 fn limit_busy_waiting() {}
+
+/// Shards and parquet files of a set stay open. The usual soft limit of 1,024 files is for programs that wait with select(2).
+#[cfg(unix)]
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With the old limit, sets of fewer files can be read.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
 
 /// SIGTERM when the parent process ends, if SIMCLR_PARENT is its number: so that no run outlives a killed Python. Children of this
 /// process have another parent and ignore the variable. (PR_SET_PDEATHSIG signals once for each thread of the parent, and a second

@@ -21,12 +21,21 @@ pub struct Terminal {
     started: Option<(Instant, u64)>,
     began: Instant,
     last_step: Option<u64>,
+    /// First words of the last verdict.
+    judgement: String,
 }
 
 impl Terminal {
     /// A bar if stderr is a terminal, else lines.
     pub fn new() -> Self {
-        Self { bar: terminal::bar(), last_line: None, started: None, began: Instant::now(), last_step: None }
+        Self {
+            bar: terminal::bar(),
+            last_line: None,
+            started: None,
+            began: Instant::now(),
+            last_step: None,
+            judgement: String::new(),
+        }
     }
 
     /// Prints a line above the bar.
@@ -35,6 +44,14 @@ impl Terminal {
             Some(bar) => bar.suspend(|| terminal::message(text)),
             None => terminal::message(text),
         }
+    }
+
+    /// Whether a verdict begins with other words than the one before: `learning`, `not learning`, `collapsed`.
+    fn changes_judgement(&mut self, verdict: &str) -> bool {
+        let judgement = verdict.split(':').next().unwrap_or_default();
+        let changed = self.judgement != judgement;
+        self.judgement = judgement.to_owned();
+        changed
     }
 
     /// Remaining time at the mean rate of the current training; an evaluation trains several models in sequence.
@@ -100,12 +117,15 @@ impl Observer for Terminal {
     }
 
     fn health(&mut self, health: &Health) {
-        if self.bar.is_some() || health.spread.is_nan() {
+        if health.spread.is_nan() {
             return;
         }
-        // Only without a terminal, after a line of a step.
-        if self.last_line.is_some_and(|last| last.elapsed().as_secs() < 1) {
-            self.line(&health.verdict());
+        let verdict = health.verdict();
+        let changed = self.changes_judgement(&verdict);
+        let follows_a_line = self.last_line.is_some_and(|last| last.elapsed().as_secs() < 1);
+        let due = if self.bar.is_some() { changed } else { follows_a_line };
+        if due {
+            self.line(&verdict);
         }
     }
 
@@ -152,5 +172,24 @@ impl Stages {
     /// Shows progress in steps of 10 %.
     pub fn show_progress(&mut self, done: usize, of: usize) {
         self.show(&format!("{} % of {of} images", 10 * (10 * done / of.max(1))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_repeated_only_with_other_first_words() {
+        let mut terminal = Terminal::new();
+        let verdicts = [
+            "not learning yet: loss 5",
+            "not learning yet: loss 4",
+            "learning: loss 3",
+            "learning: loss 2",
+            "collapsed: all",
+        ];
+        let changed = verdicts.map(|verdict| terminal.changes_judgement(verdict));
+        assert_eq!(changed, [true, false, true, false, true]);
     }
 }

@@ -94,14 +94,22 @@ mod tests {
         let at = |name: &str| temp.path().join(name);
         fs_err::create_dir_all(at("set/class")).unwrap();
         std::os::unix::fs::symlink("set", at("link")).unwrap();
-        for member in
-            ["set/new.png", "set/class/new.JPG", "link/x.tar", "set/class/../x.parquet", "set/a/b.bmp"]
-        {
+        for member in [
+            "set/new.png",
+            "set/class/new.JPG",
+            "link/x.tar",
+            "set/x.tgz",
+            "set/x.tar.gz",
+            "set/class/../x.parquet",
+            "set/a/b.bmp",
+            "set/labels.csv",
+            "set/class/metadata.jsonl",
+        ] {
             let error = check(&at(member), TEXT, Some(&at("set"))).unwrap_err();
             assert!(matches!(error, DataError::IntoSet { .. }), "{member}: {error}");
             check(&at(member), TEXT, Some(&at("link"))).unwrap_err();
         }
-        for fine in ["new.png", "set/x.pack", "set/h.npy", "set/../x.png"] {
+        for fine in ["new.png", "set/x.pack", "set/h.npy", "set/../x.png", "set/x.csv", "labels.csv"] {
             check(&at(fine), TEXT, Some(&at("set"))).unwrap();
         }
     }

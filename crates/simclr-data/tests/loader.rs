@@ -10,7 +10,7 @@ use std::{
 };
 
 use simclr_data::{
-    AugmentConfig, Batch, DataError, Dataset, EvalReader, Image, Loader, LoaderConfig, Sample,
+    AugmentConfig, Batch, Chunking, DataError, Dataset, EvalReader, Image, Loader, LoaderConfig, Sample,
     augment::{AugmentBuffers, TransformConfig, apply},
     dataset::Source,
     decode::Decoding,
@@ -211,6 +211,22 @@ fn batches_of_fewer_than_two_images_are_errors() {
     assert!(matches!(error, DataError::EmptyBatch { step: 0, .. }), "{error}");
     assert_eq!(batches.failed_images().len(), 8);
     assert!(batches.next().is_none());
+}
+
+/// With views shuffled over the processes, a part may have second views of other parts' images, but no first view of its own.
+#[test]
+fn parts_without_an_anchor_are_errors() {
+    let first = |bad: HashSet<usize>| {
+        let source = Noise { bad, ..Noise::default() };
+        let config = LoaderConfig { max_bad_share: 1.0, ..config(2) };
+        let chunking = Chunking { images: 2, shuffle_views: true, passes: 1 };
+        let part = loader(24, source, config).chunked(chunking).part(0, 4);
+        part.batches(0, 1).unwrap().next().unwrap()
+    };
+    let whole = first(HashSet::new()).unwrap();
+    assert_eq!((whole.ids.len(), whole.second_view_ids.len()), (2, 2));
+    let error = first(whole.ids.iter().copied().collect()).unwrap_err();
+    assert!(matches!(error, DataError::EmptyBatch { step: 0, .. }), "{error}");
 }
 
 #[test]

@@ -38,6 +38,9 @@ std::chrono::milliseconds seconds(double value) {
     return std::chrono::milliseconds(static_cast<int64_t>(1000 * value));
 }
 
+// Gloo has no unlimited wait.
+constexpr std::chrono::hours UNLIMITED{24 * 365};
+
 struct Group {
     c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
     int64_t count;
@@ -127,7 +130,8 @@ char* simclr_store_add(Store* store, const char* key, int64_t by, int64_t* sum) 
     return guarded([&] { *sum = (*store)->add(key, by); });
 }
 
-// A Gloo group over the processes that use the same store and `prefix`; `address` is this process's, as the others reach it.
+// A Gloo group over the processes that use the same store and `prefix`; `address` is this process's, as the others reach it. `timeout`
+// limits the connection; collectives wait as long as it takes.
 char* simclr_gloo_new(
     const Store* store, const char* prefix, int rank, int count, const char* address, double timeout, Group** out) {
     return guarded([&] {
@@ -137,6 +141,7 @@ char* simclr_gloo_new(
         options->threads = 1;  // one collective at a time, see the interface in Rust
         c10::intrusive_ptr<c10d::Store> own = c10::make_intrusive<c10d::PrefixStore>(prefix, *store);
         auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(own, rank, count, options);
+        gloo->setTimeout(UNLIMITED);
         *out = new Group{std::move(gloo), count};
     });
 }

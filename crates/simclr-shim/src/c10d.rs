@@ -163,7 +163,8 @@ fn int(value: usize) -> Result<c_int, ShimError> {
 
 impl Gloo {
     /// Connects every pair of the `count` processes that call this with the same store and `prefix`. `address` is this process's,
-    /// as the others reach it; `timeout` limits the connection and every collective.
+    /// as the others reach it; `timeout` limits the connection. Collectives have no limit: the caller
+    /// watches its peers.
     ///
     /// # Errors
     /// An address that is not of this machine, or a peer that cannot be reached.

@@ -14,6 +14,14 @@ const HOST: &str = "127.0.0.1";
 
 /// Runs `work` on `count` ranks and returns their results by rank.
 fn on_ranks<T: Send>(count: usize, work: impl Fn(usize, Gloo) -> T + Sync) -> Vec<T> {
+    connected_within(TIMEOUT, count, work)
+}
+
+fn connected_within<T: Send>(
+    timeout: Duration,
+    count: usize,
+    work: impl Fn(usize, Gloo) -> T + Sync,
+) -> Vec<T> {
     let server = Store::new(HOST, 0, true, TIMEOUT).unwrap();
     let port = server.port();
     thread::scope(|scope| {
@@ -21,7 +29,7 @@ fn on_ranks<T: Send>(count: usize, work: impl Fn(usize, Gloo) -> T + Sync) -> Ve
             let work = &work;
             scope.spawn(move || {
                 let store = Store::new(HOST, port, false, TIMEOUT).unwrap();
-                work(rank, Gloo::new(&store, "test", (rank, count), HOST, TIMEOUT).unwrap())
+                work(rank, Gloo::new(&store, "test", (rank, count), HOST, timeout).unwrap())
             })
         };
         let ranks: Vec<_> = (0..count).map(rank).collect();
@@ -154,4 +162,16 @@ fn groups_of_one_process_start_at_the_same_time() {
             });
         }
     });
+}
+
+/// The time for the connection does not limit collectives: a rank may take longer between two of them.
+#[test]
+fn collectives_wait_longer_than_the_connection() {
+    let timeout = Duration::from_secs(3);
+    let sums = connected_within(timeout, 2, |rank, gloo| {
+        thread::sleep(timeout.mul_f64(1.5 * rank as f64));
+        let mut values = [1.0f32 + rank as f32];
+        gloo.all_reduce(&mut values).map(|()| values[0]).map_err(|error| error.to_string())
+    });
+    assert_eq!(sums, [Ok(3.0), Ok(3.0)]);
 }

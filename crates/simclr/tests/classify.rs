@@ -11,6 +11,7 @@ use parquet::{
     file::reader::SerializedFileReader,
     record::{ListAccessor, RowAccessor},
 };
+use safetensors::SafeTensors;
 use simclr::{
     RunConfig,
     checkpoint::Checkpoint,
@@ -80,6 +81,37 @@ fn probabilities_equal_those_of_pytorch() {
     export_encoder(&run, &encoder).unwrap();
     assert!(write_classifier(&classifier, None, &run, &encoder).is_err());
     assert!(load_classifier(&encoder, None).unwrap_err().to_string().contains("not a classifier"));
+}
+
+/// The configuration in the metadata of a file is checked like any other, and no module that it names is loaded.
+#[test]
+fn a_configuration_in_a_file_runs_no_module() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = hashed_run(&folder.path().join("run"));
+    let classifier = Classifier {
+        encoder: load_encoder(&run).unwrap(),
+        weight: Tensor::zeros([2, 512], (Kind::Float, Device::Cpu)),
+        bias: Tensor::zeros([2], (Kind::Float, Device::Cpu)),
+        classes: ["a", "b"].map(str::to_owned).to_vec(),
+    };
+    let file = folder.path().join("classifier.safetensors");
+    write_classifier(&classifier, None, &run, &file).unwrap();
+    let whole = fs_err::read(&file).unwrap();
+    let module = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/script.pt");
+    for (section, key, value, words) in [
+        ("encoder", "file", module.into(), "script.pt`, which would run code with your rights"),
+        ("train", "image_size", serde_json::json!(0), "train.image_size = 0: expected 8 to 2048 pixels"),
+    ] {
+        let (_, header) = SafeTensors::read_metadata(&whole).unwrap();
+        let mut metadata = header.metadata().clone().unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&metadata["simclr.config"]).unwrap();
+        config[section][key] = value;
+        metadata.insert("simclr.config".into(), config.to_string());
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        fs_err::write(&file, safetensors::serialize(tensors.tensors(), Some(metadata)).unwrap()).unwrap();
+        let error = load_classifier(&file, None).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }
 
 fn options(linear: bool, finetune: bool) -> ClassifyOptions {

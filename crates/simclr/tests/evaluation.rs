@@ -111,6 +111,71 @@ fn images_of_several_classes_count_once_and_a_validation_part_is_used() {
     assert!(table.contains("map-11") && table.contains("its own part"), "{table}");
 }
 
+/// A fifth of two images is none.
+#[test]
+fn transfer_sets_without_images_to_choose_lambda_on_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, small) = (folder.path().join("data"), folder.path().join("small"));
+    fixtures::images(&data, 20);
+    fixtures::images(&small.join("train"), 2);
+    fixtures::images(&small.join("test"), 2);
+    let transfer = vec![TransferSet { path: small, metric: Metric::Top1 }];
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let options = EvalConfig { transfer, ..options() };
+    let error = evaluate(&run, &data, &options, &mut Silent, &AtomicBool::new(false)).unwrap_err();
+    assert!(error.to_string().contains("too few images to hold some out for choosing lambda"), "{error}");
+}
+
+/// Changes the newest results of `run`, and forgets the others.
+fn alter(run: &RunFolder, change: impl Fn(&mut serde_json::Value)) {
+    let mut results = serde_json::from_slice(&fs_err::read(run.results_file()).unwrap()).unwrap();
+    change(&mut results);
+    fs_err::write(run.results_file(), serde_json::to_vec(&results).unwrap()).unwrap();
+    let _ = fs_err::remove_dir_all(run.path().join("results"));
+}
+
+/// Options that only some rows depend on are compared where both runs have such a row.
+#[test]
+fn runs_with_other_options_of_a_shared_row_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    fixtures::images(&data, 20);
+    let runs = ["one", "two"].map(|name| evaluated(folder.path(), name, &data, &options()));
+    let refusal = |key: &str| {
+        let error = Comparison::read(&runs).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    };
+    let epochs = |epochs: f64| {
+        alter(&runs[1], |results| results["options"]["trained"]["epochs"] = epochs.into());
+    };
+    epochs(3.0);
+    Comparison::read(&runs).unwrap();
+    for run in &runs {
+        alter(run, |results| {
+            let mut row = results["rows"][0].clone();
+            row["name"] = "fine-tuned".into();
+            results["rows"].as_array_mut().unwrap().push(row);
+        });
+    }
+    refusal("eval.trained.epochs: null and 3.0");
+    alter(&runs[1], |results| results["options"]["trained"]["epochs"] = serde_json::Value::Null);
+    Comparison::read(&runs).unwrap();
+    alter(&runs[1], |results| results["options"]["label_lists"] = vec!["some.txt"].into());
+    refusal("eval.label_lists: [] and [\"some.txt\"]");
+    alter(&runs[1], |results| results["options"]["label_lists"] = serde_json::json!([]));
+    alter(&runs[1], |results| results["options"]["draws"] = 3.into());
+    refusal("eval.draws: 2 and 3");
+    // Without columns of few labels there are no draws.
+    for run in &runs {
+        alter(run, |results| {
+            for row in results["rows"].as_array_mut().unwrap() {
+                row["by_labels"].as_array_mut().unwrap().remove(0);
+            }
+        });
+    }
+    Comparison::read(&runs).unwrap();
+}
+
 #[test]
 fn runs_are_compared_with_a_plot() {
     let folder = tempfile::tempdir().unwrap();

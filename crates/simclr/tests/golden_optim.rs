@@ -411,7 +411,7 @@ fn non_finite_guard_skips_the_update() {
             }
             let guard = Tensor::from_slice(&[guard]);
             emulated(Order::Rising, || {
-                optimizer.set_step_scalars(&params, 0.1);
+                optimizer.set_step_scalars(&params, 0.1).unwrap();
                 optimizer.launch_step(&params, Some(&guard)).unwrap();
             });
             for (param, fresh) in params.params().iter().zip(start().params()) {

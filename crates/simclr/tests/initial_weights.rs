@@ -114,6 +114,62 @@ fn objects_and_calls_are_refused_by_name() {
     assert!(script.contains("TorchScript") && script.contains("encoder.file"), "{script}");
 }
 
+/// A pickle (protocol 2) of `opcodes`.
+fn pickle(opcodes: &[u8]) -> Vec<u8> {
+    [b"\x80\x02", opcodes, b"."].concat()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A file of PyTorch before 1.6 with the object that `contents` make, and one storage without elements if there is a tensor.
+fn legacy_file(contents: &[u8], has_tensor: bool) -> Vec<u8> {
+    let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+    let keys = if has_tensor { [b"]", &text("0")[..], b"a"].concat() } else { b"]".to_vec() };
+    let storage = if has_tensor { &[0; 8][..] } else { &[] };
+    let pickles = [pickle(magic), pickle(b"M\xe9\x03"), pickle(b"}"), pickle(contents), pickle(&keys)];
+    [&pickles.concat()[..], storage].concat()
+}
+
+/// Names are no longer than a few times the file: a long key is refused, and one that many values refer to.
+#[test]
+fn small_files_of_long_names_are_refused() {
+    let path = Path::new("names.pth");
+    let holding = |key: &str, value: &[u8]| legacy_file(&[b"}", &text(key)[..], value, b"s"].concat(), false);
+    let small = holding("key", b"}");
+    assert_eq!(simclr::weights::parse(path, &small).unwrap().names().count(), 0);
+    let error = simclr::weights::parse(path, &holding(&"k".repeat(2000), b"}")).unwrap_err().to_string();
+    assert!(error.contains("a key of 2000 bytes, expected at most 1024"), "{error}");
+    let many = [b"](", &[b'}'; 20_000][..], b"e"].concat();
+    let error = simclr::weights::parse(path, &holding(&"k".repeat(1000), &many)).unwrap_err().to_string();
+    assert!(error.contains("names are far longer than the file"), "{error}");
+}
+
+/// A tensor of the shape [0, 2^62, 2^62], the strides of which no i64 holds.
+#[test]
+fn empty_tensors_with_large_dimensions_are_refused() {
+    let large = [&b"\x8a\x08"[..], &(1i64 << 62).to_le_bytes()].concat();
+    let storage = [
+        b"((",
+        &text("storage")[..],
+        b"ctorch\nFloatStorage\n",
+        &text("0"),
+        &text("cpu"),
+        b"K\x00tQK\x00(K\x00",
+    ];
+    let tensor = [
+        &b"ctorch._utils\n_rebuild_tensor_v2\n"[..],
+        &storage.concat(),
+        &large,
+        &large,
+        b"t(K\x01K\x01K\x01t\x89ccollections\nOrderedDict\n)RtR",
+    ];
+    let contents = [b"}", &text("w")[..], &tensor.concat(), b"s"].concat();
+    let error = simclr::weights::parse(Path::new("empty.pth"), &legacy_file(&contents, true)).unwrap_err();
+    assert!(error.to_string().contains("tensor `w` does not fit into its storage"), "{error}");
+}
+
 /// No prefix of a file and no changed byte makes the reader panic or take more memory than the file has bytes.
 #[test]
 fn damaged_files_are_refused_without_a_panic() {

@@ -140,6 +140,30 @@ fn a_repeated_evaluation_uses_the_cache() {
     assert!(read > 0 && again == first);
 }
 
+/// Lists of labels may be those that an earlier evaluation wrote: `fresh` neither deletes nor replaces them.
+#[test]
+fn listed_labels_survive_a_fresh_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let data = folder.path().join("data");
+    fixtures::images(&data, 30);
+    let go_on = AtomicBool::new(false);
+    evaluate(&run, &data, &options(), &mut Silent, &go_on).unwrap();
+    let draw = |number: usize| run.path().join(format!("evaluation/labels/10pct-{number}.txt"));
+    let read = |number: usize| fs_err::read_to_string(draw(number)).unwrap();
+    let before = [read(0), read(1)];
+    let listed = |lists| EvalConfig { label_lists: lists, fresh: true, ..options() };
+    let results = evaluate(&run, &data, &listed(vec![draw(1), draw(0)]), &mut Silent, &go_on).unwrap();
+    assert_eq!(results.rows[0].by_labels[0].accuracies.len(), 2);
+    assert_eq!([read(0), read(1)], before);
+    assert!(!draw(2).exists(), "the rest is discarded");
+    let wrong = folder.path().join("wrong.txt");
+    fs_err::write(&wrong, "light/999.png\n").unwrap();
+    let error = evaluate(&run, &data, &listed(vec![draw(0), wrong]), &mut Silent, &go_on).unwrap_err();
+    assert!(error.to_string().contains("999.png"), "{error}");
+    assert!(run.path().join("evaluation/figures").exists(), "nothing is deleted before lists are read");
+}
+
 #[test]
 fn figures_of_other_weights_are_not_reused() {
     let folder = tempfile::tempdir().unwrap();

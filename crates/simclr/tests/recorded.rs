@@ -121,7 +121,7 @@ fn read(launched: &LaunchedStep, batch: &Batch) -> StepOutput {
 }
 
 fn launched(context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64) -> StepOutput {
-    optimizer.set_step_scalars(context.method.params(), lr);
+    optimizer.set_step_scalars(context.method.params(), lr).unwrap();
     let views = on_device(context, batch).views().unwrap();
     read(&launch_step(context, optimizer, (&views, &[batch.ids.len()])).unwrap(), batch)
 }
@@ -170,7 +170,7 @@ fn a_launched_step_contains_no_host_device_synchronisation() {
     for optimizer in ["lars", "adamw", "muon"] {
         let mut seen = 0;
         let mut step = |context: &StepContext<'_>, optimizer: &mut Optimizer, batch: &Batch, lr: f64| {
-            optimizer.set_step_scalars(context.method.params(), lr);
+            optimizer.set_step_scalars(context.method.params(), lr).unwrap();
             let views = on_device(context, batch).views().unwrap();
             let (launched, names) =
                 operations(|| launch_step(context, optimizer, (&views, &[batch.ids.len()])).unwrap())

@@ -15,9 +15,12 @@ use simclr::{
     checkpoint::Checkpoint,
     device::Precision,
     encoder::{Encoder, EncoderConfig, Mode},
+    export::{export_encoder, load_exported},
+    model::Model,
     optim::{OptimConfig, OptimKind, groups},
     params::Params,
     train::{Observer, Outcome, RunFolder, StepReport, pretrain},
+    weights::Source,
 };
 use tch::{CModule, Device, Kind, Tensor};
 
@@ -102,6 +105,41 @@ fn autocast_does_not_leak() {
 
 #[allow(dead_code, reason = "only the images are of use here")]
 mod fixtures;
+
+/// A run with `script.pt` as its encoder exports its tensors. The file names the module, which loading it does not run.
+#[test]
+fn an_export_does_not_load_the_module_that_it_names() {
+    let temp = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(&temp.path().join("run")).unwrap();
+    let file = format!("encoder.file={:?}", golden());
+    let overrides = [&file[..], "train.image_size=16", "train.device=cpu"].map(str::to_owned);
+    let config = RunConfig::load(None, &overrides).unwrap();
+    let model = Model::new(&config.encoder, &config.head, (3, 16), 1, Device::Cpu, Precision::F32).unwrap();
+    fs_err::write(run.config_file(), config.to_toml()).unwrap();
+    fs_err::write(run.plan_file(), r#"{"channels": 3, "total_steps": 9}"#).unwrap();
+    let mut checkpoint = Checkpoint::default();
+    let named = model.params.named().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+    checkpoint.tensors.extend(named);
+    checkpoint.sections.insert("state".into(), serde_json::json!({"step": 7}));
+    checkpoint.sections.insert("config".into(), serde_json::json!(config));
+    checkpoint.save(&run.checkpoint_file(7)).unwrap();
+    let out = temp.path().join("encoder.safetensors");
+    assert_eq!(export_encoder(&run, &out).unwrap().difference, 0.0);
+    let error = load_exported(&out).unwrap_err().to_string();
+    assert!(error.contains("script.pt`, which would run code with your rights"), "{error}");
+    let other = RunConfig::load(None, &["encoder.name=conv-c3", "train.image_size=16"].map(str::to_owned));
+    let other = other.unwrap();
+    let other = Model::new(&other.encoder, &other.head, (3, 16), 1, Device::Cpu, Precision::F32).unwrap();
+    for file in [out, run.checkpoint_file(7)] {
+        let source = Source::open(&file).unwrap();
+        assert!(source.keys(3).0.iter().all(|(key, _)| key != "encoder.file"), "{}", file.display());
+        let error = source.load_into(&other).unwrap_err().to_string();
+        assert!(error.contains("script.pt`, which only encoder.file may choose"), "{error}");
+    }
+    // A run folder may choose it.
+    let source = Source::of_run(&run.checkpoint_file(7), config).unwrap();
+    assert!(source.keys(3).0.iter().any(|(key, _)| key == "encoder.file"));
+}
 
 /// By `reference/script.py`: `stem` has `requires_grad=False`, and there is dropout behind it.
 fn partly_frozen() -> PathBuf {

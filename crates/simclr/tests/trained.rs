@@ -182,6 +182,30 @@ fn the_linear_classifier_on_crops_is_swept_with_lars() {
     assert!(words.contains("compared on a fifth"), "{words}");
 }
 
+/// 17 labels of each of two classes are as many as there are images of both, but not all: one class has 3 only.
+#[test]
+fn many_labels_per_class_of_an_imbalanced_set_are_a_column_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, data) = setting(folder.path());
+    for number in 3..30 {
+        fs_err::remove_file(data.join(format!("train/low/{number:03}.png"))).unwrap();
+    }
+    let trained = TrainedOptions { finetune_rates: vec![0.05], ..TrainedOptions::default() };
+    let config = EvalConfig {
+        label_fractions: vec![1.0],
+        labels_per_class: vec![17],
+        ..config(&[Protocol::Finetune], trained)
+    };
+    let results = measure(&run, &data, &config, usize::MAX).0.unwrap();
+    for row in ["trained h", "fine-tuned", "fine-tuned, fresh weights"] {
+        let cells = results.row(row).unwrap().by_labels.iter();
+        let cells: Vec<_> = cells.map(|cell| (cell.shots, cell.labels, cell.accuracies.len())).collect();
+        assert_eq!(cells, [(Some(17), 20, 2), (None, 33, 1)], "{row}");
+    }
+    let subset = fs_err::read_to_string(run.path().join("evaluation/labels/17-per-class-0.txt")).unwrap();
+    assert_eq!(subset.lines().count(), 20);
+}
+
 #[test]
 fn labels_may_be_listed() {
     let folder = tempfile::tempdir().unwrap();

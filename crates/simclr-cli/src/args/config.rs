@@ -125,7 +125,12 @@ pub(super) fn text(value: Option<impl std::fmt::Display>) -> Option<String> {
 
 /// Text in quotes, so that TOML does not parse it as a number or date.
 pub(super) fn quoted(value: Option<&String>) -> Option<String> {
-    value.map(|value| format!("{value:?}"))
+    value.map(|value| toml_string(value))
+}
+
+/// `text` as a string of TOML: as in JSON, but that DEL must be escaped (TOML 1.0, String).
+pub fn toml_string(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// `--set a.b=1 c.d=2` as `--set a.b=1 --set c.d=2`: words of this form behind a setting are settings, too.
@@ -158,6 +163,15 @@ fn is_setting(word: &OsString) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strings_of_any_characters_are_read_back_from_toml() {
+        let all: String = ('\0'..='\u{2100}').collect();
+        for text in [&all[..], "1e3", "", "a\"b\\c'd", "\u{200b}\u{1f600}\u{feff}"] {
+            let read: toml::Table = format!("key = {}", toml_string(text)).parse().unwrap();
+            assert_eq!(read["key"].as_str(), Some(text));
+        }
+    }
 
     #[test]
     fn several_settings_follow_one_flag() {

@@ -57,8 +57,8 @@ pub fn run(arguments: &Embed) -> Result<ExitCode, Failure> {
 fn facts(embedded: &Embedded) -> Value {
     let skipped: Vec<&str> = embedded.bad.iter().map(|bad| &bad.reason[..]).collect();
     json!({
-        "path": embedded.path,
-        "paths_file": embedded.paths_file,
+        "path": embedded.path.to_string_lossy(),
+        "paths_file": embedded.paths_file.as_ref().map(|path| path.to_string_lossy()),
         "rows": embedded.images,
         "features": embedded.feature_dim,
         "transform": embedded.transform,

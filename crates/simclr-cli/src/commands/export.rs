@@ -46,7 +46,7 @@ pub fn run(arguments: &Export) -> Result<ExitCode, Failure> {
 fn print(exported: &Exported, as_json: bool) -> ExitCode {
     let Exported { path, tensors, bytes, difference, metadata } = exported;
     if as_json {
-        let facts = json!({"path": path, "tensors": tensors, "bytes": bytes, "difference": difference, "metadata": metadata});
+        let facts = json!({"path": path.to_string_lossy(), "tensors": tensors, "bytes": bytes, "difference": difference, "metadata": metadata});
         terminal::result(&facts.to_string());
         return ExitCode::SUCCESS;
     }

@@ -43,7 +43,7 @@ pub fn run(arguments: &Pack) -> Result<ExitCode, Failure> {
     let fingerprint = Dataset::open(&arguments.out, Split::Train, Channels::Auto)?.fingerprint();
     if arguments.json {
         let facts = json!({
-            "path": arguments.out,
+            "path": arguments.out.to_string_lossy(),
             "images": {"train": train, "test": test, "validation": validation, "unlabelled": unlabelled},
             "undecodable": failed.iter().map(|(name, reason)| json!({"image": name, "reason": reason})).collect::<Vec<_>>(),
             "bytes": bytes,

@@ -125,6 +125,10 @@ impl RunSpec {
         let data = data.ok_or_else(|| {
             Failure::user("no images are named", Some("give a folder of images with --data".into()))
         })?;
+        // The path that is recorded; one that does not exist is reported below, or on resuming.
+        let recorded = canonical(&data).ok();
+        let paths = [Some(&data), recorded.as_ref(), arguments.run.as_ref()];
+        paths.into_iter().flatten().try_for_each(|path| check_text(path))?;
         let folder = match existing {
             Some(folder) => {
                 folder.hold()?;
@@ -150,6 +154,16 @@ impl RunSpec {
         let (config, written) = (RunConfig::of_toml(&config)?, Written::EVERYTHING);
         Ok(Self { config, written, data, folder })
     }
+}
+
+/// A run records its paths in texts, and its processes exchange them.
+fn check_text(path: &Path) -> Result<(), Failure> {
+    if path.to_str().is_some() {
+        return Ok(());
+    }
+    let message =
+        format!("`{}`: expected a path in UTF-8 for the images and the folder of a run", path.display());
+    Err(Failure::user(message, Some("rename the files or folders with such names".into())))
 }
 
 type Loaded = (RunConfig, Written, Option<RunFolder>);

@@ -45,7 +45,7 @@ pub fn run(arguments: &args::Report) -> Result<ExitCode, Failure> {
     let [images, total] = found.images;
     if arguments.json {
         let facts = json!({
-            "path": arguments.out,
+            "path": arguments.out.to_string_lossy(),
             "images": images,
             "images_of_set": total,
             "on_map": found.on_map,

@@ -9,7 +9,10 @@ use simclr::{
 };
 
 use super::finetune::{print, with_steps};
-use crate::{args::SelfTrain, failure::Failure};
+use crate::{
+    args::{SelfTrain, toml_string},
+    failure::Failure,
+};
 
 /// Runs all steps and prints the accuracies of teacher, student and control.
 pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
@@ -30,5 +33,5 @@ pub fn run(arguments: &SelfTrain) -> Result<ExitCode, Failure> {
 
 /// The encoder `name` with defaults otherwise.
 fn student(name: &str) -> Result<EncoderConfig, Failure> {
-    Ok(RunConfig::load(None, &[format!("encoder.name={name:?}")])?.encoder)
+    Ok(RunConfig::load(None, &[format!("encoder.name={}", toml_string(name))])?.encoder)
 }

@@ -19,6 +19,32 @@ fn missing_and_empty_folders() {
     assert!(!place.path("run").exists(), "a run that could not start leaves no folder");
 }
 
+/// A run records its paths as texts. Other commands read and write such paths.
+#[cfg(unix)]
+#[test]
+fn paths_that_are_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let (data, run) = (place.images(), place.path("run"));
+    let odd = place.temp.path().join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+    execute(&mut pretrain(&data, &odd, &[])).refuses(&["odd-", "expected a path in UTF-8"]);
+    assert!(!odd.exists(), "nothing is left behind");
+    fs::rename(&data, &odd).unwrap();
+    let link = place.path("link");
+    std::os::unix::fs::symlink(&odd, &link).unwrap();
+    for data in [&odd, &link] {
+        let refused = execute(&mut pretrain(data, &run, &[]));
+        refused.refuses(&["odd-", "expected a path in UTF-8"]);
+        refused.hints("rename");
+        assert!(!run.exists(), "nothing is left behind");
+    }
+    let mut packed = odd.clone().into_os_string();
+    packed.push(".pack");
+    let output = execute(simclr(&["pack", "--json", "--data"]).arg(&odd).arg("--out").arg(&packed));
+    output.succeeds();
+    assert!(output.out.contains("odd-\u{fffd}.pack"), "{}", output.out);
+}
+
 #[test]
 fn batches_larger_than_the_set() {
     let place = Place::new();
@@ -36,7 +62,7 @@ fn truncated_tars() {
         .refuses(&["set.tar", "damaged tar"]);
 }
 
-fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, bytes) in files {
         let mut header = [0u8; 512];

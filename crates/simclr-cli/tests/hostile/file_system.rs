@@ -12,6 +12,8 @@ use std::{
 
 use super::{
     Place, checkpoints,
+    data_sets::tar_of,
+    png,
     support::{Finished, execute, pretrain, simclr, stripes},
 };
 
@@ -134,6 +136,26 @@ fn sparse_files_and_pipes_are_named_and_not_read() {
     assert!(inspected.out.contains("0000-a.png`: the file is larger"), "{}{}", inspected.out, inspected.err);
     assert!(!inspected.out.contains("0000-b.png") || inspected.out.contains("no regular file"));
     assert_eq!(inspected.code, Some(2));
+}
+
+/// The soft limit of open files is raised to the hard one.
+#[test]
+fn more_shards_than_the_soft_limit_of_open_files() {
+    let place = Place::new();
+    let shards = place.path("shards");
+    fs::create_dir(&shards).unwrap();
+    for index in 0..150 {
+        fs::write(shards.join(format!("{index:03}.tar")), tar_of(&[("a/1.png", &png())])).unwrap();
+    }
+    let inspect = simclr(&["inspect", "--data", shards.to_str().unwrap()]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -S -n 100; exec \"$@\"", "sh"])
+        .arg(inspect.get_program())
+        .args(inspect.get_args());
+    let inspected = execute(&mut shell);
+    inspected.succeeds();
+    assert!(inspected.out.contains("150"), "{}", inspected.out);
 }
 
 /// Names neither control the terminal nor forge lines, and the list of bad files has a line for each.

@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -12,7 +11,7 @@ use walkdir::WalkDir;
 
 use super::{
     Opened, Sample, Source, Split, folder_tables, identity::FileState, layout, layout::Arranged,
-    notes::list_counts, tiny_imagenet,
+    others::Others, tiny_imagenet,
 };
 use crate::{DataError, decode};
 
@@ -37,11 +36,15 @@ pub fn open(root: &Path, split: Split) -> Result<Opened, DataError> {
     open_listed(root, list(root)?, split)
 }
 
-/// Opens `files` as if they were the only ones below `root`.
-pub fn open_files(root: &Path, files: &[PathBuf], split: Split) -> Result<Opened, DataError> {
-    let mut listed = Listed::default();
-    files.iter().for_each(|file| listed.add(root, file));
-    open_listed(root, listed, split)
+/// Opens images, hidden ones as well, as if they were the only files below `root`; each with its place there and its path.
+pub fn open_files<'a>(
+    root: &Path,
+    images: impl Iterator<Item = (&'a PathBuf, &'a PathBuf)>,
+    split: Split,
+) -> Result<Opened, DataError> {
+    let name = |place: &Path| relative(root, place).unwrap_or_else(|| place.display().to_string());
+    let images = images.map(|(place, path)| (name(place), path.clone())).collect();
+    open_listed(root, Listed { images, ..Listed::default() }, split)
 }
 
 /// Exactly `files`, in this order, without labels; names are the paths as given.
@@ -128,38 +131,6 @@ pub fn has_images_below(root: &Path) -> bool {
 fn relative(root: &Path, path: &Path) -> Option<String> {
     let parts = path.strip_prefix(root).ok()?.components();
     Some(parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/"))
-}
-
-/// Numbers of files that are not images, by extension.
-#[derive(Default)]
-struct Others(BTreeMap<String, usize>);
-
-impl Others {
-    fn add(&mut self, name: &str) {
-        if !layout::is_visible(name) {
-            return;
-        }
-        let file = name.rsplit('/').next().unwrap_or_default();
-        let ending = file.rsplit_once('.').map(|(_, ending)| format!(".{}", ending.to_lowercase()));
-        *self.0.entry(ending.unwrap_or_else(|| "without an ending".into())).or_default() += 1;
-    }
-
-    /// A note on them, for the training split only.
-    fn note(self, split: Split) -> Option<String> {
-        const NAMED: usize = 6;
-        let total: usize = self.0.values().sum();
-        if total == 0 || split != Split::Train {
-            return None;
-        }
-        let mut kinds: Vec<(String, usize)> = self.0.into_iter().collect();
-        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let files = if total == 1 {
-            "1 file of another kind is"
-        } else {
-            &format!("{total} files of other kinds are")
-        };
-        Some(format!("{files} skipped: {}", list_counts(kinds, NAMED)))
-    }
 }
 
 impl Source for Folder {

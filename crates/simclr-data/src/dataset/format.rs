@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Opened, Split, cifar, class_names::ClassNames, folder, folder_tables, idx, joined::joined, layout,
-    packed, pages, parquet, several, splits, tar,
+    packed, pages, parquet, several, splits, tar, tiny_imagenet,
 };
 use crate::{DataError, decode::Pages};
 
@@ -116,8 +116,9 @@ impl Format {
             () if path.is_file() && packed::is_packed(path) => Ok(Self::Packed),
             () if !parquets.is_empty() && parquets.iter().all(has_tar) => Ok(Self::Tar(tars)),
             () if !parquets.is_empty() => Ok(Self::Parquet(parquets)),
-            // An archive next to folders of images is not the set.
-            () if !tars.is_empty() && path.is_dir() && folder::has_images_below(path) => Ok(Self::Folder),
+            () if !tars.is_empty() && path.is_dir() && are_images(path, &files, tars.len()) => {
+                Ok(Self::Folder)
+            }
             () if !tars.is_empty() => Ok(Self::Tar(tars)),
             () if idx::is_idx(&files) => Ok(Self::Idx(files)),
             () if cifar::is_cifar(&binaries) => Ok(Self::Cifar(binaries)),
@@ -128,6 +129,16 @@ impl Format {
             }
         }
     }
+}
+
+/// Whether a folder that also has archives is a set of images: in folders below it, or directly inside, at least as many as
+/// archives, so that a preview next to shards is none.
+fn are_images(path: &Path, files: &[PathBuf], archives: usize) -> bool {
+    files.iter().filter(|file| is_image_file(file)).count() >= archives || folder::has_images_below(path)
+}
+
+fn is_image_file(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| layout::has_image_extension(&name.to_string_lossy()))
 }
 
 /// The images of `split` in all sources that have it.
@@ -147,11 +158,32 @@ fn open_several(paths: &[PathBuf], split: Split, pages: Pages) -> Result<Opened,
             set.samples.iter_mut().for_each(|sample| sample.name = format!("{prefix}/{}", sample.name));
             let notes = set.notes.iter_mut().chain(&mut set.label_notes);
             notes.for_each(|note| *note = format!("`{prefix}`: {note}"));
-            sets.push(set);
+            sets.push((path.as_path(), set));
         }
     }
+    check_recorded(&sets)?;
+    let sets: Vec<Opened> = sets.into_iter().map(|(_, set)| set).collect();
     let classes = ClassNames::sorted(sets.iter().flat_map(|set| set.classes.iter().cloned()));
     Ok(joined(sets, classes))
+}
+
+/// # Errors
+/// Packed sets that were written with different ranges, or different page rules: one set has one of each.
+fn check_recorded(sets: &[(&Path, Opened)]) -> Result<(), DataError> {
+    let mut packed = sets
+        .iter()
+        .filter_map(|(path, set)| Some((path, set.source.recorded_range()?, set.source.recorded_pages()?)));
+    let Some((first, range, pages)) = packed.next() else { return Ok(()) };
+    for (path, other_range, other_pages) in packed {
+        let (key, found, expected) = match () {
+            () if other_range != range => ("data.range", other_range.to_string(), range.to_string()),
+            () if other_pages != pages => ("data.pages", other_pages.to_string(), pages.to_string()),
+            () => continue,
+        };
+        let reason = format!("packed with {key} = {found}, expected {expected}, as in `{}`", first.display());
+        return Err(DataError::format(path, reason));
+    }
+    Ok(())
 }
 
 /// The last component of a path, or the whole path if another source has the same.
@@ -175,13 +207,7 @@ fn of_one_kind(paths: &[PathBuf]) -> Option<Format> {
     match () {
         () if paths.iter().all(|path| tar::is_shard(path)) => Some(Format::Tar(paths.to_vec())),
         () if all("parquet") => Some(Format::Parquet(paths.to_vec())),
-        () if paths
-            .iter()
-            .filter_map(|path| path.file_name())
-            .all(|name| layout::is_image(&name.to_string_lossy())) =>
-        {
-            Some(Format::Files(paths.to_vec()))
-        }
+        () if paths.iter().all(|path| is_image_file(path)) => Some(Format::Files(paths.to_vec())),
         () => None,
     }
 }
@@ -194,8 +220,7 @@ fn parquets_of(path: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>, DataError
     }
     if path.is_dir() && parquets.iter().any(|file| folder_tables::is_table(file)) {
         // A table of labels among images is not the set.
-        let is_image = |file: &PathBuf| layout::is_image(&file.to_string_lossy());
-        if files.iter().any(is_image) || folder::has_images_below(path) {
+        if files.iter().any(|file| is_image_file(file)) || folder::has_images_below(path) {
             parquets.retain(|file| !folder_tables::is_table(file));
         }
     }
@@ -211,9 +236,10 @@ fn with_extension(files: &[PathBuf], extension: &str) -> Vec<PathBuf> {
 /// Whether a new file `path`, relative to the folder of a set, could be read as part of the set, judged by its name.
 pub(crate) fn may_be_member(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let is_binary = ["parquet", "tar", "bin"].contains(&extension.as_str());
+    let is_binary = ["parquet", "bin"].contains(&extension.as_str()) || tar::is_shard(path);
+    let is_table = folder_tables::is_table(path) || tiny_imagenet::is_table(path);
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-    is_binary || idx::is_idx(&[path.to_owned()]) || layout::is_image(&parts.join("/"))
+    is_binary || is_table || idx::is_idx(&[path.to_owned()]) || layout::is_image(&parts.join("/"))
 }
 
 /// Files directly inside a folder, sorted, without hidden ones.

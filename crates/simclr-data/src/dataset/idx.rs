@@ -28,8 +28,8 @@ pub fn find(files: &[PathBuf], split: Split) -> Option<&PathBuf> {
     let images: Vec<_> = files.iter().filter(|file| is_images(file)).collect();
     let is_test = |file: &Path| name(file).starts_with("t10k") || name(file).starts_with("test");
     match split {
-        Split::Test => images.into_iter().find(|file| is_test(file)),
-        Split::Validation | Split::Unlabelled => None,
+        Split::Test if images.len() > 1 => images.into_iter().find(|file| is_test(file)),
+        Split::Test | Split::Validation | Split::Unlabelled => None,
         Split::Train if images.len() == 1 => Some(images[0]),
         Split::Train => images.into_iter().find(|file| name(file).starts_with("train")),
     }

@@ -1,6 +1,6 @@
 //! Concatenation of splits, or of the sets that a data path with several sources denotes.
 
-use std::{borrow::Cow, path::Path};
+use std::{borrow::Cow, collections::HashSet, path::Path};
 
 use bytes::Bytes;
 
@@ -18,7 +18,8 @@ impl Dataset {
     pub fn open_with_validation(path: &Path, options: impl Into<OpenOptions>) -> Result<Self, DataError> {
         let options = options.into();
         let sets = opened(path, &[Split::Train, Split::Validation], options)?;
-        if let Some(name) = sets[1].classes.iter().find(|name| !sets[0].classes.contains(name)) {
+        let known: HashSet<&String> = sets[0].classes.iter().collect();
+        if let Some(name) = sets[1].classes.iter().find(|name| !known.contains(name)) {
             let reason = format!("class `{name}` of the validation part is not in the training part");
             return Err(DataError::format(path, reason));
         }
@@ -40,13 +41,10 @@ impl Dataset {
 
     fn concatenated(sets: Vec<Opened>, options: OpenOptions) -> Self {
         // The splits of a set number their classes alike, so that the first split with classes has nearly all of them.
-        let mut names: Vec<String> = Vec::new();
-        for name in sets.iter().flat_map(|set| &set.classes) {
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        Self::from_opened(joined(sets, ClassNames::of(names)), options)
+        let mut known = HashSet::new();
+        let names = sets.iter().flat_map(|set| &set.classes).filter(|name| known.insert(name.as_str()));
+        let classes = ClassNames::of(names.cloned());
+        Self::from_opened(joined(sets, classes), options)
     }
 }
 

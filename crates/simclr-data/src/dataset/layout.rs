@@ -18,8 +18,13 @@ const EXTENSIONS: [&str; 13] =
 
 /// By the extension of a path without hidden components.
 pub fn is_image(path: &str) -> bool {
+    is_visible(path) && has_image_extension(path)
+}
+
+/// By the extension of a path.
+pub fn has_image_extension(path: &str) -> bool {
     let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    is_visible(path) && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
 /// Whether no component of a path is hidden.

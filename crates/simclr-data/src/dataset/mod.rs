@@ -16,6 +16,7 @@ mod labelled;
 mod layout;
 mod list;
 mod notes;
+mod others;
 pub(crate) mod packed;
 mod pages;
 mod parquet;

@@ -5,7 +5,7 @@
 //! opened one by one and concatenated split by split; sample names get the source's name as prefix, and classes are merged by
 //! name.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Opened, Split, folder};
 use crate::DataError;
@@ -24,7 +24,10 @@ pub fn as_one_path(paths: &[PathBuf]) -> Result<PathBuf, DataError> {
     let mut whole = Vec::new();
     for path in paths {
         // A pattern must not depend on the working directory, which may be another one on resume.
-        let text = std::path::absolute(path)?.to_string_lossy().into_owned();
+        let absolute = std::path::absolute(path)?;
+        let Some(text) = absolute.to_str().map(str::to_owned) else {
+            return Err(DataError::format(path, "expected a name in UTF-8, as for all of several paths"));
+        };
         if text.contains(['{', '}', ',']) {
             let reason =
                 "its name has a brace or a comma: write the paths into a text file, one on each line";
@@ -162,8 +165,22 @@ fn range(text: &str) -> Option<Result<Vec<String>, String>> {
 
 /// Image files, with the folders below their common folder as classes and splits.
 pub fn open_files(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
-    let root = common_folder(paths);
-    folder::open_files(&root, paths, split)
+    // The files are read by their paths as given: behind a link, `..` is another folder.
+    let places = paths.iter().map(|path| lexical(path)).collect::<Result<Vec<_>, _>>()?;
+    let root = common_folder(&places);
+    folder::open_files(&root, places.iter().zip(paths), split)
+}
+
+/// `path`, absolute, without `.` and `..`.
+fn lexical(path: &Path) -> Result<PathBuf, std::io::Error> {
+    let mut found = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            Component::ParentDir => drop(found.pop()),
+            part => found.push(part),
+        }
+    }
+    Ok(found)
 }
 
 fn common_folder(paths: &[PathBuf]) -> PathBuf {

@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
+use tar::EntryType;
 
 use super::{
     Opened, Sample, Source, Split,
@@ -24,6 +25,7 @@ use super::{
     layout,
     layout::Arranged,
     notes::list_counts,
+    others::Others,
     splits,
 };
 use crate::{DataError, decode};
@@ -55,19 +57,86 @@ struct Listing {
     /// By shard and key: contents of `.cls` members, or labels of `.json` members without `.cls`.
     labels: HashMap<(usize, String), String>,
     json: JsonLabels,
+    others: Others,
+    /// Notes on what follows the end marks of shards.
+    notes: Vec<String>,
 }
 
 impl Listing {
+    /// Adds the image or label in a member of a shard; any other file is counted.
+    fn add(
+        &mut self,
+        shard: usize,
+        name: String,
+        mut member: tar::Entry<'_, impl Read>,
+    ) -> Result<(), String> {
+        let (offset, size) = (member.raw_file_position(), member.size());
+        match member.header().entry_type() {
+            EntryType::Directory | EntryType::XGlobalHeader => return Ok(()),
+            // Tars from before POSIX mark folders by a slash only.
+            EntryType::Regular if name.ends_with('/') => return Ok(()),
+            EntryType::Regular => {}
+            EntryType::Link | EntryType::Symlink => {
+                self.others.add_as(&name, "links");
+                return Ok(());
+            }
+            _ => {
+                self.others.add(&name);
+                return Ok(());
+            }
+        }
+        let is_label =
+            |ending: &str, limit: u64| name.ends_with(ending) && size <= limit && layout::is_visible(&name);
+        if is_label(".cls", MAX_CLS_BYTES) {
+            let mut text = String::new();
+            member.read_to_string(&mut text).map_err(|error| format!("`{name}`: {error}"))?;
+            self.set_label((shard, key(&name)), text.trim().to_owned())?;
+        } else if is_label(".json", json_labels::MAX_BYTES) {
+            let mut bytes = Vec::new();
+            member.read_to_end(&mut bytes).map_err(|error| format!("`{name}`: {error}"))?;
+            self.json.add((shard, key(&name)), &name, &bytes);
+        } else if layout::is_image(&name) {
+            self.members.push(Member { shard, offset, size, name });
+        } else {
+            self.others.add(&name);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Another label of the sample: its key is that of several samples, as in joined tars.
+    fn set_label(&mut self, sample: (usize, String), label: String) -> Result<(), String> {
+        match self.labels.get(&sample) {
+            Some(earlier) if *earlier != label => {
+                let key = sample.1.trim_start_matches('/');
+                Err(format!("the sample `{key}` has two labels, `{earlier}` and `{label}`"))
+            }
+            _ => {
+                self.labels.insert(sample, label);
+                Ok(())
+            }
+        }
+    }
+
     /// Adds the labels in `.json` members of images without `.cls` member. Returns class names of these labels, if any, and a
     /// note on unusable members.
-    fn take_json(&mut self) -> (HashMap<String, String>, Option<String>) {
+    ///
+    /// # Errors
+    /// Those of [`Listing::set_label`].
+    fn take_json(
+        &mut self,
+        paths: &[PathBuf],
+    ) -> Result<(HashMap<String, String>, Option<String>), DataError> {
         let images: HashSet<_> =
             self.members.iter().map(|member| (member.shard, key(&member.name))).collect();
         let labels = &self.labels;
         let is_wanted = |sample: &(usize, String)| images.contains(sample) && !labels.contains_key(sample);
         let (found, names, note) = std::mem::take(&mut self.json).into_labels(is_wanted);
-        self.labels.extend(found);
-        (names, note)
+        for (sample, label) in found {
+            let path = &paths[sample.0];
+            self.set_label(sample, label).map_err(|reason| DataError::format(path, reason))?;
+        }
+        Ok((names, note))
     }
 
     /// A labelled WebDataset sample is one image: next to `key.jpg`, `key.seg.png` is a mask or similar. Returns a note on the
@@ -109,7 +178,7 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
             files.push(file);
         }
     }
-    let (class_names, on_json) = listing.take_json();
+    let (class_names, on_json) = listing.take_json(paths)?;
     let masks = listing.drop_masks().filter(|_| split == Split::Train);
     let Arranged { kept, mut classes, notes, .. } =
         members_of_split(&listing, paths, split).checked(&paths[0])?;
@@ -129,7 +198,8 @@ pub fn open(paths: &[PathBuf], split: Split) -> Result<Opened, DataError> {
     }
     let source = Shards { paths: paths.to_vec(), files, states, members };
     let label_notes = classes.notes().into_iter().chain(on_json.filter(|_| split == Split::Train)).collect();
-    let notes = notes.into_iter().chain(masks).collect();
+    let on_ends = listing.notes.into_iter().filter(|_| split == Split::Train);
+    let notes = notes.into_iter().chain(masks).chain(on_ends).chain(listing.others.note(split)).collect();
     Ok(Opened { samples, notes, label_notes, classes: classes.names, source: Box::new(source) })
 }
 
@@ -177,9 +247,10 @@ fn members_of_split(listing: &Listing, paths: &[PathBuf], split: Split) -> Arran
         return layout::arrange(&names, split);
     }
     let mut arranged = layout::arrange(&names, Split::Train);
-    let wanted = splits::shards_of(paths, split);
+    let wanted: HashSet<PathBuf> = splits::shards_of(paths, split).into_iter().collect();
+    let is_wanted: Vec<bool> = paths.iter().map(|path| wanted.contains(path)).collect();
     arranged.notes.extend(splits::note_on_shards(paths).filter(|_| split == Split::Train));
-    arranged.retain(|index| wanted.contains(&paths[listing.members[index].shard]));
+    arranged.retain(|index| is_wanted[listing.members[index].shard]);
     arranged
 }
 
@@ -188,42 +259,45 @@ fn list(path: &Path, file: &fs_err::File, shard: usize, listing: &mut Listing) -
     let damaged = |reason: String| DataError::format(path, format!("damaged tar: {reason}"));
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file.file());
+    // Another tar may follow the end mark, as after `cat a.tar b.tar`.
+    archive.set_ignore_zeros(true);
     let mut end = 0;
     for entry in archive.entries_with_seek().map_err(|error| damaged(error.to_string()))? {
-        let mut entry = entry.map_err(|error| damaged(error.to_string()))?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(_) if has_end_mark(file, end) => {
+                let at = end.next_multiple_of(BLOCK);
+                let place = format!("`{}`: what follows its end mark at byte {at}", path.display());
+                listing.notes.push(format!("{place} is no tar and is skipped"));
+                break;
+            }
+            Err(error) => return Err(damaged(error.to_string())),
+        };
         let name = entry.path().map_err(|error| damaged(error.to_string()))?;
         let name = name.to_string_lossy().trim_start_matches("./").to_owned();
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        end = offset.saturating_add(size);
+        end = entry.raw_file_position().saturating_add(entry.size());
         if end > length {
             return Err(damaged(format!(
                 "`{name}` is truncated, the file ends {} bytes early",
                 end - length
             )));
         }
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        if name.ends_with(".cls") && size <= MAX_CLS_BYTES {
-            let mut text = String::new();
-            entry.read_to_string(&mut text).map_err(|error| damaged(format!("`{name}`: {error}")))?;
-            listing.labels.insert((shard, key(&name)), text.trim().to_owned());
-        } else if name.ends_with(".json") && size <= json_labels::MAX_BYTES {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).map_err(|error| damaged(format!("`{name}`: {error}")))?;
-            listing.json.add((shard, key(&name)), &name, &bytes);
-        } else if layout::is_image(&name) {
-            listing.members.push(Member { shard, offset, size, name });
-        }
+        listing.add(shard, name, entry).map_err(damaged)?;
     }
     // Only the end mark distinguishes a whole shard from one truncated between two members.
-    let mut mark = [1; BLOCK as usize];
-    match file.file().read_exact_at(&mut mark, end.next_multiple_of(BLOCK)) {
-        Ok(()) if mark.iter().all(|&byte| byte == 0) => Ok(()),
-        _ => Err(damaged(format!(
-            "no end mark after its last member, the file of {length} bytes was cut or overwritten"
-        ))),
+    if has_end_mark(file, end) {
+        return Ok(());
     }
+    Err(damaged(format!(
+        "no end mark after its last member, the file of {length} bytes was cut or overwritten"
+    )))
+}
+
+/// Whether a block of zeros follows the member that ends at byte `end`.
+fn has_end_mark(file: &fs_err::File, end: u64) -> bool {
+    let mut mark = [1; BLOCK as usize];
+    let read = file.file().read_exact_at(&mut mark, end.next_multiple_of(BLOCK));
+    read.is_ok() && mark.iter().all(|&byte| byte == 0)
 }
 
 /// The WebDataset key: the path up to the first dot of the file name.

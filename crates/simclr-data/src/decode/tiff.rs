@@ -81,6 +81,7 @@ pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Resul
     let used = Used::of(&mut reader, how.pages, page)?;
     reader.seek_to_image(used.pages[0]).map_err(reason)?;
     let first = Page::of(&mut reader).map_err(reason)?;
+    let no_data = reader.get_tag_ascii_string(Tag::GdalNodata).ok();
     let values = u64::from(first.width) * (first.stored * used.pages.len()) as u64;
     check_size(values, first.height.into())?;
     let mut rasters = Vec::new();
@@ -95,9 +96,17 @@ pub(super) fn decode(bytes: &[u8], how: &Decoding, page: Option<usize>) -> Resul
         }
         rasters.push(page.read(&mut reader, (bytes, at))?);
     }
-    let no_data = reader.get_tag_ascii_string(Tag::GdalNodata).ok();
+    let raster = stacked(rasters)?;
     let no_data = no_data.and_then(|text| text.trim_matches(['\0', ' ']).parse().ok());
-    Ok(Raster { no_data, ..stacked(rasters)? }.with_note(used.note).upright(first.orientation))
+    let no_data = no_data.map(|number| as_stored(number, raster.kind));
+    Ok(Raster { no_data, ..raster }.with_note(used.note).upright(first.orientation))
+}
+
+/// `number` as a pixel of type `kind` holds it. Writers shorten the digits of the lowest float, or declare that of f64.
+fn as_stored(number: f64, kind: &str) -> f64 {
+    let limit = if kind == "float32" { f64::from(f32::MAX) } else { f64::MAX };
+    let number = number.clamp(-limit, limit);
+    if kind == "float32" { f64::from(number as f32) } else { number }
 }
 
 /// Raises the decoder's limits to the largest image; sizes are checked before decoding.

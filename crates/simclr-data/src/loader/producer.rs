@@ -82,7 +82,7 @@ impl Producer {
     fn send_step(&mut self, step: &Step<'_>) -> ControlFlow<()> {
         let (mut chunks, passes) = self.loader.partition(step);
         let count = chunks.len();
-        let mut failed = HashSet::new();
+        let (mut failed, mut anchors) = (HashSet::new(), 0);
         for (pass, index) in (0..passes).flat_map(|pass| (0..count).map(move |index| (pass, index))) {
             let rows = &mut chunks[index];
             let is_first_pass = pass == 0;
@@ -95,8 +95,9 @@ impl Producer {
             if is_first_pass {
                 // The next pass has exactly the views of this one.
                 rows.remove(&failed);
+                anchors += batch.ids.len();
             }
-            let batch = self.loader.check_rows(batch, step.ids.len() - failed.len());
+            let batch = self.loader.check_rows(batch, step.ids.len() - failed.len(), anchors);
             let batch = batch.and_then(|batch| self.check_failed(batch));
             let is_error = batch.is_err();
             if self.out.send(batch).is_err() || is_error {
@@ -241,13 +242,15 @@ impl Loader {
     }
 
     /// An error for a batch with fewer than two decodable images, which has no negatives; for a chunk with too few views for
-    /// batch statistics; and for a chunk that lost images since the previous pass.
-    fn check_rows(&self, batch: Batch, decodable: usize) -> BatchResult {
+    /// batch statistics; for a part of which no first view is left, and so no anchor; and for a chunk that lost images since the
+    /// previous pass.
+    fn check_rows(&self, batch: Batch, decodable: usize, anchors: usize) -> BatchResult {
         // Views of other parts take part in the statistics.
         let min_rows = if self.part.1 > 1 { self.config.views } else { 2 };
         let rows = batch.ids.len() + batch.second_view_ids.len();
         let lost_images = batch.chunk.pass > 0 && !batch.failed.is_empty();
-        if rows >= min_rows && !(batch.chunk.is_last() && decodable < 2) && !lost_images {
+        let too_few = batch.chunk.is_last() && (decodable < 2 || anchors == 0);
+        if rows >= min_rows && !too_few && !lost_images {
             return Ok(batch);
         }
         let first = batch.failed.first().map(|(_, reason)| reason.clone()).unwrap_or_default();

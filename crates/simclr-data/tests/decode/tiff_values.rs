@@ -71,6 +71,34 @@ fn negative_values_are_scaled_and_no_data_becomes_0() {
     assert_eq!(levels(&bytes, 1, ValueRange::Same([-50.0, 50.0])), [0, 255, 0, 0]);
 }
 
+/// Texts of GDAL have 15 digits or fewer, and may be those of another type.
+#[test]
+fn no_data_values_are_compared_as_pixels_hold_them() {
+    let count = |pages: &[Page]| {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join("x.tif"), tiff(pages, false, false)).unwrap();
+        let set = Dataset::open(folder.path(), Split::Train, Channels::Auto).unwrap();
+        set.stored_values(0).unwrap().missing()
+    };
+    let page = |text, bits, value| Page {
+        no_data: Some(text),
+        ..Page::grey((2, 1), 1, (bits, FLOAT), vec![value, 3.0])
+    };
+    for (text, bits, value) in [
+        ("-3.40282346638529e+38", 32, f64::from(f32::MIN)),
+        ("3.40282346638529e+38", 32, f64::from(f32::MAX)),
+        ("-1.79769313486232e+308", 32, f64::from(f32::MIN)),
+        ("-1.79769313486232e+308", 64, f64::MIN),
+        ("-3.4e+38", 32, -3.4e38),
+        ("-9999.9", 32, -9999.9),
+        ("-9999.9", 64, -9999.9),
+    ] {
+        assert_eq!(count(&[page(text, bits, value)]), 1, "{text}, {bits} bits");
+    }
+    let stack = [page("3", 32, 1.0), Page { no_data: None, ..page("3", 32, 1.0) }];
+    assert_eq!(count(&stack), 2, "the value of the first page");
+}
+
 #[test]
 fn rgb_keeps_a_fourth_band_unless_it_is_alpha() {
     let of = |extra: u16, big: bool| {

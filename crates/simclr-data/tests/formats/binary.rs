@@ -74,6 +74,18 @@ fn idx_plain_and_gzipped_with_and_without_labels() {
 }
 
 #[test]
+fn a_single_idx_file_is_the_training_part_only() {
+    let root = tempfile::tempdir().unwrap();
+    put(root.path(), "t10k-images-idx3-ubyte", &idx(&[2, 1, 2], &[1, 2, 3, 4]));
+    put(root.path(), "t10k-labels-idx1-ubyte", &idx(&[2], &[0, 3]));
+    let set = open(root.path(), Split::Train);
+    assert_eq!((firsts(&set), set.labels().unwrap(), set.classes().len()), (vec![1, 3], vec![0, 3], 4));
+    assert_eq!(Dataset::splits(root.path()), [Split::Train]);
+    let error = Dataset::open(root.path(), Split::Test, Channels::Auto).unwrap_err();
+    assert!(matches!(error, DataError::Empty { .. }), "{error}");
+}
+
+#[test]
 fn contradictory_idx_files_are_refused() {
     let images = [
         idx(&[2, 2, 3], &[0; 11]),

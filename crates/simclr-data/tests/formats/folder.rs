@@ -2,7 +2,7 @@
 
 use simclr_data::{Dataset, Split};
 
-use super::{firsts, names, open, png, put};
+use super::{firsts, names, open, png, put, tar::tar_of};
 
 #[test]
 fn common_names_of_split_folders() {
@@ -76,6 +76,22 @@ fn archives_next_to_folders_of_images_are_skipped() {
     assert_eq!(names(&set), ["a/1.png", "b/1.png"]);
     assert_eq!(set.notes(), ["1 file of another kind is skipped: .tar 1"]);
     assert!(!Dataset::has_split(root.path(), Split::Test));
+}
+
+#[test]
+fn an_archive_among_images_is_skipped_and_a_preview_among_shards_too() {
+    let root = tempfile::tempdir().unwrap();
+    put(root.path(), "1.png", &png(1));
+    put(root.path(), "2.png", &png(2));
+    tar_of(&root.path().join("backup.tar"), &[("thumb.png", &png(9))]);
+    let set = open(root.path(), Split::Train);
+    assert_eq!(names(&set), ["1.png", "2.png"]);
+    assert_eq!(set.notes(), ["1 file of another kind is skipped: .tar 1"]);
+    let shards = tempfile::tempdir().unwrap();
+    put(shards.path(), "preview.png", &png(9));
+    tar_of(&shards.path().join("0.tar"), &[("a.png", &png(1))]);
+    tar_of(&shards.path().join("1.tar"), &[("b.png", &png(2))]);
+    assert_eq!(firsts(&open(shards.path(), Split::Train)), [1, 2]);
 }
 
 #[test]

@@ -320,6 +320,35 @@ fn label_columns_of_all_types() {
 }
 
 #[test]
+fn integer_and_text_labels_in_one_set_are_refused_without_class_names() {
+    let root = tempfile::tempdir().unwrap();
+    let pngs = [1, 2].map(png);
+    let images: Vec<&[u8]> = pngs.iter().map(Vec::as_slice).collect();
+    let images: ArrayRef = Arc::new(LargeBinaryArray::from_iter_values(&images));
+    let write = |name: &str, labels: ArrayRef, names: Option<&[&str]>| {
+        let columns = vec![("image", Arc::clone(&images)), ("label", labels)];
+        parquet(&root.path().join(name), columns, names.map(|names| ("label", names)));
+    };
+    let numbers = |values: [i8; 2]| Arc::new(Int8Array::from(values.to_vec())) as ArrayRef;
+    let texts = || Arc::new(StringArray::from(vec!["ant", "bee"])) as ArrayRef;
+    write("train-0.parquet", texts(), None);
+    write("train-1.parquet", numbers([7, 0]), None);
+    for split in [Split::Train, Split::Test] {
+        let error = Dataset::open(root.path(), split, Channels::Auto).unwrap_err();
+        assert!(matches!(error, DataError::Format { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("train-0.parquet") && error.contains("train-1.parquet"), "{error}");
+    }
+    write("train-1.parquet", numbers([-1, -1]), None);
+    assert_eq!(classes(&open(root.path(), Split::Train)), [Some("ant"), Some("bee"), None, None]);
+    write("train-1.parquet", numbers([1, 0]), Some(&["ant", "bee"]));
+    assert_eq!(
+        classes(&open(root.path(), Split::Train)),
+        [Some("ant"), Some("bee"), Some("bee"), Some("ant")]
+    );
+}
+
+#[test]
 fn label_options_round_trip() {
     for (text, labels) in [
         ("auto", Labels::Auto),

@@ -7,8 +7,8 @@ use std::{
 
 use proptest::prelude::*;
 use simclr_data::{
-    AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split,
-    dataset::{Channels, Labels},
+    AugmentConfig, DataError, Dataset, Loader, LoaderConfig, RangeChoice, Split, ValueRange,
+    dataset::{Channels, Labels, as_one_path},
     decode::{Jpeg, Pages},
     pack::{PackOptions, Packed, pack},
 };
@@ -135,6 +135,32 @@ fn grey_sets_without_test_split_and_repeated_packing() {
         assert!(matches!(error, DataError::Empty { .. }), "{error}");
     }
     assert_eq!(fs_err::read(once).unwrap(), fs_err::read(twice).unwrap());
+}
+
+/// The pixels of one set would otherwise pass for those of the other.
+#[test]
+fn packed_sets_of_different_ranges_or_page_rules_are_refused_together() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("images");
+    fs_err::create_dir(&data).unwrap();
+    let deep = image::ImageBuffer::from_fn(3, 2, |x, y| image::Luma([100 * (x + y) as u16]));
+    deep.save(data.join("1.png")).unwrap();
+    let range = |high| RangeChoice::Set(ValueRange::Same([0.0, high]));
+    let write = |name: &str, high: f64, pages: Pages| {
+        packed(&data, &root.path().join(name), &PackOptions { range: range(high), pages, ..PLAIN });
+    };
+    write("a.pack", 500.0, Pages::Auto);
+    write("same.pack", 500.0, Pages::Auto);
+    write("range.pack", 900.0, Pages::Auto);
+    write("pages.pack", 500.0, Pages::Images);
+    let both = |other: &str| as_one_path(&["a.pack", other].map(|name| root.path().join(name))).unwrap();
+    assert_eq!(open(&both("same.pack"), Split::Train).len(), 2);
+    for (other, key) in [("range.pack", "data.range"), ("pages.pack", "data.pages")] {
+        let error = Dataset::open(&both(other), Split::Train, Channels::Auto).unwrap_err();
+        assert!(matches!(error, DataError::Format { .. }), "{error}");
+        let error = error.to_string();
+        assert!([other, "a.pack", key].iter().all(|part| error.contains(part)), "{error}");
+    }
 }
 
 #[test]

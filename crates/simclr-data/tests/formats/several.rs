@@ -8,7 +8,7 @@ use simclr_data::{
     dataset::{Channels, as_one_path},
 };
 
-use super::{names, open, png, put, tar::tar_of};
+use super::{firsts, names, open, png, put, tar::tar_of};
 
 /// A folder with parts and a flat one.
 fn two_sets(root: &Path) -> [std::path::PathBuf; 2] {
@@ -51,6 +51,39 @@ fn lists_of_sets_or_images() {
         let error = Dataset::open(&list, Split::Train, Channels::Auto).unwrap_err().to_string();
         assert!(error.contains(expected), "{text:?}: {error}");
     }
+}
+
+/// In hidden folders, from the folder of the list, and from the root.
+#[test]
+fn every_listed_image_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    for (name, value) in
+        [("set/a/1.png", 1), ("set/.b/2.png", 2), ("x/3.png", 3), ("x/.4.png", 4), ("x/5.png", 5)]
+    {
+        put(root.path(), name, &png(value));
+    }
+    let list = root.path().join("set/list.txt");
+    let absolute = root.path().join("set/../x/5.png");
+    let lines = format!("./a/1.png\n.b/2.png\n../x/3.png\n../x/.4.png\n{}\n", absolute.display());
+    fs_err::write(&list, lines).unwrap();
+    let expected = ["set/.b/2.png", "set/a/1.png", "x/.4.png", "x/3.png", "x/5.png"];
+    let set = open(&list, Split::Train);
+    assert_eq!((names(&set), firsts(&set)), (expected.to_vec(), vec![2, 1, 4, 3, 5]));
+    assert_eq!((set.classes().len(), set.labels().unwrap()), (2, vec![0, 0, 1, 1, 1]));
+    let pattern = root.path().join("{set/.b/2,set/./a/1,set/../x/{.4,3,5}}.png");
+    let same = open(&pattern, Split::Train);
+    assert_eq!((same.samples(), same.fingerprint()), (set.samples(), set.fingerprint()));
+}
+
+#[test]
+fn several_paths_must_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let root = tempfile::tempdir().unwrap();
+    let odd = root.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs_err::create_dir(&odd).unwrap();
+    assert_eq!(as_one_path(std::slice::from_ref(&odd)).unwrap(), odd);
+    let error = as_one_path(&[root.path().to_owned(), odd]).unwrap_err().to_string();
+    assert!(error.contains("UTF-8"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ::tar::EntryType;
 use simclr_data::{DataError, Dataset, Split, dataset::Channels};
 
 use super::{firsts, names, open, png};
@@ -129,4 +130,88 @@ fn tar_images_are_read_from_many_threads() {
             });
         }
     });
+}
+
+#[test]
+fn other_members_are_counted_and_hidden_ones_ignored() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let mut builder = ::tar::Builder::new(fs_err::File::create(&path).unwrap());
+    let image = png(1);
+    let mut add = |kind: EntryType, name: &str, bytes: &[u8]| {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(bytes.len() as u64);
+        match kind {
+            EntryType::Link | EntryType::Symlink => {
+                builder.append_link(&mut header, name, "000.png").unwrap()
+            }
+            _ => builder.append_data(&mut header, name, bytes).unwrap(),
+        }
+    };
+    add(EntryType::Directory, "folder/", b"");
+    add(EntryType::Regular, "000.png", &image);
+    add(EntryType::Regular, "000.cls", b"3");
+    add(EntryType::Regular, "._000.cls", b"\0\xff Mac OS X");
+    add(EntryType::Regular, ".000.json", b"{\"label\": [1]}");
+    add(EntryType::Regular, "000.txt", b"a caption");
+    add(EntryType::Regular, "001.txt", b"a caption");
+    add(EntryType::Regular, "001.cls", &[b'9'; 2000]);
+    add(EntryType::Link, "hard.png", b"");
+    add(EntryType::Symlink, "soft.png", b"");
+    add(EntryType::Symlink, "._soft.png", b"");
+    builder.into_inner().unwrap();
+    let set = open(&path, Split::Train);
+    assert_eq!((names(&set), set.classes()), (vec!["000.png"], &["3".to_owned()][..]));
+    assert_eq!(set.notes(), ["5 files of other kinds are skipped: .txt 2, links 2, .cls 1"]);
+}
+
+#[test]
+fn tars_behind_the_end_mark_are_read_and_other_data_noted() {
+    let root = tempfile::tempdir().unwrap();
+    let [path, other] = ["set.tar", "other.tar"].map(|name| root.path().join(name));
+    tar_of(&path, &[("a/1.png", &png(1))]);
+    tar_of(&other, &[("b/2.png", &png(2))]);
+    let [first, second] = [&path, &other].map(|path| fs_err::read(path).unwrap());
+    let padded = [&first[..], &[0; 8192], &second].concat();
+    fs_err::write(&path, &padded).unwrap();
+    let set = open(&path, Split::Train);
+    assert_eq!((names(&set), firsts(&set)), (vec!["a/1.png", "b/2.png"], vec![1, 2]));
+    assert!(set.notes().is_empty(), "{:?}", set.notes());
+    for rest in [&b"no header"[..], &[b'x'; 2000]] {
+        fs_err::write(&path, [&padded[..], rest].concat()).unwrap();
+        let set = open(&path, Split::Train);
+        let [note] = set.notes() else { panic!("{:?}", set.notes()) };
+        assert!(set.len() == 2 && note.contains("set.tar`: what follows its end mark at byte"), "{note}");
+    }
+    // The second tar without its end mark.
+    fs_err::write(&path, &padded[..padded.len() - 1024]).unwrap();
+    let error = Dataset::open(&path, Split::Train, Channels::Auto).unwrap_err().to_string();
+    assert!(error.contains("no end mark"), "{error}");
+}
+
+/// The key ends at the first dot of the file name.
+#[test]
+fn samples_of_one_key_with_different_labels_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let images = [1, 2].map(png);
+    for (ending, labels) in [("cls", ["1", "2"]), ("json", [r#"{"label": 1}"#, r#"{"label": 2}"#])] {
+        let names = ["a.0", "a.1"].map(|key| format!("{key}.{ending}"));
+        let write = |labels: [&str; 2]| {
+            tar_of(
+                &path,
+                &[
+                    ("a.0.png", &images[0]),
+                    (&names[0], labels[0].as_bytes()),
+                    ("a.1.png", &images[1]),
+                    (&names[1], labels[1].as_bytes()),
+                ],
+            );
+            Dataset::open(&path, Split::Train, Channels::Auto)
+        };
+        let error = write(labels).unwrap_err().to_string();
+        assert!(error.contains("set.tar") && error.contains("`a` has two labels, `1` and `2`"), "{error}");
+        assert_eq!(write([labels[0]; 2]).unwrap().labels(), Some(vec![0, 0]));
+    }
 }

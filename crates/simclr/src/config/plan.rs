@@ -127,6 +127,16 @@ impl RunConfig {
         self.train.view_sizes.iter().map(|&(share, size)| (step(share), size)).collect()
     }
 
+    /// `train.epochs` of a run of `steps` steps on `images` images.
+    pub(crate) fn epochs_of(&self, steps: u64, images: usize) -> f64 {
+        let (steps, images, batch) = (steps as f64, images as f64, self.train.batch as f64);
+        match self.train.step_count {
+            StepCount::FullBatches => steps / (images / batch).floor(),
+            // In the middle of the epochs that round to this number.
+            StepCount::Official => (steps - 0.5) * batch / images,
+        }
+    }
+
     /// Steps of the run and of its warm-up on `images` images.
     fn steps(&self, images: usize) -> (u64, u64) {
         let train = &self.train;
@@ -346,5 +356,24 @@ mod tests {
         assert_eq!(config.steps(50_000), (9700, 9700), "a warm-up longer than the run");
         config.train.epochs = 1e-9;
         assert_eq!(config.steps(50_000), (1, 1));
+    }
+
+    #[test]
+    fn epochs_of_a_number_of_steps_plan_as_many() {
+        let mut config = RunConfig::default();
+        for step_count in [StepCount::FullBatches, StepCount::Official] {
+            config.train.step_count = step_count;
+            for (images, batch) in [(1000, 256), (50_000, 512), (7, 7), (10_001, 128)] {
+                config.train.batch = batch;
+                for steps in [1, 2, 3, 97, 1234, 98_765] {
+                    config.train.epochs = config.epochs_of(steps, images);
+                    assert_eq!(
+                        config.steps(images).0,
+                        steps,
+                        "{step_count:?}, {images} images, batch {batch}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -2,14 +2,17 @@
 //! random-init encoder, raw pixels and chance; then the protocols that train, and other data sets. Newest checkpoint only:
 //! choosing an epoch by test accuracy would be training on the test set.
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
 
 use serde_json::json;
 use simclr_data::Dataset;
 
 use super::{
     context::EvalContext,
-    data::LabelledSet,
+    data::{LabelledSet, list_files},
     features::{DecodableImages, FrozenEncoder, cache, load_encoder_on},
     finetune::{
         protocols::{self, TrainedProtocols},
@@ -58,7 +61,7 @@ pub fn evaluate(
     let controls = random_inits(&encoder, config.random_inits)?;
     let mut set = LabelledSet::open(data, &config.labels, &encoder.decoding(), config.seed)?;
     if config.fresh && run.evaluation().exists() {
-        fs_err::remove_dir_all(run.evaluation())?;
+        discard(run, &set, &config.label_lists)?;
     }
     set.identify(run, observer)?;
     let (cache, before) = (ResultsCache::of(run), encoder.fingerprint());
@@ -95,6 +98,31 @@ pub fn evaluate(
     };
     history::write(run, &results)?;
     Ok(results)
+}
+
+/// Deletes what earlier evaluations of `run` have left, except for `lists`, once these are readable.
+fn discard(run: &RunFolder, set: &LabelledSet, lists: &[PathBuf]) -> Result<(), EvalError> {
+    for list in lists {
+        set.train.listed(list)?;
+    }
+    remove_except(&fs_err::canonicalize(run.evaluation())?, &list_files(lists)?)
+}
+
+/// Deletes everything in `folder` but the files `kept`.
+fn remove_except(folder: &Path, kept: &[PathBuf]) -> Result<(), EvalError> {
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        // A folder that holds one of them, or one of them.
+        let is_kept = kept.iter().any(|file| file.starts_with(&path));
+        match (entry.file_type()?.is_dir(), is_kept) {
+            (true, true) => remove_except(&path, kept)?,
+            (true, false) => fs_err::remove_dir_all(path)?,
+            (false, false) => fs_err::remove_file(path)?,
+            (false, true) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Runs the protocols that train; returns their rows and adds figures to the rows of the transfer sets.
@@ -233,5 +261,5 @@ fn few_labels(rows: &[Row]) -> Vec<String> {
         let draws = same.len();
         Some(format!("{column} ({labels}), the same {draws} draws: fine-tuned {tuned}, linear {mean}{all}"))
     };
-    tuned.by_labels.iter().filter(|cell| cell.share < 1.0).filter_map(note).collect()
+    tuned.by_labels.iter().filter(|cell| !cell.has_all_labels()).filter_map(note).collect()
 }

@@ -28,8 +28,7 @@ pub struct CudaGraphExecutor {
 
 #[derive(Debug)]
 enum State {
-    /// Eager steps so far.
-    WarmUp(usize),
+    WarmUp(WarmUp),
     Captured(Captured),
     /// The capture failed; all further steps are eager.
     Failed,
@@ -37,7 +36,24 @@ enum State {
 
 impl Default for State {
     fn default() -> Self {
-        Self::WarmUp(0)
+        Self::WarmUp(WarmUp::default())
+    }
+}
+
+/// Eager steps so far, and the most images that one of them had.
+#[derive(Debug, Default)]
+struct WarmUp {
+    steps: usize,
+    most_images: usize,
+}
+
+impl WarmUp {
+    /// Whether the step of a batch of `images` images is to be captured: not that of a batch with images that failed to decode, since a
+    /// graph is for its own number of images.
+    fn is_over(&mut self, images: usize) -> bool {
+        self.steps += 1;
+        self.most_images = self.most_images.max(images);
+        self.steps > WARM_UP_STEPS && images == self.most_images
     }
 }
 
@@ -85,10 +101,8 @@ impl CudaGraphExecutor {
         optimizer: &Optimizer,
         (views, counts): (&Tensor, &[usize]),
     ) -> bool {
-        let state = self.by_side.entry(side(views)).or_default();
-        if let State::WarmUp(steps) = state {
-            *steps += 1;
-            if *steps <= WARM_UP_STEPS {
+        if let State::WarmUp(warm_up) = self.by_side.entry(side(views)).or_default() {
+            if !warm_up.is_over(counts.iter().sum()) {
                 return false;
             }
             self.capture(context, optimizer, (views, counts));
@@ -159,7 +173,8 @@ impl Executor for CudaGraphExecutor {
             unreachable!("checked by is_captured")
         };
         captured.views.shallow_clone().copy_(&views);
-        optimizer.set_step_scalars(context.method.params(), id.lr);
+        let scalars = optimizer.set_step_scalars(context.method.params(), id.lr);
+        context.or_abort(scalars.map_err(TrainError::from))?;
         context.or_abort(captured.graph.replay().map_err(TrainError::from))?;
         self.replays += 1;
         Ok(Launched::Unread(captured.output.download(ids.concat(), counts)?))
@@ -264,6 +279,13 @@ mod tests {
     const IMAGES: usize = 6;
     const SIZE: usize = 8;
 
+    #[test]
+    fn batches_with_failed_images_are_not_captured() {
+        let mut warm_up = WarmUp::default();
+        let over = [6, 5, 6, 5, 6, 4].map(|images| warm_up.is_over(images));
+        assert_eq!(over, [false, false, false, false, true, false]);
+    }
+
     /// The images of a rank out of a batch of [`IMAGES`].
     fn batch(step: u64, images: std::ops::Range<usize>) -> Batch {
         let pixels = |view: u64, image: usize| {
@@ -306,7 +328,7 @@ mod tests {
         for step in 0..3 {
             let batch = DeviceBatch::on_host(batch(step, own.clone()), 3, Device::Cpu);
             let output = if launched {
-                optimizer.set_step_scalars(method.params(), 0.1);
+                optimizer.set_step_scalars(method.params(), 0.1).unwrap();
                 let batch = (&batch.views().unwrap(), &counts[..]);
                 let launch = || launch_step(&context, &optimizer, batch).unwrap();
                 // The profiler runs on one thread at a time.

@@ -93,7 +93,7 @@ fn rebuild(path: &Path, bytes: &[u8], device: DeviceChoice) -> Result<Classifier
     let stored = weights::parse(path, bytes)?;
     let classes = stored.metadata(CLASSES).ok_or_else(|| other("not a classifier of `simclr classify`"))?;
     let classes: Vec<String> = serde_json::from_str(classes).map_err(|error| other(&error.to_string()))?;
-    let encoder = encoder::rebuild(path, bytes, &device)?;
+    let encoder = encoder::rebuild(path, bytes, device)?;
     let count = classes.len() as i64;
     let tensor = |name: &str, shape: &[i64]| Ok::<Tensor, EvalError>(stored.tensor(name, shape)?);
     let weight = tensor(WEIGHT, &[count, encoder.feature_dim()])?;

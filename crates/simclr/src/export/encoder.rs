@@ -21,6 +21,7 @@ use crate::{
     head::HeadKind,
     params::load_weights,
     train::RunFolder,
+    weights,
 };
 
 /// Result of [`export_encoder`].
@@ -221,7 +222,9 @@ fn bytes_of(tensor: &Tensor) -> Vec<u8> {
 
 /// Rebuilds the encoder from `bytes` and compares features of a fixed batch.
 fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalError> {
-    let rebuilt = rebuild(out, bytes, &frozen.config().train.device)?;
+    let stored = ForeignTensors::parse(out, bytes)?;
+    // Of a TorchScript encoder, the module that the run has loaded already.
+    let rebuilt = restore(&stored, stored_config(&stored)?, frozen.config().train.device)?;
     let images = fixed_batch(frozen.channels(), frozen.image_size() as i64).to_device(frozen.device());
     let difference = (frozen.forward(&images)? - rebuilt.forward(&images)?).abs().max().double_value(&[]);
     if difference <= TOLERANCE {
@@ -235,30 +238,46 @@ fn verify(frozen: &FrozenEncoder, bytes: &[u8], out: &Path) -> Result<f64, EvalE
 }
 
 /// Loads an encoder that [`export_encoder`] wrote, without its run folder. Features are equal to the run's. It has no head, so h is
-/// its only layer; the module of a TorchScript encoder is read from the path of the run.
+/// its only layer.
 ///
 /// # Errors
-/// A file of another program, or of a version that did not store the configuration; a device that is not available.
+/// A file of another program, or of a version that did not store the configuration; a TorchScript encoder, as its module runs code;
+/// a device that is not available.
 pub fn load_exported(file: &Path) -> Result<FrozenEncoder, EvalError> {
-    rebuild(file, &fs_err::read(file)?, &DeviceChoice::Auto)
+    rebuild(file, &fs_err::read(file)?, DeviceChoice::Auto)
 }
 
-/// Architecture and input transform from the metadata, weights from the tensors.
-pub(super) fn rebuild(file: &Path, bytes: &[u8], device: &DeviceChoice) -> Result<FrozenEncoder, EvalError> {
-    let place = file.display().to_string();
+/// Architecture and input transform from the metadata, weights from the tensors. No code runs.
+pub(super) fn rebuild(file: &Path, bytes: &[u8], device: DeviceChoice) -> Result<FrozenEncoder, EvalError> {
     let stored = ForeignTensors::parse(file, bytes)?;
+    let config = stored_config(&stored)?;
+    weights::refuse_module(file, &config)?;
+    restore(&stored, config, device)
+}
+
+fn stored_config(stored: &ForeignTensors) -> Result<RunConfig, EvalError> {
+    let place = stored.path().display().to_string();
     let missing =
         || other(&place, format!("expected an encoder exported by this version, got no `{CONFIG}` in it"));
     let text = stored.metadata(CONFIG).ok_or_else(missing)?;
-    let mut config: RunConfig = serde_json::from_str(text).map_err(|error| other(&place, error))?;
+    let config: RunConfig = serde_json::from_str(text).map_err(|error| other(&place, error))?;
+    config.validate()?;
+    Ok(config)
+}
+
+fn restore(
+    stored: &ForeignTensors,
+    mut config: RunConfig,
+    device: DeviceChoice,
+) -> Result<FrozenEncoder, EvalError> {
     config.head.kind = HeadKind::None;
-    config.train.device = *device;
+    config.train.device = device;
     let frozen = FrozenEncoder::random_init(&config, config.data.channels as i64, 0)?;
     let own = frozen.model().params.named();
     let own = own.filter_map(|(name, tensor)| Some((name.strip_prefix(PREFIX)?, tensor)));
     load_weights(own, |name, shape| stored.tensor(name, shape))?;
     let number = |key: &str| stored.metadata(key).and_then(|text| text.parse().ok());
-    Ok(frozen.of_file(file, number(STEP).unwrap_or(0), number(TOTAL_STEPS)))
+    Ok(frozen.of_file(stored.path(), number(STEP).unwrap_or(0), number(TOTAL_STEPS)))
 }
 
 /// The part of the configuration that [`rebuild`] needs.

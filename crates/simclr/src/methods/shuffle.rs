@@ -28,6 +28,8 @@ impl Shuffle {
     pub fn set_step(&mut self, step: u64) {
         self.permutation = Key::shuffle(self.seed, step).stream().permutation(self.permutation.len());
         for (tensor, order) in self.full.iter_mut().zip(with_inverse(&self.permutation)) {
+            // From pinned memory: the host does not wait for the device.
+            let order = simclr_shim::upload(&order, tensor.device()).expect("as much memory as before");
             tensor.copy_(&order);
         }
     }
@@ -40,18 +42,17 @@ impl Shuffle {
         }
         let some: Vec<usize> = self.permutation.iter().copied().filter(|&row| row < rows as usize).collect();
         let some = if some.len() as i64 == rows { some } else { (0..rows as usize).collect() };
-        with_inverse(&some).map(|order| order.to_device(self.full[0].device()))
+        with_inverse(&some).map(|order| Tensor::from_slice(&order).to_device(self.full[0].device()))
     }
 }
 
 /// A permutation and its inverse.
-fn with_inverse(order: &[usize]) -> [Tensor; 2] {
+fn with_inverse(order: &[usize]) -> [Vec<i64>; 2] {
     let mut inverse = vec![0; order.len()];
     for (at, &row) in order.iter().enumerate() {
         inverse[row] = at as i64;
     }
-    let order: Vec<i64> = order.iter().map(|&row| row as i64).collect();
-    [Tensor::from_slice(&order), Tensor::from_slice(&inverse)]
+    [order.iter().map(|&row| row as i64).collect(), inverse]
 }
 
 #[cfg(test)]

@@ -212,20 +212,23 @@ impl Optimizer {
     /// If `params` are not those of [`Optimizer::new`].
     pub fn step(&mut self, params: &Params, lr: f64) -> Result<(), ModelError> {
         if kernels_available(params) {
-            self.set_step_scalars(params, lr);
+            self.set_step_scalars(params, lr)?;
             return self.launch_step(params, None);
         }
         self.step_via_aten(params, lr)
     }
 
     /// Writes the scalars of the next step (learning rate, bias corrections) to device memory. Separate from
-    /// [`Optimizer::launch_step`], so that the latter can be captured in a CUDA graph.
-    pub fn set_step_scalars(&mut self, params: &Params, lr: f64) {
+    /// [`Optimizer::launch_step`], so that the latter can be captured in a CUDA graph. Does not wait for the device.
+    ///
+    /// # Errors
+    /// CUDA errors.
+    pub fn set_step_scalars(&mut self, params: &Params, lr: f64) -> Result<(), ModelError> {
         self.steps += 1;
-        let scalars = Tensor::from_slice(&self.rule().step_scalars(lr, self.steps));
-        let stored =
-            self.step_scalars.get_or_insert_with(|| Tensor::zeros([3], (Kind::Double, params.device())));
-        stored.copy_(&scalars);
+        let device = params.device();
+        let scalars = simclr_shim::upload(&self.rule().step_scalars(lr, self.steps), device)?;
+        self.step_scalars.get_or_insert_with(|| Tensor::zeros([3], (Kind::Double, device))).copy_(&scalars);
+        Ok(())
     }
 
     /// [`Optimizer::step`] by the GPU kernels with the scalars of [`Optimizer::set_step_scalars`]. Nothing is updated unless

@@ -82,7 +82,7 @@ pub fn fit(
     let Prepared { dataset, plan, mut method, mut optimizer, initial } =
         all_ok(group, setup::prepare(group, &opened, &config))?;
     let device = method.params().device();
-    let _stream = all_ok(group, setup::stream(&plan, device))?;
+    let _stream = all_ok(group, setup::stream(group, &plan, device))?;
 
     setup::check_ranks_agree(group, &plan)?;
     let resumed = if group.is_first() {
@@ -249,8 +249,7 @@ impl Run<'_> {
 
     /// The online kNN, if it is due after `steps_done` steps.
     fn due_knn(&self, steps_done: u64) -> Option<&OnlineKnn> {
-        let epoch_ends = steps_done.is_multiple_of(self.plan.steps_per_epoch);
-        self.knn.as_ref().filter(|knn| epoch_ends && knn.is_due(steps_done))
+        self.knn.as_ref().filter(|knn| knn.is_due(steps_done))
     }
 
     fn is_checkpoint_due(&self) -> bool {

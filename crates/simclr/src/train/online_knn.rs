@@ -1,5 +1,7 @@
 //! kNN accuracy on held-out training images during a run, as a progress indicator. The test part of the data set is not read.
 
+use std::time::Instant;
+
 use simclr_data::{Dataset, EvalReader, augment::EvalTransform, rng::Key};
 use tch::{Device, Tensor};
 
@@ -15,10 +17,8 @@ const CHUNK: usize = 256;
 
 /// Number of images that all evaluations of a run embed.
 pub(super) fn images(plan: &Plan, dataset: &Dataset) -> usize {
-    OnlineKnn::new(plan, dataset).map_or(0, |knn| {
-        let times = plan.total_steps / knn.every_steps.max(plan.steps_per_epoch);
-        times as usize * (knn.bank.len() + knn.queries.len())
-    })
+    OnlineKnn::new(plan, dataset)
+        .map_or(0, |knn| (plan.total_steps / knn.every_steps) as usize * knn.images())
 }
 
 /// Bank and queries are drawn from the seed of the run.
@@ -58,6 +58,23 @@ impl OnlineKnn {
             threads: plan.data_threads,
             transform: plan.transform(),
         })
+    }
+
+    /// Images of an evaluation.
+    fn images(&self) -> usize {
+        self.bank.len() + self.queries.len()
+    }
+
+    /// Seconds of the evaluations per training step, extrapolated from one chunk of images.
+    ///
+    /// # Errors
+    /// As [`OnlineKnn::accuracy`].
+    pub fn seconds_per_step(&self, model: &Model, dataset: &Dataset) -> Result<f64, TrainError> {
+        let some = &self.bank[..CHUNK.min(self.bank.len())];
+        let start = Instant::now();
+        self.features(model, dataset, some)?;
+        let per_image = start.elapsed().as_secs_f64() / some.len().max(1) as f64;
+        Ok(per_image * self.images() as f64 / self.every_steps as f64)
     }
 
     /// Whether an evaluation is due after `steps` steps.

@@ -323,9 +323,14 @@ pub(super) fn batches(
 }
 
 /// A CUDA stream for this thread if it launches all work: the default stream can neither be captured nor overlap with copies.
-pub(super) fn stream(plan: &Plan, device: Device) -> Result<Option<StreamGuard>, TrainError> {
+/// Not with several ranks and without NCCL, where the gradients' thread reads on the default stream what this thread wrote.
+pub(super) fn stream(
+    group: &ProcessGroup,
+    plan: &Plan,
+    device: Device,
+) -> Result<Option<StreamGuard>, TrainError> {
     simclr_shim::stream::set_deterministic(plan.config.train.deterministic);
     let on_device = Tensor::empty([0], (Kind::Float, device));
-    let single_thread = plan.ranks == 1 && !plan.is_chunked();
-    Ok(single_thread.then(|| StreamGuard::new(&on_device)).transpose()?)
+    let launches_all = (group.count() == 1 || group.has_nccl()) && !plan.is_chunked();
+    Ok(launches_all.then(|| StreamGuard::new(&on_device)).transpose()?)
 }

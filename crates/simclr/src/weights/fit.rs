@@ -34,8 +34,10 @@ const LISTED: usize = 4;
 pub struct Source {
     path: PathBuf,
     stored: ForeignTensors,
-    /// Of the network, if this program wrote the file.
+    /// Of the network, if this program wrote the file and tensors are all of it.
     config: Option<RunConfig>,
+    /// TorchScript module that the file names. It runs code, so that only the user or a run folder may choose it.
+    module: Option<PathBuf>,
 }
 
 /// What [`Source::load_into`] copied.
@@ -66,7 +68,9 @@ impl Source {
         let text = CONFIGS.iter().find_map(|key| stored.metadata(key));
         let parsed = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
         let config = parsed.and_then(|value| RunConfig::deserialize(value).ok());
-        Ok(Self { path: file.to_owned(), stored, config })
+        let module = config.as_ref().and_then(|config| config.encoder.file.clone());
+        let config = config.filter(|_| module.is_none());
+        Ok(Self { path: file.to_owned(), stored, config, module })
     }
 
     /// The checkpoint `file` of a run of `config`.
@@ -74,7 +78,7 @@ impl Source {
     /// # Errors
     /// See [`Source::open`].
     pub fn of_run(file: &Path, config: RunConfig) -> Result<Self, TrainError> {
-        Ok(Self { config: Some(config), ..Self::open(file)? })
+        Ok(Self { config: Some(config), module: None, ..Self::open(file)? })
     }
 
     /// The file.
@@ -189,8 +193,14 @@ impl Source {
                 self.stored.shape(&format!("{prefix}{name}")).filter(|shape| *shape != target.size())?;
             Some(format!("; `{prefix}{name}` has shape {shape:?}, expected {:?}", target.size()))
         });
-        let has = self.stored.names().next().map(|name| format!("; the file has `{name}`, ..."));
-        let detail = differs.or(has).unwrap_or_default();
+        let has = || self.stored.names().next().map(|name| format!("; the file has `{name}`, ..."));
+        let module = self.module.as_ref().map(|module| {
+            format!(
+                "; the file is of the TorchScript module `{}`, which only encoder.file may choose",
+                module.display()
+            )
+        });
+        let detail = module.or(differs).or_else(has).unwrap_or_default();
         let encoder = model.encoder.describe();
         let reason = format!(
             "{fitting} of the {wanted} tensors of the encoder ({encoder}) fit, expected at least half{detail}"

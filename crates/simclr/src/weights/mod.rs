@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub use architecture::{IMAGENET_MEAN, IMAGENET_STD, prefix};
 pub use fit::{Fitted, Source};
 
-use crate::{ModelError, checkpoint::ForeignTensors};
+use crate::{ModelError, RunConfig, checkpoint::ForeignTensors};
 
 /// Weight files of a Hugging Face folder, the first that exists.
 const FOLDER_FILES: [&str; 3] = ["model.safetensors", "pytorch_model.bin", "pytorch_model.pth"];
@@ -56,6 +56,20 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<ForeignTensors, ModelError> {
         other => other,
     });
     stored.map(transformers::renamed)
+}
+
+/// Refuses the `config` that `file` states if its encoder is a TorchScript module: that runs code with the rights of the user, and the
+/// author of the file chose it.
+///
+/// # Errors
+/// [`ModelError::Weights`] with the module.
+pub(crate) fn refuse_module(file: &Path, config: &RunConfig) -> Result<(), ModelError> {
+    let Some(module) = &config.encoder.file else { return Ok(()) };
+    let reason = format!(
+        "its encoder is the TorchScript module `{}`, which would run code with your rights; expected a network of tensors only",
+        module.display()
+    );
+    Err(refused(file, reason))
 }
 
 fn refused(path: &Path, reason: impl std::fmt::Display) -> ModelError {

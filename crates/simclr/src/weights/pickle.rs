@@ -288,20 +288,21 @@ impl<'a> Machine<'a> {
     /// REDUCE of a permitted global.
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let Value::Tuple(items) = self.pickle.values[arguments].clone() else {
+        let Value::Tuple(items) = &self.pickle.values[arguments] else {
             return Err("a call in the pickle has no arguments".into());
         };
+        let first = items.first().copied();
         let value = match self.pickle.values[function] {
             Value::Global("torch._utils _rebuild_tensor_v2") => Value::Tensor(arguments),
             Value::Global("torch._utils _rebuild_parameter") => {
                 // Arguments: the tensor, requires_grad, hooks.
-                let tensor = items.first().map(|id| self.pickle.get(*id));
+                let tensor = first.map(|id| self.pickle.get(id));
                 match tensor {
                     Some(Value::Tensor(arguments)) => Value::Tensor(*arguments),
                     _ => return Err("a parameter in the pickle has no tensor".into()),
                 }
             }
-            Value::Global("collections OrderedDict") => Value::Dict(self.entries(&items)?),
+            Value::Global("collections OrderedDict") => Value::Dict(self.entries(first)?),
             Value::Global("torch Size") => Value::Opaque,
             _ => return Err("the pickle calls something that is no function".into()),
         };
@@ -310,9 +311,9 @@ impl<'a> Machine<'a> {
     }
 
     /// Entries of `OrderedDict([[key, value], ...])`; none of `OrderedDict()`.
-    fn entries(&mut self, arguments: &[Id]) -> Result<Vec<(Id, Id)>, String> {
-        let Some(list) = arguments.first() else { return Ok(Vec::new()) };
-        let Value::List(items) = &self.pickle.values[*list] else {
+    fn entries(&mut self, list: Option<Id>) -> Result<Vec<(Id, Id)>, String> {
+        let Some(list) = list else { return Ok(Vec::new()) };
+        let Value::List(items) = &self.pickle.values[list] else {
             return Err("an OrderedDict in the pickle is not made from a list".into());
         };
         let pair = |item: &Id| match &self.pickle.values[*item] {

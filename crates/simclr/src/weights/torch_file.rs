@@ -22,6 +22,14 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 const LEADING_PICKLES: usize = 3;
 /// Containers within containers, at most.
 const MAX_DEPTH: usize = 8;
+/// Dimensions of a tensor, at most; libtorch itself has no more in most operations.
+const MAX_DIMENSIONS: usize = 64;
+/// Bytes of a key, at most.
+const LONGEST_KEY: usize = 1024;
+/// Bytes of all names for each byte of the file, at most: a file may refer to one key or tensor many times.
+const NAMES: usize = 4;
+/// Bytes that a name counts besides its text, for the value that it names.
+const ENTRY: usize = 64;
 
 /// The tensors of the file contents `bytes` by name.
 ///
@@ -71,7 +79,7 @@ impl<'a> Archive<'a> {
             return Err("its numbers are big-endian".into());
         }
         let pickle = Pickle::parse(self.entry("data.pkl")?)?;
-        let named = flatten(&pickle);
+        let named = flatten(&pickle, self.bytes.len())?;
         let mut storages = HashMap::new();
         for (_, layout) in layouts(&pickle, &named)? {
             if let Entry::Vacant(place) = storages.entry(layout.storage) {
@@ -98,8 +106,8 @@ fn sequence(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
         next()?;
     }
     let (pickle, keys) = (next()?, next()?);
-    let named = flatten(&pickle);
-    let sizes: HashMap<String, usize> = layouts(&pickle, &named)?
+    let named = flatten(&pickle, bytes.len())?;
+    let sizes: HashMap<&str, usize> = layouts(&pickle, &named)?
         .into_iter()
         .map(|(_, layout)| (layout.storage, layout.kind.elt_size_in_bytes()))
         .collect();
@@ -111,58 +119,74 @@ fn sequence(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
         let (count, after) = rest.split_at_checked(8).ok_or_else(truncated)?;
         let count = u64::from_le_bytes(count.try_into().expect("eight bytes"));
         // The type of a storage that no tensor uses is unknown, and so is the place of those behind it.
-        let Some(size) = sizes.get(key) else { return Err(format!("storage `{key}` belongs to no tensor")) };
+        let Some(size) = sizes.get(&key[..]) else {
+            return Err(format!("storage `{key}` belongs to no tensor"));
+        };
         let length = usize::try_from(count).ok().and_then(|count| count.checked_mul(*size));
         let (data, after) = length.and_then(|length| after.split_at_checked(length)).ok_or_else(truncated)?;
-        storages.insert(key.clone(), data);
+        storages.insert(&key[..], data);
         rest = after;
     }
     read(&pickle, &named, &storages, bytes.len())
 }
 
-/// Names and values of all tensors, each container once.
-fn flatten(pickle: &Pickle) -> Vec<(String, Id)> {
+/// Names and values of all tensors of a file of `length` bytes, each container once.
+fn flatten(pickle: &Pickle, length: usize) -> Result<Vec<(String, Id)>, String> {
+    let mut left = length.saturating_mul(NAMES);
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     let mut open = vec![(String::new(), pickle.root, 0)];
     while let Some((name, id, depth)) = open.pop() {
-        let mut add = |key: String, id: Id| {
-            if depth < MAX_DEPTH {
-                let dot = if name.is_empty() { "" } else { "." };
-                open.push((format!("{name}{dot}{key}"), id, depth + 1));
+        let mut add = |key: &str, id: Id| -> Result<(), String> {
+            if depth == MAX_DEPTH || !may_hold_tensors(pickle.get(id)) {
+                return Ok(());
             }
+            if key.len() > LONGEST_KEY {
+                return Err(format!("it has a key of {} bytes, expected at most {LONGEST_KEY}", key.len()));
+            }
+            let dot = if name.is_empty() { "" } else { "." };
+            let name = format!("{name}{dot}{key}");
+            left = left.checked_sub(name.len() + ENTRY).ok_or("its names are far longer than the file")?;
+            open.push((name, id, depth + 1));
+            Ok(())
         };
         match pickle.get(id) {
             Value::Tensor(arguments) => found.push((name, *arguments)),
             Value::Dict(entries) if seen.insert(id) => {
                 for (key, value) in entries {
                     match pickle.get(*key) {
-                        Value::Text(key) => add(key.clone(), *value),
-                        Value::Int(key) => add(key.to_string(), *value),
+                        Value::Text(key) => add(key, *value)?,
+                        Value::Int(key) => add(&key.to_string(), *value)?,
                         _ => {}
                     }
                 }
             }
             Value::List(items) | Value::Tuple(items) if seen.insert(id) => {
-                items.iter().enumerate().for_each(|(at, item)| add(at.to_string(), *item));
+                for (at, item) in items.iter().enumerate() {
+                    add(&at.to_string(), *item)?;
+                }
             }
             _ => {}
         }
     }
-    found
+    Ok(found)
+}
+
+fn may_hold_tensors(value: &Value) -> bool {
+    matches!(value, Value::Tensor(_) | Value::Dict(_) | Value::List(_) | Value::Tuple(_))
 }
 
 /// Place of a tensor in its storage, in elements.
-struct Layout {
-    storage: String,
+struct Layout<'p> {
+    storage: &'p str,
     kind: Kind,
     offset: usize,
     size: Vec<i64>,
     stride: Vec<i64>,
 }
 
-fn layouts<'n>(pickle: &Pickle, named: &'n [(String, Id)]) -> Result<Vec<(&'n str, Layout)>, String> {
-    let layout = |(name, arguments): &'n (String, Id)| {
+fn layouts<'p>(pickle: &'p Pickle, named: &'p [(String, Id)]) -> Result<Vec<(&'p str, Layout<'p>)>, String> {
+    let layout = |(name, arguments): &'p (String, Id)| {
         let layout = layout(pickle, *arguments).ok_or_else(|| format!("tensor `{name}` has an unusual form"));
         Ok((name.as_str(), layout?))
     };
@@ -170,7 +194,7 @@ fn layouts<'n>(pickle: &Pickle, named: &'n [(String, Id)]) -> Result<Vec<(&'n st
 }
 
 /// From the arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, requires_grad, hooks.
-fn layout(pickle: &Pickle, arguments: Id) -> Option<Layout> {
+fn layout(pickle: &Pickle, arguments: Id) -> Option<Layout<'_>> {
     let Value::Tuple(arguments) = pickle.get(arguments) else { return None };
     let [storage, offset, size, stride, ..] = arguments[..] else { return None };
     let Value::Storage(id) = pickle.get(storage) else { return None };
@@ -180,11 +204,13 @@ fn layout(pickle: &Pickle, arguments: Id) -> Option<Layout> {
     let (Value::Global(kind), Value::Text(key)) = (pickle.get(kind), pickle.get(key)) else { return None };
     let Value::Int(offset) = pickle.get(offset) else { return None };
     let numbers = |id: Id| match pickle.get(id) {
-        Value::Tuple(items) => items.iter().map(|item| not_negative(pickle.get(*item))).collect(),
+        Value::Tuple(items) if items.len() <= MAX_DIMENSIONS => {
+            items.iter().map(|item| not_negative(pickle.get(*item))).collect()
+        }
         _ => None,
     };
     Some(Layout {
-        storage: key.clone(),
+        storage: key,
         kind: kind_of(kind)?,
         offset: usize::try_from(*offset).ok()?,
         size: numbers(size)?,
@@ -219,14 +245,14 @@ fn kind_of(global: &str) -> Option<Kind> {
 fn read(
     pickle: &Pickle,
     named: &[(String, Id)],
-    storages: &HashMap<String, &[u8]>,
+    storages: &HashMap<&str, &[u8]>,
     limit: usize,
 ) -> Result<BTreeMap<String, Tensor>, String> {
     const SHARING: usize = 4;
     let mut left = limit.saturating_mul(SHARING);
     let mut tensors = BTreeMap::new();
     for (name, layout) in layouts(pickle, named)? {
-        let storage = storages.get(&layout.storage).copied();
+        let storage = storages.get(layout.storage).copied();
         let tensor = storage.and_then(|storage| layout.read(storage, &mut left));
         let tensor = tensor.ok_or_else(|| format!("tensor `{name}` does not fit into its storage"))?;
         tensors.insert(name.to_owned(), tensor);
@@ -234,7 +260,7 @@ fn read(
     Ok(tensors)
 }
 
-impl Layout {
+impl Layout<'_> {
     /// `None` if the tensor reaches beyond `storage`, is larger than it, or exceeds the bytes that are `left`.
     fn read(&self, storage: &[u8], left: &mut usize) -> Option<Tensor> {
         let bytes = self.kind.elt_size_in_bytes();
@@ -245,7 +271,7 @@ impl Layout {
         }
         *left = left.checked_sub(taken)?;
         if count == 0 {
-            return Some(Tensor::zeros(&self.size, (self.kind, tch::Device::Cpu)));
+            return Tensor::f_zeros(&self.size, (self.kind, tch::Device::Cpu)).ok();
         }
         // Elements from the first to the last one of the tensor.
         let steps = self.size.iter().zip(&self.stride);

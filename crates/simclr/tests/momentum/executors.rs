@@ -79,7 +79,7 @@ fn a_launched_step_equals_the_eager_step() {
                 let part = batches(step, 12, None).remove(0);
                 let views = DeviceBatch::on_host(part, 3, Device::Cpu).views().unwrap();
                 method.before_step(step);
-                optimizer.set_step_scalars(method.params(), 0.05);
+                optimizer.set_step_scalars(method.params(), 0.05).unwrap();
                 let context =
                     StepContext { method: &*method, norm, group: &group, gradients: &gradients, seed: 0 };
                 let (launched, names) =

@@ -135,6 +135,23 @@ fn same_tensors(a: &Checkpoint, b: &Checkpoint) {
     }
 }
 
+#[test]
+fn online_knn_is_due_at_fractions_of_epochs() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = image_folder(temp.path(), 64, true);
+    for (every, steps) in [("0.5", &[1, 3, 5, 7][..]), ("1", &[3, 7]), ("1.5", &[5])] {
+        let folder = RunFolder::create(&temp.path().join(every)).unwrap();
+        finish(&config(&["train.epochs=2", &format!("train.knn_every={every}")]), &data, &folder);
+        let lines = fs_err::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let found: Vec<u64> = lines
+            .filter(|line| line.get("online_knn").is_some())
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect();
+        assert_eq!(found, steps, "every {every} epochs of 4 steps");
+    }
+}
+
 /// After one step from 0 the running mean is the momentum times the mean of the batch, whole or in chunks.
 #[test]
 fn running_statistics_use_the_configured_momentum() {

@@ -46,6 +46,10 @@ pub fn stored(column: &ArrayRef) -> Result<Vec<Option<Label>>, String> {
         DataType::UInt64 => numbers::<UInt64Type>(column),
         DataType::Dictionary(..) => {
             let column = column.as_any_dictionary();
+            // All rows are null; `normalized_keys` would panic.
+            if column.values().is_empty() {
+                return Ok(vec![None; column.len()]);
+            }
             let values = stored(column.values())?;
             let keys = column.normalized_keys().into_iter().enumerate();
             keys.map(|(row, key)| values.get(key).filter(|_| !column.is_null(row)).cloned().flatten())
@@ -75,4 +79,22 @@ pub fn hub_class_names(text: &str, label: &str) -> Option<Vec<String>> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     let names = value.get("info")?.get("features")?.get(label)?.get("names")?.as_array()?;
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{DictionaryArray, types::Int16Type};
+
+    use super::*;
+
+    #[test]
+    fn rows_of_an_empty_dictionary_have_no_label() {
+        let nothing: DictionaryArray<Int16Type> = [None::<&str>, None].into_iter().collect();
+        assert!(nothing.values().is_empty());
+        let column: ArrayRef = Arc::new(nothing);
+        let found = stored(&column).unwrap();
+        assert!(found.len() == 2 && found.iter().all(Option::is_none), "{found:?}");
+    }
 }

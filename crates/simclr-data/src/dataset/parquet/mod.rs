@@ -8,7 +8,7 @@
 mod file;
 pub(super) mod labels;
 
-use std::{borrow::Cow, path::PathBuf};
+use std::{borrow::Cow, collections::HashSet, path::PathBuf};
 
 use bytes::Bytes;
 
@@ -29,7 +29,7 @@ fn open_keeping(paths: &[PathBuf], split: Split, keep_bytes: u64) -> Result<Open
     // Labels of all files, so that all splits number the classes alike.
     let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>, _>>()?;
     let classes = classes(&files)?;
-    let wanted = splits::shards_of(paths, split);
+    let wanted: HashSet<PathBuf> = splits::shards_of(paths, split).into_iter().collect();
     let files: Vec<_> = files.into_iter().filter(|file| wanted.contains(&file.path)).collect();
     let first_note = files.iter().find_map(|file| file.note.clone()).filter(|_| split == Split::Train);
     let mut samples = Vec::new();
@@ -84,6 +84,7 @@ fn classes(files: &[File]) -> Result<ClassNames, DataError> {
         }
         return Ok(ClassNames::numbered(file.class_names.clone()));
     }
+    check_one_kind(files)?;
     let texts = files.iter().flat_map(|file| file.labels.iter().flatten()).filter_map(|label| match label {
         Label::Text(text) => Some(text.clone()),
         Label::Number(_) => None,
@@ -91,6 +92,23 @@ fn classes(files: &[File]) -> Result<ClassNames, DataError> {
     let texts = ClassNames::sorted(texts);
     let numbered = || ClassNames::numbered((0..numbers).map(|class| class.to_string()).collect());
     Ok(if texts.names.is_empty() { numbered() } else { texts })
+}
+
+/// # Errors
+/// Numbers in one file and texts in another: without names of the numbers they denote no common classes.
+fn check_one_kind(files: &[File]) -> Result<(), DataError> {
+    let first = |is_kind: fn(&Label) -> bool| {
+        files.iter().find(|file| file.labels.iter().flatten().any(is_kind)).map(|file| &file.path)
+    };
+    let number = first(|label| matches!(label, Label::Number(0..)));
+    let text = first(|label| matches!(label, Label::Text(_)));
+    match (number, text) {
+        (Some(number), Some(text)) => {
+            let expected = format!("expected integers, as in `{}`", number.display());
+            Err(DataError::format(text, format!("its labels are texts or booleans, {expected}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Memory {

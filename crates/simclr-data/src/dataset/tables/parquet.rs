@@ -9,8 +9,13 @@ use super::{
     super::parquet::labels::{self, Label},
     Row, Table, Unusable, places,
 };
+use crate::guard::guarded;
 
 pub fn read(path: &Path, images: &[&str]) -> Result<Table, Unusable> {
+    guarded(|| parse(path, images), Unusable::Damaged)
+}
+
+fn parse(path: &Path, images: &[&str]) -> Result<Table, Unusable> {
     let damaged = |error: &dyn std::fmt::Display| Unusable::Damaged(error.to_string());
     let file = fs_err::File::open(path).map_err(|error| damaged(&error))?.into_parts().0;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file);

@@ -1,5 +1,12 @@
 //! Accepted tables, and refused ones with the line of the error.
 
+use std::sync::Arc;
+
+use ::parquet::{
+    arrow::ArrowWriter,
+    file::metadata::{ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter},
+};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use proptest::prelude::*;
 
 use super::*;
@@ -58,6 +65,33 @@ fn errors_name_the_columns_or_the_line() {
         let reason = error.reason();
         assert!(reason.contains(part), "{text:?}: {reason}");
     }
+}
+
+/// A second footer behind a valid file, which readers take instead of the first, with a column that begins before the file.
+#[test]
+fn a_table_on_which_the_parser_panics_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    let column = |text: &str| Arc::new(StringArray::from_iter_values([text])) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("path", column("1.png")), ("label", column("cat"))]).unwrap();
+    let file = fs_err::File::create(&path).unwrap().into_file();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    assert_eq!(Table::read(&path, &ANY).unwrap().rows.len(), 1);
+    let file = fs_err::File::open(&path).unwrap().into_file();
+    let footer = ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
+    let group = footer.row_group(0);
+    let first = group.column(0).clone().into_builder().set_dictionary_page_offset(None);
+    let first = first.set_data_page_offset(-4).build().unwrap();
+    let columns = vec![first, group.column(1).clone()];
+    let group = group.clone().into_builder().set_column_metadata(columns).build().unwrap();
+    let footer =
+        ParquetMetaDataBuilder::new(footer.file_metadata().clone()).set_row_groups(vec![group]).build();
+    let mut appended = fs_err::OpenOptions::new().append(true).open(&path).unwrap();
+    ParquetMetaDataWriter::new(&mut appended, &footer).finish().unwrap();
+    let Err(Unusable::Damaged(reason)) = Table::read(&path, &ANY) else { panic!("accepted") };
+    assert!(reason.contains("its parser failed"), "{reason}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl GroundTruth {
         Predictions::new(&predicted, &predicted.where_self(&right, &self.labels))
     }
 
-    /// NaN if no class has images.
+    /// Of logits `decision` `[n, K]`; NaN if no class has images.
     pub(crate) fn metric(&self, decision: &Tensor, metric: Metric) -> f64 {
         let mean_of_present = |values: Vec<f64>| {
             let values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
@@ -123,9 +123,12 @@ impl GroundTruth {
         match metric {
             Metric::Top1 => knn::accuracy(&decision.argmax(1, false), &self.labels),
             Metric::MeanPerClass => mean_of_present(self.per_class(decision)),
-            Metric::Map11 => mean_of_present(
-                (0..self.classes).map(|class| self.average_precision(decision, class)).collect(),
-            ),
+            Metric::Map11 => {
+                // Images are ranked by probability: logits of different images are not comparable.
+                let ranking = decision.log_softmax(1, Kind::Double);
+                let precision = |class| self.average_precision(&ranking, class);
+                mean_of_present((0..self.classes).map(precision).collect())
+            }
         }
     }
 
@@ -176,6 +179,17 @@ mod tests {
         assert!((eleven_points(&[true, false, true]) - (6.0 + 5.0 * 2.0 / 3.0) / 11.0).abs() < 1e-12);
         // Precision 1/2 at recall 1 counts for all levels.
         assert!((eleven_points(&[false, true]) - 0.5).abs() < 1e-12);
+    }
+
+    /// The second image has the larger logits, the first one the larger probability of its only class.
+    #[test]
+    fn mean_average_precision_ranks_by_probability() {
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let truth = GroundTruth { holds: labels.one_hot(2).to_kind(Kind::Bool), labels, classes: 2 };
+        let logits = Tensor::from_slice(&[1.0f64, 0.0, 5.0, 6.0]).view([2, 2]);
+        assert_eq!(truth.metric(&logits, Metric::Map11), 1.0);
+        let shifted = &logits + Tensor::from_slice(&[20.0f64, -20.0]).view([2, 1]);
+        assert_eq!(truth.metric(&shifted, Metric::Map11), 1.0);
     }
 
     /// Nine images of class 0, one of class 1, everything called 0: top-1 and the mean over classes differ.

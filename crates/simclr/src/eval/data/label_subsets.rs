@@ -1,7 +1,9 @@
 //! Labelled images of each column of the table (a fraction of the labels, or labels per class): class-balanced subsets drawn
 //! by seed, or given as lists of names. All protocols use the same subsets.
 
-use simclr_data::Dataset;
+use std::path::PathBuf;
+
+use simclr_data::{Dataset, output};
 
 use super::{labelled_set::LabelledSet, splits};
 use crate::{
@@ -89,7 +91,7 @@ impl LabelSubsets {
             let mut listed = set.train.listed(list)?;
             listed.retain(|index| usable.binary_search(index).is_ok());
             let fraction = listed.len() as f64 / usable.len() as f64;
-            let few = columns.iter_mut().filter(|column| column.fraction < 1.0);
+            let few = columns.iter_mut().filter(|column| !column.has_all_labels());
             let distance = |column: &Column| (column.fraction / fraction).ln().abs();
             let nearest = few.min_by(|a, b| distance(a).total_cmp(&distance(b)));
             let (Some(column), false) = (nearest, listed.is_empty()) else {
@@ -105,18 +107,29 @@ impl LabelSubsets {
     }
 
     /// Writes `evaluation/labels/NAME-DRAW.txt` of each column with fewer than all labels: one name a line, the format of
-    /// `label_lists`.
-    pub(crate) fn write(&self, run: &RunFolder, set: &Dataset) -> Result<(), EvalError> {
-        let folder = run.evaluation().join("labels");
+    /// `label_lists`. A file that is one of `lists` stays as it is.
+    pub(crate) fn write(&self, run: &RunFolder, set: &Dataset, lists: &[PathBuf]) -> Result<(), EvalError> {
+        let (folder, given) = (run.evaluation().join("labels"), list_files(lists)?);
         fs_err::create_dir_all(&folder)?;
-        for column in self.columns.iter().filter(|column| column.fraction < 1.0) {
+        for column in self.columns.iter().filter(|column| !column.has_all_labels()) {
             for (draw, subset) in column.subsets.iter().enumerate() {
                 let file = folder.join(format!("{}-{draw}.txt", column.name()));
-                write_atomically(&file, name_lines(set, subset).as_bytes())?;
+                if !given.contains(&output::resolved(&file)?) {
+                    write_atomically(&file, name_lines(set, subset).as_bytes())?;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// The files of `lists`, absolute: the paths as given, and those that they link to.
+pub(crate) fn list_files(lists: &[PathBuf]) -> Result<Vec<PathBuf>, EvalError> {
+    let mut files = Vec::new();
+    for list in lists {
+        files.extend([output::resolved(list)?, fs_err::canonicalize(list)?]);
+    }
+    Ok(files)
 }
 
 /// Names of the images `indices`, one a line.

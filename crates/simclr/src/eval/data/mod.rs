@@ -7,5 +7,5 @@ mod labelled_set; // path -> labelled training and test part
 pub mod splits; // labels -> hold-outs, folds, subsets
 
 pub(crate) use image_labels::{GroundTruth, ImageLabels};
-pub(crate) use label_subsets::{Column, LabelSubsets, name_lines};
+pub(crate) use label_subsets::{Column, LabelSubsets, list_files, name_lines};
 pub(crate) use labelled_set::{LabelledSet, checksum};

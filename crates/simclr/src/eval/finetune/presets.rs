@@ -201,6 +201,8 @@ fn with_labels(run: &RunConfig) -> RunConfig {
     if config.train.batch_norm == BatchNormScope::ChunkShuffled {
         config.train.batch_norm = BatchNormScope::Chunk;
     }
+    // Batches may be smaller than pretraining's groups, and crops have `train.image_size` as stated.
+    (config.train.batch_norm_groups, config.train.view_sizes) = (1, Vec::new());
     config
 }
 
@@ -233,6 +235,23 @@ mod tests {
             |images| transfer(&RunConfig::default(), None, (1, 256), images).train.batch_norm_momentum;
         assert_eq!(momentum(1880), MOMENTUM);
         assert!((momentum(50_000) - 10.0 / 195.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn groups_and_view_sizes_of_pretraining_are_not_inherited() {
+        let mut run = RunConfig::default();
+        (run.train.batch_norm_groups, run.train.view_sizes) = (16, vec![(0.0, 24), (0.5, 32)]);
+        let length = Length { epochs: None, batch: BATCH };
+        let labelled = [
+            finetune(&run, None, (FinetuneRecipe::V1, 0), (0.01, 40), length),
+            linear(&run, None, OptimKind::Sgd, 40, length),
+            transfer(&run, None, (100, 256), 20),
+            supervised(&run, 20),
+        ];
+        for config in labelled {
+            config.validate().unwrap();
+            assert_eq!((config.train.batch_norm_groups, &config.train.view_sizes[..]), (1, &[][..]));
+        }
     }
 
     /// README of google-research/simclr: --optimizer=lars --learning_rate=0.005 --learning_rate_scaling=sqrt --weight_decay=0

@@ -65,7 +65,7 @@ impl<'p> TrainedProtocols<'p, '_, '_> {
         let linear = seeds + self.linear_grid().trainings(all);
         let grid = self.finetune_grid();
         let column = |column: &Column| {
-            let finals = if column.fraction < 1.0 { 1 } else { seeds };
+            let finals = if column.has_all_labels() { seeds } else { 1 };
             let subsets = self.finetune_subsets(column).iter();
             subsets.map(|subset| finals + grid.trainings(subset.len())).sum::<usize>()
         };
@@ -201,7 +201,7 @@ impl<'p> TrainedProtocols<'p, '_, '_> {
         config: &dyn Fn(&Self, usize) -> RunConfig,
     ) -> Result<Cell, EvalError> {
         let grid = self.finetune_grid();
-        if column.fraction >= 1.0 {
+        if column.has_all_labels() {
             let config = config(self, self.images.train.len());
             return self.cell_with_all_labels(&format!("{name}-0"), &config, &grid);
         }

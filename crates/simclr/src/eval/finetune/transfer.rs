@@ -4,7 +4,7 @@
 
 use serde_json::json;
 use simclr_data::{Dataset, dataset::Labels};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     grid::{Candidate, Grid, short_number},
@@ -216,10 +216,8 @@ impl<'a> TransferImages<'a> {
         let row = |index: &usize| indices.binary_search(index).expect("all read images have a row");
         let rows: Vec<usize> = read.iter().map(row).collect();
         let truth = labels.truth(&rows, self.set.train.classes().len());
-        // mAP ranks images by probability: logits of different images are not comparable.
-        let decision = logits.log_softmax(1, Kind::Double);
-        let value = truth.metric(&decision, self.source.metric);
-        Figure { predictions: Some(truth.predictions(&decision)), ..Figure::of(value) }
+        let value = truth.metric(logits, self.source.metric);
+        Figure { predictions: Some(truth.predictions(logits)), ..Figure::of(value) }
     }
 }
 

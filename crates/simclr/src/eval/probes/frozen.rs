@@ -55,7 +55,7 @@ impl<'c, 'a> FrozenEvaluator<'c, 'a> {
     pub(crate) fn run(mut self) -> Result<FrozenResults, EvalError> {
         let images = self.decodable_images()?;
         let subsets = LabelSubsets::of(self.set, &images.train, self.context.config)?;
-        subsets.write(self.context.run, &self.set.train)?;
+        subsets.write(self.context.run, &self.set.train, &self.context.config.label_lists)?;
         let mut rows = Vec::new();
         for source in feature_sets(self.context)? {
             let mut row = RowBuilder { evaluator: &mut self, images: &images, source: &source, loaded: None };
@@ -273,7 +273,9 @@ impl RowBuilder<'_, '_, '_> {
         };
         let keys: Vec<FigureKey> = column.subsets.iter().enumerate().map(key).collect();
         let cache = self.evaluator.context.cache;
-        let mut figures: Vec<Option<Figure>> = keys.iter().map(|key| cache.figure(key)).collect();
+        // Earlier versions stored figures without a lambda if no label could be held out.
+        let cached = |key: &FigureKey| cache.figure(key).filter(|figure| figure.lambda.is_some());
+        let mut figures: Vec<Option<Figure>> = keys.iter().map(cached).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|&draw| figures[draw].is_none()).collect();
         if !missing.is_empty() {
             let subsets: Vec<&[usize]> = missing.iter().map(|&draw| &column.subsets[draw][..]).collect();
@@ -304,7 +306,8 @@ impl RowBuilder<'_, '_, '_> {
 /// The figure of a classifier on the test images.
 fn figure_of_fit(fit: &LinearFit, test: &Tensor, truth: &Tensor) -> Figure {
     let scores = fit.classifier.decision(test).to_device(Device::Cpu);
-    let how = format!("{} after {} iterations", fit.minimum.stop.describe(), fit.minimum.iterations);
+    let untuned = if fit.is_unscored() { "; no label could be held out: the largest lambda" } else { "" };
+    let how = format!("{} after {} iterations{untuned}", fit.minimum.stop.describe(), fit.minimum.iterations);
     Figure { lambda: Some(fit.lambda), how, ..figure_of_scores(&scores, truth) }
 }
 

@@ -64,16 +64,23 @@ pub struct LinearFit {
     pub classifier: LinearClassifier,
     /// Regularisation used.
     pub lambda: f64,
-    /// (lambda, score on held-out training images), from large to small; empty for a given lambda.
+    /// (lambda, score on held-out training images), from large to small; empty for a given lambda. NaN without such images.
     pub sweep: Vec<(f64, f64)>,
     /// End of the solver: objective, gradient, iterations.
     pub minimum: Minimum,
 }
 
+impl LinearFit {
+    /// Whether no candidate has a score, so that lambda is the largest one.
+    pub(crate) fn is_unscored(&self) -> bool {
+        !self.sweep.is_empty() && self.sweep.iter().all(|(_, score)| !score.is_finite())
+    }
+}
+
 /// Fits on all of `features` `[n, F]` and `labels` `[n]` (i64 in `0..classes`), lambda chosen inside them.
 ///
-/// From 1000 labels on by a stratified hold-out of 20 %, below by 5 stratified folds. The candidate with the highest held-out
-/// accuracy is used, of equal ones the largest lambda.
+/// From 1000 labels on by a stratified hold-out of 20 %, below, or if that holds nothing out, by 5 stratified folds. The candidate
+/// with the highest held-out accuracy is used, of equal ones the largest lambda; the largest one if nothing can be held out.
 ///
 /// # Panics
 /// If there are no candidates, no images, or labels out of range.
@@ -167,7 +174,8 @@ impl Fitting<'_> {
         let sweeps = self.sweeps(tasks);
         // Scores that differ by rounding only count as equal.
         let better = |best: (f64, f64), next: &(f64, f64)| if next.1 > best.1 + 1e-12 { *next } else { best };
-        let best = |sweep: &Vec<(f64, f64)>| sweep.iter().fold((f64::NAN, f64::NEG_INFINITY), better).0;
+        // No NaN is better than the start: without scores the largest lambda stays.
+        let best = |sweep: &Vec<(f64, f64)>| sweep.iter().fold((sweep[0].0, f64::NEG_INFINITY), better).0;
         let lambdas: Vec<f64> = sweeps.iter().map(best).collect();
         let sets = self.sets_per_batch(tasks.iter().map(|task| task.rows.len()));
         let groups = tasks.chunks(sets).zip(lambdas.chunks(sets));
@@ -204,7 +212,8 @@ impl Fitting<'_> {
             .enumerate()
             .flat_map(|(task, of)| of.parts.iter().map(move |part| (task, part)))
             .collect();
-        let mut figures = vec![vec![0.0; lambdas.len()]; tasks.len()];
+        let before = |task: &Task| if task.parts.is_empty() { f64::NAN } else { 0.0 };
+        let mut figures: Vec<_> = tasks.iter().map(|task| vec![before(task); lambdas.len()]).collect();
         let sets = self.sets_per_batch(parts.iter().map(|(_, (fit, _))| fit.len()));
         for group in parts.chunks(sets) {
             let of: Vec<&Parts> = group.iter().map(|(_, part)| *part).collect();
@@ -313,11 +322,12 @@ fn tuning_parts(labels: &[i64], classes: usize, options: &LinearOptions) -> Vec<
         (0..labels.len()).collect()
     };
     let chosen: Vec<i64> = all.iter().map(|&i| labels[i]).collect();
-    let parts = if chosen.len() < options.folds_below {
-        splits::folds(&chosen, classes, FOLDS, options.seed)
-    } else {
-        vec![splits::hold_out(&chosen, classes, HOLD_OUT, options.seed)]
-    };
+    // With at most two images of each class, a fifth of them rounds to none.
+    let hold_out = (chosen.len() >= options.folds_below)
+        .then(|| splits::hold_out(&chosen, classes, HOLD_OUT, options.seed))
+        .filter(|(_, held)| !held.is_empty());
+    let parts = hold_out
+        .map_or_else(|| splits::folds(&chosen, classes, FOLDS, options.seed), |hold_out| vec![hold_out]);
     let positions = |part: Vec<usize>| part.into_iter().map(|i| all[i] as i64).collect();
     parts.into_iter().map(|(fit, validate)| (positions(fit), positions(validate))).collect()
 }
@@ -395,6 +405,32 @@ mod tests {
         assert_eq!((few.len(), few[0].1.len()), (5, 60));
         let many = tuning_parts(&[0, 1].repeat(10_000), 2, &options);
         assert_eq!((many[0].0.len(), many[0].1.len()), (8000, 2000));
+    }
+
+    /// A fifth of two images per class rounds to none.
+    #[test]
+    fn folds_replace_a_hold_out_of_nothing() {
+        let pairs: Vec<i64> = (0..1000).map(|at| at / 2).collect();
+        let parts = tuning_parts(&pairs, 500, &LinearOptions::default());
+        assert_eq!((parts.len(), parts[0].1.len()), (FOLDS, 200));
+        let options = LinearOptions { folds_below: 0, ..LinearOptions::default() };
+        let (x, y) = clusters(6, 7);
+        let fit = super::fit(&x, &y, 3, &options);
+        assert!(fit.lambda.is_finite() && fit.sweep.iter().all(|(_, score)| score.is_finite()), "{fit:?}");
+        assert!(!fit.is_unscored());
+    }
+
+    #[test]
+    fn without_a_score_the_largest_lambda_is_used() {
+        let (x, y) = clusters(60, 8);
+        let options = LinearOptions::default();
+        let rows = (0..60).collect::<Vec<i64>>();
+        let empty = fit_by((&x, &y, 3), &[(rows, Vec::new())], &|_, _| f64::NAN, &options);
+        let one = super::fit(&x.narrow(0, 0, 1), &y.narrow(0, 0, 1), 3, &options);
+        for fit in [empty, one] {
+            assert!(fit.is_unscored(), "{:?}", fit.sweep);
+            assert!((fit.lambda / 100.0 - 1.0).abs() < 1e-12, "{}", fit.lambda);
+        }
     }
 
     #[test]

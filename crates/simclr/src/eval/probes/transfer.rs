@@ -83,6 +83,11 @@ impl TransferProbe<'_, '_> {
         let encoder = self.context.encoder;
         let control = self.context.controls.first().map(FrozenEncoder::fingerprint);
         let validation = validation.map(|(set, _)| set.identity());
+        // Earlier versions ranked images by logits.
+        let metric = match transfer.metric {
+            Metric::Map11 => json!([Metric::Map11, "by log-probability"]),
+            other => json!(other),
+        };
         FigureKey::new(
             &transfer.name(),
             json!({
@@ -90,7 +95,7 @@ impl TransferProbe<'_, '_> {
                 "data": [json!(set.identities()), json!(validation)],
                 "transform": encoder.transform().of_the_transfer_protocol(),
                 "revision": EvalTransform::REVISION,
-                "metric": transfer.metric,
+                "metric": metric,
                 "seed": self.context.config.seed,
             }),
         )
@@ -127,6 +132,10 @@ impl TransferProbe<'_, '_> {
             }
             None => train.labels.hold_out(set.train.classes().len(), HOLD_OUT, context.config.seed),
         };
+        if rows.1.is_empty() {
+            let reason = "too few images to hold some out for choosing lambda".into();
+            return Err(EvalError::Labels { path: transfer.path.clone(), reason });
+        }
         Ok(Parts { train, test, rows })
     }
 }

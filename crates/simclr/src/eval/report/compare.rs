@@ -10,6 +10,7 @@ use super::{
     history,
     plot::{self, Series, SeriesKind},
     results::{Cell, Results, TransferRow, Tuned, columns},
+    row_options,
     significance::permutation_test,
     table::aligned,
 };
@@ -272,7 +273,9 @@ fn differences(one: &Results, other: &Results) -> Vec<String> {
     let (a, b) = (facts(one), facts(other));
     let keys = a.as_object().into_iter().flat_map(|facts| facts.keys());
     let keys = keys.filter(|key| !OF_THE_RUN.contains(&&key[..]) && a[&key[..]] != b[&key[..]]);
-    keys.map(|key| format!("{key}: {} and {}", brief(&a[&key[..]]), brief(&b[&key[..]]))).collect()
+    let of_protocol = keys.map(|key| (key.clone(), &a[&key[..]], &b[&key[..]]));
+    let all = of_protocol.chain(row_options::differing(one, other));
+    all.map(|(key, a, b)| format!("{key}: {} and {}", brief(a), brief(b))).collect()
 }
 
 fn brief(value: &Value) -> String {
@@ -365,7 +368,7 @@ impl Ranking<'_> {
 }
 
 impl TransferRow {
-    fn same_set(&self, other: &Self) -> bool {
+    pub(super) fn same_set(&self, other: &Self) -> bool {
         (&self.fingerprint, self.metric) == (&other.fingerprint, other.metric)
     }
 }

@@ -8,6 +8,7 @@ pub mod per_class; // predictions -> recalls, confusion matrix, AUROC
 mod plot; // accuracy by label fraction -> SVG
 pub mod results; // results.json
 mod results_cache; // figures of earlier evaluations
+mod row_options; // options that some rows depend on only
 mod significance; // predictions of two classifiers -> p
 mod table; // results -> text
 

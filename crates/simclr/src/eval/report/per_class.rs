@@ -36,22 +36,26 @@ pub const MATRIX: usize = 200;
 impl PerClass {
     /// Labels are positions in `names`.
     pub(crate) fn of(predictions: &Predictions, names: &[String], auroc: Option<f64>) -> Self {
-        let classes = names.len() as i64;
-        let cells = (&predictions.truth * classes + &predictions.predicted)
-            .bincount::<Tensor>(None, classes * classes);
-        let cells =
-            Vec::<i64>::try_from(cells.to_kind(Kind::Int64)).expect("a count for each pair of classes");
-        let matrix: Vec<Vec<u64>> =
-            cells.chunks(names.len()).map(|row| row.iter().map(|&count| count as u64).collect()).collect();
+        let listed =
+            |labels: &Tensor| Vec::<i64>::try_from(labels.to_kind(Kind::Int64)).expect("a vector of labels");
+        let (truth, predicted) = (listed(&predictions.truth), listed(&predictions.predicted));
+        let (mut images, mut right) = (vec![0u64; names.len()], vec![0u64; names.len()]);
+        let mut confusion = (names.len() <= MATRIX).then(|| vec![vec![0; names.len()]; names.len()]);
+        for (&truth, &predicted) in truth.iter().zip(&predicted) {
+            images[truth as usize] += 1;
+            right[truth as usize] += u64::from(truth == predicted);
+            if let Some(matrix) = &mut confusion {
+                matrix[truth as usize][predicted as usize] += 1;
+            }
+        }
         let class = |(at, name): (usize, &String)| {
-            let images: u64 = matrix[at].iter().sum();
-            let recall = (images > 0).then(|| matrix[at][at] as f64 / images as f64);
-            ClassRecall { name: name.clone(), images, recall }
+            let recall = (images[at] > 0).then(|| right[at] as f64 / images[at] as f64);
+            ClassRecall { name: name.clone(), images: images[at], recall }
         };
         let classes: Vec<ClassRecall> = names.iter().enumerate().map(class).collect();
         let recalls: Vec<f64> = classes.iter().filter_map(|class| class.recall).collect();
         let balanced_accuracy = recalls.iter().sum::<f64>() / recalls.len() as f64;
-        Self { classes, balanced_accuracy, confusion: (names.len() <= MATRIX).then_some(matrix), auroc }
+        Self { classes, balanced_accuracy, confusion, auroc }
     }
 
     /// Classes without test images.
@@ -124,6 +128,14 @@ mod tests {
         assert!(text.lines().nth(1).unwrap().starts_with("lowest recall of 300 classes"), "{text}");
         assert!(text.lines().nth(2).unwrap().starts_with("class 123"), "{text}");
         assert_eq!(text.lines().count(), 2 + crate::eval::report::table::WORST);
+    }
+
+    /// A matrix of all pairs of classes would take 80 GB.
+    #[test]
+    fn memory_does_not_grow_with_pairs_of_classes() {
+        let found = PerClass::of(&predictions(&[7, 8], &[7, 7]), &names(100_000), None);
+        assert_eq!((found.classes[7].images, found.classes[7].recall), (2, Some(0.5)));
+        assert_eq!((found.confusion, found.balanced_accuracy), (None, 0.5));
     }
 
     /// Over all pairs of a positive and a negative.

@@ -226,6 +226,11 @@ impl Cell {
         Self { lambdas, fits, predictions, ..cell }
     }
 
+    /// Whether this is the column of all labels.
+    pub(crate) fn has_all_labels(&self) -> bool {
+        self.shots.is_none() && self.share >= 1.0
+    }
+
     /// Whether both have the same fraction of the labels, or the same number per class.
     pub(crate) fn same_column(&self, other: &Self) -> bool {
         self.shots == other.shots && (self.shots.is_some() || self.share == other.share)

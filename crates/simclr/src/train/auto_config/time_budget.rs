@@ -10,7 +10,10 @@ use crate::{
     config::TrainConfig,
     dist::{GradientBuckets, ProcessGroup, all_ok},
     exec::{StepId, executor},
-    train::setup::{self, OpenedData, Prepared, step_context},
+    train::{
+        online_knn::OnlineKnn,
+        setup::{self, OpenedData, Prepared, step_context},
+    },
 };
 
 /// Steps that load libraries, select algorithms, capture the CUDA graph and fill the loader's queue.
@@ -50,9 +53,11 @@ pub(super) fn affordable(
     let elapsed = of_first_rank(group, &opened.started.elapsed().as_secs_f64());
     let left = (60.0 * minutes * (1.0 - RESERVE) - elapsed).max(0.0);
     let (_, _, at_start) = measured[0];
-    let mean = mean(&measured);
-    let steps_per_epoch = trial.plan.steps_per_epoch as f64;
-    let epochs = affordable_steps(left, at_start.first, mean, steps_per_epoch) / steps_per_epoch;
+    let knn = all_ok(group, online_knn_seconds(group, &trial))?;
+    let knn = of_first_rank(group, &knn);
+    let [first, mean] = [at_start.first, mean(&measured)].map(|seconds| seconds + knn);
+    let steps = affordable_steps(left, first, mean, trial.plan.steps_per_epoch as f64);
+    let epochs = config.epochs_of(steps as u64, trial.plan.images);
     let each =
         measured.iter().map(|(_, size, seconds)| format!("{:.1} ms at {size} px", 1e3 * seconds.later));
     let each = each.collect::<Vec<_>>().join(", ");
@@ -62,7 +67,16 @@ pub(super) fn affordable(
         let first = 1e3 * at_start.first;
         let _ = write!(text, ", and of {first:.1} ms in the first epoch, which reads the images into memory");
     }
+    if knn > 0.0 {
+        let _ = write!(text, "; the online kNN takes {:.1} ms per step", 1e3 * knn);
+    }
     Ok(Affordable { epochs, text })
+}
+
+/// Seconds per step of the online kNN, on rank 0; the other ranks wait for it.
+fn online_knn_seconds(group: &ProcessGroup, trial: &Prepared) -> Result<f64, TrainError> {
+    let knn = OnlineKnn::new(&trial.plan, &trial.dataset).filter(|_| group.is_first());
+    knn.map_or(Ok(0.0), |knn| knn.seconds_per_step(trial.method.model(), &trial.dataset))
 }
 
 /// Mean seconds of a step over the run, with loader and communication. Collective.
@@ -163,7 +177,7 @@ fn measure(
 ) -> Result<Measured, TrainError> {
     let plan = Plan { view_sizes: vec![(0, size)], total_steps: u64::MAX, ..trial.plan.clone() };
     let device = trial.method.params().device();
-    let _stream = setup::stream(&plan, device)?;
+    let _stream = setup::stream(group, &plan, device)?;
     let mut batches = all_ok(group, setup::batches(group, &plan, &trial.dataset, device, 0))?;
     let gradients = GradientBuckets::configured(&plan.config.dist, trial.method.params(), group);
     let passes = plan.is_chunked().then_some(plan.view_passes);
