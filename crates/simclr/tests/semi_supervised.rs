@@ -35,7 +35,7 @@ const FINETUNE: FinetuneOptions = FinetuneOptions {
 };
 
 fn data(path: &Path) -> LabelledData<'_> {
-    LabelledData { path, labels: Labels::Auto, fraction: 0.5, seed: 0 }
+    LabelledData { path, labels: Labels::Auto, fraction: 0.5, seed: 0, hold_out_seed: 0 }
 }
 
 /// Runs `work` on the images of `path`.
@@ -100,6 +100,28 @@ fn a_teacher_is_fine_tuned_and_distilled_into_a_smaller_network() {
     options.config.train.image_size = 32;
     let error = student("other size", &options).unwrap_err().to_string();
     assert!(error.contains("distill.teacher") && error.contains("16 px"), "{error}");
+}
+
+/// Without a test part, the images that are held out depend on their own seed, not on that of the labels.
+#[test]
+fn subsets_and_hold_outs_have_seeds_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, _) = fixtures::run(&folder.path().join("run"), "conv-c3");
+    let path = folder.path().join("data");
+    fixtures::images(&path, 20);
+    let options = FinetuneOptions { epochs: Some(1.0), ..FINETUNE };
+    let trained_on = |seed, hold_out_seed| {
+        let data = LabelledData { fraction: 1.0, seed, hold_out_seed, ..data(&path) };
+        let stop = AtomicBool::new(false);
+        let out = folder.path().join(format!("{seed}-{hold_out_seed}"));
+        let tuned =
+            Steps { data, observer: &mut Silent, stop: &stop }.finetune(&run, &options, &out).unwrap();
+        fs_err::read_to_string(tuned.run.join("images.txt")).unwrap()
+    };
+    let images = trained_on(0, 0);
+    assert_eq!(images.lines().count(), 32, "a fifth is held out");
+    assert_eq!(trained_on(1, 0), images);
+    assert_ne!(trained_on(1, 1), images);
 }
 
 #[test]

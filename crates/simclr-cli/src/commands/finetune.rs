@@ -48,6 +48,7 @@ pub fn with_steps<T>(
         labels: arguments.labels_from.clone(),
         fraction: arguments.labels,
         seed: arguments.label_seed,
+        hold_out_seed: arguments.label_seed,
     };
     Ok(work(&mut Steps { data, observer: &mut terminal, stop: &stop })?)
 }

@@ -37,8 +37,10 @@ pub struct LabelledData<'a> {
     pub labels: Labels,
     /// Share of the labels of the training part, class-balanced; 1: all.
     pub fraction: f64,
-    /// Seed of the subset, and of the hold-out of a set without test part.
+    /// Seed of the subset.
     pub seed: u64,
+    /// Seed of the hold-out of a set without test part.
+    pub hold_out_seed: u64,
 }
 
 /// Options of [`Steps::finetune`].
@@ -174,7 +176,7 @@ impl Steps<'_> {
         let channels =
             Dataset::open(self.data.path, simclr_data::Split::Train, config.data.open_options())?.channels();
         let decoding = Decoding { channels, jpeg, range, pages: config.data.pages };
-        LabelledSet::open(self.data.path, &self.data.labels, &decoding, self.data.seed)
+        LabelledSet::open(self.data.path, &self.data.labels, &decoding, self.data.hold_out_seed)
     }
 
     /// Training images with a label that is used, ascending.

@@ -7,7 +7,7 @@ use simclr_data::dataset::Labels;
 use super::{
     arm::{How, Run},
     table::{DIVERGED, Figures},
-    workspace::Workspace,
+    workspace::{CHOICE, Workspace},
 };
 use crate::{
     EvalError, RunConfig, TrainError,
@@ -105,7 +105,13 @@ impl Trainer<'_> {
         let source = RunFolder::open(&source.unwrap_or_default()).map_err(Box::new)?;
         let mut quiet = Quiet(&mut *self.observer);
         let share = |labels: f64| workspace.share_of_all(&run.images, labels);
-        let data = |labels: f64| LabelledData { path, labels: Labels::Auto, fraction: share(labels), seed };
+        let data = |labels: f64| LabelledData {
+            path,
+            labels: Labels::Auto,
+            fraction: share(labels),
+            seed,
+            hold_out_seed: CHOICE,
+        };
         let result = match &run.how {
             How::Finetune { labels, head_layers, from_scratch, .. } => {
                 let options = finetuning(*labels, *head_layers, *from_scratch);

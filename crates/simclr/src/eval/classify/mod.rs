@@ -154,7 +154,8 @@ pub fn classify(
     if let Some(finetune) = &options.finetune {
         observer.message("fine-tuning");
         let labels = options.labels.clone();
-        let data = LabelledData { path: data, labels, fraction: 1.0, seed: options.seed };
+        let seed = options.seed;
+        let data = LabelledData { path: data, labels, fraction: 1.0, seed, hold_out_seed: seed };
         let out = run.path().join("classifiers").join(format!("{}-{key}", set.train.fingerprint()));
         let tuned = Steps { data, observer, stop }.finetune_on((run, &set), finetune, &fit, &out)?;
         found.push((
