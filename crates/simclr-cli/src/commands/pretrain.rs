@@ -126,8 +126,8 @@ impl RunSpec {
             Failure::user("no images are named", Some("give a folder of images with --data".into()))
         })?;
         // The path that is recorded; one that does not exist is reported below, or on resuming.
-        let recorded = canonical(&data).ok();
-        let paths = [Some(&data), recorded.as_ref(), arguments.run.as_ref()];
+        let recorded = canonical(&data);
+        let paths = [Some(&data), recorded.as_ref().ok(), arguments.run.as_ref()];
         paths.into_iter().flatten().try_for_each(|path| check_text(path))?;
         let folder = match existing {
             Some(folder) => {
@@ -136,7 +136,7 @@ impl RunSpec {
             }
             None => {
                 // Checked before the run folder is created, so that a wrong path leaves nothing behind.
-                canonical(&data)?;
+                recorded?;
                 arguments.run.as_deref().map_or_else(|| free_folder(&data), RunFolder::create)?
             }
         };

@@ -50,11 +50,12 @@ pub(super) fn affordable(
     let mut trial = all_ok(group, setup::prepare(group, opened, config))?;
     let minutes = config.train.minutes;
     let measured = by_side(group, &mut trial, seconds_per_side(minutes, shares(&config.train).len()))?;
+    let knn = all_ok(group, online_knn_seconds(group, &trial))?;
+    let knn = of_first_rank(group, &knn);
+    // Behind all measurements, which take time of the run.
     let elapsed = of_first_rank(group, &opened.started.elapsed().as_secs_f64());
     let left = (60.0 * minutes * (1.0 - RESERVE) - elapsed).max(0.0);
     let (_, _, at_start) = measured[0];
-    let knn = all_ok(group, online_knn_seconds(group, &trial))?;
-    let knn = of_first_rank(group, &knn);
     let [first, mean] = [at_start.first, mean(&measured)].map(|seconds| seconds + knn);
     let steps = affordable_steps(left, first, mean, trial.plan.steps_per_epoch as f64);
     let epochs = config.epochs_of(steps as u64, trial.plan.images);
